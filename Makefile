@@ -1,0 +1,58 @@
+# Every target describes itself: `make` or `make help` prints them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.hashlens-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup browser demo test test-slow crash-test lint types format bench docs clean
+
+help:  ## show these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(STAMP): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(STAMP) browser  ## virtual environment with every extra, and Chromium for the page's tests
+
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  echo "Chromium is missing; installing it for the page's tests"; \
+	  if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
+	  else echo "not root, or no apt-get: install chromium by hand; the page's tests are skipped without it"; fi; }
+
+demo: $(STAMP)  ## train, index, search and evaluate on real handwriting, without a download
+	$(BIN)/hashlens demo
+
+test: setup  ## the default test suite (under 15 minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+crash-test: $(STAMP)  ## kill writers at random moments, 300 times, and check every index
+	$(BIN)/python -m pytest -m "slow or not slow" tests/index/test_crash.py --kills 300
+
+lint: $(STAMP) types  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy --strict on src/
+	$(BIN)/mypy
+
+format: $(STAMP)  ## apply ruff's fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## search speed beside recall, against FAISS and USearch
+	$(BIN)/hashlens bench search
+
+docs: $(STAMP)  ## regenerate docs/reference/cli.md and check the docs' examples
+	$(BIN)/python -m pytest tests/docs
+
+clean:  ## remove caches and build output
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,58 @@
+"""Hashlens: image search with binary codes learned from class labels.
+
+Names are resolved on first use, so that ``import hashlens`` loads neither torch nor numba.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hashlens.codes.packing import pack_bits, unpack_bits
+    from hashlens.codes.search import hamming_radius, hamming_topk
+    from hashlens.errors import HashlensError
+    from hashlens.index.index import HashIndex, Hit
+    from hashlens.models.encoder import Encoder
+    from hashlens.protocols import Searcher, SearchResult
+
+_HOMES = {
+    "Encoder": "hashlens.models.encoder",
+    "HashIndex": "hashlens.index.index",
+    "HashlensError": "hashlens.errors",
+    "Hit": "hashlens.index.index",
+    "SearchResult": "hashlens.protocols",
+    "Searcher": "hashlens.protocols",
+    "hamming_radius": "hashlens.codes.search",
+    "hamming_topk": "hashlens.codes.search",
+    "pack_bits": "hashlens.codes.packing",
+    "unpack_bits": "hashlens.codes.packing",
+}
+
+__all__ = [
+    "Encoder",
+    "HashIndex",
+    "HashlensError",
+    "Hit",
+    "SearchResult",
+    "Searcher",
+    "__version__",
+    "hamming_radius",
+    "hamming_topk",
+    "pack_bits",
+    "unpack_bits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hashlens' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,67 @@
+"""The ``hashlens`` command: its groups, and how errors end it.
+
+Exit codes: 0 done, 1 it could not be done, 2 wrong usage. A noun's module registers itself in
+``_NOUNS``; each imports typer alone, and what is heavy inside its commands.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hashlens import __version__
+from hashlens.errors import HashlensError
+
+
+class _ErrorGroup(TyperGroup):
+    """Prints an expected error as one line on standard error and exits with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HashlensError as error:
+            typer.echo(f"error: {error}", err=True)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; what was finished is kept", err=True)
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=_ErrorGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Image search with binary codes learned from class labels. Start with: hashlens demo",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hashlens {__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Print the version and leave.",
+        callback=_print_version,
+        is_eager=True,
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except BrokenPipeError:  # the reader, such as `head`, has left
+        os._exit(0)

@@ -1,0 +1,1 @@
+"""Binary codes: packing, reference search, kernels. NumPy and numba only."""

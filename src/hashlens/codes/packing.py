@@ -1,0 +1,130 @@
+"""The one statement of bit order and padding.
+
+Bit j of a code is in byte ``j // 8`` with value ``1 << (j % 8)`` (little-endian bit order, as in
+FAISS). A code of h bits takes ``ceil(h / 8)`` bytes; the bits past h are 0, so they never count
+in a Hamming distance. As 64-bit words, bit j is in word ``j // 64`` with value
+``1 << (j % 64)``, zero-padded likewise; on disk words are little-endian.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.errors import InvalidInputError
+from hashlens.protocols import Codes
+
+MIN_BITS = 8
+MAX_BITS = 1024
+
+
+def code_bytes(bits: int) -> int:
+    """Bytes that one packed code of ``bits`` bits takes."""
+    return (bits + 7) // 8
+
+
+def code_words(n_bytes: int) -> int:
+    """64-bit words that hold ``n_bytes`` bytes."""
+    return (n_bytes + 7) // 8
+
+
+def check_bits(bits: int) -> int:
+    """Return ``bits``, or raise if codes cannot have this length.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``bits`` is not in 8..1024.
+    """
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise InvalidInputError(
+            f"codes have {MIN_BITS} to {MAX_BITS} bits, got {bits}; 48 is a good first choice"
+        )
+    return bits
+
+
+def check_codes(codes: Any, name: str = "codes") -> Codes:
+    """Return ``codes`` as an array, or raise if it does not hold packed codes.
+
+    Parameters
+    ----------
+    codes : array_like of shape (n, bytes), uint8
+        Packed codes.
+    name : str
+        What to call the array in an error message.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not a two-dimensional uint8 array of 1 to 128 bytes a code.
+    """
+    array = np.asarray(codes)
+    if array.dtype != np.uint8 or array.ndim != 2:
+        raise InvalidInputError(
+            f"{name}: expected a uint8 array of shape (n, bytes), got {array.dtype} of shape "
+            f"{array.shape}; pack 0/1 bits with hashlens.pack_bits"
+        )
+    if not 1 <= array.shape[1] <= MAX_BITS // 8:
+        raise InvalidInputError(
+            f"{name}: codes take 1 to {MAX_BITS // 8} bytes, got {array.shape[1]}"
+        )
+    return array
+
+
+def pack_bits(bits: Any) -> Codes:
+    """Pack 0/1 values into codes.
+
+    Parameters
+    ----------
+    bits : array_like of shape (n, h), bool or integer
+        Values 0 and 1 only.
+
+    Returns
+    -------
+    ndarray of shape (n, ceil(h / 8)), uint8
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape is not (n, h) or a value is neither 0 nor 1.
+
+    Examples
+    --------
+    >>> pack_bits([[1, 0, 0, 0, 0, 0, 0, 0, 0, 1]])
+    array([[1, 2]], dtype=uint8)
+    """
+    array = np.asarray(bits)
+    if array.ndim != 2:
+        raise InvalidInputError(f"bits: expected shape (n, h), got {array.shape}")
+    if array.dtype != np.bool_ and not bool(np.isin(array, (0, 1)).all()):
+        raise InvalidInputError("bits: expected 0 and 1 only; binarise with `values >= 0.5`")
+    return np.packbits(array.astype(np.bool_), axis=1, bitorder="little")
+
+
+def unpack_bits(codes: Any, bits: int | None = None) -> NDArray[np.uint8]:
+    """Unpack codes into 0/1 values, shape (n, bits); all 8 * bytes of them by default."""
+    array = check_codes(codes)
+    held = 8 * array.shape[1]
+    count = held if bits is None else bits
+    if not 0 <= count <= held:
+        raise InvalidInputError(f"bits: expected 0 to {held} for these codes, got {count}")
+    return np.unpackbits(array, axis=1, count=count, bitorder="little")
+
+
+def to_words(codes: Any) -> NDArray[np.uint64]:
+    """Packed codes (n, bytes) as words (n, ceil(bytes / 8)), zero-padded."""
+    array = check_codes(codes)
+    n, n_bytes = array.shape
+    if n_bytes % 8 == 0 and array.flags.c_contiguous:
+        return array.view("<u8")
+    padded = np.zeros((n, 8 * code_words(n_bytes)), dtype=np.uint8)
+    padded[:, :n_bytes] = array
+    return padded.view("<u8")
+
+
+def from_words(words: NDArray[np.uint64], n_bytes: int) -> Codes:
+    """Words (n, w) back to packed codes (n, n_bytes)."""
+    contiguous = np.ascontiguousarray(words, dtype="<u8")
+    return np.ascontiguousarray(contiguous.view(np.uint8)[:, :n_bytes])

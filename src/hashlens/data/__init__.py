@@ -1,0 +1,1 @@
+"""Where images and labels come from: sources, splits, decoding, preprocessing."""

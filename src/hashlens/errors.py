@@ -1,0 +1,38 @@
+"""Errors that Hashlens raises on purpose.
+
+Each message says what was expected, what came, and what to do next, in one line: the command
+line prints it as it is, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class HashlensError(Exception):
+    """Base of every error that Hashlens raises on purpose."""
+
+
+class InvalidInputError(HashlensError, ValueError):
+    """An argument or an array has the wrong shape, type or range."""
+
+
+class SourceError(HashlensError):
+    """Images or labels could not be found or do not fit the task."""
+
+
+class ImageError(SourceError):
+    """One image could not be read; the message names it."""
+
+
+class ModelError(HashlensError):
+    """A model's files are missing, cut, foreign, or do not fit what is asked of them."""
+
+
+class IndexStoreError(HashlensError):
+    """An index on disk is missing, damaged, locked, of another version, or of another model."""
+
+
+class MissingExtraError(HashlensError):
+    """An optional dependency is not installed; the message names the extra to install."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the extra '{extra}': pip install 'hashlens[{extra}]'")

@@ -1,0 +1,1 @@
+"""Scores of retrieval: metrics, the runner that recomputes them, reports and plots."""

@@ -1,0 +1,1 @@
+"""The index on disk: store, records, coarse and fine search."""

@@ -1,0 +1,1 @@
+"""Backbones, the latent layer, and the encoder that turns images into codes."""

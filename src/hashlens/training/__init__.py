@@ -1,0 +1,1 @@
+"""Learning codes from class labels: configuration, objectives, one loop, recipes."""

@@ -1,0 +1,78 @@
+"""Imports run one way, and importing hashlens stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "hashlens"
+
+# What each part may import, besides itself. `codes` is the floor, `cli` a leaf.
+_BASE = {"errors", "protocols"}
+_LEARNING = _BASE | {"codes", "data", "models"}
+_LIBRARY = _LEARNING | {"training", "index", "baselines", "evaluation"}
+ALLOWED = {
+    "errors": set(),
+    "protocols": {"errors"},
+    "codes": _BASE,
+    "index": _BASE | {"codes"},
+    "baselines": _BASE | {"codes"},
+    "evaluation": _BASE | {"codes"},
+    "data": _BASE,
+    "models": _BASE | {"codes", "data"},
+    "training": _LEARNING | {"evaluation"},
+    "experiments": _LIBRARY,
+    "service": _LIBRARY,
+    "distributed": _LIBRARY,
+    "cli": _LIBRARY | {"experiments", "service", "distributed"},
+}
+
+
+def _imported_parts(path: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "hashlens":
+            parts.update(alias.name for alias in node.names)
+            continue
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        parts.update(name.split(".")[1] for name in names if name.startswith("hashlens."))
+    return parts - {"__version__"}
+
+
+def _modules() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert _imported_parts(path) <= ALLOWED[part] | {part}
+
+
+def _loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(answer.stdout.split())
+
+
+def test_importing_hashlens_is_light() -> None:
+    loaded = _loaded_by("import hashlens")
+    assert "hashlens" in loaded
+    assert loaded.isdisjoint({"torch", "numba", "numpy", "PIL", "onnxruntime"})
+
+
+def test_importing_the_command_line_is_light() -> None:
+    loaded = _loaded_by("import hashlens.cli.main")
+    assert loaded.isdisjoint({"torch", "numba", "lightning", "onnxruntime", "fastapi", "ray"})
