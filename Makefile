@@ -51,7 +51,8 @@ format: $(STAMP)  ## apply ruff's fixes and format
 bench: $(STAMP)  ## search speed beside recall, against FAISS and USearch
 	$(BIN)/hashlens bench search
 
-docs: $(STAMP)  ## regenerate docs/reference/cli.md and check the docs' examples
+docs: $(STAMP)  ## regenerate docs/reference/cli.md and check the documentation
+	$(BIN)/python docs/generate_cli_reference.py
 	$(BIN)/python -m pytest tests/docs
 
 clean:  ## remove caches and build output
