@@ -1,0 +1,263 @@
+"""Retrieval metrics: pure functions of ranked relevance, or of counts by distance.
+
+Two kinds of input. *Ranked relevance* is a bool array (q, m), nearest first, False past the end
+of a query's results; its order is the searcher's, so ties stand in the order of ids. *Counts by
+distance* are integers (q, g): how many images, and how many relevant ones, stand at each of g
+distances, nearest first; no order inside a distance is assumed, so scores made of them are
+expectations over all orders of tied images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.errors import InvalidInputError
+
+CUTOFF = 1000
+PRECISION_AT = (1, 5, 10, 100, 200, 400, 600, 800, 1000)
+
+Scores = NDArray[np.float64]
+
+
+def precision_at_k(relevant: Any, ks: Sequence[int]) -> Scores:
+    """Share of the first k results that are relevant; always divided by k.
+
+    A query with fewer than k results is scored as if wrong ones filled the rest, as the authors'
+    ``analysis/precision.m`` does.
+
+    Parameters
+    ----------
+    relevant : array_like of shape (q, m), bool
+        Ranked relevance.
+    ks : sequence of int
+        Each at least 1.
+
+    Returns
+    -------
+    ndarray of shape (q, len(ks)), float64
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape is not (q, m) or a k is below 1.
+
+    Examples
+    --------
+    >>> precision_at_k([[True, False, True]], [1, 2, 4])
+    array([[1. , 0.5, 0.5]])
+    """
+    ranked = _ranked(relevant)
+    if any(k < 1 for k in ks):
+        raise InvalidInputError(f"ks: expected 1 or more, got {list(ks)}")
+    found = np.zeros((len(ranked), ranked.shape[1] + 1), dtype=np.int64)
+    np.cumsum(ranked, axis=1, out=found[:, 1:])
+    wanted = np.asarray(ks, dtype=np.int64)
+    return np.asarray(found[:, np.minimum(wanted, ranked.shape[1])] / wanted, dtype=np.float64)
+
+
+def average_precision(relevant: Any, cutoff: int = CUTOFF) -> Scores:
+    """Average precision over the first ``cutoff`` results, in the authors' way.
+
+    Mean of the precision at the rank of each relevant result among the first ``cutoff``: the
+    divisor is the number of relevant results found there, not in the database (the authors'
+    ``analysis/precision.m``). 0 where none is found.
+
+    Parameters
+    ----------
+    relevant : array_like of shape (q, m), bool
+        Ranked relevance.
+    cutoff : int
+        Results past it are not looked at.
+
+    Returns
+    -------
+    ndarray of shape (q,), float64
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape is not (q, m).
+
+    Examples
+    --------
+    >>> average_precision([[True, False, True]])
+    array([0.83333333])
+    """
+    ranked = _ranked(relevant)[:, :cutoff]
+    found = np.cumsum(ranked, axis=1)
+    precision = found / np.arange(1, ranked.shape[1] + 1)
+    total = np.where(ranked, precision, 0.0).sum(axis=1)
+    return np.asarray(total / np.maximum(ranked.sum(axis=1), 1), dtype=np.float64)
+
+
+def expected_precision_at_k(sizes: Any, relevant: Any, ks: Sequence[int]) -> Scores:
+    """Precision at k in expectation over random orders of tied images.
+
+    Parameters
+    ----------
+    sizes : array_like of shape (q, g), int
+        Images at each distance, nearest first.
+    relevant : array_like of shape (q, g), int
+        Relevant images at each distance.
+    ks : sequence of int
+        Each at least 1.
+
+    Returns
+    -------
+    ndarray of shape (q, len(ks)), float64
+
+    Raises
+    ------
+    InvalidInputError
+        If the counts do not fit each other.
+    """
+    size, good = _counts(sizes, relevant)
+    before = np.cumsum(size, axis=1) - size
+    columns = []
+    for k in ks:
+        slots = np.clip(k - before, 0, size)
+        columns.append((good * slots / np.maximum(size, 1)).sum(axis=1) / k)
+    return np.stack(columns, axis=1)
+
+
+def expected_average_precision(sizes: Any, relevant: Any, cutoff: int = CUTOFF) -> Scores:
+    """Expectation of ``average_precision`` when tied images stand in uniformly random order.
+
+    Exact, in closed form. In a group of n tied images, r of them relevant, that starts after c
+    images of which R are relevant, the image at place i is relevant with probability r / n, and
+    then has R + (i - 1)(r - 1) / (n - 1) relevant ones before it in expectation (McSherry, Najork
+    2008, "Computing information retrieval performance measures efficiently in the presence of
+    tied scores", section 3). The cutoff may cut the last group to t places; the number x of
+    relevant ones in them is hypergeometric, and with it the divisor (relevant ones found), so the
+    expectation is taken over x: given x, the t places are themselves a group in random order.
+
+    Parameters
+    ----------
+    sizes : array_like of shape (q, g), int
+        Images at each distance, nearest first; 0 is allowed.
+    relevant : array_like of shape (q, g), int
+        Relevant images at each distance.
+    cutoff : int
+        Results past it are not looked at.
+
+    Returns
+    -------
+    ndarray of shape (q,), float64
+
+    Raises
+    ------
+    InvalidInputError
+        If the counts do not fit each other.
+    """
+    size, good = _counts(sizes, relevant)
+    before = np.cumsum(size, axis=1) - size
+    good_before = np.cumsum(good, axis=1) - good
+    whole = before + size <= cutoff
+    kept = np.where(whole, good, 0)
+    gains = _group_gain(np.where(whole, size, 0), kept, before, good_before, cutoff)
+    gain, found = gains.sum(axis=1), kept.sum(axis=1)
+    scores = np.asarray(gain / np.maximum(found, 1), dtype=np.float64)
+    for query in np.flatnonzero((before < cutoff).any(axis=1) & ~whole.all(axis=1)):
+        group = int(np.argmax(~whole[query]))
+        places = cutoff - int(before[query, group])
+        if places > 0:
+            scores[query] = _with_cut_group(
+                float(gain[query]),
+                int(found[query]),
+                int(size[query, group]),
+                int(good[query, group]),
+                places,
+                int(before[query, group]),
+            )
+    return scores
+
+
+def precision_within_radius(sizes: Any, relevant: Any, radius: int) -> Scores:
+    """Share of relevant images among all within a Hamming distance; 0 where there is none.
+
+    Parameters
+    ----------
+    sizes : array_like of shape (q, g), int
+        Images at distances 0, 1, ..., g - 1.
+    relevant : array_like of shape (q, g), int
+        Relevant images at these distances.
+    radius : int
+        Distances up to it count.
+
+    Returns
+    -------
+    ndarray of shape (q,), float64
+
+    Raises
+    ------
+    InvalidInputError
+        If the counts do not fit each other.
+    """
+    size, good = _counts(sizes, relevant)
+    held = size[:, : radius + 1].sum(axis=1)
+    return np.asarray(good[:, : radius + 1].sum(axis=1) / np.maximum(held, 1), dtype=np.float64)
+
+
+def _group_gain(
+    size: NDArray[np.int64],
+    good: NDArray[Any],
+    before: NDArray[np.int64],
+    good_before: NDArray[np.int64],
+    cutoff: int,
+) -> Scores:
+    """Expected sum of precisions at the relevant places of each group; see the caller."""
+    # With c images before, sum over i of 1 / (c + i) and of (i - 1) / (c + i).
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, cutoff + 1))])
+    start = np.minimum(before, cutoff)
+    end = np.minimum(before + size, cutoff)
+    inverse = harmonic[end] - harmonic[start]
+    rising = (end - start) - (start + 1) * inverse
+    pairs = np.where(size > 1, (good - 1) / np.maximum(size - 1, 1), 0.0)
+    gain = good / np.maximum(size, 1) * ((good_before + 1) * inverse + pairs * rising)
+    return np.asarray(gain, dtype=np.float64)
+
+
+def _with_cut_group(
+    gain: float, found: int, size: int, good: int, places: int, before: int
+) -> float:
+    """Expected average precision where the last group has only ``places`` places."""
+    x = np.arange(max(0, places - (size - good)), min(good, places) + 1)
+    chance = _hypergeometric(x, size, good, places)
+    full = np.full(x.shape, places, dtype=np.int64)
+    start = np.full(x.shape, before, dtype=np.int64)
+    more = _group_gain(full, x, start, np.full_like(start, found), before + places)
+    return float((chance * (gain + more) / np.maximum(found + x, 1)).sum())
+
+
+def _hypergeometric(x: NDArray[np.int64], size: int, good: int, places: int) -> Scores:
+    """Chances of x relevant ones among ``places`` drawn; x holds every possible value.
+
+    By the ratio of neighbours, in logarithms, so that no factorial is needed.
+    """
+    low = x[:-1].astype(np.float64)
+    ratio = (good - low) * (places - low) / ((low + 1) * (size - good - places + low + 1))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(ratio))])
+    weights = np.exp(logs - logs.max())
+    return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+def _ranked(relevant: Any) -> NDArray[np.bool_]:
+    ranked = np.asarray(relevant, dtype=np.bool_)
+    if ranked.ndim != 2:
+        raise InvalidInputError(f"relevant: expected shape (q, m), got {ranked.shape}")
+    return ranked
+
+
+def _counts(sizes: Any, relevant: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    size, good = np.asarray(sizes, dtype=np.int64), np.asarray(relevant, dtype=np.int64)
+    if size.ndim != 2 or size.shape != good.shape:
+        raise InvalidInputError(
+            f"counts: expected two arrays of one shape (q, g), got {size.shape} and {good.shape}"
+        )
+    if bool((good < 0).any()) or bool((good > size).any()):
+        raise InvalidInputError("counts: expected 0 <= relevant <= images at every distance")
+    return size, good
