@@ -1,0 +1,183 @@
+"""Which shard holds which ids: the one file that makes folders of shards an index.
+
+``shards.json`` is replaced in one step (written aside, synced, renamed), so a reader sees either
+the old catalogue or the new one. A shard is an ordinary index whose own ids are *local*; the
+catalogue maps them to ids of the whole by ranges, so that a sharded index and one index of the
+same images agree on every id, and ids never change when shards are added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hashlens.errors import IndexStoreError
+from hashlens.protocols import Ids
+
+FILE_NAME = "shards.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """``count`` ids from ``start`` on are the shard's own ids from ``local`` on."""
+
+    start: int
+    local: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: its folder (relative to the catalogue's), and the ids it holds.
+
+    ``skipped`` lists the images of its part of the source that could not be read, as
+    ``(uri, reason)``.
+    """
+
+    folder: str
+    ranges: tuple[IdRange, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of ids ever given to this shard (removed ones included)."""
+        return sum(r.count for r in self.ranges)
+
+    def to_global(self, local: Ids) -> Ids:
+        """Ids of the whole for the shard's own ids; -1 stays -1."""
+        result = np.full(local.shape, -1, dtype=np.int64)
+        for r in self.ranges:
+            inside = (local >= r.local) & (local < r.local + r.count)
+            result[inside] = local[inside] - r.local + r.start
+        return result
+
+    def to_local(self, ids: Ids) -> Ids:
+        """The shard's own ids for ids of the whole; -1 where it does not hold one."""
+        result = np.full(ids.shape, -1, dtype=np.int64)
+        for r in self.ranges:
+            inside = (ids >= r.start) & (ids < r.start + r.count)
+            result[inside] = ids[inside] - r.start + r.local
+        return result
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a sharded index consists of."""
+
+    bits: int
+    feature_dim: int
+    fingerprint: str
+    model: str | None
+    shards: tuple[Shard, ...]
+
+    @property
+    def next_id(self) -> int:
+        """The first id that no shard holds yet."""
+        return max((r.start + r.count for s in self.shards for r in s.ranges), default=0)
+
+    def shard_of(self, image_id: int) -> int | None:
+        """Position of the shard that holds an id, or None."""
+        for position, shard in enumerate(self.shards):
+            if any(r.start <= image_id < r.start + r.count for r in shard.ranges):
+                return position
+        return None
+
+    def with_added(self, position: int, local: int, count: int) -> Catalogue:
+        """The catalogue after ``count`` images were added to a shard from its id ``local`` on."""
+        if count == 0:
+            return self
+        shard = self.shards[position]
+        last = shard.ranges[-1] if shard.ranges else None
+        start = self.next_id
+        if last and last.local + last.count == local and last.start + last.count == start:
+            ranges = (*shard.ranges[:-1], replace(last, count=last.count + count))
+        else:
+            ranges = (*shard.ranges, IdRange(start, local, count))
+        shards = list(self.shards)
+        shards[position] = replace(shard, ranges=ranges)
+        return replace(self, shards=tuple(shards))
+
+
+def is_sharded(folder: str | Path) -> bool:
+    """Whether a folder holds a sharded index."""
+    return (Path(folder) / FILE_NAME).is_file()
+
+
+def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
+    """Replace the folder's catalogue in one step."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "bits": catalogue.bits,
+        "feature_dim": catalogue.feature_dim,
+        "fingerprint": catalogue.fingerprint,
+        "model": catalogue.model,
+        "shards": [
+            {
+                "folder": shard.folder,
+                "ranges": [[r.start, r.local, r.count] for r in shard.ranges],
+                "skipped": [list(entry) for entry in shard.skipped],
+            }
+            for shard in catalogue.shards
+        ],
+    }
+    aside = folder / f"{FILE_NAME}.new"
+    with aside.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(folder / FILE_NAME)
+
+
+def read_catalogue(folder: str | Path) -> Catalogue:
+    """Read and check a folder's catalogue.
+
+    Raises
+    ------
+    IndexStoreError
+        If it is missing, not a catalogue, or of a newer version.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise IndexStoreError(
+            f"{path}: no such file; make a sharded index with `hashlens index create --shards`"
+        ) from error
+    except ValueError as error:
+        raise IndexStoreError(f"{path}: not a catalogue of shards ({error})") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise IndexStoreError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {version}; "
+            "a newer hashlens may have written it"
+        )
+    try:
+        return _parse(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IndexStoreError(
+            f"{path}: an entry is missing or of the wrong type: {error}"
+        ) from error
+
+
+def _parse(content: dict[str, Any]) -> Catalogue:
+    shards = tuple(
+        Shard(
+            folder=str(entry["folder"]),
+            ranges=tuple(IdRange(*map(int, r)) for r in entry["ranges"]),
+            skipped=tuple((str(uri), str(reason)) for uri, reason in entry["skipped"]),
+        )
+        for entry in content["shards"]
+    )
+    return Catalogue(
+        bits=int(content["bits"]),
+        feature_dim=int(content["feature_dim"]),
+        fingerprint=str(content["fingerprint"]),
+        model=content["model"],
+        shards=shards,
+    )
