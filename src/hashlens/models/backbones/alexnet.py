@@ -1,0 +1,65 @@
+"""AlexNet as torchvision builds it, up to F7: the one-tower form with published weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+
+from torch import nn
+
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.errors import MissingExtraError, ModelError
+from hashlens.models.backbones.backbone import Backbone, StartWeights
+from hashlens.models.backbones.weights import load_weights, read_weights, start_from_file
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+FEATURE_DIM = 4096
+_LICENCE = "BSD-3-Clause (torchvision); ImageNet's own terms may apply"
+
+
+def create_alexnet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
+    """AlexNet (Krizhevsky et al., 2012; torchvision's layers); features are F7 after its ReLU.
+
+    Parameters
+    ----------
+    size : int, optional
+        Side of the input in pixels, at least 63; 224 by default.
+    weights : Path, optional
+        A torchvision state dict of AlexNet, with or without its head.
+    pretrained : bool
+        Download torchvision's ImageNet weights.
+
+    Raises
+    ------
+    ModelError
+        If the weights do not fit or cannot be had.
+    """
+    try:
+        from torchvision.models import AlexNet_Weights, alexnet
+    except ImportError as error:
+        raise MissingExtraError("alexnet", "train") from error
+    try:
+        published = AlexNet_Weights.IMAGENET1K_V1 if pretrained and weights is None else None
+        network = alexnet(weights=published)
+    except (URLError, OSError) as error:
+        raise ModelError(
+            f"could not download torchvision's AlexNet weights ({error}); give them with "
+            "--weights FILE"
+        ) from error
+    start = StartWeights()
+    if published is not None:
+        start = StartWeights("torchvision AlexNet_Weights.IMAGENET1K_V1", _LICENCE)
+    # F8 is dropped; dropout, F6, ReLU, dropout, F7, ReLU stay.
+    module = nn.Sequential()
+    module.add_module("features", network.features)
+    module.add_module("avgpool", network.avgpool)
+    module.add_module("flatten", nn.Flatten())
+    module.add_module("classifier", network.classifier[:6])
+    if weights is not None:
+        load_weights(module, read_weights(weights), weights, head=("classifier.6.",))
+        start = start_from_file(weights)
+    preprocessing = Preprocessing(
+        size=size or 224, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize="squash"
+    )
+    return Backbone("alexnet", module, FEATURE_DIM, preprocessing, start)

@@ -1,0 +1,101 @@
+"""CaffeNet, the network that the authors fine-tuned, up to F7.
+
+It is AlexNet with groups, with pooling before normalisation (BVLC reference CaffeNet).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.errors import ModelError
+from hashlens.models.backbones.backbone import Backbone, StartWeights
+from hashlens.models.backbones.weights import load_weights, read_weights, start_from_file
+
+FEATURE_DIM = 4096
+# Means of ImageNet's pixels, red green blue, on 0 to 255; Caffe does not scale the pixels.
+_MEAN = (122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255)
+_STD = (1 / 255, 1 / 255, 1 / 255)
+
+
+def create_caffenet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
+    """CaffeNet; features are F7 after its ReLU.
+
+    Parameters
+    ----------
+    size : int, optional
+        Side of the input in pixels; 227, because F6 is tied to it.
+    weights : Path, optional
+        A state dict with Caffe's layer names (``conv1.weight`` ... ``fc7.bias``; ``fc8`` is
+        left out) and Caffe's channel order (blue, green, red), which is turned round here.
+    pretrained : bool
+        Not published for PyTorch: raises unless ``weights`` is given.
+
+    Raises
+    ------
+    ModelError
+        If the weights do not fit, are asked for without a file, or the size is not 227.
+    """
+    if size not in (None, 227):
+        raise ModelError(f"caffenet takes images of 227 px, got {size}; use alexnet for others")
+    if pretrained and weights is None:
+        raise ModelError(
+            "no download is known for CaffeNet's weights; give a converted file with "
+            "--weights FILE, or use --backbone alexnet"
+        )
+    module = _caffenet()
+    start = StartWeights()
+    if weights is not None:
+        state = read_weights(weights)
+        load_weights(module, state, weights, head=("fc8", "fc8_"))
+        with torch.no_grad():
+            first: Tensor = module.get_submodule("conv1").get_parameter("weight")
+            first.copy_(first.flip(1))
+        start = start_from_file(weights)
+    preprocessing = Preprocessing(size=227, channels=3, mean=_MEAN, std=_STD, resize="squash")
+    return Backbone("caffenet", module, FEATURE_DIM, preprocessing, start)
+
+
+def _caffenet() -> nn.Sequential:
+    def norm() -> nn.LocalResponseNorm:
+        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+    def pool() -> nn.MaxPool2d:
+        return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(3, 96, 11, stride=4),
+        relu1=nn.ReLU(inplace=True),
+        pool1=pool(),
+        norm1=norm(),
+        conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),
+        relu2=nn.ReLU(inplace=True),
+        pool2=pool(),
+        norm2=norm(),
+        conv3=nn.Conv2d(256, 384, 3, padding=1),
+        relu3=nn.ReLU(inplace=True),
+        conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2),
+        relu4=nn.ReLU(inplace=True),
+        conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2),
+        relu5=nn.ReLU(inplace=True),
+        pool5=pool(),
+        flatten=nn.Flatten(),
+        fc6=nn.Linear(256 * 6 * 6, FEATURE_DIM),
+        relu6=nn.ReLU(inplace=True),
+        drop6=nn.Dropout(0.5),
+        fc7=nn.Linear(FEATURE_DIM, FEATURE_DIM),
+        relu7=nn.ReLU(inplace=True),
+        drop7=nn.Dropout(0.5),
+    )
+    # Caffe's own start: narrow Gaussians, ones as bias where a ReLU would otherwise stay shut.
+    with torch.no_grad():
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.normal_(layer.weight, std=0.005 if name.startswith("fc") else 0.01)
+                ones = name in {"conv2", "conv4", "conv5", "fc6", "fc7"}
+                nn.init.constant_(layer.bias, 1.0 if ones else 0.0)  # type: ignore[arg-type]
+    return nn.Sequential(layers)

@@ -1,0 +1,76 @@
+"""ResNet-9 for small colour images, trained from scratch in minutes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.errors import ModelError
+from hashlens.models.backbones.backbone import Backbone, StartWeights
+
+_MEAN = (0.4914, 0.4822, 0.4465)
+_STD = (0.2470, 0.2435, 0.2616)
+MIN_SIZE = 16
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = images + self.layers(images)
+        return out
+
+
+def _convolution(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def create_resnet9(*, channels: int, size: int | None, width: int = 64) -> Backbone:
+    """ResNet-9: four convolutions, two residual blocks, global max pooling.
+
+    After the network of the DAWNBench CIFAR-10 entries (D. Page, 2018), with pooling before
+    the normalisation.
+
+    Parameters
+    ----------
+    channels : int
+        1 or 3.
+    size : int, optional
+        Side of the input in pixels, at least 16; 32 by default.
+    width : int
+        Channels of the first convolution; features are 8 times as wide. Written in a backbone's
+        name as ``resnet9?width=32``.
+
+    Raises
+    ------
+    ModelError
+        If the size is below 16 or the width below 1.
+    """
+    size = size or 32
+    if size < MIN_SIZE or width < 1:
+        raise ModelError(
+            f"resnet9 takes images of at least {MIN_SIZE} px and a width of at least 1, got "
+            f"{size} px and width {width}; use smallcnn for smaller images"
+        )
+    module = nn.Sequential(
+        _convolution(channels, width),
+        _convolution(width, 2 * width, pool=True),
+        _Residual(2 * width),
+        _convolution(2 * width, 4 * width, pool=True),
+        _convolution(4 * width, 8 * width, pool=True),
+        _Residual(8 * width),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+    )
+    mean = _MEAN if channels == 3 else (sum(_MEAN) / 3,)
+    std = _STD if channels == 3 else (sum(_STD) / 3,)
+    preprocessing = Preprocessing(
+        size=size, channels=3 if channels == 3 else 1, mean=mean, std=std, resize="squash"
+    )
+    name = "resnet9" if width == 64 else f"resnet9?width={width}"
+    return Backbone(name, module, 8 * width, preprocessing, StartWeights())

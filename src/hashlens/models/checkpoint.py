@@ -1,0 +1,207 @@
+"""A model on disk: a directory of ``model.json`` and the weights that it names, no pickle.
+
+The weights' file is named after its content. A save writes it aside, syncs, and then replaces
+``model.json`` in one step; whatever stops the save before that step leaves the old model whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hashlens.errors import MissingExtraError, ModelError
+from hashlens.models.config import ModelConfig, parse_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hashlens.models.latent import LatentHashNet
+
+CONFIG_NAME = "model.json"
+WEIGHTS_PATTERN = "weights-*.safetensors"
+
+
+def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> ModelConfig:
+    """Write a model; an older one in the same directory stays whole until this one is.
+
+    Parameters
+    ----------
+    directory : Path
+        Created if it does not exist; other files in it are left alone.
+    net : LatentHashNet
+        Its latent normalisation is folded into the latent layer.
+    config : ModelConfig
+        Its fingerprint is replaced by that of these weights.
+
+    Returns
+    -------
+    ModelConfig
+        With the fingerprint.
+
+    Raises
+    ------
+    ModelError
+        If the directory cannot be written, for example because the disk is full.
+    """
+    from safetensors.torch import save
+
+    state = {name: value.contiguous() for name, value in net.plain_state().items()}
+    config = replace(config, fingerprint=fingerprint(state, config))
+    weights_name = f"weights-{config.fingerprint[:12]}.safetensors"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / weights_name, save(state))
+        _write_config(directory, config, weights_name)
+        for old in directory.glob(WEIGHTS_PATTERN):
+            if old.name != weights_name:
+                old.unlink()
+    except OSError as error:
+        raise ModelError(
+            f"{directory}: the model could not be written ({error.strerror or error}); a model "
+            "that was there is kept: free space or choose another --out"
+        ) from error
+    return config
+
+
+def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
+    """Read a model, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing, cut, changed, foreign or of a newer version.
+    MissingExtraError
+        If torch is not installed.
+    """
+    config, weights = read_config(directory)
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from hashlens.models.backbones import create_backbone
+        from hashlens.models.latent import LatentHashNet
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{directory}: a model directory (an exported .onnx file needs none)", "train"
+        ) from error
+    try:
+        state = load_file(weights)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{weights}: the weights that {CONFIG_NAME} names are missing; copy the whole "
+            "directory, or train again"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{weights}: the weights are cut or damaged ({error}); copy or train the model again"
+        ) from error
+    if fingerprint(state, config) != config.fingerprint:
+        raise ModelError(
+            f"{weights}: the weights are not those that {CONFIG_NAME} describes; copy the whole "
+            "directory again"
+        )
+    preprocessing = config.preprocessing
+    backbone = create_backbone(
+        config.backbone, channels=preprocessing.channels, size=preprocessing.size
+    )
+    net = LatentHashNet(
+        backbone.module,
+        feature_dim=config.feature_dim,
+        bits=config.bits,
+        classes=len(config.classes),
+    )
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{weights}: the weights do not fit the backbone {config.backbone}, perhaps because "
+            "another timm release builds it differently; install the versions in the model card"
+        ) from error
+    return net.eval(), config
+
+
+def read_config(directory: Path) -> tuple[ModelConfig, Path]:
+    """The configuration and the weights' path; needs no torch.
+
+    Raises
+    ------
+    ModelError
+        If ``model.json`` is missing, cut, foreign or of a newer version.
+    """
+    path = directory / CONFIG_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        what = "no model here" if directory.is_dir() else "no such directory"
+        raise ModelError(
+            f"{directory}: {what} ({CONFIG_NAME} is missing); make one with hashlens train "
+            f"SOURCE --out {directory}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); check its permissions") from error
+    config, values = parse_config(text, path)
+    weights_name = values.get("weights")
+    if not isinstance(weights_name, str) or Path(weights_name).name != weights_name:
+        raise ModelError(f"{path}: 'weights' must name a file beside it, got {weights_name!r}")
+    return config, directory / weights_name
+
+
+def update_config(directory: Path, **changes: Any) -> ModelConfig:
+    """Change entries that the weights do not depend on, such as ``radius`` or ``training``.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be read or written.
+    """
+    config, weights = read_config(directory)
+    config = replace(config, **changes)
+    try:
+        _write_config(directory, config, weights.name)
+    except OSError as error:
+        raise ModelError(f"{directory}: {CONFIG_NAME} could not be written ({error})") from error
+    return config
+
+
+def fingerprint(state: Mapping[str, Tensor], config: ModelConfig) -> str:
+    """SHA-256 over weights, preprocessing and bits, in hexadecimal."""
+    digest = hashlib.sha256()
+    described = {"bits": config.bits, "preprocessing": config.preprocessing.to_dict()}
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(state):
+        array = state[name].contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: aside, synced, then renamed."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_config(directory: Path, config: ModelConfig, weights_name: str) -> None:
+    values = {**config.to_dict(), "weights": weights_name}
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(directory / CONFIG_NAME, text.encode("utf-8"))

@@ -1,0 +1,137 @@
+"""What a model says about itself: stored beside the weights and inside an exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hashlens.codes.packing import check_bits
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.errors import InvalidInputError, ModelError
+
+FORMAT = "hashlens-model"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model but its weights.
+
+    Attributes
+    ----------
+    bits : int
+        Length of a code.
+    feature_dim : int
+        Width d of a feature vector.
+    classes : tuple of str
+        Names of the classifier's outputs, in order; empty without a classifier.
+    backbone : str
+        Name that rebuilds the backbone's structure.
+    preprocessing : Preprocessing
+        How images become the network's input.
+    multi_label : bool
+        Whether an image may have several classes (scores then go through a sigmoid each).
+    start_origin, start_licence : str
+        Where the first weights came from, and under what licence.
+    radius : int, optional
+        Proposed Hamming radius of the pool for ``hds``.
+    training : mapping
+        What the training reports: data, split, recipe, validation figures, versions. JSON values.
+    fingerprint : str
+        Hexadecimal digest of weights, preprocessing and bits; set when the model is saved.
+    """
+
+    bits: int
+    feature_dim: int
+    classes: tuple[str, ...]
+    backbone: str
+    preprocessing: Preprocessing
+    multi_label: bool = False
+    start_origin: str = "random"
+    start_licence: str = "none needed"
+    radius: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; :meth:`from_dict` reads it."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "bits": self.bits,
+            "feature_dim": self.feature_dim,
+            "classes": list(self.classes),
+            "backbone": self.backbone,
+            "preprocessing": self.preprocessing.to_dict(),
+            "multi_label": self.multi_label,
+            "start_origin": self.start_origin,
+            "start_licence": self.start_licence,
+            "radius": self.radius,
+            "training": dict(self.training),
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any, path: Path) -> ModelConfig:
+        """Read the JSON form.
+
+        Parameters
+        ----------
+        values : object
+            What JSON gave.
+        path : Path
+            The file it came from, for messages.
+
+        Raises
+        ------
+        ModelError
+            If it is not a model's, of a newer version, or lacks an entry.
+        """
+        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+            raise ModelError(f"{path}: this is not a Hashlens model; make one with hashlens train")
+        version = values.get("format_version")
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+            raise ModelError(
+                f"{path}: model format {version!r} is not known here (this Hashlens reads up to "
+                f"{FORMAT_VERSION}); upgrade with pip install -U hashlens"
+            )
+        try:
+            return cls(
+                bits=check_bits(int(values["bits"])),
+                feature_dim=int(values["feature_dim"]),
+                classes=tuple(str(name) for name in values["classes"]),
+                backbone=str(values["backbone"]),
+                preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+                multi_label=bool(values["multi_label"]),
+                start_origin=str(values["start_origin"]),
+                start_licence=str(values["start_licence"]),
+                radius=None if values["radius"] is None else int(values["radius"]),
+                training=dict(values["training"]),
+                fingerprint=str(values["fingerprint"]),
+            )
+        except (KeyError, TypeError, ValueError, InvalidInputError) as error:
+            raise ModelError(
+                f"{path}: an entry is missing or wrong ({error!r}); the file was changed or "
+                "cut: copy or train the model again"
+            ) from error
+
+
+def parse_config(text: str, path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Read a model's JSON text; returns the configuration and the raw entries.
+
+    Raises
+    ------
+    ModelError
+        If the text is not whole JSON, or not a model's.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: not readable as JSON ({error}); the file is cut or foreign: copy or train "
+            "the model again"
+        ) from error
+    return ModelConfig.from_dict(values, path), values

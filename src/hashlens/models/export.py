@@ -1,0 +1,227 @@
+"""Writes a model as ONNX, so that it answers without PyTorch; checks it before it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.errors import MissingExtraError, ModelError
+from hashlens.models.checkpoint import load_model, write_atomically
+from hashlens.models.config import ModelConfig
+from hashlens.models.encoder import Batch, NetworkOutput, Runner
+from hashlens.models.onnx_runner import INPUT, METADATA_KEY, OUTPUTS, load_onnx
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentHashNet
+
+OPSET = 18
+MIN_BITS_EQUAL = 0.999
+MAX_FEATURE_ERROR = 1e-3
+_CALIBRATION_BATCH = 32
+
+
+class ExportReport(NamedTuple):
+    """What was written, and how far it is from the PyTorch model.
+
+    Attributes
+    ----------
+    path : Path
+    n_bytes : int
+    fingerprint : str
+        The model's own for float32; another for int8, whose codes differ.
+    bits_equal : float
+        Share of equal bits between both, on the images compared.
+    feature_error : float
+        Largest difference of a feature over the largest feature, on the same images.
+    n_compared : int
+        Images compared: the calibration images for int8, noise images for float32.
+    """
+
+    path: Path
+    n_bytes: int
+    fingerprint: str
+    bits_equal: float
+    feature_error: float
+    n_compared: int
+
+
+def export_onnx(
+    model: Path, path: Path, *, calibration: NDArray[np.uint8] | None = None
+) -> ExportReport:
+    """Export a model directory to one ONNX file with a dynamic batch.
+
+    Outputs are ``latent`` (H before the sigmoid), ``features`` and, with a classifier,
+    ``scores``. The model's description is in the file's metadata.
+
+    Parameters
+    ----------
+    model : Path
+        A model directory.
+    path : Path
+        The ``.onnx`` file; replaced in one step if it exists.
+    calibration : ndarray of shape (n, size, size, channels), uint8, optional
+        Images of the kind to be searched, as ``preprocessing.pixels`` makes them. Given, the
+        convolutions are quantised to int8 over the ranges seen on them; H and F8 stay float32.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be read or exported, or the export answers differently.
+    MissingExtraError
+        If torch or onnx is not installed.
+    """
+    if path.suffix != ".onnx":
+        raise ModelError(f"{path}: an exported model's name ends in .onnx; rename it")
+    net, config = load_model(model)
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("hashlens export", "train") from error
+    from hashlens.models.torch_runner import TorchRunner
+
+    with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
+        exported = Path(folder) / "float32.onnx"
+        _trace(net, config, exported)
+        if calibration is not None:
+            exported = _quantise(exported, config, calibration)
+            digest = hashlib.sha256(config.fingerprint.encode() + exported.read_bytes())
+            config = replace(config, fingerprint=digest.hexdigest())
+        proto = onnx.load(exported)
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = METADATA_KEY, json.dumps(config.to_dict(), ensure_ascii=False)
+        finished = Path(folder) / "finished.onnx"
+        data = proto.SerializeToString()
+        finished.write_bytes(data)
+        _, runner = load_onnx(finished)
+        compared = _noise(config) if calibration is None else calibration
+        bits_equal, feature_error = _compare(TorchRunner(net), runner, config, compared)
+    if calibration is None and (
+        bits_equal < MIN_BITS_EQUAL or not feature_error <= MAX_FEATURE_ERROR
+    ):
+        raise ModelError(
+            f"{model}: the export answers differently from the model ({bits_equal:.2%} of bits "
+            f"equal, features off by {feature_error:.1e}); nothing was written: please report "
+            f"the backbone {config.backbone}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: could not be written ({error.strerror or error}); free space or choose "
+            "another place"
+        ) from error
+    return ExportReport(
+        path, len(data), config.fingerprint, bits_equal, feature_error, len(compared)
+    )
+
+
+def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
+    import torch
+    from torch import Tensor, nn
+
+    class Answers(nn.Module):
+        """The network with the outputs that an exported file has."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            out = self.net(images)
+            answers = (out.latent, out.features, out.scores)
+            return answers if config.classes else answers[:2]
+
+    image = config.preprocessing
+    example = torch.zeros(2, image.channels, image.size, image.size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                Answers().eval(),
+                (example,),
+                str(path),
+                input_names=[INPUT],
+                output_names=list(OUTPUTS if config.classes else OUTPUTS[:2]),
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                external_data=False,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise MissingExtraError("hashlens export", "train") from error
+    except Exception as error:  # the exporter raises of every kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the backbone {config.backbone} cannot be exported to ONNX ({reason})"
+        ) from error
+
+
+def _quantise(source: Path, config: ModelConfig, pixels: NDArray[np.uint8]) -> Path:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    if len(pixels) == 0:
+        raise ModelError("int8 needs calibration images, got none; 200 to 500 are enough")
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = _batches(config, pixels)
+
+        def get_next(self) -> dict[str, Batch] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    prepared, quantised = source.with_name("prepared.onnx"), source.with_name("int8.onnx")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    graph = onnx.load(prepared).graph
+    heads = [node.name for node in graph.node if set(node.output) & {"latent", "scores"}]
+    quantize_static(
+        prepared,
+        quantised,
+        Reader(),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+        nodes_to_exclude=heads,
+    )
+    return quantised
+
+
+def _batches(config: ModelConfig, pixels: NDArray[np.uint8]) -> Iterator[Batch]:
+    for start in range(0, len(pixels), _CALIBRATION_BATCH):
+        yield config.preprocessing.normalise(pixels[start : start + _CALIBRATION_BATCH])
+
+
+def _noise(config: ModelConfig) -> NDArray[np.uint8]:
+    """33 seeded noise images, so that batches of 32 and of 1 are both tried."""
+    image = config.preprocessing
+    shape = (_CALIBRATION_BATCH + 1, image.size, image.size, image.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _compare(
+    first: Runner, second: Runner, config: ModelConfig, pixels: NDArray[np.uint8]
+) -> tuple[float, float]:
+    """Share of equal bits, and largest feature difference over the largest feature."""
+    one = [first.run(batch) for batch in _batches(config, pixels)]
+    two = [second.run(batch) for batch in _batches(config, pixels)]
+
+    def joined(outputs: list[NetworkOutput], field: int) -> Any:
+        return np.concatenate([output[field] for output in outputs])
+
+    bits_equal = float(np.mean((joined(one, 0) >= 0) == (joined(two, 0) >= 0)))
+    expected, got = joined(one, 1), joined(two, 1)
+    scale = float(np.abs(expected).max()) or 1.0
+    return bits_equal, float(np.abs(expected - got).max()) / scale

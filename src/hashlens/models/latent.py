@@ -1,0 +1,124 @@
+"""The network of the method: backbone, latent layer H, classifier F8 that sees H alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hashlens.codes.packing import check_bits
+from hashlens.errors import InvalidInputError
+
+
+class LatentOutput(NamedTuple):
+    """What the network makes of n images.
+
+    Attributes
+    ----------
+    features : Tensor of shape (n, d)
+        F7, the backbone's output: what fine search compares.
+    latent : Tensor of shape (n, h)
+        Layer H before the sigmoid. Bit j of a code is 1 where ``latent[:, j] >= 0``.
+    activations : Tensor of shape (n, h)
+        Layer H, ``sigmoid(latent)``. Bit j is 1 where it is at least 0.5.
+    scores : Tensor of shape (n, classes)
+        F8 before the softmax; no columns where the network has no classifier.
+    """
+
+    features: Tensor
+    latent: Tensor
+    activations: Tensor
+    scores: Tensor
+
+
+class LatentHashNet(nn.Module):
+    """Backbone -> F7 features -> latent layer H (sigmoid) -> classifier F8.
+
+    F8 depends on the image through H alone, so that the class labels shape the codes. H and F8
+    start random. Lin et al., CVPRW 2015, section 3.2.
+
+    Parameters
+    ----------
+    backbone : Module
+        Maps images (n, channels, size, size) to features (n, d).
+    feature_dim : int
+        Width d of the features.
+    bits : int
+        Units h of the latent layer, 8 to 1024.
+    classes : int
+        Units of the classifier; 0 for a network without one.
+    latent_normalisation : bool
+        Normalise each unit of H over the batch before the sigmoid (batch normalisation with a
+        learned scale and no shift). It keeps the sigmoid away from its flat ends, where many
+        classes or a deep backbone otherwise leave it without gradient, and centres each bit on
+        its own threshold. A saved or exported network has it folded into the linear layer.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        feature_dim: int,
+        bits: int,
+        classes: int,
+        latent_normalisation: bool = False,
+    ) -> None:
+        super().__init__()
+        if feature_dim < 1 or classes < 0:
+            raise InvalidInputError(
+                f"expected feature_dim >= 1 and classes >= 0, got {feature_dim} and {classes}"
+            )
+        self.backbone = backbone
+        self.latent = nn.Linear(feature_dim, check_bits(bits))
+        self.normalise: nn.BatchNorm1d | None = None
+        if latent_normalisation:
+            self.normalise = nn.BatchNorm1d(bits)
+            self.normalise.bias.requires_grad_(False)
+        self.classifier: nn.Linear | None = nn.Linear(bits, classes) if classes else None
+
+    @property
+    def bits(self) -> int:
+        """Length h of a code."""
+        return self.latent.out_features
+
+    @property
+    def feature_dim(self) -> int:
+        """Width d of the features."""
+        return self.latent.in_features
+
+    def forward(self, images: Tensor) -> LatentOutput:
+        """Normalised images (n, channels, size, size) to :class:`LatentOutput`."""
+        return self.from_features(self.backbone(images))
+
+    def from_features(self, features: Tensor) -> LatentOutput:
+        """F7 features (n, d), computed before, to :class:`LatentOutput`."""
+        latent = self.latent(features)
+        if self.normalise is not None:
+            latent = self.normalise(latent)
+        activations = torch.sigmoid(latent)
+        if self.classifier is None:
+            scores = activations.new_zeros((len(activations), 0))
+        else:
+            scores = self.classifier(activations)
+        return LatentOutput(features, latent, activations, scores)
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """State dict on the CPU, the latent normalisation folded into the latent layer.
+
+        With running mean m, variance v and scale g, H becomes the linear layer of weights
+        ``W g / sqrt(v + eps)`` and bias ``(b - m) g / sqrt(v + eps)``: in evaluation mode the
+        same function, up to rounding.
+        """
+        state = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        if self.normalise is None:
+            return state
+        norm = {
+            name: state.pop(f"normalise.{name}").double()
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        }
+        scale = norm["weight"] / torch.sqrt(norm["running_var"] + self.normalise.eps)
+        weight, bias = state["latent.weight"], state["latent.bias"]
+        state["latent.weight"] = (weight.double() * scale[:, None]).to(weight.dtype)
+        state["latent.bias"] = ((bias - norm["running_mean"]) * scale).to(bias.dtype)
+        return state
