@@ -1,0 +1,233 @@
+"""Many images: decoded in threads (Pillow lets go of the interpreter), in order, in arrays."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice, pairwise
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hashlens.data.images import UnreadableImageError, image_name, load_image
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.source import Source
+from hashlens.errors import ImageError, InvalidInputError
+from hashlens.protocols import ImageInput, Skipped
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+_CHUNK = 32  # images a thread takes at once
+_BATCHES_AHEAD = 2
+
+
+class DecodedImages(NamedTuple):
+    """Pixels of the images that could be read.
+
+    Attributes
+    ----------
+    pixels : ndarray of shape (m, size, size, channels), uint8
+    positions : ndarray of shape (m,), int64
+        Where each stood in the input; ascending.
+    skipped : tuple of Skipped
+        Those that could not be read, by position.
+    """
+
+    pixels: NDArray[np.uint8]
+    positions: NDArray[np.int64]
+    skipped: tuple[Skipped, ...]
+
+
+def default_workers() -> int:
+    """Threads for decoding: the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def decode_source(
+    source: Source,
+    preprocessing: Preprocessing,
+    rows: ArrayLike | None = None,
+    *,
+    strict: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> DecodedImages:
+    """Decode a source, or some rows of it, into one array.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images come from.
+    preprocessing : Preprocessing
+        Size and channels.
+    rows : array_like of int or bool, optional
+        Positions in the source; all by default. ``positions`` and ``skipped`` of the answer count
+        in these rows.
+    strict : bool
+        Raise at the first image that cannot be read, instead of leaving it out.
+    workers : int, optional
+        Threads; the cores at hand by default.
+    progress : callable, optional
+        Called with (done, total) now and then.
+
+    Raises
+    ------
+    ImageError
+        If strict, for the first image that cannot be read.
+    """
+    chosen = source if rows is None else source.subset(rows)
+    hint, total = preprocessing.size_hint, len(chosen)
+    side, channels = preprocessing.size, preprocessing.channels
+    pixels = np.empty((total, side, side, channels), np.uint8)
+
+    def work(start: int) -> list[Skipped]:
+        skipped = []
+        for i in range(start, min(start + _CHUNK, total)):
+            try:
+                pixels[i] = preprocessing.pixels(chosen.load(i, size_hint=hint))
+            except ImageError as error:
+                if strict:
+                    raise
+                skipped.append(_skipped(i, chosen.uris[i], error))
+        return skipped
+
+    skipped: list[Skipped] = []
+    pool = ThreadPoolExecutor(_checked_workers(workers))
+    try:
+        for start, part in zip(
+            range(0, total, _CHUNK), pool.map(work, range(0, total, _CHUNK)), strict=True
+        ):
+            skipped += part
+            if progress is not None:
+                progress(min(start + _CHUNK, total), total)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return _without(pixels, skipped)
+
+
+def iter_decoded(
+    images: Iterable[ImageInput],
+    preprocessing: Preprocessing,
+    batch_size: int = 64,
+    *,
+    strict: bool = False,
+    workers: int | None = None,
+) -> Iterator[DecodedImages]:
+    """Decode a stream in batches, a few batches ahead of who takes them.
+
+    Parameters
+    ----------
+    images : iterable of str, Path, bytes, PIL image or ndarray
+        As in ``load_image``; read only as far as needed.
+    preprocessing : Preprocessing
+        Size and channels.
+    batch_size : int
+        Images taken from the stream for a batch; unreadable ones make it smaller.
+    strict : bool
+        Raise at the first image that cannot be read, instead of leaving it out.
+    workers : int, optional
+        Threads; the cores at hand by default.
+
+    Yields
+    ------
+    DecodedImages
+        Positions count from the start of the stream.
+
+    Raises
+    ------
+    ImageError
+        If strict, for the first image that cannot be read.
+    """
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size: expected 1 or more, got {batch_size}")
+    stream = iter(images)
+    pool = ThreadPoolExecutor(_checked_workers(workers))
+    waiting: deque[_Batch] = deque()
+    start = 0
+    try:
+        while True:
+            while len(waiting) <= _BATCHES_AHEAD:
+                items = list(islice(stream, batch_size))
+                if not items:
+                    break
+                waiting.append(_Batch(pool, items, start, preprocessing))
+                start += len(items)
+            if not waiting:
+                return
+            yield waiting.popleft().result(strict)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Batch:
+    """One batch on its way through the threads."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        items: list[ImageInput],
+        start: int,
+        preprocessing: Preprocessing,
+    ) -> None:
+        self._items, self._start, self._preprocessing = items, start, preprocessing
+        side, channels = preprocessing.size, preprocessing.channels
+        self._pixels = np.empty((len(items), side, side, channels), np.uint8)
+        step = min(_CHUNK, max(1, len(items) // 8))
+        self._parts: list[Future[list[tuple[int, ImageError]]]] = [
+            pool.submit(self._work, low, min(low + step, len(items)))
+            for low in range(0, len(items), step)
+        ]
+
+    def _work(self, low: int, high: int) -> list[tuple[int, ImageError]]:
+        failed = []
+        for i in range(low, high):
+            try:
+                picture = load_image(self._items[i], size_hint=self._preprocessing.size_hint)
+                self._pixels[i] = self._preprocessing.pixels(picture)
+            except ImageError as error:
+                failed.append((i, error))
+        return failed
+
+    def result(self, strict: bool) -> DecodedImages:
+        failed = [pair for part in self._parts for pair in part.result()]
+        skipped = []
+        for i, error in failed:
+            position = self._start + i
+            name = image_name(self._items[i], position)
+            if strict:
+                raise UnreadableImageError(name, _skipped(position, name, error).reason) from error
+            skipped.append(_skipped(position, name, error))
+        return _without(self._pixels, skipped, self._start)
+
+
+def _checked_workers(workers: int | None) -> int:
+    if workers is None:
+        return default_workers()
+    if workers < 1:
+        raise InvalidInputError(f"workers: expected 1 or more, got {workers}")
+    return workers
+
+
+def _skipped(position: int, name: str, error: ImageError) -> Skipped:
+    reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
+    return Skipped(position, name, reason)
+
+
+def _without(pixels: NDArray[np.uint8], skipped: list[Skipped], start: int = 0) -> DecodedImages:
+    """Close the gaps of skipped images in place: a second array might not fit in memory."""
+    total = len(pixels)
+    keep = np.ones(total, bool)
+    keep[[one.position - start for one in skipped]] = False
+    gaps = np.flatnonzero(~keep).tolist()
+    end = gaps[0] if gaps else total
+    for gap, following in pairwise([*gaps, total]):
+        length = following - gap - 1
+        pixels[end : end + length] = pixels[gap + 1 : following]
+        end += length
+    return DecodedImages(pixels[:end], np.flatnonzero(keep) + start, tuple(skipped))

@@ -1,0 +1,78 @@
+"""Folders of image files: one sub-folder a class, or no classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from hashlens.data.images import SUFFIXES, list_images
+from hashlens.data.source import FileImages, Source
+from hashlens.data.uris import path_uri
+from hashlens.errors import SourceError
+
+_SPLIT_NAMES = frozenset({"train", "training", "test", "val", "valid", "validation", "dev"})
+
+
+def open_folder(spec: str, folder: Path) -> Source:
+    """A folder of images as a source.
+
+    Each sub-folder is a class, with all images below it at any depth. Files in the folder itself
+    are unlabelled.
+
+    Parameters
+    ----------
+    spec : str
+        What the user asked for.
+    folder : Path
+        The folder.
+
+    Raises
+    ------
+    SourceError
+        If it holds no image, may not be read, or is split into train and test.
+    """
+    paths = list_images(folder)
+    if not paths:
+        raise SourceError(
+            f"{path_uri(str(folder))}: no images found; expected files such as "
+            f"{', '.join(sorted(SUFFIXES)[:3])} in one sub-folder a class"
+        )
+    root = Path(os.path.abspath(folder))
+    parts = [path.relative_to(root).parts for path in paths]
+    names = sorted({part[0] for part in parts if len(part) > 1})
+    _refuse_splits(spec, names, {part[0] for part in parts if len(part) > 2})
+    position = {name: i for i, name in enumerate(names)}
+    labels = np.array([position[p[0]] if len(p) > 1 else -1 for p in parts], np.int64)
+    store = FileImages(tuple(os.fspath(path) for path in paths))
+    classes = tuple(_readable(name) for name in names)
+    notes = _notes(root, names, int((labels < 0).sum()))
+    return Source(spec, classes, labels, store, np.arange(len(paths)), None, notes)
+
+
+def _refuse_splits(spec: str, names: list[str], nested: set[str]) -> None:
+    if names and set(names) <= nested and {name.lower() for name in names} <= _SPLIT_NAMES:
+        choices = " or ".join(f"{spec.rstrip('/')}#{name}" for name in names)
+        raise SourceError(f"{spec}: split into parts, not classes; name one: {choices}")
+
+
+def _readable(name: str) -> str:
+    """A class name that can be stored and printed, also where the folder's name is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _notes(root: Path, names: list[str], unlabelled: int) -> tuple[str, ...]:
+    if not names:
+        return (f"{path_uri(str(root))} has no sub-folders with images, so no classes",)
+    notes = []
+    empty = sorted(
+        entry.name
+        for entry in os.scandir(root)
+        if not entry.name.startswith(".") and entry.name not in names and entry.is_dir()
+    )
+    if empty:
+        notes.append(f"{len(empty)} sub-folders hold no image: {', '.join(empty[:5])}")
+    if unlabelled:
+        notes.append(f"{unlabelled} images lie outside the sub-folders and are unlabelled")
+    return tuple(notes)

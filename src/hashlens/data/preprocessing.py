@@ -1,0 +1,211 @@
+"""From a picture to what a network takes: one description, stored with each model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashlens.data.images import load_image
+from hashlens.errors import InvalidInputError
+from hashlens.protocols import ImageInput
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_RESIZES = ("squash", "crop")
+# Pillow first shrinks large pictures by whole factors down to this many times the target.
+_REDUCING_GAP = 3.0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures become arrays. NumPy and Pillow only, so that every encoder sees the same.
+
+    Parameters
+    ----------
+    size : int
+        Side of the square input, in pixels.
+    channels : {1, 3}
+        Grey or colour; a picture of the other kind is converted.
+    mean, std : tuple of float
+        One a channel, in units of [0, 1]: value = (pixel / 255 - mean) / std.
+    resize : {"squash", "crop"}
+        ``squash`` changes the aspect ratio and keeps the whole picture; ``crop`` keeps the
+        aspect ratio and takes the centre.
+    crop_fraction : float
+        For ``crop``: side of the square that is kept, as a share of the shorter side. This is
+        what timm calls crop_pct: resize to size / crop_fraction, then crop.
+    interpolation : {"nearest", "bilinear", "bicubic", "lanczos"}
+        Pillow's filters, which smooth when they shrink.
+
+    Raises
+    ------
+    InvalidInputError
+        If a value is outside these.
+    """
+
+    size: int
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: Literal["squash", "crop"] = "squash"
+    crop_fraction: float = 1.0
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise InvalidInputError(f"size: expected a whole number from 1, got {self.size!r}")
+        if self.channels not in (1, 3):
+            raise InvalidInputError(f"channels: expected 1 or 3, got {self.channels!r}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise InvalidInputError(
+                    f"{name}: expected {self.channels} numbers, one a channel, got {values}"
+                )
+        if min(self.std) <= 0:
+            raise InvalidInputError(f"std: expected numbers over 0, got {self.std}")
+        if self.resize not in _RESIZES:
+            raise InvalidInputError(f"resize: expected one of {_RESIZES}, got {self.resize!r}")
+        if not 0 < self.crop_fraction <= 1:
+            raise InvalidInputError(
+                f"crop_fraction: expected over 0, up to 1, got {self.crop_fraction}"
+            )
+        if self.interpolation not in _FILTERS:
+            raise InvalidInputError(
+                f"interpolation: expected one of {tuple(_FILTERS)}, got {self.interpolation!r}"
+            )
+
+    @property
+    def size_hint(self) -> int:
+        """Shorter side, in pixels, below which a picture should not be decoded."""
+        if self.resize == "squash":
+            return self.size
+        return math.ceil(self.size / self.crop_fraction)
+
+    def read(self, image: ImageInput) -> NDArray[np.uint8]:
+        """Load an image and make its pixels.
+
+        Parameters
+        ----------
+        image : str, Path, bytes, PIL image or ndarray
+            As in ``load_image``.
+
+        Returns
+        -------
+        ndarray of shape (size, size, channels), uint8
+
+        Raises
+        ------
+        ImageError
+            If it cannot be read; names the image.
+        """
+        return self.pixels(load_image(image, size_hint=self.size_hint))
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize a picture and give it this many channels.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            Mode L or RGB, as ``load_image`` gives it.
+
+        Returns
+        -------
+        ndarray of shape (size, size, channels), uint8
+        """
+        mode = "L" if self.channels == 1 else "RGB"
+        if image.mode != mode and mode == "L":  # before resizing: one channel is less to resize
+            image = image.convert(mode)
+        target = (self.size, self.size)
+        box = self._box(*image.size)
+        if image.size != target or box != (0, 0, *target):
+            image = image.resize(
+                target, _FILTERS[self.interpolation], box=box, reducing_gap=_REDUCING_GAP
+            )
+        if image.mode != mode:
+            image = image.convert(mode)
+        return np.asarray(image, np.uint8).reshape(self.size, self.size, self.channels)
+
+    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What is kept of a picture; resizing this box is resizing and cropping in one step."""
+        if self.resize == "squash":
+            return (0, 0, width, height)
+        side = min(width, height) * self.crop_fraction
+        left, top = (width - side) / 2, (height - side) / 2
+        return (left, top, left + side, top + side)
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Scale pixels and put channels first.
+
+        Parameters
+        ----------
+        pixels : ndarray of shape (n, h, w, channels), uint8
+            From ``pixels``.
+
+        Returns
+        -------
+        ndarray of shape (n, channels, h, w), float32
+            Contiguous; (pixel / 255 - mean) / std.
+
+        Raises
+        ------
+        InvalidInputError
+            If shape or dtype are others.
+        """
+        if pixels.ndim != 4 or pixels.shape[3] != self.channels or pixels.dtype != np.uint8:
+            raise InvalidInputError(
+                f"pixels: expected uint8 of shape (n, h, w, {self.channels}), got "
+                f"{pixels.dtype} of {pixels.shape}"
+            )
+        n, height, width, channels = pixels.shape
+        values = np.empty((n, channels, height, width), np.float32)
+        for channel in range(channels):
+            scale = np.float32(1 / (255 * self.std[channel]))
+            shift = np.float32(-self.mean[channel] / self.std[channel])
+            plane = values[:, channel]
+            np.multiply(pixels[..., channel], scale, out=plane, casting="unsafe")
+            plane += shift
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as JSON takes them."""
+        values = asdict(self)
+        return {**values, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Inverse of ``to_dict``.
+
+        Parameters
+        ----------
+        values : mapping
+            All fields by name, no others.
+
+        Raises
+        ------
+        InvalidInputError
+            If a field is missing, unknown or out of range.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            odd = sorted(names ^ set(values))
+            raise InvalidInputError(
+                f"preprocessing: expected the fields {sorted(names)}, differing in {odd}; "
+                "was the model written by another version?"
+            )
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InvalidInputError(f"preprocessing: {error}") from error

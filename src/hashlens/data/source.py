@@ -1,0 +1,206 @@
+"""A source: images that can be read one by one, with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from hashlens.data.images import UnreadableImageError, decode
+from hashlens.data.uris import RawImage, path_uri
+from hashlens.errors import InvalidInputError, SourceError
+
+
+class ImageStore(Protocol):
+    """Where a source's images lie. Stores are cheap to hold and to pickle."""
+
+    def __len__(self) -> int: ...
+
+    def uri(self, row: int) -> str:
+        """Name of an image that ``load_image`` opens."""
+        ...
+
+    def read(self, row: int) -> RawImage:
+        """Encoded bytes, file or pixels of an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images that are files.
+
+    Parameters
+    ----------
+    paths : tuple of str
+        Absolute paths.
+    """
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def uri(self, row: int) -> str:
+        """Absolute path, or a ``file:`` URI for names that are not UTF-8."""
+        return path_uri(self.paths[row])
+
+    def read(self, row: int) -> RawImage:
+        """The file."""
+        return Path(self.paths[row])
+
+
+class Uris(Sequence[str]):
+    """URIs of a store's rows, made when asked for."""
+
+    def __init__(self, store: ImageStore, rows: NDArray[np.int64]) -> None:
+        self._store = store
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Uris: ...
+
+    def __getitem__(self, index: int | slice) -> str | Uris:
+        if isinstance(index, slice):
+            return Uris(self._store, self._rows[index])
+        return self._store.uri(int(self._rows[index]))
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._store.uri(row) for row in self._rows.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images with their labels; reading happens at ``load``.
+
+    Parameters
+    ----------
+    spec : str
+        What was asked for, such as ``photos/`` or ``digits#train``.
+    classes : tuple of str
+        Class names; empty where nothing is labelled.
+    labels : ndarray of shape (n,), int64
+        Position in ``classes``; -1 is unlabelled. Of a multi-label source, each image's first
+        class.
+    store : ImageStore
+        Where the images lie.
+    rows : ndarray of shape (n,), int64
+        This source's rows of the store.
+    label_matrix : ndarray of shape (n, c), bool, optional
+        Multi-label sources only: which of the c classes each image has.
+    notes : tuple of str
+        What a person should know about how the source was read.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    store: ImageStore
+    rows: NDArray[np.int64]
+    label_matrix: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def uris(self) -> Sequence[str]:
+        """One URI an image; each can be opened by ``load_image``."""
+        return Uris(self.store, self.rows)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.label_matrix is not None
+
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        """Positions of the images that have a label."""
+        return np.flatnonzero(self.labels >= 0)
+
+    def label_name(self, i: int) -> str | None:
+        """Class name of image i; None where it is unlabelled."""
+        label = int(self.labels[i])
+        return None if label < 0 else self.classes[label]
+
+    def load(self, i: int, *, size_hint: int | None = None) -> Image.Image:
+        """Decode image i, upright, in mode L or RGB.
+
+        Parameters
+        ----------
+        i : int
+            Position in this source.
+        size_hint : int, optional
+            As in ``load_image``.
+
+        Raises
+        ------
+        ImageError
+            If it cannot be read; names the image.
+        """
+        row = int(self.rows[i])
+        name = self.store.uri(row)
+        try:
+            raw = self.store.read(row)
+        except UnreadableImageError:
+            raise
+        except SourceError as error:
+            raise UnreadableImageError(name, str(error)) from error
+        return decode(raw, name, size_hint=size_hint)
+
+    def subset(self, rows: ArrayLike) -> Source:
+        """The same source with only these positions, in this order.
+
+        Parameters
+        ----------
+        rows : array_like of int or bool
+            Positions in this source, or a mask over it.
+
+        Raises
+        ------
+        InvalidInputError
+            If a position is outside the source, or a mask has another length.
+        """
+        positions = self._positions(rows)
+        matrix = self.label_matrix
+        return replace(
+            self,
+            rows=self.rows[positions],
+            labels=self.labels[positions],
+            label_matrix=None if matrix is None else matrix[positions],
+        )
+
+    def _positions(self, rows: ArrayLike) -> NDArray[np.int64]:
+        given: NDArray[Any] = np.asarray(rows)
+        if given.dtype == np.bool_:
+            if given.shape != (len(self),):
+                raise InvalidInputError(
+                    f"rows: expected a mask of {len(self)} values, got shape {given.shape}"
+                )
+            return np.flatnonzero(given)
+        if given.size == 0:
+            return np.zeros(0, np.int64)
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            raise InvalidInputError(
+                f"rows: expected whole numbers in one dimension, got {given.dtype} of {given.shape}"
+            )
+        if given.min() < 0 or given.max() >= len(self):
+            raise InvalidInputError(
+                f"rows: expected 0 to {len(self) - 1}, got {given.min()} to {given.max()}"
+            )
+        return given.astype(np.int64)

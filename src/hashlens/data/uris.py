@@ -1,0 +1,75 @@
+"""Names of images: what a URI means, and where its bytes are."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+RawImage: TypeAlias = bytes | Path | NDArray[np.uint8]
+"""What a store holds of one image: encoded bytes, a file, or pixels."""
+
+_PARQUET = re.compile(r"(?P<path>.+\.parquet)#(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
+_DIGITS = re.compile(r"digits#(?P<row>\d+)")
+_HUB = re.compile(r"hub:(?P<name>.+)#(?P<split>[^#]+)#(?P<row>\d+)", re.DOTALL)
+
+
+def path_uri(path: str) -> str:
+    """URI of a file: its absolute path, or a ``file:`` URI where the name is not valid UTF-8.
+
+    A ``#`` in a file name needs no escape: only ``NAME.parquet#ROW`` names a row.
+
+    Parameters
+    ----------
+    path : str
+        A path as the operating system gives it; bytes that are no text as surrogates.
+    """
+    absolute = os.path.abspath(path)
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:
+        return Path(absolute).as_uri()
+    return absolute
+
+
+def uri_path(uri: str) -> Path:
+    """The file that a path or a ``file:`` URI names."""
+    if uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
+    return Path(os.path.expanduser(uri))
+
+
+def resolve(image: Any) -> RawImage:
+    """Where an image's bytes are.
+
+    Parameters
+    ----------
+    image : str or PathLike
+        A path, or a URI of any source.
+
+    Raises
+    ------
+    SourceError
+        If the row's file, data set or row is not there.
+    """
+    if not isinstance(image, str):
+        return Path(image)
+    if match := _PARQUET.fullmatch(image):
+        if not os.path.exists(image):  # a file that happens to be named like a row comes first
+            from hashlens.data.parquet import open_parquet
+
+            return open_parquet(str(uri_path(match["path"]))).read(int(match["row"]))
+    elif match := _DIGITS.fullmatch(image):
+        from hashlens.data.digits import DigitImages
+
+        return DigitImages().read(int(match["row"]))
+    elif match := _HUB.fullmatch(image):
+        from hashlens.data.hub import HubImages
+
+        return HubImages(match["name"], match["split"]).read(int(match["row"]))
+    return uri_path(image)
