@@ -1,0 +1,295 @@
+"""Compiled search kernels: arrays in, arrays out, no objects.
+
+Codes lie in *blocks*: ``(BLOCK codes)`` of ``w`` 64-bit words with the words as columns, an array
+``(w, BLOCK)``. One vector instruction then counts the bits of one word of several codes, and a
+block stays in the first-level cache while every query of a batch passes over it. Rows of packed
+bytes are brought into such a block on the way, which costs little beside a batch of queries.
+
+A group of GROUP codes is passed over when its smallest distance is not below the query's limit.
+Almost all are, so a query costs w exclusive-ors, w popcounts, w - 1 additions and one minimum a
+vector of codes. ``words`` is a tuple whose length is w: the compiler sees the length in its type
+and unrolls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from hashlens.codes.vector import (
+    GROUP,
+    any_below,
+    code_distance,
+    mask_below,
+    trailing_zeros,
+    unaligned_word,
+)
+
+BLOCK = 2048
+_FAR = np.uint64(1 << 62)
+_ONE = np.uint64(1)
+_ZERO = np.uint64(0)
+
+
+@njit(nogil=True, cache=True)
+def load_rows(
+    data: Any, n_bytes: int, first: int, count: int, block: Any, at: int, words: Any
+) -> None:
+    """Bring ``count`` packed rows from row ``first`` on into a block, from its column ``at`` on.
+
+    ``data`` holds all rows, flat uint8. Bytes past a row's end count as zero.
+    """
+    last_bytes = n_bytes - 8 * (len(words) - 1)
+    keep = np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(8 * (8 - last_bytes))
+    # rows that can be read eight bytes at a time without passing the end of the data
+    safe = min(count, (len(data) - 8 * len(words)) // n_bytes - first + 1)
+    for j in range(safe):
+        offset = (first + j) * n_bytes
+        for i in range(len(words) - 1):
+            block[i, at + j] = unaligned_word(data, offset + 8 * i)
+        block[len(words) - 1, at + j] = unaligned_word(data, offset + 8 * (len(words) - 1)) & keep
+    for j in range(max(safe, 0), count):
+        for i in range(len(words)):
+            word = _ZERO
+            for b in range(8 * i, min(8 * i + 8, n_bytes)):
+                word |= np.uint64(data[(first + j) * n_bytes + b]) << np.uint64(8 * (b - 8 * i))
+            block[i, at + j] = word
+
+
+@njit(nogil=True, cache=True)
+def append_rows(data: Any, n_bytes: int, blocks: Any, n: int, words: Any) -> None:
+    """Store all packed rows of ``data`` in blocks that hold ``n`` codes already."""
+    row, rows = 0, len(data) // n_bytes
+    while row < rows:
+        at = (n + row) % BLOCK
+        count = min(BLOCK - at, rows - row)
+        load_rows(data, n_bytes, row, count, blocks[(n + row) // BLOCK], at, words)
+        row += count
+
+
+@njit(nogil=True, cache=True)
+def _keep_nearest(distances: Any, ids: Any, count: int, k: int, histogram: Any) -> np.uint64:
+    """Move the k nearest of ``count`` candidates to the front, in order; return the k-th distance.
+
+    Among equal distances the first stay.
+    """
+    histogram[:] = 0
+    for c in range(count):
+        histogram[distances[c]] += 1
+    nearer, kth = 0, 0
+    while nearer + histogram[kth] < k:
+        nearer += histogram[kth]
+        kth += 1
+    ties, kept = k - nearer, 0
+    for c in range(count):
+        distance = distances[c]
+        if distance > kth or (distance == kth and ties == 0):
+            continue
+        ties -= distance == kth
+        distances[kept] = distance
+        ids[kept] = ids[c]
+        kept += 1
+    return np.uint64(kth)
+
+
+@njit(nogil=True, cache=True)
+def scan_nearest(
+    blocks: Any,
+    data: Any,
+    n_bytes: int,
+    first: int,
+    last: int,
+    n: int,
+    queries: Any,
+    words: Any,
+    allowed: Any,
+    k: int,
+    shared: Any,
+    distances: Any,
+    ids: Any,
+    counts: Any,
+) -> None:
+    """Collect candidates for the k nearest codes of each query from blocks ``first`` to ``last``.
+
+    Parameters
+    ----------
+    blocks : ndarray of shape (m, w, BLOCK), uint64
+        The database; or one block to work in, where the codes are read from ``data``.
+    data : ndarray of shape (n * n_bytes,), uint8
+        Packed rows; empty where ``blocks`` holds the codes.
+    n_bytes : int
+        Bytes a row of ``data``.
+    first, last, n : int
+        Range of blocks to search; number of codes in all.
+    queries : ndarray of shape (q, w), uint64
+        Codes to search for.
+    words : tuple of length w
+        Gives w to the compiler.
+    allowed : ndarray of shape (n,) or (0,), bool
+        Codes that may be found; empty: all.
+    k : int
+        Results a query, at most half of what a buffer holds.
+    shared : ndarray of shape (q,), uint64
+        Distances that no result reaches, known to all searching threads; read and lowered
+        without a lock, as any value ever written is a right one.
+    distances, ids, counts : ndarrays of shape (q, c), (q, c) and (q,), uint16, int64, int64
+        Buffers of candidates, in order of id.
+    """
+    histogram = np.zeros(64 * len(words) + 1, np.int64)
+    limits = np.full(len(queries), _FAR)
+    for b in range(first, last):
+        inside = min(BLOCK, n - b * BLOCK)
+        if len(data):
+            load_rows(data, n_bytes, b * BLOCK, inside, blocks[0], 0, words)
+        block = blocks[0 if len(data) else b]
+        for i in range(len(queries)):
+            limit = min(limits[i], shared[i])
+            query = queries[i]
+            for start in range(0, inside, GROUP):
+                if not any_below(block, start, query, limit, words):
+                    continue
+                mask = mask_below(block, start, query, limit, words)
+                while mask:
+                    j = start + np.int64(trailing_zeros(mask))
+                    mask &= mask - _ONE
+                    if j >= inside or (len(allowed) and not allowed[b * BLOCK + j]):
+                        continue
+                    distance = code_distance(block, j, query, words)
+                    if distance >= limit:  # lowered since the mask was made
+                        continue
+                    distances[i, counts[i]] = distance
+                    ids[i, counts[i]] = b * BLOCK + j
+                    counts[i] += 1
+                    if counts[i] == distances.shape[1]:
+                        limit = _keep_nearest(distances[i], ids[i], counts[i], k, histogram)
+                        counts[i] = k
+                        limits[i] = limit  # later codes have higher ids: ties lose
+                        shared[i] = min(shared[i], limit + _ONE)
+
+
+@njit(nogil=True, cache=True)
+def merge_nearest(
+    distances: Any, ids: Any, counts: Any, first: int, last: int, out: Any, out_ids: Any
+) -> None:
+    """Order the candidates of queries ``first`` to ``last`` by (distance, id), keep the nearest.
+
+    Parameters
+    ----------
+    distances, ids, counts : ndarrays of shape (t, q, c), (t, q, c) and (t, q)
+        Buffers of t threads; a later thread has higher ids.
+    first, last : int
+        Range of queries.
+    out, out_ids : ndarrays of shape (q, k), uint16 and int64
+        Results.
+    """
+    starts = np.zeros(1026, np.int64)
+    k = out.shape[1]
+    for i in range(first, last):
+        starts[:] = 0
+        for t in range(len(distances)):
+            for c in range(counts[t, i]):
+                starts[distances[t, i, c] + 1] += 1
+        for d in range(1, len(starts)):
+            starts[d] += starts[d - 1]
+        for t in range(len(distances)):
+            for c in range(counts[t, i]):
+                distance = distances[t, i, c]
+                place = starts[distance]
+                starts[distance] += 1
+                if place < k:
+                    out[i, place] = distance
+                    out_ids[i, place] = ids[t, i, c]
+
+
+@njit(nogil=True, cache=True)
+def count_within(
+    blocks: Any,
+    data: Any,
+    n_bytes: int,
+    first: int,
+    last: int,
+    n: int,
+    queries: Any,
+    words: Any,
+    allowed: Any,
+    limit: np.uint64,
+    histogram: Any,
+) -> None:
+    """Count codes at each distance below ``limit``: histogram (q, limit), int64.
+
+    The other parameters are those of ``scan_nearest``.
+    """
+    for b in range(first, last):
+        inside = min(BLOCK, n - b * BLOCK)
+        if len(data):
+            load_rows(data, n_bytes, b * BLOCK, inside, blocks[0], 0, words)
+        block = blocks[0 if len(data) else b]
+        for i in range(len(queries)):
+            query = queries[i]
+            for start in range(0, inside, GROUP):
+                if not any_below(block, start, query, limit, words):
+                    continue
+                mask = mask_below(block, start, query, limit, words)
+                while mask:
+                    j = start + np.int64(trailing_zeros(mask))
+                    mask &= mask - _ONE
+                    if j < inside and (not len(allowed) or allowed[b * BLOCK + j]):
+                        histogram[i, code_distance(block, j, query, words)] += 1
+
+
+@njit(nogil=True, cache=True)
+def place_within(
+    blocks: Any,
+    data: Any,
+    n_bytes: int,
+    first: int,
+    last: int,
+    n: int,
+    queries: Any,
+    words: Any,
+    allowed: Any,
+    limits: Any,
+    places: Any,
+    ends: Any,
+    distances: Any,
+    ids: Any,
+) -> None:
+    """Write codes nearer than each query's limit where they belong in the order (distance, id).
+
+    Parameters
+    ----------
+    blocks, data, n_bytes, first, last, n, queries, words, allowed
+        As in ``scan_nearest``.
+    limits : ndarray of shape (q,), uint64
+        Distances that results stay below.
+    places : ndarray of shape (q, d), int64
+        Where the next code of each query and distance goes; advanced.
+    ends : ndarray of shape (q,), int64
+        A code whose place is not below is dropped.
+    distances, ids : ndarrays of shape (m,), uint16 and int64
+        Results.
+    """
+    for b in range(first, last):
+        inside = min(BLOCK, n - b * BLOCK)
+        if len(data):
+            load_rows(data, n_bytes, b * BLOCK, inside, blocks[0], 0, words)
+        block = blocks[0 if len(data) else b]
+        for i in range(len(queries)):
+            query = queries[i]
+            for start in range(0, inside, GROUP):
+                if not any_below(block, start, query, limits[i], words):
+                    continue
+                mask = mask_below(block, start, query, limits[i], words)
+                while mask:
+                    j = start + np.int64(trailing_zeros(mask))
+                    mask &= mask - _ONE
+                    if j >= inside or (len(allowed) and not allowed[b * BLOCK + j]):
+                        continue
+                    distance = code_distance(block, j, query, words)
+                    place = places[i, distance]
+                    places[i, distance] += 1
+                    if place < ends[i]:
+                        distances[place] = distance
+                        ids[place] = b * BLOCK + j

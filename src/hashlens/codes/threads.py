@@ -1,0 +1,52 @@
+"""Threads for kernels that release the interpreter lock.
+
+Own threads rather than numba's parallel layers, because those must not be entered by two Python
+threads at once (the workqueue layer aborts the process), and a service does just that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hashlens-codes")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def thread_count() -> int:
+    """Threads a search may use: the process's affinity and numba's setting, whichever is less."""
+    import numba
+
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    return max(1, min(processors, int(numba.get_num_threads())))
+
+
+def run_all(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run the tasks at the same time, the first in this thread; return when all are done."""
+    waiting = [_pool().submit(task) for task in tasks[1:]]
+    try:
+        tasks[0]()
+    finally:
+        for task in waiting:
+            task.exception()  # wait for all, as they write into the caller's arrays
+    for task in waiting:
+        task.result()
+
+
+def split(count: int, parts: int) -> list[tuple[int, int]]:
+    """Cut ``range(count)`` into at most ``parts`` ranges of nearly equal length, none empty."""
+    parts = max(1, min(parts, count))
+    cuts = [count * part // parts for part in range(parts + 1)]
+    return list(pairwise(cuts))

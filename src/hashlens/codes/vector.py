@@ -1,0 +1,144 @@
+"""Bit counting on vectors of codes, as intrinsics for the kernels.
+
+Written in LLVM's own vector types, so that the shape of the innermost loop is stated rather than
+hoped for from the loop vectoriser; any processor runs it, and one with VPOPCNTDQ needs two
+instructions a word of eight codes. Each function takes a block (w, BLOCK), uint64, contiguous, the
+first of GROUP columns, a query (w,), uint64, and ``words``, a tuple of length w.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+GROUP = 64
+_LANES = 8
+_I64 = ir.IntType(64)
+_VECTOR = ir.VectorType(_I64, _LANES)
+
+
+@intrinsic
+def trailing_zeros(_typing: Any, word: Any) -> Any:
+    """Number of 0 bits below the lowest 1 bit of a uint64 other than 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def unaligned_word(_typing: Any, data: Any, offset: Any) -> Any:
+    """The eight bytes of a uint8 array from ``offset`` on, as a uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        address = cgutils.gep_inbounds(builder, array.data, args[1])
+        return builder.load(builder.bitcast(address, _I64.as_pointer()), align=1)
+
+    return types.uint64(data, types.int64), generate
+
+
+@intrinsic
+def code_distance(_typing: Any, block: Any, start: Any, query: Any, words: Any) -> Any:
+    """Distance of the one code in column ``start``, uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        columns = _Columns(context, builder, signature, args)
+        total = ir.Constant(_I64, 0)
+        for i in range(columns.count):
+            word = builder.load(columns.address(i))
+            total = builder.add(total, builder.ctpop(builder.xor(word, columns.query_word(i))))
+        return total
+
+    return types.uint64(block, types.int64, query, words), generate
+
+
+@intrinsic
+def any_below(_typing: Any, block: Any, start: Any, query: Any, limit: Any, words: Any) -> Any:
+    """Whether a code of the group is nearer than ``limit``: uint8, 0 if none is."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        columns = _Columns(context, builder, signature, [*args[:3], args[4]])
+        smallest = None
+        for distance in columns.distances():
+            if smallest is None:
+                smallest = distance
+            else:
+                nearer = builder.icmp_unsigned("<", distance, smallest)
+                smallest = builder.select(nearer, distance, smallest)
+        below = builder.icmp_unsigned("<", smallest, _splat(builder, args[3]))
+        return builder.bitcast(below, ir.IntType(_LANES))
+
+    return types.uint8(block, types.int64, query, types.uint64, words), generate
+
+
+@intrinsic
+def mask_below(_typing: Any, block: Any, start: Any, query: Any, limit: Any, words: Any) -> Any:
+    """Which codes of the group are nearer than ``limit``: uint64, bit j for the j-th."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        columns = _Columns(context, builder, signature, [*args[:3], args[4]])
+        limits = _splat(builder, args[3])
+        mask = ir.Constant(_I64, 0)
+        for g, distance in enumerate(columns.distances()):
+            below = builder.icmp_unsigned("<", distance, limits)
+            bits = builder.zext(builder.bitcast(below, ir.IntType(_LANES)), _I64)
+            mask = builder.or_(mask, builder.shl(bits, ir.Constant(_I64, g * _LANES)))
+        return mask
+
+    return types.uint64(block, types.int64, query, types.uint64, words), generate
+
+
+class _Columns:
+    """The columns of a block from one code on, beside the words of a query."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self._builder = builder
+        types_ = signature.args
+        block = context.make_array(types_[0])(context, builder, args[0])
+        self._query = context.make_array(types_[2])(context, builder, args[2]).data
+        self._start = cgutils.gep_inbounds(builder, block.data, args[1])
+        self._length = cgutils.unpack_tuple(builder, block.shape, 2)[1]
+        self.count = len(types_[-1])
+
+    def address(self, word: int) -> Any:
+        """Where the given word of the first code is."""
+        offset = self._builder.mul(ir.Constant(_I64, word), self._length)
+        return cgutils.gep_inbounds(self._builder, self._start, offset)
+
+    def query_word(self, word: int) -> Any:
+        return self._builder.load(
+            cgutils.gep_inbounds(self._builder, self._query, ir.Constant(_I64, word))
+        )
+
+    def distances(self) -> list[Any]:
+        """Distances of the group's codes, a vector after the other."""
+        builder = self._builder
+        starts = [builder.bitcast(self.address(i), _VECTOR.as_pointer()) for i in range(self.count)]
+        query = [_splat(builder, self.query_word(i)) for i in range(self.count)]
+        popcount = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.ctpop.v{_LANES}i64"
+        )
+        totals = []
+        for g in range(GROUP // _LANES):
+            total = None
+            for i in range(self.count):
+                at = cgutils.gep_inbounds(builder, starts[i], ir.Constant(_I64, g))
+                bits = builder.call(popcount, [builder.xor(builder.load(at, align=8), query[i])])
+                total = bits if total is None else builder.add(total, bits)
+            totals.append(total)
+        return totals
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """A vector with ``value`` in every lane."""
+    first = builder.insert_element(
+        ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+    )
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+    return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), lanes)

@@ -1,0 +1,224 @@
+"""Fast search equals the plain reference and FAISS, whatever comes in."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashlens.codes import reference
+from hashlens.codes.database import CodeDatabase
+from hashlens.codes.packing import pack_bits
+from hashlens.codes.search import hamming_distances, hamming_radius, hamming_topk
+from hashlens.errors import InvalidInputError
+
+# Widths in bytes that have been compiled for others already would cost nothing; each number of
+# 64-bit words is compiled once, so most examples use few of them.
+WIDTHS = [1, 2, 6, 8, 12, 16]
+
+
+def clustered(rng: np.random.Generator, n: int, n_bytes: int, centres: int) -> np.ndarray:
+    """Codes near few centres: many ties, many duplicates."""
+    middle = rng.integers(0, 256, (max(centres, 1), n_bytes), dtype=np.uint8)
+    flips = rng.random((n, 8 * n_bytes)) < rng.choice([0.0, 0.02, 0.2])
+    return middle[rng.integers(0, len(middle), n)] ^ pack_bits(flips)
+
+
+@st.composite
+def problems(draw: Any) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_bytes = draw(st.sampled_from(WIDTHS))
+    n = draw(st.sampled_from([0, 1, 2, 63, 64, 65, 200, 2047, 2048, 2049, 5000]))
+    centres = draw(st.sampled_from([1, 3, 1000]))
+    codes = clustered(rng, n + draw(st.integers(0, 4)), n_bytes, centres)
+    k = draw(st.sampled_from([0, 1, 2, 10, 100, n // 16, n, n + 7]))
+    share = draw(st.sampled_from([None, 0.0, 0.01, 0.3, 0.9, 1.0]))
+    allowed = None if share is None else rng.random(n) < share
+    return codes[:n], codes[n:], k, allowed
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.booleans())
+def test_topk_equals_reference(problem: Any, prepared: bool) -> None:
+    codes, queries, k, allowed = problem
+    database = CodeDatabase(codes) if prepared else codes
+    distances, ids = hamming_topk(database, queries, k, allowed=allowed)
+    expected, expected_ids = reference.topk(codes, queries, k, allowed)
+    np.testing.assert_array_equal(distances, expected)
+    np.testing.assert_array_equal(ids, expected_ids)
+    assert (distances.dtype, ids.dtype) == (np.uint16, np.int64)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.booleans(), st.integers(0, 140))
+def test_radius_equals_reference(problem: Any, prepared: bool, radius: int) -> None:
+    codes, queries, _, allowed = problem
+    database = CodeDatabase(codes) if prepared else codes
+    found = hamming_radius(database, queries, radius, allowed=allowed)
+    assert len(found.offsets) == len(queries) + 1
+    for i, (distances, ids) in enumerate(reference.radius(codes, queries, radius, allowed)):
+        own = slice(found.offsets[i], found.offsets[i + 1])
+        np.testing.assert_array_equal(found.distances[own], distances)
+        np.testing.assert_array_equal(found.ids[own], ids)
+
+
+@pytest.mark.parametrize("bits", [24, 48, 64, 128, 136, 256, 1024])
+def test_topk_equals_faiss(bits: int) -> None:
+    faiss = pytest.importorskip("faiss")
+    rng = np.random.default_rng(bits)
+    codes = clustered(rng, 6005, bits // 8, 20)
+    flat = faiss.IndexBinaryFlat(bits)
+    flat.add(codes[5:])
+    for k in (1, 50, 6000):
+        expected, _ = flat.search(codes[:5], k)
+        distances, ids = hamming_topk(codes[5:], codes[:5], k)
+        np.testing.assert_array_equal(distances, expected)
+        for row, query, at in zip(distances, codes[:5], ids, strict=True):
+            np.testing.assert_array_equal(row, hamming_distances(codes[5:], query, at))
+
+
+def test_equal_codes_are_ordered_by_id() -> None:
+    codes = np.full((70_000, 16), 7, np.uint8)
+    for database in (codes, CodeDatabase(codes)):
+        for k in (1, 10, 1000, 70_000):
+            distances, ids = hamming_topk(database, codes[:2], k)
+            assert not distances.any()
+            np.testing.assert_array_equal(ids, np.tile(np.arange(k), (2, 1)))
+
+
+@pytest.mark.parametrize("n_bytes", [6, 16])
+def test_any_memory_layout(tmp_path: Path, n_bytes: int) -> None:
+    rng = np.random.default_rng(1)
+    codes = clustered(rng, 3000, n_bytes, 5)
+    expected = reference.topk(codes, codes[:3], 20)
+    (tmp_path / "codes").write_bytes(b"odd" + codes.tobytes())
+    mapped = np.memmap(tmp_path / "codes", np.uint8, "r", offset=3, shape=codes.shape)
+    frozen = codes.copy()
+    frozen.flags.writeable = False
+    wide = np.zeros((6000, n_bytes + 3), np.uint8)
+    wide[::2, 1:-2] = codes
+    for layout in (mapped, frozen, wide[::2, 1:-2], np.asfortranarray(codes), codes.tolist()):
+        array = np.asarray(layout, np.uint8) if isinstance(layout, list) else layout
+        for database in (array, CodeDatabase(array)):
+            for found, right in zip(hamming_topk(database, array[:3], 20), expected, strict=True):
+                np.testing.assert_array_equal(found, right)
+
+
+def test_appending_in_pieces_and_reading_back() -> None:
+    rng = np.random.default_rng(2)
+    codes = clustered(rng, 10_000, 6, 9)
+    database = CodeDatabase.empty(6)
+    assert hamming_topk(database, codes[:2], 3)[1].shape == (2, 0)
+    at = 0
+    while at < len(codes):
+        step = int(rng.integers(1, 3000))
+        database.append(codes[at : at + step])
+        at += step
+    assert len(database) == len(codes)
+    np.testing.assert_array_equal(database.packed(), codes)
+    np.testing.assert_array_equal(database.packed([5, 9_999, 0]), codes[[5, 9_999, 0]])
+    expected = reference.topk(codes, codes[:4], 50)
+    np.testing.assert_array_equal(hamming_topk(database, codes[:4], 50)[1], expected[1])
+
+
+def test_a_search_sees_the_codes_it_began_with() -> None:
+    codes = clustered(np.random.default_rng(3), 20_000, 8, 4)
+    database = CodeDatabase(codes[:100])
+    sizes: list[int] = []
+
+    def read() -> None:
+        while len(database) < len(codes):
+            before = len(database)
+            distances, ids = hamming_topk(database, codes[:1], 20_000)
+            assert before <= ids.shape[1]
+            rows = np.sort(ids[0])
+            np.testing.assert_array_equal(rows, np.arange(len(rows)))
+            np.testing.assert_array_equal(distances[0], hamming_distances(codes, codes[0], ids[0]))
+            sizes.append(len(rows))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for at in range(100, len(codes), 100):
+        database.append(codes[at : at + 100])
+    reader.join()
+    assert sizes == sorted(sizes)
+
+
+def test_many_threads_at_once() -> None:
+    codes = clustered(np.random.default_rng(4), 30_000, 16, 30)
+    expected = reference.topk(codes, codes[:40], 10)[1]
+    answers: list[np.ndarray | None] = [None] * 40
+
+    def ask(i: int) -> None:
+        answers[i] = hamming_topk(codes, codes[i : i + 1], 10)[1][0]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(np.stack([a for a in answers if a is not None]), expected)
+
+
+def test_thread_settings_are_respected_and_kept() -> None:
+    from hashlens.codes import threads
+
+    before = numba.get_num_threads()
+    affinity = os.sched_getaffinity(0)
+    codes = clustered(np.random.default_rng(5), 9000, 8, 3)
+    try:
+        numba.set_num_threads(1)
+        assert threads.thread_count() == 1
+        hamming_topk(codes, codes[:3], 5)
+        assert numba.get_num_threads() == 1
+        numba.set_num_threads(before)
+        os.sched_setaffinity(0, {min(affinity)})
+        assert threads.thread_count() == 1
+    finally:
+        os.sched_setaffinity(0, affinity)
+        numba.set_num_threads(before)
+
+
+def test_a_forked_child_can_search() -> None:
+    codes = clustered(np.random.default_rng(6), 9000, 8, 3)
+    expected = hamming_topk(codes, codes[:3], 5)[1]
+    child = os.fork()
+    if child == 0:  # never returns into pytest
+        same = np.array_equal(hamming_topk(codes, codes[:3], 5)[1], expected)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("database", "queries", "k", "allowed", "says"),
+    [
+        (np.zeros((3, 8), np.uint8), np.zeros((1, 6), np.uint8), 1, None, "8 bytes"),
+        (np.zeros((3, 8), np.uint8), np.zeros((1, 8), np.int64), 1, None, "uint8"),
+        (np.zeros(8, np.uint8), np.zeros((1, 8), np.uint8), 1, None, "shape"),
+        (np.zeros((3, 8), np.uint8), np.zeros((1, 8), np.uint8), -1, None, "0 or more"),
+        (np.zeros((3, 8), np.uint8), np.zeros((1, 8), np.uint8), 1, np.ones(3), "bool"),
+        (np.zeros((3, 8), np.uint8), np.zeros((1, 8), np.uint8), 1, np.ones(2, bool), "(3,)"),
+    ],
+)
+def test_bad_input_is_explained(
+    database: Any, queries: Any, k: int, allowed: Any, says: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=says.replace("(", r"\(").replace(")", r"\)")):
+        hamming_topk(database, queries, k, allowed=allowed)
+
+
+def test_bad_radius_and_bad_appended_codes() -> None:
+    database = CodeDatabase(np.zeros((3, 8), np.uint8))
+    with pytest.raises(InvalidInputError, match="radius"):
+        hamming_radius(database, np.zeros((1, 8), np.uint8), -1)
+    with pytest.raises(InvalidInputError, match="8 bytes"):
+        database.append(np.zeros((1, 6), np.uint8))
+    with pytest.raises(InvalidInputError, match="rows"):
+        database.packed([3])
