@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from hashlens import __version__
+from hashlens.cli.train import train_command
 from hashlens.errors import HashlensError
 
 
@@ -57,6 +58,9 @@ def _options(
     ),
 ) -> None:
     pass
+
+
+app.command("train")(train_command)
 
 
 def main() -> None:

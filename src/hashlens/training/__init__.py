@@ -1,1 +1,1 @@
-"""Learning codes from class labels: configuration, objectives, one loop, recipes."""
+"""Training: frozen configuration, objectives, one loop for all of them, recipes."""

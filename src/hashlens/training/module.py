@@ -1,0 +1,187 @@
+"""One training loop's contents for every recipe and objective, as Lightning wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import lightning
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.models.latent import LatentHashNet, LatentOutput
+from hashlens.training.augment import rotate_and_scale, shift_and_flip
+from hashlens.training.batches import Batch
+from hashlens.training.config import TrainingConfig
+from hashlens.training.optimizers import create_optimizer
+from hashlens.training.schedules import rate_share
+from hashlens.training.scores import ValidationScores, validation_scores
+
+
+class HashModule(lightning.LightningModule):
+    """Network, objective, optimizer and validation of one run.
+
+    Parameters
+    ----------
+    net : LatentHashNet
+        What is trained.
+    objective : Module
+        Called with a ``LatentOutput``, targets and F8; returns ``Losses``.
+    config : TrainingConfig
+        Resolved.
+    preprocessing : Preprocessing
+        Mean and deviation that pixels are normalised with.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(
+        self,
+        net: LatentHashNet,
+        objective: nn.Module,
+        config: TrainingConfig,
+        preprocessing: Preprocessing,
+    ) -> None:
+        super().__init__()
+        self.net, self.objective, self.config = net, objective, config
+        # Pixels are 0 to 255 here, and channels come last.
+        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean), persistent=False)
+        self.register_buffer("deviation", 255 * torch.tensor(preprocessing.std), persistent=False)
+        self.average: AveragedModel | None = None
+        if config.average > 0:
+            self.average = AveragedModel(
+                net, avg_fn=_moving_average(config.average), use_buffers=True
+            )
+            self.average.requires_grad_(False)
+        self.scores: ValidationScores | None = None
+        self._loss_sum = torch.zeros(2)
+        self._validation: list[tuple[torch.Tensor, ...]] = []
+
+    @property
+    def judged(self) -> LatentHashNet:
+        """The network that is validated and kept: the average of weights, if there is one."""
+        return self.net if self.average is None else cast(LatentHashNet, self.average.module)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer, and its rate step by step."""
+        optimizer = create_optimizer(self.net, self.config)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule, warmup = self.config.schedule, self.config.warmup
+
+        def share(step: int) -> float:
+            return rate_share(schedule, step, total, warmup)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "rate"},
+        }
+
+    def images(self, batch: Batch, *, augment: bool) -> torch.Tensor:
+        """Pixels (b, size, size, channels) uint8 to the network's input (b, channels, ...)."""
+        pixels = batch.inputs
+        if augment:
+            flip = bool(self.config.flip)
+            pixels = shift_and_flip(pixels, batch.draws, self.config.crop, flip)
+        # Channels stay last in memory, which is what the convolutions are quickest with.
+        images = ((pixels.float() - self.mean) / self.deviation).permute(0, 3, 1, 2)
+        if augment and self.config.rotate:
+            images = rotate_and_scale(images, batch.draws, self.config.rotate)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def output(self, net: LatentHashNet, batch: Batch, *, augment: bool) -> LatentOutput:
+        """Run a network on a batch of pixels, or of features computed before."""
+        if self.config.freeze_backbone:
+            return net.from_features(batch.inputs)
+        result: LatentOutput = net(self.images(batch, augment=augment))
+        return result
+
+    def train(self, mode: bool = True) -> HashModule:
+        """Switch to training, the backbone's statistics apart where they are frozen."""
+        super().train(mode)
+        if mode and self.config.freeze_statistics:
+            for part in self.net.backbone.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+        return self
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        """Loss of a batch."""
+        losses = self.objective(
+            self.output(self.net, batch, augment=True), batch.targets, self.net.classifier
+        )
+        classification = losses.classification.detach().float()
+        self._loss_sum = self._loss_sum.to(classification.device)
+        self._loss_sum += torch.stack([classification, torch.ones_like(classification)])
+        self.log("train_loss", losses.total.detach().float())
+        total: torch.Tensor = losses.total
+        return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        """Move the average of weights after a step of the optimizer."""
+        if self.average is not None and (index + 1) % self.config.accumulate == 0:
+            self.average.update_parameters(self.net)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Keep what the network makes of a validation batch."""
+        output = self.output(self.judged, batch, augment=False)
+        scores, targets = output.scores.float(), batch.targets
+        if targets.ndim == 1:
+            losses = functional.cross_entropy(scores, targets, reduction="none")
+        else:
+            losses = functional.binary_cross_entropy_with_logits(
+                scores, targets.float(), reduction="none"
+            ).mean(dim=1)
+        self._validation.append((output.latent.float(), scores, targets, losses))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score all validation images, those of other processes included, each once."""
+        parts = [self._gathered(torch.cat(part)) for part in zip(*self._validation, strict=True)]
+        self._validation.clear()
+        latent, scores, targets, losses = parts
+        self.scores = validation_scores(latent, scores, targets, losses)
+        # Every process holds the same figures already.
+        self.log_dict(
+            {
+                "val_map": self.scores.map,
+                "val_accuracy": self.scores.accuracy,
+                "val_loss": self.scores.loss,
+                "val_stuck_bits": float(self.scores.stuck_bits),
+            }
+        )
+
+    def _gathered(self, values: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, which may hold different numbers of them."""
+        if self.trainer.world_size == 1:
+            return values.cpu()
+        count = torch.tensor(len(values), device=self.device)
+        counts = cast(torch.Tensor, self.all_gather(count)).tolist()
+        padded = values.new_zeros((max(counts), *values.shape[1:]))
+        padded[: len(values)] = values
+        gathered = cast(torch.Tensor, self.all_gather(padded))
+        kept = [rows[:count] for rows, count in zip(gathered, counts, strict=True)]
+        return torch.cat(kept).cpu()
+
+    def end_epoch(self) -> float:
+        """Mean classification loss since the last call, over all processes."""
+        sums = self._loss_sum
+        if self.trainer.world_size > 1:
+            sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
+        self._loss_sum = torch.zeros(2)
+        return float(sums[0] / sums[1].clamp(min=1))
+
+
+def _moving_average(decay: float) -> Callable[..., torch.Tensor]:
+    """Moving average that leaves the first, random weights behind quickly."""
+
+    def average(old: torch.Tensor, new: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+        if not old.is_floating_point():
+            return new
+        steps = float(count)
+        return torch.lerp(old, new, 1 - min(decay, (1 + steps) / (10 + steps)))
+
+    return average

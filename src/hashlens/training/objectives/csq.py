@@ -1,0 +1,108 @@
+"""Central similarity: each class has a hash centre, and its images' codes gather there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hashlens.training.objectives.classification import Losses, classification_loss
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentOutput
+
+
+class CentralSimilarity(nn.Module):
+    """Codes near the hash centre of their class.
+
+    L. Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval",
+    CVPR 2020: central similarity loss L_C, the binary cross entropy between the activations and
+    the centre's bits (equation 4; mean over bits), plus 1e-4 times the quantisation loss
+    L_Q = log cosh(|2a - 1| - 1) (equation 5). Several labels: the centre is the majority of the
+    labels' centres, ties from a fixed random code (section 3.2).
+
+    The method has no classifier. F8 is trained beside it on the activations with the gradient
+    stopped, so that it predicts classes and leaves the codes alone.
+
+    Parameters
+    ----------
+    bits : int
+        Length of a code.
+    classes : int
+        Number of classes.
+    seed : int
+        Seeds the centres that are drawn.
+    quantisation : float
+        Weight of L_Q.
+    """
+
+    centres: torch.Tensor
+    tie: torch.Tensor
+
+    def __init__(self, bits: int, classes: int, seed: int = 0, quantisation: float = 1e-4) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.quantisation = quantisation
+        self.register_buffer("centres", hash_centres(bits, classes, generator))
+        self.register_buffer("tie", (torch.rand(bits, generator=generator) < 0.5).float())
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        latent = output.latent.float()
+        central = functional.binary_cross_entropy_with_logits(latent, self._centre(targets))
+        apart = (2 * torch.sigmoid(latent) - 1).abs() - 1
+        # log cosh(x) without overflow
+        rough = (apart.abs() + functional.softplus(-2 * apart.abs()) - 0.6931471805599453).mean()
+        scores = classifier(torch.sigmoid(latent).detach())
+        loss = classification_loss(scores, targets)
+        return Losses(central + self.quantisation * rough + loss, loss, scores)
+
+    def _centre(self, targets: torch.Tensor) -> torch.Tensor:
+        if targets.ndim == 1:
+            return self.centres[targets]
+        votes = targets.float() @ (2 * self.centres - 1)
+        return torch.where(votes == 0, self.tie, (votes > 0).float())
+
+
+def hash_centres(bits: int, classes: int, generator: torch.Generator) -> torch.Tensor:
+    """Hash centres far from each other: rows of a Hadamard matrix, else random balanced codes.
+
+    Paper, section 3.1 and algorithm 1: the rows of a Hadamard matrix and their negations are at
+    distance bits / 2 or more; where bits is no power of two, or the classes are more than
+    2 x bits, each centre has half of its bits set at random. Of 100 draws of such a set the one
+    whose closest pair is farthest is kept.
+
+    Parameters
+    ----------
+    bits : int
+        Length of a code.
+    classes : int
+        Number of centres.
+    generator : torch.Generator
+        Source of the random centres.
+
+    Returns
+    -------
+    tensor of shape (classes, bits), float32
+        0 and 1.
+    """
+    if bits & (bits - 1) == 0 and classes <= 2 * bits:
+        hadamard = torch.ones(1, 1)
+        while len(hadamard) < bits:
+            hadamard = torch.cat(
+                [torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)]
+            )
+        return (torch.cat([hadamard, -hadamard])[:classes] + 1) / 2
+    best, apart = torch.zeros(classes, bits), -1
+    for _ in range(100):
+        drawn = torch.zeros(classes, bits)
+        drawn.scatter_(
+            1, torch.rand(classes, bits, generator=generator).argsort(1)[:, : bits // 2], 1.0
+        )
+        distances = torch.cdist(drawn, drawn, p=1).round().int()
+        distances.fill_diagonal_(bits)
+        if (closest := int(distances.min())) > apart:
+            best, apart = drawn, closest
+    return best

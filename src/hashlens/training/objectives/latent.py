@@ -1,0 +1,36 @@
+"""The paper's objective: the classification loss alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hashlens.training.objectives.classification import Losses, classification_loss
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentOutput
+
+
+class Latent(nn.Module):
+    """Softmax loss on F8's scores, which see the image through the latent layer alone.
+
+    K. Lin, H.-F. Yang, J.-H. Hsiao, C.-S. Chen, "Deep Learning of Binary Hash Codes for Fast Image
+    Retrieval", CVPR Workshops 2015, section 3.1: no term on the codes; the sigmoid and the
+    classifier behind it make the activations gather near 0 and 1 by themselves.
+
+    Parameters
+    ----------
+    label_smoothing : float
+        Share of a label spread over all classes.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        loss = classification_loss(output.scores, targets, self.label_smoothing)
+        return Losses(loss, loss, output.scores)

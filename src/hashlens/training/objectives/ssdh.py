@@ -1,0 +1,49 @@
+"""SSDH: classification, activations pushed to 0 and 1, and balanced codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hashlens.training.objectives.classification import Losses, classification_loss
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentOutput
+
+
+class Ssdh(nn.Module):
+    """The authors' later objective.
+
+    H.-F. Yang, K. Lin, C.-S. Chen, "Supervised Learning of Semantics-Preserving Hash via Deep
+    Convolutional Neural Networks", TPAMI 2018: E1 - E2 + E3 (their equation of the overall
+    objective, all three weights 1) with, for activations a_n of K units and mean over the images n,
+
+    - E1: the classification loss;
+    - E2 = (1 / K) ||a_n - 0.5||^2, which pushes each activation to 0 or 1;
+    - E3 = (mean_k(a_nk) - 0.5)^2, so that half of a code's bits are ones.
+
+    Parameters
+    ----------
+    label_smoothing : float
+        Share of a label spread over all classes.
+    push : float
+        Weight of E2.
+    balance : float
+        Weight of E3.
+    """
+
+    def __init__(
+        self, label_smoothing: float = 0.0, push: float = 1.0, balance: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.label_smoothing, self.push, self.balance = label_smoothing, push, balance
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        loss = classification_loss(output.scores, targets, self.label_smoothing)
+        activations = output.activations.float()
+        away = (activations - 0.5).square().mean()
+        uneven = (activations.mean(dim=1) - 0.5).square().mean()
+        return Losses(loss - self.push * away + self.balance * uneven, loss, output.scores)

@@ -1,0 +1,117 @@
+"""The folder of a run: what it was told, so that only the same run is resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+
+from hashlens.data.source import Source
+from hashlens.errors import ModelError
+from hashlens.models.checkpoint import CONFIG_NAME
+from hashlens.training.callbacks import LAST
+from hashlens.training.config import TrainingConfig
+
+RUN = "run"
+
+
+def open_run(
+    out: Path, source: Source, config: TrainingConfig, *, resume: bool, overwrite: bool
+) -> Path | None:
+    """Prepare the folder of a run.
+
+    Parameters
+    ----------
+    out : Path
+        Where the model goes; the run's own files go to ``out/run`` and ``out/logs``.
+    source : Source
+        What is trained on.
+    config : TrainingConfig
+        Resolved.
+    resume : bool
+        Continue an unfinished run.
+    overwrite : bool
+        Start anew where a model or an unfinished run is; the old model stays until the new one
+        is complete.
+
+    Returns
+    -------
+    Path or None
+        State to resume from; None for a fresh start.
+
+    Raises
+    ------
+    ModelError
+        If there is something in ``out`` and neither is set, or the run to resume is another one.
+    """
+    run = out / RUN
+    if out.exists() and not out.is_dir():
+        raise ModelError(f"{out}: expected a folder for the model, there is a file; choose another")
+    if resume and run.is_dir():
+        _check_same(run, source, config)
+        return run / LAST if (run / LAST).is_file() else None
+    if resume and (out / CONFIG_NAME).exists():
+        raise ModelError(f"{out}: this run is complete; there is nothing to resume")
+    if overwrite:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(out / "logs", ignore_errors=True)
+    elif run.is_dir():
+        raise ModelError(f"{out}: holds an unfinished run; continue with --resume, or --overwrite")
+    elif (out / CONFIG_NAME).exists():
+        raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
+    try:
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        (run / "source.json").write_text(json.dumps(_identity(source)), encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    return None
+
+
+def close_run(out: Path, config: TrainingConfig) -> None:
+    """Leave the configuration beside the model and drop the state of the run.
+
+    Parameters
+    ----------
+    out : Path
+        Where the model is.
+    config : TrainingConfig
+        Resolved.
+    """
+    (out / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    shutil.rmtree(out / RUN, ignore_errors=True)
+
+
+def _identity(source: Source) -> dict[str, object]:
+    labels = source.labels if source.label_matrix is None else source.label_matrix
+    return {
+        "images": len(source),
+        "classes": list(source.classes),
+        "labels": int(np.frombuffer(np.ascontiguousarray(labels).tobytes(), np.uint8).sum()),
+    }
+
+
+def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
+    try:
+        kept = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        identity = json.loads((run / "source.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{run}: cannot be resumed ({error}); start with --overwrite") from error
+    now = tomllib.loads(config.to_toml())
+    differing = sorted(k for k in kept.keys() | now.keys() if kept.get(k) != now.get(k))
+    if differing:
+        values = ", ".join(f"{k} {kept.get(k)} (now {now.get(k)})" for k in differing)
+        raise ModelError(
+            f"{run.parent}: the unfinished run has {values}; resume with the same options, or "
+            "start anew with --overwrite"
+        )
+    if identity != _identity(source):
+        raise ModelError(
+            f"{run.parent}: the unfinished run had other images ({identity['images']}, now "
+            f"{len(source)}) or labels; give the same source, or start anew with --overwrite"
+        )
