@@ -62,7 +62,7 @@ def create_backbone(
         from hashlens.models.backbones.resnet9 import create_resnet9
 
         _check_from_scratch(base, weights, pretrained)
-        return create_resnet9(channels=channels, size=size, width=int(options.get("width", 64)))
+        return create_resnet9(channels=channels, size=size, width=options.get("width", 64))
     if options:
         raise ModelError(f"{base} takes no options such as {sorted(options)}, got {name!r}")
     if base == "smallcnn":

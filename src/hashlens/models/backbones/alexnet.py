@@ -15,6 +15,7 @@ from hashlens.models.backbones.weights import load_weights, read_weights, start_
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURE_DIM = 4096
+MIN_SIZE = 63  # below it nothing is left to pool
 _LICENCE = "BSD-3-Clause (torchvision); ImageNet's own terms may apply"
 
 
@@ -33,8 +34,10 @@ def create_alexnet(*, size: int | None, weights: Path | None, pretrained: bool) 
     Raises
     ------
     ModelError
-        If the weights do not fit or cannot be had.
+        If the size is below 63, or the weights do not fit or cannot be had.
     """
+    if size is not None and size < MIN_SIZE:
+        raise ModelError(f"alexnet takes images of at least {MIN_SIZE} px, got {size}")
     try:
         from torchvision.models import AlexNet_Weights, alexnet
     except ImportError as error:

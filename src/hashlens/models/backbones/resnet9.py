@@ -49,14 +49,16 @@ def create_resnet9(*, channels: int, size: int | None, width: int = 64) -> Backb
     Raises
     ------
     ModelError
-        If the size is below 16 or the width below 1.
+        If the size is below 16, or the width no whole number from 1.
     """
     size = size or 32
-    if size < MIN_SIZE or width < 1:
+    if size < MIN_SIZE:
         raise ModelError(
-            f"resnet9 takes images of at least {MIN_SIZE} px and a width of at least 1, got "
-            f"{size} px and width {width}; use smallcnn for smaller images"
+            f"resnet9 takes images of at least {MIN_SIZE} px, got {size}; use smallcnn for "
+            "smaller ones"
         )
+    if not isinstance(width, int) or width < 1:
+        raise ModelError(f"resnet9's width is a whole number from 1, got {width!r}")
     module = nn.Sequential(
         _convolution(channels, width),
         _convolution(width, 2 * width, pool=True),

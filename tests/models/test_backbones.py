@@ -1,0 +1,146 @@
+"""Each backbone's shape, weights files, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hashlens.errors import ModelError
+from hashlens.models.backbones import create_backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "width"),
+    [
+        ("smallcnn", 1, 8, 256),
+        ("smallcnn", 1, 28, 256),
+        ("smallcnn", 3, 13, 256),
+        ("resnet9?width=4", 3, 32, 32),
+        ("resnet9", 1, 16, 512),
+        ("timm:mobilenetv2_050", 3, 64, 1280),
+        ("timm:mobilenetv2_050?pad_type=same", 1, 33, 1280),
+        ("timm:deit_tiny_patch16_224", 3, 32, 192),
+    ],
+)
+def test_features_have_the_stated_width(name: str, channels: int, size: int, width: int) -> None:
+    backbone = create_backbone(name, channels=channels, size=size)
+    assert backbone.name == name
+    assert backbone.feature_dim == width
+    assert (backbone.preprocessing.size, backbone.preprocessing.channels) == (size, channels)
+    with torch.inference_mode():
+        features = backbone.module.eval()(torch.randn(2, channels, size, size))
+    assert features.shape == (2, width)
+
+
+def test_alexnet_and_caffenet_give_f7(tmp_path: Path) -> None:
+    for name, size in (("alexnet", 224), ("caffenet", 227)):
+        backbone = create_backbone(name)
+        assert backbone.preprocessing.size == size
+        with torch.inference_mode():
+            features = backbone.module.eval()(torch.randn(1, 3, size, size))
+        assert features.shape == (1, 4096)
+        assert bool((features >= 0).all())  # after the ReLU of F7
+
+
+def test_caffenet_pools_before_it_normalises_and_groups() -> None:
+    layers = dict(create_backbone("caffenet").module.named_children())
+    names = list(layers)
+    assert names.index("pool1") < names.index("norm1")
+    assert names.index("pool2") < names.index("norm2")
+    groups = [layers[f"conv{i}"].groups for i in range(1, 6)]
+    assert groups == [1, 2, 1, 2, 2]
+
+
+def test_caffenet_weights_are_turned_from_blue_first_to_red_first(tmp_path: Path) -> None:
+    state = create_backbone("caffenet").module.state_dict()
+    state["conv1.weight"] = torch.zeros_like(state["conv1.weight"])
+    state["conv1.weight"][:, 0] = 1  # Caffe's first channel is blue
+    state["fc8.weight"] = torch.zeros(1000, 4096)
+    path = tmp_path / "caffenet.pth"
+    torch.save(state, path)
+    backbone = create_backbone("caffenet", weights=path)
+    first = backbone.module.state_dict()["conv1.weight"]
+    assert bool((first[:, 2] == 1).all())
+    assert bool((first[:, :2] == 0).all())
+    assert (backbone.start.origin, backbone.start.licence) == ("caffenet.pth", "not stated")
+
+
+def test_mobilenet_weights_state_their_own_padding_and_scaling(weights_dir: Path) -> None:
+    path = weights_dir / "mobilenetv2_100_imagenet.safetensors"
+    backbone = create_backbone("timm:mobilenetv2_100", weights=path)
+    assert backbone.name == "timm:mobilenetv2_100?pad_type=same"
+    assert backbone.preprocessing.size == 224
+    assert backbone.preprocessing.mean == backbone.preprocessing.std == (0.5, 0.5, 0.5)
+    assert "Apache-2.0" in backbone.start.licence
+    stored = load_file(path)
+    held = backbone.module.state_dict()
+    assert torch.equal(held["conv_head.weight"], stored["conv_head.weight"].float())
+    assert not any(name.startswith("classifier") for name in held)
+    rebuilt = create_backbone(backbone.name)
+    assert rebuilt.module.state_dict().keys() == held.keys()
+
+
+def _safetensors(path: Path, **tensors: torch.Tensor) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet10", {}, "known are smallcnn"),
+        ("timm:mobilenet_v99", {}, "timm has no model"),
+        ("timm:mobilenetv2_050?no_such=1", {}, "could not be built"),
+        ("resnet9?depth=3", {}, "takes no options"),
+        ("smallcnn?x", {}, "KEY=VALUE"),
+        ("resnet9?width=wide", {}, "whole number"),
+        ("smallcnn", {"size": 7}, "8 to 64"),
+        ("resnet9", {"size": 8}, "at least 16"),
+        ("caffenet", {"size": 128}, "227"),
+        ("caffenet", {"pretrained": True}, "--weights"),
+        ("alexnet", {"channels": 1}, "colour"),
+        ("alexnet", {"size": 32}, "at least 63"),
+        ("smallcnn", {"channels": 2}, "1 or 3"),
+        ("resnet9", {"pretrained": True}, "from scratch"),
+    ],
+)
+def test_refuses_with_a_reason(name: str, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        create_backbone(name, **options)
+
+
+def test_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
+    missing = tmp_path / "none.safetensors"
+    cut = _safetensors(tmp_path / "cut.safetensors", a=torch.zeros(1000))
+    cut.write_bytes(cut.read_bytes()[:500])
+    other = _safetensors(tmp_path / "other.safetensors", a=torch.zeros(3))
+    text = tmp_path / "text.pth"
+    text.write_text("not weights")
+    bare = tmp_path / "bare.pth"
+    torch.save([1, 2], bare)
+    for path, message in [
+        (missing, "no weights file"),
+        (cut, "not a readable"),
+        (other, "do not fit"),
+        (text, "not a readable"),
+        (bare, "state dict"),
+    ]:
+        with pytest.raises(ModelError, match=message) as raised:
+            create_backbone("alexnet", weights=path)
+        assert path.name in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
+
+    path = tmp_path / "trap.pth"
+    torch.save({"conv1.weight": Trap()}, path)
+    with pytest.raises(ModelError, match="not a readable"):
+        create_backbone("caffenet", weights=path)
+    assert not (tmp_path / "sprung").exists()
