@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from image_builders import write_bad_images, write_class_folder, write_odd_images
+
 
 def _folder(variable: str) -> Path:
     value = os.environ.get(variable)
@@ -25,3 +27,21 @@ def data_dir() -> Path:
 def weights_dir() -> Path:
     """Folder with the MobileNetV2 weights, from ``HASHLENS_WEIGHTS``."""
     return _folder("HASHLENS_WEIGHTS")
+
+
+@pytest.fixture
+def bad_images(tmp_path: Path) -> dict[str, Path]:
+    """Files that are named like images and cannot be read, by what is wrong with them."""
+    return write_bad_images(tmp_path / "bad")
+
+
+@pytest.fixture
+def odd_images(tmp_path: Path) -> dict[str, Path]:
+    """Images of unusual kinds (animated, CMYK, 16-bit, transparent, rotated), by kind."""
+    return write_odd_images(tmp_path / "odd")
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """A folder with three classes of twelve small colour images each."""
+    return write_class_folder(tmp_path / "classes", per_class=12)

@@ -122,7 +122,7 @@ def decode(raw: RawImage | Image.Image, name: str, *, size_hint: int | None = No
         if isinstance(raw, np.ndarray):
             return _from_array(raw, name)
         if isinstance(raw, Image.Image):
-            return _finish(raw, name, size_hint)
+            return _finish(raw, name, None)  # the caller's picture must not change
         if isinstance(raw, bytes):
             if not raw:
                 raise UnreadableImageError(name, "empty (0 bytes)")
@@ -222,7 +222,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Mode L or RGB; grey stays grey."""
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
-        return image if type(image) is Image.Image else image.copy()
+        return image
     if mode.startswith("I;16"):
         return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
     if mode == "I":

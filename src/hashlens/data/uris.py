@@ -22,7 +22,7 @@ _HUB = re.compile(r"hub:(?P<name>.+)#(?P<split>[^#]+)#(?P<row>\d+)", re.DOTALL)
 def path_uri(path: str) -> str:
     """URI of a file: its absolute path, or a ``file:`` URI where the name is not valid UTF-8.
 
-    A ``#`` in a file name needs no escape: only ``NAME.parquet#ROW`` names a row.
+    A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW`` are rows.
 
     Parameters
     ----------
@@ -60,10 +60,9 @@ def resolve(image: Any) -> RawImage:
     if not isinstance(image, str):
         return Path(image)
     if match := _PARQUET.fullmatch(image):
-        if not os.path.exists(image):  # a file that happens to be named like a row comes first
-            from hashlens.data.parquet import open_parquet
+        from hashlens.data.parquet import open_parquet
 
-            return open_parquet(str(uri_path(match["path"]))).read(int(match["row"]))
+        return open_parquet(os.path.expanduser(match["path"])).read(int(match["row"]))
     elif match := _DIGITS.fullmatch(image):
         from hashlens.data.digits import DigitImages
 
