@@ -98,7 +98,7 @@ class LatentHashNet(nn.Module):
             latent = self.normalise(latent)
         activations = torch.sigmoid(latent)
         if self.classifier is None:
-            scores = activations.new_zeros((len(activations), 0))
+            scores = activations[:, :0]
         else:
             scores = self.classifier(activations)
         return LatentOutput(features, latent, activations, scores)

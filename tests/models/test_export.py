@@ -1,0 +1,156 @@
+"""Exported files: equal answers, description, damage, versions, int8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from hashlens.codes.packing import unpack_bits
+from hashlens.errors import ModelError
+from hashlens.models import export
+from hashlens.models.encoder import Encoder
+from hashlens.models.export import export_onnx
+from hashlens.models.onnx_runner import METADATA_KEY
+
+
+def _noise(n: int, size: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def test_answers_like_torch_at_every_batch_size(model_dir: Path, onnx_file: Path) -> None:
+    torch, exported = Encoder.load(model_dir), Encoder.load(onnx_file)
+    for n in (1, 2, 7, 200):
+        expected, got = torch.encode_pixels(_noise(n, 16)), exported.encode_pixels(_noise(n, 16))
+        equal = (unpack_bits(expected[0], 20) == unpack_bits(got[0], 20)).mean()
+        assert equal >= 0.999
+        for index in (1, 2):
+            np.testing.assert_allclose(got[index], expected[index], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["smallcnn", "timm:mobilenetv2_050"])
+def test_backbones_export(make_model: Callable[..., Path], tmp_path: Path, backbone: str) -> None:
+    model = make_model(tmp_path / "model", backbone=backbone, size=32, bits=48)
+    report = export_onnx(model, tmp_path / "model.onnx")
+    assert report.bits_equal >= 0.999
+    assert report.feature_error <= 1e-3
+    assert report.n_bytes == (tmp_path / "model.onnx").stat().st_size
+    assert report.fingerprint == Encoder.load(model).fingerprint
+
+
+def test_a_model_without_classes_exports_without_scores(
+    make_model: Callable[..., Path], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    model = make_model(tmp_path / "model", classes=())
+    export_onnx(model, tmp_path / "model.onnx")
+    exported = Encoder.load(tmp_path / "model.onnx")
+    assert exported.classes == ()
+    (batch,) = exported.encode_batches(pictures)
+    assert batch.scores is None
+    np.testing.assert_array_equal(batch.codes, Encoder.load(model).encode(pictures)[0])
+
+
+def test_one_file_with_its_description(onnx_file: Path) -> None:
+    proto = onnx.load(onnx_file)
+    onnx.checker.check_model(proto)
+    assert [path.name for path in onnx_file.parent.iterdir()] == [onnx_file.name]
+    (entry,) = (prop.value for prop in proto.metadata_props if prop.key == METADATA_KEY)
+    described = json.loads(entry)
+    assert described["bits"] == 20
+    assert described["classes"] == ["cat", "dog", "eel"]
+    assert described["format_version"] == 1
+    assert described["preprocessing"]["size"] == 16
+    assert len(described["fingerprint"]) == 64
+
+
+def test_int8_has_its_own_fingerprint_and_states_its_loss(model_dir: Path, tmp_path: Path) -> None:
+    pixels = _noise(64, 16)
+    report = export_onnx(model_dir, tmp_path / "int8.onnx", calibration=pixels)
+    model, quantised = Encoder.load(model_dir), Encoder.load(tmp_path / "int8.onnx")
+    assert quantised.fingerprint == report.fingerprint != model.fingerprint
+    assert report.n_compared == 64
+    expected = unpack_bits(model.encode_pixels(pixels)[0], 20)
+    got = unpack_bits(quantised.encode_pixels(pixels)[0], 20)
+    assert 0.8 < (expected == got).mean() <= 1
+    assert report.bits_equal == pytest.approx((expected == got).mean(), abs=0.01)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    assert "QuantizeLinear" in kinds
+
+
+def test_int8_without_images_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="calibration"):
+        export_onnx(model_dir, tmp_path / "int8.onnx", calibration=_noise(0, 16))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_answers_differently_is_not_written(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_compare", lambda *_: (0.998, 1e-6))
+    with pytest.raises(ModelError, match="nothing was written"):
+        export_onnx(model_dir, tmp_path / "model.onnx")
+    monkeypatch.setattr(export, "_compare", lambda *_: (1.0, float("nan")))
+    with pytest.raises(ModelError, match="nothing was written"):
+        export_onnx(model_dir, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.9, 0.999])
+def test_a_cut_file_is_refused(onnx_file: Path, tmp_path: Path, share: float) -> None:
+    data = onnx_file.read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ModelError, match=r"cut\.onnx") as raised:
+        Encoder.load(path)
+    assert "\n" not in str(raised.value)
+
+
+def _foreign(path: Path) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [result])
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path, onnx_file: Path) -> None:
+    path = tmp_path / "foreign.onnx"
+    _foreign(path)
+    with pytest.raises(ModelError, match="not from Hashlens"):
+        Encoder.load(path)
+    proto = onnx.load(path)
+    proto.metadata_props.extend(onnx.load(onnx_file).metadata_props)
+    onnx.save(proto, path)
+    with pytest.raises(ModelError, match="does not fit its description"):
+        Encoder.load(path)
+    path.write_text("text named .onnx")
+    with pytest.raises(ModelError, match="cannot read it"):
+        Encoder.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "upgrade"),
+        ({"format": "x"}, "not a Hashlens model"),
+        ({"bits": 21}, "does not fit its description"),
+    ],
+)
+def test_another_version_is_refused(
+    onnx_file: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    proto = onnx.load(onnx_file)
+    for prop in proto.metadata_props:
+        if prop.key == METADATA_KEY:
+            prop.value = json.dumps({**json.loads(prop.value), **changes})
+    path = tmp_path / "changed.onnx"
+    onnx.save(proto, path)
+    with pytest.raises(ModelError, match=message) as raised:
+        Encoder.load(path)
+    assert "changed.onnx" in str(raised.value)
