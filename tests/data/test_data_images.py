@@ -122,6 +122,7 @@ def test_exif_rotation_is_applied(odd_images: dict[str, Path]) -> None:
     assert bottom[0] > 200 > 60 > bottom[2]  # type: ignore[index]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_exif_block_does_not_spoil_the_picture() -> None:
     data = encoded(picture("cross", 1), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
     assert load_image(data).size == (32, 32)

@@ -1,0 +1,169 @@
+"""Splits, what training asks of labels, balance, and leakage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hashlens.data.decoding import decode_source
+from hashlens.data.labels import balanced_weights, class_counts, imbalance, require_labels
+from hashlens.data.leakage import content_hashes, find_leakage, pixel_hashes
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.source import FileImages, Source
+from hashlens.data.sources import open_source
+from hashlens.data.splits import split_validation
+from hashlens.errors import InvalidInputError, SourceError
+from image_builders import picture, write_class_folder
+
+label_lists = st.lists(st.integers(-1, 6), max_size=120)
+
+
+@given(label_lists, st.floats(0, 0.95), st.integers(0, 2**32))
+def test_a_split_is_stratified_whole_and_seeded(
+    labels: list[int], fraction: float, seed: int
+) -> None:
+    values = np.array(labels, np.int64)
+    train, validation = split_validation(values, fraction, seed)
+    assert sorted([*train, *validation]) == np.flatnonzero(values >= 0).tolist()
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(validation) > 0).all()
+    for label in set(labels) - {-1}:
+        total, held = (values == label).sum(), (values[validation] == label).sum()
+        assert held <= total - 1
+        assert abs(held - total * fraction) < 1 or held == total - 1
+    again = split_validation(values, fraction, seed)
+    assert np.array_equal(train, again[0])
+    assert np.array_equal(validation, again[1])
+
+
+def test_other_seeds_give_other_splits() -> None:
+    labels = np.repeat([0, 1, 2], 50)
+    first, second = (split_validation(labels, 0.2, seed)[1] for seed in (0, 1))
+    assert len(first) == len(second) == 30
+    assert not np.array_equal(first, second)
+
+
+def test_many_small_classes_still_give_the_asked_for_share() -> None:
+    train, validation = split_validation(np.repeat(np.arange(100), 3), 0.1, 0)
+    assert (len(train), len(validation)) == (270, 30)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fraction", "message"),
+    [
+        ([0, 1], 1.0, "fraction"),
+        ([0, 1], -0.1, "fraction"),
+        ([0.5], 0.1, "whole"),
+        ([[1]], 0, "n,"),
+    ],
+)
+def test_senseless_splits_are_refused(labels: list[int], fraction: float, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        split_validation(labels, fraction, 0)
+
+
+def source_of(labels: list[int], matrix: list[list[int]] | None = None) -> Source:
+    names = ("ant", "bee", "cow")
+    return Source(
+        "zoo",
+        names,
+        np.array(labels, np.int64),
+        FileImages(tuple(f"/{i}.png" for i in range(len(labels)))),
+        np.arange(len(labels)),
+        None if matrix is None else np.array(matrix, bool),
+    )
+
+
+def test_training_needs_two_classes_of_two_images() -> None:
+    require_labels(source_of([0, 0, 2, 2, -1]))
+    with pytest.raises(SourceError, match="zoo: training needs labels, and none of the 2 images"):
+        require_labels(source_of([-1, -1]))
+    with pytest.raises(SourceError, match=r"at least 2 classes, got 1 \('bee'\)"):
+        require_labels(source_of([1, 1, -1]))
+    with pytest.raises(
+        SourceError, match=r"at least 2 images, too few in: 'bee' \(1\), 'cow' \(1\)"
+    ):
+        require_labels(source_of([0, 0, 1, 2]))
+    with pytest.raises(SourceError, match="at least 3 images"):
+        require_labels(source_of([0, 0, 1, 1]), images=3)
+
+
+def test_each_label_of_an_image_counts() -> None:
+    source = source_of([0, 0, 1], [[1, 1, 0], [1, 0, 0], [0, 1, 0]])
+    assert class_counts(source).tolist() == [2, 2, 0]
+    require_labels(source)
+    with pytest.raises(SourceError, match="'bee'"):
+        require_labels(source.subset([0, 1]))
+
+
+def test_imbalance_by_hand() -> None:
+    measured = imbalance(source_of([0] * 6 + [1] * 3 + [2] * 3 + [-1] * 5))
+    assert (measured.smallest, measured.largest, measured.ratio) == ("bee", "ant", 2.0)
+    assert measured.effective_classes == pytest.approx(2 * np.sqrt(2))  # shares 1/2, 1/4, 1/4
+    assert imbalance(source_of([0, 2])).effective_classes == pytest.approx(2)
+    with pytest.raises(SourceError, match="no image has a label"):
+        imbalance(source_of([-1]))
+
+
+@given(label_lists)
+def test_balanced_weights_give_each_class_the_same_share(labels: list[int]) -> None:
+    values = np.array(labels, np.int64)
+    weights = balanced_weights(values)
+    present = set(labels) - {-1}
+    assert (weights[values < 0] == 0).all()
+    for label in present:
+        assert weights[values == label].sum() == pytest.approx(1 / len(present))
+
+
+def test_balanced_weights_of_many_labels_follow_the_rarest() -> None:
+    matrix = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], bool)
+    assert balanced_weights(matrix) == pytest.approx(np.array([1, 1 / 3, 1 / 3, 0]) * 3 / 5)
+    with pytest.raises(InvalidInputError, match="labels"):
+        balanced_weights([0.5])
+
+
+def test_the_same_file_in_both_sets_is_leakage(tmp_path: Path) -> None:
+    training = write_class_folder(tmp_path / "training", 4)
+    write_class_folder(tmp_path / "other", 0)
+    for i in range(3):
+        picture("cross", 100 + i).save(tmp_path / "other" / "cross" / f"{i}.png")
+    shutil.copy(training / "stripe" / "002.png", tmp_path / "other" / "circle" / "copy.png")
+    (training / "circle" / "x.png").write_bytes(b"")
+    (tmp_path / "other" / "cross" / "gone.png").symlink_to("nowhere")
+    first, second = open_source(training), open_source(tmp_path / "other")
+    leakage = find_leakage(content_hashes(first), content_hashes(second))
+    assert leakage
+    assert [first.uris[i] for i in leakage.first] == [str(training / "stripe" / "002.png")]
+    assert [second.uris[i] for i in leakage.second] == [str(tmp_path / "other/circle/copy.png")]
+    line = leakage.describe(first.uris, second.uris)
+    assert line.startswith("leakage: 1 of 5 validation images are also training images")
+    assert "other/circle/copy.png is" in line
+
+
+def test_the_same_pixels_in_another_file_are_leakage(tmp_path: Path) -> None:
+    for part, suffix in (("a", "png"), ("b", "bmp")):
+        (tmp_path / part).mkdir()
+        for seed in (0, 1) if part == "a" else (1, 2, 1):
+            name = f"{len(list((tmp_path / part).iterdir()))}.{suffix}"
+            picture("cross", seed).save(tmp_path / part / name)
+    first, second = open_source(tmp_path / "a"), open_source(tmp_path / "b")
+    assert not find_leakage(content_hashes(first), content_hashes(second))
+    pixels = [decode_source(source, Preprocessing(32)).pixels for source in (first, second)]
+    leakage = find_leakage(*map(pixel_hashes, pixels))
+    assert leakage.second.tolist() == [0, 2]
+    assert leakage.first.tolist() == [1, 1]
+    assert leakage.total == 3
+
+
+def test_no_leakage_is_said_so() -> None:
+    digits = open_source("digits#train"), open_source("digits#test")
+    leakage = find_leakage(*map(content_hashes, digits))
+    assert not leakage
+    assert leakage.describe([], []) == "none of the 359 validation images is also a training image"
+    with pytest.raises(InvalidInputError, match="uint8"):
+        pixel_hashes(np.zeros((3, 2, 2)))
