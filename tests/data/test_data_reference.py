@@ -1,0 +1,26 @@
+"""What docs/reference/sources.md says is what happens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hashlens.data.images import MAX_PIXELS, SUFFIXES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "sources.md").read_text()
+
+
+def test_the_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(example, "sources.md", "exec"), {})
+    [said] = re.findall(r"print.*#\s(\d.*)", example)
+    assert capsys.readouterr().out.strip() == said
+
+
+def test_limits_and_suffixes_are_those_of_the_code() -> None:
+    assert f"{MAX_PIXELS:,} pixels" in PAGE
+    listed = re.search(r"by their suffix: `([^`]*)`", PAGE)
+    assert listed is not None
+    assert set(listed[1].split()) == SUFFIXES
