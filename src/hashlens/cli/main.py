@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from hashlens import __version__
+from hashlens.cli.export import export_command
+from hashlens.cli.hub import pull_command, push_command
 from hashlens.cli.train import train_command
 from hashlens.errors import HashlensError
 
@@ -61,6 +63,9 @@ def _options(
 
 
 app.command("train")(train_command)
+app.command("export")(export_command)
+app.command("push")(push_command)
+app.command("pull")(pull_command)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashlens.errors import MissingExtraError, ModelError
+from hashlens.models.card import CARD_NAME
 from hashlens.models.config import ModelConfig, parse_config
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from hashlens.models.latent import LatentHashNet
 
 CONFIG_NAME = "model.json"
-WEIGHTS_PATTERN = "weights-*.safetensors"
+WEIGHTS_NAME = r"weights-[0-9a-f]{12}\.safetensors"
 
 
 def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> ModelConfig:
@@ -58,15 +60,33 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / weights_name, save(state))
         _write_config(directory, config, weights_name)
-        for old in directory.glob(WEIGHTS_PATTERN):
-            if old.name != weights_name:
-                old.unlink()
+        _remove_other_weights(directory, weights_name)
     except OSError as error:
         raise ModelError(
             f"{directory}: the model could not be written ({error.strerror or error}); a model "
             "that was there is kept: free space or choose another --out"
         ) from error
     return config
+
+
+def replace_model(directory: Path, new: Path) -> None:
+    """Move the model in ``new``, on the same disk, to ``directory``, in the order of a save.
+
+    Raises
+    ------
+    ModelError
+        If ``new`` holds no whole model, or ``directory`` cannot be written.
+    """
+    _, weights = read_config(new)
+    load_model(new)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in (weights.name, CARD_NAME, CONFIG_NAME):
+            if (new / name).is_file():
+                os.replace(new / name, directory / name)
+        _remove_other_weights(directory, weights.name)
+    except OSError as error:
+        raise ModelError(f"{directory}: could not be written ({error.strerror})") from error
 
 
 def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
@@ -147,8 +167,11 @@ def read_config(directory: Path) -> tuple[ModelConfig, Path]:
         raise ModelError(f"{path}: cannot be read ({error}); check its permissions") from error
     config, values = parse_config(text, path)
     weights_name = values.get("weights")
-    if not isinstance(weights_name, str) or Path(weights_name).name != weights_name:
-        raise ModelError(f"{path}: 'weights' must name a file beside it, got {weights_name!r}")
+    if not isinstance(weights_name, str) or not re.fullmatch(WEIGHTS_NAME, weights_name):
+        raise ModelError(
+            f"{path}: 'weights' names {weights_name!r}, not a weights-*.safetensors beside it; "
+            "copy or train the model again"
+        )
     return config, directory / weights_name
 
 
@@ -199,6 +222,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _remove_other_weights(directory: Path, kept: str) -> None:
+    for path in directory.iterdir():
+        if re.fullmatch(WEIGHTS_NAME, path.name) and path.name != kept:
+            path.unlink()
 
 
 def _write_config(directory: Path, config: ModelConfig, weights_name: str) -> None:

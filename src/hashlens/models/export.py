@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.data.decoding import decode_source
+from hashlens.data.source import Source
 from hashlens.errors import MissingExtraError, ModelError
-from hashlens.models.checkpoint import load_model, write_atomically
+from hashlens.models.checkpoint import load_model, read_config, write_atomically
 from hashlens.models.config import ModelConfig
 from hashlens.models.encoder import Batch, NetworkOutput, Runner
 from hashlens.models.onnx_runner import INPUT, METADATA_KEY, OUTPUTS, load_onnx
@@ -123,6 +125,27 @@ def export_onnx(
     return ExportReport(
         path, len(data), config.fingerprint, bits_equal, feature_error, len(compared)
     )
+
+
+def calibration_pixels(model: Path, source: Source, count: int) -> NDArray[np.uint8]:
+    """Draw images for int8 calibration, seeded, unreadable ones left out.
+
+    Parameters
+    ----------
+    model : Path
+        The model directory whose preprocessing is used.
+    source : Source
+        Images of the kind to be searched.
+    count : int
+        At most this many.
+
+    Returns
+    -------
+    ndarray of shape (n, size, size, channels), uint8
+    """
+    config, _ = read_config(model)
+    drawn = np.random.default_rng(0).permutation(len(source))[:count]
+    return decode_source(source, config.preprocessing, np.sort(drawn)).pixels
 
 
 def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:

@@ -97,10 +97,7 @@ class LatentHashNet(nn.Module):
         if self.normalise is not None:
             latent = self.normalise(latent)
         activations = torch.sigmoid(latent)
-        if self.classifier is None:
-            scores = activations[:, :0]
-        else:
-            scores = self.classifier(activations)
+        scores = activations[:, :0] if self.classifier is None else self.classifier(activations)
         return LatentOutput(features, latent, activations, scores)
 
     def plain_state(self) -> dict[str, Tensor]:

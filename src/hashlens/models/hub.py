@@ -1,0 +1,114 @@
+"""Models to and from a Hugging Face hub. Only a model's own files travel, and none is a pickle."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hashlens.errors import HashlensError, MissingExtraError, ModelError
+from hashlens.models.card import CARD_NAME
+from hashlens.models.checkpoint import CONFIG_NAME, load_model, read_config, replace_model
+
+
+def push_model(
+    directory: Path, repo: str, *, endpoint: str | None = None, private: bool = True
+) -> str:
+    """Upload a model's description, weights and card.
+
+    The token is that of ``hf auth login`` or of the variable ``HF_TOKEN``.
+
+    Parameters
+    ----------
+    directory : Path
+        A model directory; other files in it stay here.
+    repo : str
+        Repository such as ``me/shop-codes``; made if it does not exist.
+    endpoint : str, optional
+        Address of the hub; the variable ``HF_ENDPOINT``, or huggingface.co, by default.
+    private : bool
+        Whether a new repository is private.
+
+    Returns
+    -------
+    str
+        Address of the commit.
+
+    Raises
+    ------
+    ModelError
+        If the model is not whole, or the hub refuses or cannot be reached.
+    """
+    load_model(directory)
+    _, weights = read_config(directory)
+    with _hub(f"{repo} could not be uploaded") as hub:
+        api = hub.HfApi(endpoint=endpoint)
+        api.create_repo(repo, private=private, exist_ok=True)
+        names = [weights.name, CARD_NAME, CONFIG_NAME]
+        commit = api.create_commit(
+            repo,
+            operations=[
+                hub.CommitOperationAdd(name, str(directory / name))
+                for name in names
+                if (directory / name).is_file()
+            ],
+            commit_message="Hashlens model",
+        )
+        return str(commit.commit_url)
+
+
+def pull_model(
+    repo: str, directory: Path, *, revision: str | None = None, endpoint: str | None = None
+) -> None:
+    """Download a model; one that is already there stays until the new one is whole and checked.
+
+    Parameters
+    ----------
+    repo : str
+        Repository such as ``me/shop-codes``.
+    directory : Path
+        Where the model goes.
+    revision : str, optional
+        Branch, tag or commit; the main branch by default.
+    endpoint : str, optional
+        Address of the hub, as for :func:`push_model`.
+
+    Raises
+    ------
+    ModelError
+        If the repository holds no whole Hashlens model, or cannot be reached.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.parent) as folder:
+        aside = Path(folder)
+
+        def download(name: str) -> None:
+            hub.hf_hub_download(repo, name, revision=revision, endpoint=endpoint, local_dir=aside)
+
+        with _hub(f"{repo} could not be downloaded") as hub:
+            download(CONFIG_NAME)
+            _, weights = read_config(aside)  # refuses any other name than that of safetensors
+            download(weights.name)
+            if hub.HfApi(endpoint=endpoint).file_exists(repo, CARD_NAME, revision=revision):
+                download(CARD_NAME)
+        replace_model(directory, aside)
+
+
+@contextmanager
+def _hub(failed: str) -> Iterator[Any]:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError("a model hub", "train") from error
+    try:
+        yield huggingface_hub
+    except HashlensError:
+        raise
+    except Exception as error:  # the hub's and the transport's errors share no base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{failed} ({type(error).__name__}: {reason}); check the name, the connection, "
+            "--endpoint, and that `hf auth login` was done"
+        ) from error
