@@ -24,7 +24,7 @@ ALLOWED = {
     "evaluation": _BASE | {"codes"},
     "data": _BASE,
     "models": _BASE | {"codes", "data"},
-    "training": _LEARNING | {"evaluation"},
+    "training": _LEARNING | {"evaluation", "baselines"},
     "experiments": _LIBRARY,
     "service": _LIBRARY,
     "distributed": _LIBRARY,

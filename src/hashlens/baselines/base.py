@@ -1,0 +1,198 @@
+"""The contract of every baseline: checks, blocks, packing. A subclass learns and projects."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes.packing import check_bits, pack_bits
+from hashlens.errors import InvalidInputError
+from hashlens.protocols import Codes, Features, Ids
+
+BLOCK = 8192
+"""Images projected at a time."""
+
+
+class HashMethod(ABC):
+    """Learns hash functions from features, then turns features into codes.
+
+    Parameters
+    ----------
+    bits : int
+        Length h of a code.
+    seed : int
+        Of all random choices; equal seeds and features give equal codes.
+    """
+
+    supervised: ClassVar[bool]
+
+    def __init__(self, bits: int, *, seed: int = 0) -> None:
+        self.bits = check_bits(bits)
+        self.seed = seed
+        self._width: int | None = None
+
+    @abstractmethod
+    def fit(self, features: Any, labels: Any = None) -> Self:
+        """Learn the hash functions.
+
+        Parameters
+        ----------
+        features : array_like of shape (n, d), float
+            Of the training images.
+        labels : array_like of shape (n,), int, optional
+            Class of each training image; an unsupervised method never reads it.
+
+        Raises
+        ------
+        InvalidInputError
+            If the data does not suffice for this method; the message says what does.
+        """
+
+    @abstractmethod
+    def _project(self, features: Features) -> NDArray[np.float32]:
+        """Values (n, h) of checked features; bit j is 1 where value j is 0 or more."""
+
+    def encode(self, features: Any) -> Codes:
+        """Packed codes of features.
+
+        Parameters
+        ----------
+        features : array_like of shape (n, d), float
+            Of the same kind as those of ``fit``.
+
+        Returns
+        -------
+        ndarray of shape (n, ceil(bits / 8)), uint8
+
+        Raises
+        ------
+        InvalidInputError
+            If the method is not fitted, or shape or values do not fit.
+        """
+        if self._width is None:
+            raise InvalidInputError(f"{type(self).__name__}: expected fit before encode")
+        array = check_features(features)
+        if array.shape[1] != self._width:
+            raise InvalidInputError(
+                f"features: expected width {self._width} as in fit, got {array.shape[1]}"
+            )
+        blocks = [
+            pack_bits(self._project(array[start : start + BLOCK]) >= 0)
+            for start in range(0, len(array), BLOCK)
+        ]
+        return np.concatenate([np.zeros((0, (self.bits + 7) // 8), np.uint8), *blocks])
+
+    def _check_training(self, features: Any) -> Features:
+        array = check_features(features)
+        name = type(self).__name__
+        if len(array) < self.bits:
+            raise InvalidInputError(
+                f"{name}: expected at least {self.bits} training images for {self.bits} bits, "
+                f"got {len(array)}; add images or use fewer bits"
+            )
+        if bool((array == array[0]).all()):
+            raise InvalidInputError(
+                f"{name}: expected training features that differ, got {len(array)} equal rows; "
+                "check what computed them"
+            )
+        self._width = array.shape[1]
+        return array
+
+
+class UnsupervisedMethod(HashMethod):
+    """Learns from features alone."""
+
+    supervised = False
+
+    def fit(self, features: Any, labels: Any = None) -> Self:
+        self._learn(self._check_training(features))
+        return self
+
+    @abstractmethod
+    def _learn(self, features: Features) -> None:
+        """Learn from checked features (n, d)."""
+
+
+class SupervisedMethod(HashMethod):
+    """Learns from features and class labels."""
+
+    supervised = True
+
+    def fit(self, features: Any, labels: Any = None) -> Self:
+        array = self._check_training(features)
+        self._learn(array, check_labels(labels, len(array), type(self).__name__))
+        return self
+
+    @abstractmethod
+    def _learn(self, features: Features, classes: Ids) -> None:
+        """Learn from checked features (n, d) and classes (n,) in 0..c-1."""
+
+
+def check_features(features: Any) -> Features:
+    """Return features as float32 (n, d), or raise.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape is not (n, d) or a value is NaN or infinite; the message names the row.
+    """
+    array = np.ascontiguousarray(features, dtype=np.float32)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise InvalidInputError(f"features: expected shape (n, d), got {array.shape}")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise InvalidInputError(
+            f"features: expected finite numbers, got NaN or infinity in {int((~finite).sum())} "
+            f"of {len(array)} rows, first in row {int(np.argmin(finite))}; leave those images out"
+        )
+    return array
+
+
+def check_labels(labels: Any, n: int, name: str) -> Ids:
+    """Return labels as classes 0..c-1 of shape (n,), or raise.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n,), int
+        Class of each image.
+    n : int
+        Images there are.
+    name : str
+        The method, for messages.
+
+    Raises
+    ------
+    InvalidInputError
+        If labels are missing, of another shape, negative (unlabelled), or of a single class.
+    """
+    if labels is None:
+        raise InvalidInputError(f"{name} is supervised: expected labels in fit, got none")
+    array = np.asarray(labels)
+    if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
+        raise InvalidInputError(
+            f"labels: expected {n} integers, one an image, got {array.dtype} of {array.shape}"
+        )
+    if array.min() < 0:
+        raise InvalidInputError(
+            f"{name}: expected a label for every training image, got {int((array < 0).sum())} "
+            "unlabelled (-1); leave those images out"
+        )
+    kinds, classes = np.unique(array, return_inverse=True)
+    if len(kinds) < 2:
+        raise InvalidInputError(f"{name}: expected at least two classes, got one; add another")
+    return classes.astype(np.int64)
+
+
+def one_hot(classes: Ids) -> NDArray[np.float32]:
+    """Class indicators (n, c) of classes (n,) in 0..c-1."""
+    return np.eye(int(classes.max()) + 1, dtype=np.float32)[classes]
+
+
+def random_rotation(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A rotation (size, size), uniform over the orthogonal group."""
+    q, r = np.linalg.qr(rng.standard_normal((size, size)))
+    rotation: NDArray[np.float64] = q * np.sign(np.diag(r))
+    return rotation

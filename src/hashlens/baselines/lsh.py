@@ -1,0 +1,29 @@
+"""LSH: random hyperplanes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.baselines.base import UnsupervisedMethod
+from hashlens.protocols import Features
+
+
+class LSH(UnsupervisedMethod):
+    """Signs of Gaussian random projections of centred features.
+
+    M. Charikar, *Similarity estimation techniques from rounding algorithms*, STOC 2002, section
+    3: bit j is 1 where r_j . x >= 0, so that two images differ in a bit with probability
+    angle / pi. Features are centred on the training mean, as the comparisons that the paper
+    cites do: without it non-negative features such as GIST share most bits.
+    """
+
+    def _learn(self, features: Features) -> None:
+        rng = np.random.default_rng(self.seed)
+        weights = rng.standard_normal((features.shape[1], self.bits))
+        self._mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._weights = weights.astype(np.float32)
+
+    def _project(self, features: Features) -> NDArray[np.float32]:
+        projected: NDArray[np.float32] = (features - self._mean) @ self._weights
+        return projected

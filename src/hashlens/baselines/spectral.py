@@ -1,0 +1,47 @@
+"""SH: spectral hashing."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.baselines.base import UnsupervisedMethod
+from hashlens.baselines.pca import principal_components
+from hashlens.errors import InvalidInputError
+from hashlens.protocols import Features
+
+
+class SpectralHashing(UnsupervisedMethod):
+    """Signs of the smoothest waves along the principal components.
+
+    Y. Weiss, A. Torralba, R. Fergus, *Spectral hashing*, NIPS 2008, section 3: along each
+    component the data is taken as uniform on [a, b]; the eigenfunctions are
+    sin(pi / 2 + k pi / (b - a) x) (equation 9) and their eigenvalues grow with k / (b - a)
+    (equation 10), so that the h smallest k / (b - a) over all components and all k = 1, 2, ...
+    make the bits. More bits than dimensions therefore take higher waves; none is refused.
+    """
+
+    def _learn(self, features: Features) -> None:
+        found = principal_components(features, min(self.bits, features.shape[1]))
+        count = min(found.rank, found.directions.shape[1])
+        self._mean, self._directions = found.mean, found.directions[:, :count]
+        projected = (features - self._mean) @ self._directions
+        low, high = projected.min(axis=0), projected.max(axis=0)
+        extent = (high - low).astype(np.float64)
+        if not (extent > 0).all():
+            raise InvalidInputError(
+                "SpectralHashing: expected features that vary, got a constant component; "
+                "check what computed them"
+            )
+        # Frequencies of every component and wave; the smallest make the bits (stable order).
+        waves = np.arange(1, self.bits + 1)
+        frequency = np.pi * waves[None, :] / extent[:, None]
+        chosen = np.argsort(frequency, axis=None, kind="stable")[: self.bits]
+        component, wave = np.unravel_index(chosen, frequency.shape)
+        self._low, self._component = low, component
+        self._frequency = frequency[component, wave].astype(np.float32)
+
+    def _project(self, features: Features) -> NDArray[np.float32]:
+        projected = (features - self._mean) @ self._directions - self._low
+        waves: NDArray[np.float32] = np.cos(projected[:, self._component] * self._frequency)
+        return waves
