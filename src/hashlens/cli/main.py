@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from hashlens import __version__
+from hashlens.cli.evaluate import evaluate_command
 from hashlens.cli.export import export_command
 from hashlens.cli.hub import pull_command, push_command
 from hashlens.cli.train import train_command
@@ -63,6 +64,7 @@ def _options(
 
 
 app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,8 @@ class Trial:
         Length of a code.
     radius : int or None
         Hamming radius of ``hds`` and ``bcs``.
+    pool : int or None
+        Size of the pool of ``hds`` without radius, for searchers that take one.
     exclude : ndarray of shape (q,), int64, or None
         A row of the database a query that is left out of its results (-1: none).
     """
@@ -73,6 +75,7 @@ class Trial:
     mode: Mode
     bits: int
     radius: int | None = None
+    pool: int | None = None
     exclude: Ids | None = None
 
     def ranked(self, rows: slice, k: int = CUTOFF + 1) -> Ranked:
@@ -130,6 +133,9 @@ class Trial:
 
     def _search(self, rows: slice, k: int) -> Ids:
         queries = self.queries.rows(rows)
+        # Without a fixed pool a searcher may choose another one for another k.
+        pinned = self.pool is not None and self.mode == "hds"
+        pool: dict[str, Any] = {"pool": self.pool} if pinned else {}
         return self.searcher.search_encoded(
             queries.codes,
             queries.features,
@@ -137,6 +143,7 @@ class Trial:
             mode=self.mode,
             radius=None if self.mode == "es" else self.radius,
             exclude=None if self.exclude is None else self.exclude[rows],
+            **pool,
         ).ids
 
     def _distances(self, queries: EncodedSet, row: int, ids: Ids) -> NDArray[np.float32]:

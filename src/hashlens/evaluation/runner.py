@@ -36,6 +36,7 @@ def evaluate(
     bits: int,
     modes: Sequence[Mode] = MODES,
     radius: int | None = None,
+    pool: int | None = None,
     exclude: Ids | None = None,
     classification_error: float | None = None,
     progress: bool = False,
@@ -58,6 +59,9 @@ def evaluate(
         Ways to search that are scored.
     radius : int, optional
         Hamming radius of ``hds`` and ``bcs``.
+    pool : int, optional
+        Size of the pool of ``hds`` without radius, for searchers that take one; recommended, as
+        a searcher may choose another pool for another k.
     exclude : ndarray of shape (q,), int64, optional
         A row of the database a query that is left out of its results (-1: none), for queries
         that are themselves in the database.
@@ -78,7 +82,7 @@ def evaluate(
     _check(searcher, database, queries, exclude)
     scores = {
         mode: _evaluate_mode(
-            Trial(searcher, database, queries, mode, bits, radius, exclude), progress
+            Trial(searcher, database, queries, mode, bits, radius, pool, exclude), progress
         )
         for mode in modes
     }

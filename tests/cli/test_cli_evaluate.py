@@ -1,0 +1,128 @@
+"""``hashlens evaluate`` on real handwriting, and on sources that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hashlens.cli.main import app
+from hashlens.data.sources import open_source
+from hashlens.training.fit import image_facts, train
+from hashlens.training.recipes import configure
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    source = open_source("digits#train")
+    config, _ = configure("auto", {"bits": 24, "epochs": 6}, image_facts(source))
+    out = tmp_path_factory.mktemp("evaluate") / "model"
+    train(source, config, out, progress=False)
+    return out
+
+
+def write_folder(root, names, count=4, seed=0):
+    """Class folders of random grey squares."""
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def test_table_on_stdout_and_files_in_out(model, tmp_path):
+    out = tmp_path / "scores"
+    result = run(
+        "evaluate", model, "--database", "digits#train", "--queries", "digits#test", "--out", out
+    )
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("24-bit codes; 1,438 images of digits#train searched with 359")
+    assert [line.split()[0] for line in lines[3:6]] == ["BCS", "HDS", "ES"]
+    assert lines[6] == f"report: {out / 'report.html'}"
+    names = {"results.json", "report.html", "report.md", "sheet.png"}
+    assert {path.name for path in out.iterdir()} == names | {
+        "precision_at_k.png",
+        "precision_at_k.svg",
+    }
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert found["bcs"]["precision@10"] > 0.9
+    assert found["classification_error"] < 0.1
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width > 1000
+
+
+def test_json_is_one_object_and_nothing_else(model):
+    result = run(
+        "evaluate", model, "--database", "digits#train", "--queries", "digits#test", "--json",
+        "--pool", 200,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["pool"] == 200
+    for mode in ("bcs", "hds", "es"):
+        assert {"map@1000", "map@1000_ties", "precision@1", "precision@1000"} <= set(found[mode])
+    assert found["queries_left_out_of_their_own_results"] == 0
+
+
+def test_queries_of_the_database_are_left_out_of_their_own_results(model):
+    result = run("evaluate", model, "--database", "digits", "--queries", "digits#test", "--json")
+    found = json.loads(result.stdout)
+    assert found["queries_left_out_of_their_own_results"] == 359
+    assert found["es"]["precision@1"] < 1
+
+
+def test_classes_that_have_nothing_in_common_stop_it(model, tmp_path):
+    folder = write_folder(tmp_path / "pets", ["cat", "dog"])
+    result = run("evaluate", model, "--database", "digits", "--queries", folder)
+    assert result.exit_code == 1
+    assert "have no class in common" in result.stderr
+    assert result.stdout == ""
+
+
+def test_classes_missing_from_database_or_model_are_told(model, tmp_path):
+    database = write_folder(tmp_path / "db", ["1", "cat"])
+    queries = write_folder(tmp_path / "q", ["1", "cat", "dog"], seed=1)
+    result = run("evaluate", model, "--database", database, "--queries", queries, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = " ".join(json.loads(result.stdout)["warnings"])
+    assert f"1 of the 3 classes of {queries} are not in {database} (dog)" in told
+    assert "unknown to the model (cat, dog)" in told
+    assert json.loads(result.stdout)["classification_error"] >= 2 / 3
+
+
+def test_unreadable_images_are_skipped_counted_and_named(model, tmp_path):
+    folder = write_folder(tmp_path / "db", ["1", "2"])
+    (folder / "1" / "cut.png").write_bytes(b"\x89PNG\r\n")
+    command = ["evaluate", model, "--database", folder, "--queries", "digits#test"]
+    result = run(*command, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["n_database"] == 8
+    assert [Path(image["image"]).name for image in found["skipped"]] == ["cut.png"]
+    assert "skipped 1 images" in result.stderr
+    strict = run(*command, "--strict")
+    assert strict.exit_code == 1
+    assert "cut.png" in strict.stderr
+
+
+def test_wrong_usage_and_missing_files(model, tmp_path):
+    both = run(
+        "evaluate", model, "--database", "digits", "--queries", "digits",
+        "--pool", 10, "--radius", 2,
+    )  # fmt: skip
+    assert both.exit_code == 2
+    assert run("evaluate", model, "--database", "digits").exit_code == 2
+    missing = run("evaluate", tmp_path / "no", "--database", "digits", "--queries", "digits")
+    assert missing.exit_code == 1
+    assert "make one with hashlens train" in missing.stderr
