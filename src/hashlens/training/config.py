@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hashlens.errors import InvalidInputError
 
 MIN_BITS, MAX_BITS = 8, 1024
-OBJECTIVES = ("latent", "ssdh", "greedyhash", "csq")
+OBJECTIVES = ("latent", "ssdh", "greedyhash", "csq", "cnnh", "cnnh+")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainingConfig:
         Name of the recipe the values came from.
     bits : int
         Length of a code, 8 to 1024.
-    objective : {"latent", "ssdh", "greedyhash", "csq"}
+    objective : {"latent", "ssdh", "greedyhash", "csq", "cnnh", "cnnh+"}
         What is minimised; see ``training/objectives/``.
     backbone : str, optional
         A name that ``models.backbones.create_backbone`` knows.
@@ -82,7 +82,7 @@ class TrainingConfig:
         Decay of the moving average of the weights that is validated and kept; 0: none.
     balanced : bool
         Draw every class equally often.
-    validation : float
+    validation : float, optional
         Share of the labelled images held out to choose the best epoch.
     precision : {"fp32", "bf16"}, optional
         Arithmetic of the network's forward and backward pass.
@@ -120,7 +120,7 @@ class TrainingConfig:
     rotate: float | None = None
     average: float = 0.0
     balanced: bool = False
-    validation: float = 0.1
+    validation: float | None = None
     precision: Literal["fp32", "bf16"] | None = None
     compile: bool = False
     seed: int = 0

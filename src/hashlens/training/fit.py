@@ -259,6 +259,7 @@ def _split(
     labels: NDArray[np.int64], twins: NDArray[np.int64], config: TrainingConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Training rows, validation rows, and how many copies of training images left the latter."""
+    assert config.validation is not None  # a resolved configuration names a share
     training, validation = split_validation(labels, config.validation, config.seed)
     copies = (twins[validation] >= 0) & np.isin(twins[validation], twins[training])
     validation = validation[~copies]

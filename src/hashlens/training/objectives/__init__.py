@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hashlens.errors import InvalidInputError
 from hashlens.training.config import OBJECTIVES
+from hashlens.training.objectives.cnnh import Cnnh
 from hashlens.training.objectives.csq import CentralSimilarity
 from hashlens.training.objectives.greedyhash import GreedyHash
 from hashlens.training.objectives.latent import Latent
@@ -29,7 +30,7 @@ def create_objective(
 
     Parameters
     ----------
-    name : {"latent", "ssdh", "greedyhash", "csq"}
+    name : {"latent", "ssdh", "greedyhash", "csq", "cnnh", "cnnh+"}
         Which one.
     bits : int
         Length of a code.
@@ -38,7 +39,7 @@ def create_objective(
     label_smoothing : float
         Share of a label spread over all classes.
     seed : int
-        Seeds what an objective draws (the hash centres of ``csq``).
+        Seeds what an objective draws (the hash centres of ``csq``, the target codes of ``cnnh``).
 
     Raises
     ------
@@ -50,6 +51,8 @@ def create_objective(
         "ssdh": lambda: Ssdh(label_smoothing),
         "greedyhash": lambda: GreedyHash(label_smoothing),
         "csq": lambda: CentralSimilarity(bits, classes, seed),
+        "cnnh": lambda: Cnnh(bits, classes, seed, with_labels=False),
+        "cnnh+": lambda: Cnnh(bits, classes, seed, with_labels=True),
     }
     if name not in known:
         raise InvalidInputError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}")

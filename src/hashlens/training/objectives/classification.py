@@ -47,6 +47,6 @@ def classification_loss(
     """
     if targets.ndim == 1:
         return functional.cross_entropy(scores, targets, label_smoothing=label_smoothing)
-    wanted = targets.to(scores.dtype)
+    wanted = targets.to(scores)
     wanted = wanted * (1 - label_smoothing) + 0.5 * label_smoothing
     return functional.binary_cross_entropy_with_logits(scores, wanted)

@@ -125,12 +125,11 @@ def _open_values(config: TrainingConfig, facts: ImageFacts) -> tuple[dict[str, A
     reasons: list[str] = []
     scratch = config.recipe == "small"
 
-    def choose(name: str, value: Any, why: str = "") -> Any:
+    def choose(name: str, value: Any, why: str = "") -> None:
         if getattr(config, name) is None:
             chosen[name] = value
             if why:
                 reasons.append(f"{name.replace('_', ' ')} {value}: {why}")
-        return chosen.get(name, getattr(config, name))
 
     if scratch:
         tiny = grey and facts.side <= 32
@@ -146,10 +145,11 @@ def _open_values(config: TrainingConfig, facts: ImageFacts) -> tuple[dict[str, A
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
     choose("batch_size", 64 if facts.images < 5000 else 128 if facts.images < 20000 else 256)
     # Enough passes for a few thousand steps, whatever the number of images.
-    frozen = choose("freeze_backbone", False)
+    frozen = chosen.get("freeze_backbone", config.freeze_backbone)
     passes = 30 if frozen else (16 if grey or not facts.cuda else 30) if scratch else 10
     few = min(100, -(-80_000 // max(facts.images, 1)))
     choose("epochs", max(passes, few if scratch or frozen else passes))
+    choose("validation", 0.1 if facts.images < 20000 else 0.05)
     choose("flip", not grey)
     choose("rotate", 12.0 if grey and scratch else 0.0)
     choose("precision", "bf16" if facts.bf16 else "fp32")

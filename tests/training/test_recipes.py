@@ -1,0 +1,88 @@
+"""Recipes: all of them load, nothing stays open, and ``auto`` gives its reasons."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from hashlens.errors import InvalidInputError
+from hashlens.training.recipes import RECIPES, ImageFacts, configure, recipe_values
+
+DIGITS = ImageFacts(images=1437, side=8, channels=1, cuda=False, bf16=False)
+CIFAR = ImageFacts(images=50_000, side=32, channels=3, cuda=False, bf16=True)
+PHOTOS = ImageFacts(images=3000, side=640, channels=3, cuda=False, bf16=False)
+OPEN = {"weights"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("facts", [DIGITS, CIFAR, PHOTOS])
+@pytest.mark.parametrize("cuda", [False, True])
+def test_a_resolved_configuration_leaves_nothing_open(
+    recipe: str, facts: ImageFacts, cuda: bool
+) -> None:
+    config, _ = configure(recipe, {}, dataclasses.replace(facts, cuda=cuda))
+    left = {name for name, value in dataclasses.asdict(config).items() if value is None}
+    # A backbone that comes with its own input size keeps it.
+    assert left <= OPEN | ({"size"} if config.recipe != "small" else set())
+
+
+def test_auto_picks_by_size_and_says_why() -> None:
+    small, why = configure("auto", {}, CIFAR)
+    assert (small.recipe, small.backbone, small.flip) == ("small", "resnet9?width=32", True)
+    assert "about 32 px" in why[0]
+    large, why = configure("auto", {}, PHOTOS)
+    assert (large.recipe, large.freeze_backbone, large.size) == ("finetune", True, 128)
+    assert any("no CUDA device" in reason for reason in why)
+    on_gpu, _ = configure("auto", {}, dataclasses.replace(PHOTOS, cuda=True))
+    assert on_gpu.freeze_backbone is False
+
+
+def test_auto_takes_given_weights_as_a_start() -> None:
+    config, why = configure("auto", {"weights": "w.safetensors"}, CIFAR)
+    assert config.recipe == "finetune"
+    assert "weights to start from" in why[0]
+
+
+def test_digits_are_not_mirrored() -> None:
+    config, _ = configure("auto", {}, DIGITS)
+    assert (config.backbone, config.flip, config.size) == ("smallcnn", False, 8)
+
+
+def test_what_the_user_sets_wins() -> None:
+    config, _ = configure("small", {"epochs": 3, "flip": True, "learning_rate": 0.5}, DIGITS)
+    assert (config.epochs, config.flip, config.learning_rate) == (3, True, 0.5)
+
+
+def test_the_paper_recipe_is_the_authors_solver() -> None:
+    values = recipe_values("paper")
+    assert values["optimizer"] == "sgd"
+    assert (values["learning_rate"], values["classifier_rate"]) == (0.001, 10.0)
+    assert (values["momentum"], values["weight_decay"], values["schedule"]) == (0.9, 5e-4, "step")
+    assert values["latent_normalisation"] is False
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('epochs = 2\nobjective = "csq"\n')
+    config, _ = configure(str(path), {}, CIFAR)
+    assert (config.recipe, config.epochs, config.objective) == ("mine", 2, "csq")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("epochz = 2", "unknown key epochz"), ("epochs = ", "Invalid value"), ("bits = 4", "8 to")],
+)
+def test_a_wrong_recipe_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=rf"mine.toml: .*{words}"):
+        configure(str(path), {}, CIFAR)
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"auto, small, finetune, paper, or a \.toml"):
+        configure("large", {}, CIFAR)
+    with pytest.raises(InvalidInputError, match=r"found none at nowhere\.toml"):
+        configure("nowhere.toml", {}, CIFAR)

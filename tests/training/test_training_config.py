@@ -1,0 +1,46 @@
+"""The configuration refuses what it does not know, and survives TOML."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from hashlens.errors import InvalidInputError
+from hashlens.training.config import TrainingConfig
+
+
+def test_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"unknown key learning_rat; .*learning_rate"):
+        TrainingConfig().with_values({"learning_rat": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("bits", 7, "8 to 1024, got 7"),
+        ("bits", 1025, "8 to 1024, got 1025"),
+        ("bits", 48.5, "expected int, got 48.5"),
+        ("bits", True, "expected int, got True"),
+        ("objective", "hinge", "expected one of latent, ssdh, greedyhash, csq, got 'hinge'"),
+        ("schedule", "linear", "'step', 'onecycle', 'cosine', got 'linear'"),
+        ("epochs", 0, "epochs: expected 1"),
+        ("validation", 0.0, "validation: expected 0.001 to 0.9, got 0"),
+        ("precision", "fp64", "'fp32', 'bf16', got 'fp64'"),
+        ("flip", "yes", "flip: expected bool, got 'yes'"),
+    ],
+)
+def test_wrong_values_are_refused(name: str, value: object, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        TrainingConfig().with_values({name: value})
+
+
+def test_whole_numbers_do_for_fractions() -> None:
+    assert TrainingConfig().with_values({"learning_rate": 1}).learning_rate == 1
+
+
+def test_toml_gives_the_same_configuration_back() -> None:
+    config = TrainingConfig(bits=128, backbone="timm:x?a='b'", flip=True, learning_rate=1e-5)
+    read = tomllib.loads(config.to_toml())
+    assert "epochs" not in read  # left open
+    assert TrainingConfig().with_values(read) == config
