@@ -1,0 +1,175 @@
+"""From images, labels and metadata to rows of an index."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.errors import InvalidInputError
+from hashlens.index.euclidean import check_features
+from hashlens.index.records import Metadata, store_metadata, store_text
+from hashlens.index.writing import NewImage
+from hashlens.protocols import EncodedBatch, Encoder, Ids, ImageInput, Skipped
+
+if TYPE_CHECKING:
+    from hashlens.index.index import HashIndex
+
+IMAGES_A_COMMIT = 1024
+SECONDS_A_COMMIT = 5.0
+"""While images are encoded, what is done is committed after so many, or so long."""
+
+
+def add_images(
+    index: HashIndex,
+    encoder: Encoder,
+    images: Iterable[ImageInput],
+    labels: Sequence[Any] | None,
+    metadata: Sequence[Metadata | None] | None,
+    progress: Callable[[int], None] | None,
+    strict: bool,
+) -> tuple[Ids, tuple[Skipped, ...]]:
+    """Encode and add images, in several commits; see ``HashIndex.add``."""
+    if isinstance(images, Sequence):
+        check_lengths(len(images), labels=labels, metadata=metadata)
+    ids: list[Ids] = []
+    skipped: list[Skipped] = []
+    uris: list[str] = []
+
+    def named() -> Iterator[ImageInput]:
+        for image in images:
+            uris.append(uri_of(image))
+            yield image
+
+    batches = encoder.encode_batches(named(), strict=strict)
+    for batch in commits(batches):
+        for part in batch:
+            skipped += part.skipped
+        at = np.concatenate([part.positions for part in batch]).tolist()
+        if at:
+            ids.append(
+                index.add_encoded(
+                    np.concatenate([part.codes for part in batch]),
+                    np.concatenate([part.features for part in batch]),
+                    [uris[i] for i in at],
+                    None if labels is None else [labels[i] for i in at],
+                    None if metadata is None else [metadata[i] for i in at],
+                )
+            )
+        if progress is not None:
+            progress(sum(len(part.positions) + len(part.skipped) for part in batch))
+    return np.concatenate([np.zeros(0, np.int64), *ids]), tuple(skipped)
+
+
+def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
+    """Gather batches until enough images or seconds have come together.
+
+    When the batches end with an error, or the caller is interrupted, what was gathered comes
+    out before the error goes on.
+    """
+    gathered: list[EncodedBatch] = []
+    images, began = 0, time.monotonic()
+    try:
+        for batch in batches:
+            gathered.append(batch)
+            images += len(batch.positions)
+            if images >= IMAGES_A_COMMIT or time.monotonic() - began >= SECONDS_A_COMMIT:
+                ready, gathered = gathered, []
+                yield ready
+                images, began = 0, time.monotonic()
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if gathered:
+            yield gathered
+        raise
+    if gathered:
+        yield gathered
+
+
+def new_images(
+    count: int,
+    uris: Sequence[str],
+    labels: Sequence[Any] | None,
+    metadata: Sequence[Metadata | None] | None,
+) -> list[NewImage]:
+    """Rows to be of ``count`` images, checked.
+
+    Raises
+    ------
+    InvalidInputError
+        If lengths differ or a value does not fit.
+    """
+    check_lengths(count, uris=uris, labels=labels, metadata=metadata)
+    if any(not isinstance(uri, str) for uri in uris):
+        raise InvalidInputError("uris: expected text")
+    names = [None] * count if labels is None else [store_label(label) for label in labels]
+    if metadata is None:
+        return [NewImage(store_text(u) or "", n, None) for u, n in zip(uris, names, strict=True)]
+    return [
+        NewImage(store_text(uri) or "", name, store_metadata(own, uri))
+        for uri, name, own in zip(uris, names, metadata, strict=True)
+    ]
+
+
+def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
+    """Raise ``InvalidInputError`` if a sequence does not hold one value an image."""
+    for name, values in given.items():
+        if values is not None and len(values) != count:
+            raise InvalidInputError(f"{name}: expected {count}, one an image, got {len(values)}")
+
+
+def store_label(label: Any) -> str | bytes | None:
+    """A label as it is stored: text; whole numbers become text."""
+    if isinstance(label, str):
+        return store_text(str(label))
+    if label is None:
+        return None
+    if isinstance(label, int | np.integer) and not isinstance(label, bool):
+        return str(int(label))
+    raise InvalidInputError(f"label: expected a class name, got {label!r}")
+
+
+def uri_of(image: ImageInput) -> str:
+    """Where an image can be found again: an absolute path or a URI; empty for one in memory."""
+    if not isinstance(image, str | os.PathLike):
+        return ""
+    name = os.fspath(image)
+    path, mark, row = name.rpartition("#")
+    if mark and not os.path.exists(name) and os.path.exists(path):
+        return f"{os.path.abspath(path)}#{row}"
+    if isinstance(image, str) and not os.path.exists(name):
+        return name
+    absolute = os.path.abspath(name)
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:  # bytes that are no text
+        return Path(absolute).as_uri()
+    return absolute
+
+
+def check_stored_features(features: Any, shape: tuple[int, int], kind: str) -> NDArray[Any]:
+    """Features rounded to the stored type.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape differs, or a value is not finite or too large for the type.
+    """
+    array = check_features(features)
+    if array.shape != shape:
+        raise InvalidInputError(f"features: expected shape {shape}, got {array.shape}")
+    with np.errstate(over="ignore"):
+        stored = array.astype(kind, copy=False)
+    if not np.isfinite(stored).all():
+        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+        raise InvalidInputError(
+            f"features: row {row} holds NaN, infinity or a value too large for {kind}; "
+            "make the index with features='float32' if the values are meant"
+        )
+    return stored

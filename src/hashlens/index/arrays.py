@@ -1,0 +1,306 @@
+"""Coarse to fine over arrays: binary codes first, Euclidean distances inside the pool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes.database import CodeDatabase
+from hashlens.codes.search import hamming_radius, hamming_topk
+from hashlens.codes.threads import run_all, split, thread_count
+from hashlens.errors import InvalidInputError
+from hashlens.index.euclidean import check_features, distances_to_rows, nearest_candidates
+from hashlens.protocols import MODES, Codes, Features, Ids, Mode, SearchResult
+
+DEFAULT_POOL = 1000
+"""Images that the fine search of ``hds`` looks at for small k, where no radius is given."""
+
+POOL_PER_RESULT = 4
+"""For k above ``DEFAULT_POOL / POOL_PER_RESULT``, the pool holds this many images a result."""
+
+_NO_HAMMING = np.uint16(65535)
+_POOLS_AT_A_TIME = 64
+
+
+def default_pool(k: int) -> int:
+    """Size of the pool for k results, where neither pool nor radius is given."""
+    return max(DEFAULT_POOL, POOL_PER_RESULT * k)
+
+
+@dataclass
+class SearchTrace:
+    """What coarse-to-fine searches did; they add to it.
+
+    Attributes
+    ----------
+    coarse, fine : float
+        Seconds in each stage.
+    pools : list of int
+        Size of each query's pool.
+    """
+
+    coarse: float = 0.0
+    fine: float = 0.0
+    pools: list[int] = field(default_factory=list)
+
+
+class ArraySearcher:
+    """The three ways to search, over codes and features in memory or memory-mapped.
+
+    Parameters
+    ----------
+    codes : array_like of shape (n, bytes), uint8
+        Packed codes; copied.
+    features : array_like of shape (n, d), float16 or float32, optional
+        Needed by ``hds`` and ``es``; kept as it is, and read only where a search needs it.
+    ids : ndarray of shape (n,), int64, optional
+        Ascending; 0, 1, 2, ... by default.
+    rows : ndarray of shape (n,), int64, optional
+        Row of ``features`` that belongs to each code, where they are stored in another order.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes or dtypes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> searcher = ArraySearcher(np.array([[0], [3], [1]], np.uint8))
+    >>> searcher.search_encoded(np.array([[1]], np.uint8), None, 2, mode="bcs").ids
+    array([[2, 0]])
+    """
+
+    def __init__(
+        self,
+        codes: Any,
+        features: Any = None,
+        *,
+        ids: Ids | None = None,
+        rows: Ids | None = None,
+    ) -> None:
+        self._codes = CodeDatabase(codes)
+        self._features = None if features is None else check_features(features)
+        self._ids = ids
+        self._rows = rows
+        n = len(self._codes)
+        held = n if self._features is None or rows is not None else len(self._features)
+        if held != n:
+            raise InvalidInputError(f"features: expected {n} rows, as many as codes, got {held}")
+        if ids is not None and (len(ids) != n or bool((np.diff(ids) <= 0).any())):
+            raise InvalidInputError(f"ids: expected {n} ascending values, one a code")
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @property
+    def codes(self) -> CodeDatabase:
+        """The codes, prepared for searching."""
+        return self._codes
+
+    def search_encoded(
+        self,
+        codes: Codes,
+        features: Features | None,
+        k: int,
+        *,
+        mode: Mode = "hds",
+        radius: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        exclude: Ids | None = None,
+        pool: int | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+        trace: SearchTrace | None = None,
+    ) -> SearchResult:
+        """Search with q encoded queries (:class:`hashlens.protocols.Searcher`).
+
+        Parameters
+        ----------
+        codes : ndarray of shape (q, bytes), uint8
+            Packed codes of the queries.
+        features : ndarray of shape (q, d), float32, or None
+            Needed by ``hds`` and ``es``.
+        k : int
+            At most k results a query.
+        mode : {"hds", "bcs", "es"}
+            Coarse then fine, binary codes only, or exhaustive over features.
+        radius : int, optional
+            ``hds`` and ``bcs``: only images within this Hamming distance.
+        where : mapping, optional
+            Arrays carry no labels or metadata, so anything but empty is refused.
+        exclude : ndarray of shape (q,), int64, optional
+            One id a query that is left out of that query's results (-1: none).
+        pool : int, optional
+            ``hds`` without radius: images that the fine search looks at; ``default_pool(k)``.
+        allowed : ndarray of shape (n,), bool, optional
+            Only codes where this is true are results.
+        trace : SearchTrace, optional
+            ``hds`` adds its times and pools.
+
+        Returns
+        -------
+        SearchResult
+            Of shape (q, k), or fewer columns where less than k images are allowed.
+
+        Raises
+        ------
+        InvalidInputError
+            If an argument does not fit.
+        """
+        if where:
+            raise InvalidInputError("where: arrays hold no labels or metadata; use a HashIndex")
+        if mode not in MODES:
+            raise InvalidInputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        if k < 1 or (pool is not None and pool < 1):
+            raise InvalidInputError(f"expected k and pool of 1 or more, got k={k}, pool={pool}")
+        if radius is not None and (mode == "es" or radius < 0):
+            raise InvalidInputError(
+                f"radius: expected 0 or more, with mode hds or bcs, got {radius} with {mode}"
+            )
+        # One more than asked for, so that leaving one out leaves enough.
+        spare = 0 if exclude is None else 1
+        if mode == "bcs":
+            result = self._by_codes(codes, k + spare, radius, allowed)
+        else:
+            checked = self._check_queries(codes, features, mode)
+            if mode == "hds":
+                size = (pool or default_pool(k)) + spare
+                result = self._coarse_to_fine(
+                    codes, checked, k + spare, size, radius, allowed, trace or SearchTrace()
+                )
+            else:
+                result = self._exhaustive(checked, k + spare, allowed)
+        result = SearchResult(self._to_ids(result.ids), result.distances)
+        return result if exclude is None else _without(result, np.asarray(exclude), k)
+
+    def _check_queries(self, codes: Codes, features: Any, mode: Mode) -> Features:
+        if self._features is None or self._features.shape[1] == 0:
+            raise InvalidInputError(f"mode {mode} needs features, and only codes are held; use bcs")
+        if features is None:
+            raise InvalidInputError(f"mode {mode} needs the queries' features; got codes only")
+        queries = np.ascontiguousarray(check_features(features, "query features"), np.float32)
+        expected = (len(codes), self._features.shape[1])
+        if queries.shape != expected:
+            raise InvalidInputError(f"query features: expected {expected}, got {queries.shape}")
+        if not np.isfinite(queries).all():
+            raise InvalidInputError("query features: expected finite values, got NaN or infinity")
+        return queries
+
+    def _to_ids(self, slots: Ids) -> Ids:
+        if self._ids is None or not slots.size:
+            return slots
+        return np.where(slots >= 0, self._ids[slots], -1)
+
+    def _by_codes(
+        self, codes: Codes, k: int, radius: int | None, allowed: NDArray[np.bool_] | None
+    ) -> SearchResult:
+        distances, slots = hamming_topk(self._codes, codes, k, allowed=allowed)
+        if radius is not None:
+            beyond = distances > radius
+            slots[beyond], distances[beyond] = -1, _NO_HAMMING
+        return SearchResult(slots, distances)
+
+    def _coarse_to_fine(
+        self,
+        codes: Codes,
+        features: Features,
+        k: int,
+        pool: int,
+        radius: int | None,
+        allowed: NDArray[np.bool_] | None,
+        trace: SearchTrace,
+    ) -> SearchResult:
+        available = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        result = _empty_result(len(codes), min(k, available))
+        for at in range(0, len(codes), _POOLS_AT_A_TIME):
+            queries = slice(at, at + _POOLS_AT_A_TIME)
+            began = time.perf_counter()
+            if radius is None:
+                pools = list(hamming_topk(self._codes, codes[queries], pool, allowed=allowed)[1])
+            else:
+                found = hamming_radius(self._codes, codes[queries], radius, allowed=allowed)
+                pools = np.split(found.ids, found.offsets[1:-1])
+            found_pools = time.perf_counter()
+            self._rank(pools, features[queries], result, at)
+            trace.coarse += found_pools - began
+            trace.fine += time.perf_counter() - found_pools
+            trace.pools += [len(members) for members in pools]
+        return result
+
+    def _exhaustive(
+        self, features: Features, k: int, allowed: NDArray[np.bool_] | None
+    ) -> SearchResult:
+        held = self._features
+        available = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        result = _empty_result(len(features), min(k, available))
+        if held is None or available == 0:
+            return result
+        slot_of, mask = self._slot_of_row(allowed)
+        found = nearest_candidates(held, features, k, mask)
+        pools = found if slot_of is None else [slot_of[rows] for rows in found]
+        self._rank(pools, features, result, 0)
+        return result
+
+    def _slot_of_row(
+        self, allowed: NDArray[np.bool_] | None
+    ) -> tuple[Ids | None, NDArray[np.bool_] | None]:
+        """Each feature row's slot, and which rows are allowed."""
+        if self._rows is None or self._features is None:
+            return None, allowed
+        slot_of = np.full(len(self._features), -1, np.int64)
+        slot_of[self._rows] = np.arange(len(self))
+        mask = slot_of >= 0
+        if allowed is not None:
+            mask[self._rows] = allowed
+        return slot_of, mask
+
+    def _rank(self, pools: list[Ids], features: Features, result: SearchResult, at: int) -> None:
+        """Order each pool by Euclidean distance into ``result`` from query ``at`` on."""
+
+        def some(first: int, last: int) -> None:
+            for i in range(first, last):
+                self._rank_one(pools[i], features[i], result.ids[at + i], result.distances[at + i])
+
+        tasks = [partial(some, *part) for part in split(len(pools), thread_count())]
+        if pools:
+            run_all(tasks)
+
+    def _rank_one(self, pool: Ids, query: Any, ids: Any, distances: Any) -> None:
+        if self._features is None or not len(pool) or not len(ids):
+            return
+        slots = np.sort(pool)
+        rows = slots if self._rows is None else self._rows[slots]
+        found = distances_to_rows(self._features, rows, query)
+        k = min(len(ids), len(slots))
+        near = np.flatnonzero(found <= np.partition(found, k - 1)[k - 1])
+        order = near[np.argsort(found[near], kind="stable")[:k]]
+        ids[:k], distances[:k] = slots[order], found[order]
+
+
+def _empty_result(queries: int, k: int) -> SearchResult:
+    return SearchResult(
+        np.full((queries, k), -1, np.int64), np.full((queries, k), np.inf, np.float32)
+    )
+
+
+def _without(result: SearchResult, exclude: Ids, k: int) -> SearchResult:
+    """Leave one id a query out; a row that did not hold it loses its last."""
+    q, width = result.ids.shape
+    if exclude.shape != (q,):
+        raise InvalidInputError(f"exclude: expected shape ({q},), got {exclude.shape}")
+    if width == 0:
+        return result
+    unwanted = (result.ids == exclude[:, None]) & (result.ids >= 0)
+    order = np.argsort(unwanted, axis=1, kind="stable")
+    ids = np.take_along_axis(result.ids, order, axis=1)
+    distances = np.take_along_axis(result.distances, order, axis=1)
+    last = unwanted.any(axis=1)
+    ids[last, -1] = -1
+    distances[last, -1] = _NO_HAMMING if distances.dtype == np.uint16 else np.inf
+    return SearchResult(ids[:, :k], distances[:, :k])

@@ -1,0 +1,58 @@
+"""Checks of what callers hand to an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hashlens.codes.packing import check_codes, code_bytes
+from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.index.schema import Meta
+from hashlens.protocols import Codes, Encoder, Ids
+
+
+def check_ids(ids: Any) -> Ids:
+    """Ids as an array, each once.
+
+    Raises
+    ------
+    InvalidInputError
+        If they are no whole numbers, or one comes twice.
+    """
+    array = np.atleast_1d(np.asarray(ids if isinstance(ids, np.ndarray | int) else list(ids)))
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InvalidInputError(f"ids: expected whole numbers, got {array.dtype} {array.shape}")
+    if len(np.unique(array)) != len(array):
+        raise InvalidInputError("ids: expected each id once, got one twice")
+    return array.astype(np.int64)
+
+
+def check_width(codes: Any, bits: int) -> Codes:
+    """Packed codes of an index's width."""
+    checked = check_codes(codes)
+    if checked.shape[1] != code_bytes(bits):
+        raise InvalidInputError(
+            f"codes: expected {code_bytes(bits)} bytes for the index's {bits} bits, got "
+            f"{checked.shape[1]}; use the model that the index was made with"
+        )
+    return checked
+
+
+def require_same_model(path: Path, meta: Meta, encoder: Encoder) -> None:
+    """Raise ``IndexStoreError`` if the encoder is not the one whose codes the index holds."""
+    if (encoder.bits, encoder.feature_dim) != (meta.bits, meta.feature_dim):
+        raise IndexStoreError(
+            f"{path}: holds codes of {meta.bits} bits and features of {meta.feature_dim} values, "
+            f"but the model gives {encoder.bits} and {encoder.feature_dim}; use the index's own "
+            "model, or make a new index"
+        )
+    if meta.fingerprint and encoder.fingerprint != meta.fingerprint:
+        raise IndexStoreError(
+            f"{path}: made with model {meta.fingerprint[:12]}, but this one is "
+            f"{encoder.fingerprint[:12]}, whose codes do not compare; use the index's own model"
+            f"{f' ({meta.model})' if meta.model else ''}, or make a new index"
+        )

@@ -1,0 +1,266 @@
+"""The folder of an index: its database, transactions, and what goes wrong with files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from hashlens.errors import IndexStoreError
+from hashlens.index.filters import METADATA_FUNCTION, metadata_value
+from hashlens.index.schema import DATABASE, Meta, create_tables, read_meta
+
+WRITER_WAIT_SECONDS = 20.0
+"""How long a writer waits for another one."""
+
+HEAD = "head"
+_HEAD_FORMAT = struct.Struct("<QI")
+
+
+class Transaction(NamedTuple):
+    """A connection inside a transaction, and what holds at the commit it sees."""
+
+    connection: sqlite3.Connection
+    meta: Meta
+
+
+class Store:
+    """Connections and transactions; safe to use from many threads.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the index.
+    read_only : bool
+        Refuse to write.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self.database = path / DATABASE
+        self.read_only = read_only
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        if not self.database.is_file():
+            what = "no such folder" if not path.is_dir() else f"it holds no {DATABASE}"
+            raise IndexStoreError(
+                f"{path}: not an index, {what}; make one with `hashlens index create`"
+            )
+
+    @staticmethod
+    def create(path: Path, meta: Meta) -> Store:
+        """Make the folder of a new, empty index in one step.
+
+        Raises
+        ------
+        IndexStoreError
+            If something stands at ``path``, or it cannot be written.
+        """
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise IndexStoreError(
+                f"{path}: exists already; choose another name, or add to it with "
+                "`hashlens index add`"
+            )
+        aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+        with file_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.mkdir()
+            try:
+                connection = sqlite3.connect(aside / DATABASE, isolation_level=None)
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("BEGIN")
+                create_tables(connection, meta)
+                connection.execute("COMMIT")
+                connection.close()
+                for array in meta.arrays(aside).values():
+                    array.create()
+                _write_head(aside, meta.commit)
+                sync_folder(aside)
+                aside.rename(path)
+            except BaseException:
+                for left in aside.iterdir():
+                    left.unlink()
+                aside.rmdir()
+                raise
+            sync_folder(path.parent)
+        return Store(path)
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A transaction that sees one commit, whatever is written meanwhile."""
+        with self._transaction("BEGIN") as transaction:
+            yield transaction
+
+    @contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """The one transaction that may write; committed at the end, rolled back on an error.
+
+        The lock is the database's own, so it ends with the process that holds it.
+
+        Raises
+        ------
+        IndexStoreError
+            If the index was opened read-only, cannot be written, or another writer does not
+            finish within ``WRITER_WAIT_SECONDS``.
+        """
+        if self.read_only:
+            raise IndexStoreError(f"{self.path}: opened read-only; open it without read_only")
+        with self._transaction("BEGIN IMMEDIATE") as transaction:
+            yield transaction
+            commit = read_meta(transaction.connection, self.database).commit
+            transaction.connection.execute("COMMIT")
+        with file_errors(self.path / HEAD):
+            _write_head(self.path, commit)
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[Transaction]:
+        with self.database_errors():
+            connection = self._take()
+            try:
+                head = read_head(self.path)  # before: a writer may commit just after
+                connection.execute(begin)
+                meta = read_meta(connection, self.database)
+                self._require_commit(meta, head)
+                yield Transaction(connection, meta)
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.rollback()
+                connection.close()
+                raise
+            self._give_back(connection)
+
+    def _take(self) -> sqlite3.Connection:
+        with self._lock:
+            if self._closed:
+                raise IndexStoreError(f"{self.path}: the index was closed; open it again")
+            if self._idle:
+                return self._idle.pop()
+        return self._connect()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        writable = os.access(self.path, os.W_OK) and os.access(self.database, os.W_OK)
+        log = self.path / f"{DATABASE}-wal"
+        if writable:
+            mode = "mode=rw"
+        elif log.is_file() and log.stat().st_size:
+            raise IndexStoreError(
+                f"{log}: holds commits that cannot be read while {self.path} is read-only; make "
+                "it writable and open it once"
+            )
+        else:
+            mode = "mode=ro&immutable=1"
+            if not self.read_only:
+                raise IndexStoreError(
+                    f"{self.path}: no permission to write there; open it with read_only=True, or "
+                    "make the folder writable"
+                )
+        connection = sqlite3.connect(
+            f"file:{quote(os.fspath(self.database.absolute()))}?{mode}",
+            uri=True,
+            timeout=WRITER_WAIT_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.create_function(METADATA_FUNCTION, 2, metadata_value, deterministic=True)
+        return connection
+
+    def _require_commit(self, meta: Meta, head: int | None) -> None:
+        """Raise if the database lost commits: a log that was cut reads as an earlier commit."""
+        if head is not None and head > meta.commit:
+            raise IndexStoreError(
+                f"{self.database}-wal: cut or missing: the database ends at commit {meta.commit}, "
+                f"but commit {head} was made; restore the folder from a backup"
+            )
+
+    def close(self) -> None:
+        """Close all connections; transactions under way end first."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    @contextmanager
+    def database_errors(self) -> Iterator[None]:
+        """Turn what SQLite and the operating system raise into one clear line."""
+        try:
+            with file_errors(self.path):
+                yield
+        except sqlite3.Error as error:
+            raise IndexStoreError(_explained(error, self.path, self.database)) from error
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` into an ``IndexStoreError`` that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str) else path
+        reason = (error.strerror or str(error)).lower()
+        raise IndexStoreError(
+            f"{name}: {reason}; nothing of this step was committed: free space or allow writing, "
+            "then run it again"
+        ) from error
+
+
+def read_head(folder: Path) -> int | None:
+    """Number of the last acknowledged commit; None if the file is missing or damaged."""
+    try:
+        data = (folder / HEAD).read_bytes()
+        commit, checksum = _HEAD_FORMAT.unpack(data)
+    except (OSError, struct.error):
+        return None
+    return int(commit) if zlib.crc32(data[:8]) == checksum else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names of new files in a folder durable."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_head(folder: Path, commit: int) -> None:
+    number = struct.pack("<Q", commit)
+    descriptor = os.open(folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, number + struct.pack("<I", zlib.crc32(number)))
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: sqlite3.Error, folder: Path, database: Path) -> str:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return (
+            f"{folder}: another process is writing to this index, and did not finish within "
+            f"{WRITER_WAIT_SECONDS:.0f} s; wait for it and run this again"
+        )
+    if "full" in text:
+        return f"{database}: no space left; nothing was committed: free space and run it again"
+    if "readonly" in text or "unable to open" in text:
+        return f"{database}: cannot be written ({text}); allow writing in {folder}"
+    return f"{database}: damaged ({text}); restore the folder from a backup"

@@ -1,0 +1,97 @@
+"""``verify``: read everything, and name what is damaged."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from hashlens.errors import IndexStoreError
+from hashlens.index.records import row_checksum
+from hashlens.index.schema import TABLES, Meta, read_checksums
+from hashlens.index.store import HEAD, Store, read_head
+
+_RESTORE = "restore the folder from a backup"
+_ROWS = (
+    "SELECT id, position, alive, checksum, uri, label, metadata, size, mtime_ns, digest FROM images"
+)
+
+
+def find_damage(store: Store, progress: Callable[[int], None] | None = None) -> list[str]:
+    """Check every byte that counts; return one line for each thing that is damaged.
+
+    Parameters
+    ----------
+    store : Store
+        The folder.
+    progress : callable, optional
+        Called with the number of array rows that were read since the last call.
+
+    Raises
+    ------
+    IndexStoreError
+        If the database is too damaged to be read at all.
+    """
+    damage = []
+    if read_head(store.path) is None:
+        damage.append(
+            f"{store.path / HEAD}: missing or damaged; no image is lost by it, and the next "
+            "change of the index writes it anew"
+        )
+    with store.reading() as (connection, meta):
+        for (line,) in connection.execute("PRAGMA integrity_check"):
+            if line != "ok":
+                damage.append(f"{store.database}: {line}; {_RESTORE}")
+        tables = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+        if {sql for (sql,) in tables} != set(TABLES):
+            damage.append(f"{store.database}: its tables are not those of an index; {_RESTORE}")
+            return damage
+        damage += _damaged_arrays(store, connection, meta, progress)
+        damage += _damaged_rows(store, connection, meta)
+    return damage
+
+
+def _damaged_arrays(
+    store: Store,
+    connection: sqlite3.Connection,
+    meta: Meta,
+    progress: Callable[[int], None] | None,
+) -> Iterator[str]:
+    for name, file in meta.arrays(store.path).items():
+        try:
+            file.check(meta.count)
+        except IndexStoreError as error:
+            yield str(error)
+            continue
+        for block in file.damaged_blocks(meta.count, read_checksums(connection, name)):
+            yield file.damage(block)
+        if progress is not None:
+            progress(meta.count)
+
+
+def _damaged_rows(store: Store, connection: sqlite3.Connection, meta: Meta) -> Iterator[str]:
+    """Rows against their checksums; positions against the array of ids."""
+    file = meta.arrays(store.path)["ids"]
+    ids = None
+    if file.path.exists() and file.path.stat().st_size >= meta.count * file.row_bytes:
+        ids = file.map(meta.count)[:, 0].tolist()
+    used = np.zeros(meta.count, np.int64)
+    for image_id, position, alive, checksum, *content in connection.execute(_ROWS):
+        wrong = checksum != row_checksum(image_id, *content) or alive not in (0, 1)
+        if alive and not wrong:
+            wrong = not 0 <= position < meta.count
+            if not wrong:
+                used[position] += 1
+                wrong = ids is not None and ids[position] != image_id
+        if wrong:
+            yield f"{store.database}: the row of image {image_id} is damaged; {_RESTORE}"
+    for (position,) in connection.execute("SELECT position FROM dead"):
+        if 0 <= position < meta.count:
+            used[position] += 1
+    if (used != 1).any():
+        at = int(np.flatnonzero(used != 1)[0])
+        yield (
+            f"{store.database}: position {at} belongs to {int(used[at])} images, expected 1, "
+            f"living or dead; {_RESTORE}"
+        )
