@@ -46,7 +46,7 @@ class BRE(SupervisedMethod):
         bits: int,
         *,
         anchors: int = 50,
-        images: int = 5000,
+        images: int = 10000,
         sweeps: int = 3,
         seed: int = 0,
     ) -> None:

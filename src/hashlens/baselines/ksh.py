@@ -24,7 +24,7 @@ class KSH(SupervisedMethod):
     (equation 10), starting from the spectral relaxation (equation 12) and refined by
     accelerated gradient descent on a sigmoid (equations 13 to 15); the better of the two is
     kept. S is 2 L L' - 1 1' with class indicators L, so R is never formed: memory is
-    n (anchors + classes + bits), and all training images can be used.
+    n (anchors + classes + bits), and tens of thousands of images can be used.
 
     Parameters
     ----------
@@ -32,8 +32,10 @@ class KSH(SupervisedMethod):
         Length of a code.
     anchors : int
         Training images in the kernel (the paper: 300).
+    images : int
+        Training images used at most, drawn at random.
     seed : int
-        Of the choice of anchors.
+        Of the choice of anchors and images.
 
     Attributes
     ----------
@@ -43,14 +45,19 @@ class KSH(SupervisedMethod):
 
     gains: list[tuple[float, float]]
 
-    def __init__(self, bits: int, *, anchors: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self, bits: int, *, anchors: int = 500, images: int = 20000, seed: int = 0
+    ) -> None:
         super().__init__(bits, seed=seed)
         self.anchors = anchors
+        self.images = images
 
     def _learn(self, features: Features, classes: Ids) -> None:
-        self._kernel = AnchorKernel(features, self.anchors, np.random.default_rng(self.seed))
-        values = self._kernel(features)
-        residual = _Residual(one_hot(classes), self.bits)
+        rng = np.random.default_rng(self.seed)
+        self._kernel = AnchorKernel(features, self.anchors, rng)
+        used = np.sort(rng.choice(len(features), min(self.images, len(features)), replace=False))
+        values = self._kernel(features[used])
+        residual = _Residual(one_hot(classes)[used], self.bits)
         gram = (values.T @ values).astype(np.float64)
         # The ridge only matters where anchors coincide.
         gram += 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))

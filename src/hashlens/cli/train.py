@@ -21,7 +21,7 @@ def train_command(
     bits: int | None = typer.Option(None, help="Length of a code, 8 to 1024. [default: 48]"),
     recipe: str = typer.Option("auto", help="auto, small, finetune, paper, or a .toml file."),
     objective: str | None = typer.Option(
-        None, help="latent, ssdh, greedyhash or csq. [default: the recipe's]"
+        None, help="latent, ssdh, greedyhash, csq, cnnh or cnnh+. [default: the recipe's]"
     ),
     backbone: str | None = typer.Option(
         None, help="smallcnn, resnet9, alexnet, caffenet or timm:NAME."
