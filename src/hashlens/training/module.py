@@ -117,7 +117,8 @@ class HashModule(lightning.LightningModule):
         classification = losses.classification.detach().float()
         self._loss_sum = self._loss_sum.to(classification.device)
         self._loss_sum += torch.stack([classification, torch.ones_like(classification)])
-        self.log("train_loss", losses.total.detach().float())
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({"train_loss": losses.total.detach().float(), "rate": rate})
         total: torch.Tensor = losses.total
         return total
 

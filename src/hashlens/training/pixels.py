@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hashlens.data.images import UnreadableImageError
 from hashlens.errors import ImageError
 from hashlens.protocols import Skipped
 
@@ -109,16 +109,12 @@ class StreamedPixels:
     ) -> None:
         self._source, self._rows, self._preprocessing = source, rows, preprocessing
         self._strict = strict
-        self._skipped: dict[int, Skipped] = {}
+        self.skipped: list[Skipped] = []  # each once; grows while images are asked for
+        self._unreadable: set[int] = set()
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    @property
-    def skipped(self) -> Sequence[Skipped]:
-        """Images that were asked for and could not be read."""
-        return [self._skipped[row] for row in sorted(self._skipped)]
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images of some rows; see :class:`Pixels`."""
@@ -138,6 +134,10 @@ class StreamedPixels:
         except ImageError as error:
             if self._strict:
                 raise
-            self._skipped[position] = Skipped(position, self._source.uris[position], str(error))
+            if row not in self._unreadable:
+                self._unreadable.add(row)
+                name = self._source.uris[position]
+                reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
+                self.skipped.append(Skipped(position, name, reason))
             return False
         return True

@@ -1,0 +1,182 @@
+"""A whole run: it learns, keeps the best epoch, and says what it left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hashlens.data.source import Source
+from hashlens.data.sources import open_source
+from hashlens.errors import ModelError, SourceError
+from hashlens.models.checkpoint import load_model
+from hashlens.training.config import OBJECTIVES, TrainingConfig
+from hashlens.training.fit import image_facts, train
+from hashlens.training.recipes import configure
+
+Quick = Callable[..., TrainingConfig]
+
+
+def _train_folder(folder: Path, out: Path, **values: object) -> object:
+    source = open_source(str(folder))
+    defaults = {"bits": 8, "epochs": 1, "validation": 0.2, "precision": "fp32"}
+    config, _ = configure("small", {**defaults, **values}, image_facts(source))
+    return train(source, config, out, progress=False)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns_digits(
+    digits: Source, quick: Quick, tmp_path: Path, objective: str
+) -> None:
+    config = quick(epochs=15, objective=objective)
+    result = train(digits, config, tmp_path / "m", progress=False)
+    best = next(e for e in result.history if e["epoch"] == result.best_epoch)
+    assert best["map"] == max(epoch["map"] for epoch in result.history)
+    assert best["map"] > 0.9
+    assert best["accuracy"] > 0.9
+    net, saved = load_model(tmp_path / "m")
+    assert (saved.bits, saved.fingerprint) == (16, result.fingerprint)
+    assert saved.training["validation"]["map"] == best["map"]
+    assert {p.name for p in (tmp_path / "m").iterdir()} >= {"model.json", "config.toml", "logs"}
+    assert not (tmp_path / "m" / "run").exists()
+    # What is saved is what was validated.
+    pixels = np.stack([saved.preprocessing.pixels(digits.load(i)) for i in range(50)])
+    with torch.inference_mode():
+        scores = net(torch.from_numpy(saved.preprocessing.normalise(pixels))).scores
+    assert float((scores.argmax(1).numpy() == digits.labels[:50]).mean()) > 0.9
+
+
+def test_the_same_seed_gives_the_same_model(digits: Source, quick: Quick, tmp_path: Path) -> None:
+    config = quick()
+    first, second = (train(digits, config, tmp_path / name, progress=False) for name in ("a", "b"))
+    assert first.history == second.history
+    assert first.fingerprint == second.fingerprint
+    other = train(digits, quick(seed=1), tmp_path / "c", progress=False)
+    assert other.fingerprint != first.fingerprint
+
+
+def test_a_frozen_backbone_stays_as_it_was(folder: Path, tmp_path: Path) -> None:
+    from hashlens.models.backbones import create_backbone
+
+    config_values = {"backbone": "resnet9?width=4", "freeze_backbone": True, "epochs": 2}
+    _train_folder(folder, tmp_path / "m", **config_values)
+    net, _ = load_model(tmp_path / "m")
+    torch.manual_seed(0)
+    start = create_backbone("resnet9?width=4", channels=3, size=16).module.state_dict()
+    for name, value in net.backbone.state_dict().items():
+        torch.testing.assert_close(value, start[name], rtol=0, atol=0)
+
+
+def test_unreadable_and_unlabelled_images_are_left_out_and_counted(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "dark" / "cut.png").write_bytes((folder / "dark" / "0.png").read_bytes()[:100])
+    (folder / "dark" / "empty.jpg").touch()
+    result = _train_folder(folder, tmp_path / "m")
+    assert sorted(Path(one.name).name for one in result.skipped) == ["cut.png", "empty.jpg"]
+    assert any("2 images could not be read" in note for note in result.warnings)
+    assert result.training_images + result.validation_images == 20
+    source = open_source(str(folder))
+    labels = source.labels.copy()
+    labels[:3] = -1
+    partly = dataclasses.replace(source, labels=labels)
+    config, _ = configure("small", {"epochs": 1, "validation": 0.2}, image_facts(partly))
+    result = train(partly, config, tmp_path / "n", progress=False)
+    assert any("3 of 22 images have no label" in note for note in result.warnings)
+
+
+def test_strict_stops_at_an_unreadable_image(folder: Path, tmp_path: Path) -> None:
+    (folder / "dark" / "empty.png").touch()
+    source = open_source(str(folder))
+    config, _ = configure("small", {"epochs": 1, "validation": 0.2}, image_facts(source))
+    with pytest.raises(SourceError, match=r"empty\.png"):
+        train(source, config, tmp_path / "m", strict=True, progress=False)
+
+
+def test_copies_of_training_images_do_not_validate(folder: Path, tmp_path: Path) -> None:
+    for i in range(10, 20):  # ten copies: some land in validation
+        shutil.copy(folder / "light" / "3.png", folder / "light" / f"{i}.png")
+    result = _train_folder(folder, tmp_path / "m", validation=0.3)
+    assert any("exact copies of training images" in note for note in result.warnings)
+    assert result.training_images + result.validation_images < 30
+
+
+def test_images_too_many_for_memory_are_streamed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "dark" / "cut.png").write_bytes((folder / "dark" / "0.png").read_bytes()[:100])
+    held = _train_folder(folder, tmp_path / "m", epochs=2)
+    monkeypatch.setattr("hashlens.training.inputs.memory_budget", lambda: 1000)
+    streamed = _train_folder(folder, tmp_path / "n", epochs=2)
+    assert held.history[-1].keys() == streamed.history[-1].keys()
+    assert sorted(Path(one.name).name for one in streamed.skipped) == ["cut.png"]
+
+
+def test_balanced_sampling_finds_a_rare_class(digits: Source, quick: Quick, tmp_path: Path) -> None:
+    rare = np.concatenate(
+        [np.flatnonzero(digits.labels == 1), np.flatnonzero(digits.labels == 7)[:4]]
+    )
+    source = digits.subset(rare)
+    result = train(source, quick(balanced=True), tmp_path / "m", progress=False)
+    assert result.history[-1]["epoch"] == 3
+
+
+def test_several_labels_an_image(digits: Source, quick: Quick, tmp_path: Path) -> None:
+    labels = digits.labels
+    matrix = np.stack([labels % 2 == 0, labels % 2 == 1, labels >= 5], axis=1)
+    source = dataclasses.replace(
+        digits,
+        classes=("even", "odd", "large"),
+        label_matrix=matrix,
+        labels=matrix.argmax(axis=1).astype(np.int64),
+    )
+    result = train(source, quick(epochs=12), tmp_path / "m", progress=False)
+    _, saved = load_model(tmp_path / "m")
+    assert saved.multi_label
+    assert result.history[-1]["accuracy"] > 0.85
+    assert result.history[-1]["loss"] < 0.45  # chance is 0.69
+
+
+def test_the_old_model_stays_until_the_new_one_is_whole(
+    digits: Source, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m"
+    first = train(digits, quick(epochs=1), out, progress=False)
+    with pytest.raises(ModelError, match=r"holds a model; .*--overwrite"):
+        train(digits, quick(epochs=1), out, progress=False)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hashlens.models.checkpoint.write_atomically", full)
+    with pytest.raises(ModelError, match="No space left"):
+        train(digits, quick(epochs=1, seed=5), out, overwrite=True, progress=False)
+    assert load_model(out)[1].fingerprint == first.fingerprint
+
+
+def test_sources_that_cannot_be_trained_on(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "light")
+    with pytest.raises(SourceError, match="at least 2 classes"):
+        _train_folder(folder, tmp_path / "m")
+    for path in (folder / "dark").iterdir():
+        path.write_bytes(b"no image")
+    (folder / "light").mkdir()
+    shutil.copy(folder / "dark" / "0.png", folder / "light" / "0.png")
+    shutil.copy(folder / "dark" / "0.png", folder / "light" / "1.png")
+    with pytest.raises(SourceError, match="none of 12 images tried can be read"):
+        _train_folder(folder, tmp_path / "m")
+
+
+def test_a_missing_weights_file(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no weights file at"):
+        _train_folder(
+            folder,
+            tmp_path / "m",
+            backbone="timm:mobilenetv2_100",
+            weights=str(tmp_path / "no.pth"),
+        )
