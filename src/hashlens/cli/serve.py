@@ -1,0 +1,85 @@
+"""``hashlens serve``: the search page and the HTTP API over one index."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from hashlens.errors import InvalidInputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from hashlens.models.encoder import Encoder
+
+_KEY_VARIABLE = "HASHLENS_API_KEY"
+_KEY_LENGTH = 16
+
+
+def serve_command(
+    index: Path = typer.Argument(..., help="The index to search."),
+    model: Path | None = typer.Option(
+        None, help="Model directory or .onnx file; by default the one the index remembers."
+    ),
+    host: str = typer.Option(
+        "127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines in."
+    ),
+    port: int = typer.Option(8080, min=0, max=65535, help="Port; 0 takes a free one."),
+    api_key_file: Path | None = typer.Option(
+        None,
+        help=f"File with the key that adding and removing images needs; or set {_KEY_VARIABLE}. "
+        "Without a key the service is read-only.",
+    ),
+) -> None:
+    """Open the search page and the HTTP API over an index.
+
+    Example: hashlens serve shop.idx --port 8080
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched for a client
+    key = _read_key(api_key_file)
+    try:
+        from hashlens.service.app import create_app
+        from hashlens.service.limits import Limits
+        from hashlens.service.server import serve
+    except ImportError as error:
+        raise MissingExtraError("hashlens serve", "serve") from error
+    from hashlens.index.index import HashIndex
+
+    encoder = _load_encoder(index, model)
+    with HashIndex.open(index, encoder, read_only=key is None) as opened:
+        app = create_app(opened, encoder, Limits(), api_key=key)
+        serve(app, host, port, Limits(), lambda url: typer.echo(f"Serving {index} at {url}"))
+
+
+def _read_key(path: Path | None) -> str | None:
+    if path is not None:
+        try:
+            key = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputError(f"{path}: expected a file with the API key ({error})") from None
+    else:
+        key = os.environ.get(_KEY_VARIABLE, "").strip()
+        if not key:
+            return None
+    if len(key) < _KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidInputError(
+            f"API key: expected at least {_KEY_LENGTH} printable ASCII characters without spaces, "
+            "for example from: openssl rand -hex 32"
+        )
+    return key
+
+
+def _load_encoder(path: Path, model: Path | None) -> Encoder | None:
+    """The given model, else the one the index remembers; None where it remembers none."""
+    from hashlens.index.index import HashIndex
+    from hashlens.models.encoder import Encoder
+
+    if model is None:
+        with HashIndex.open(path, read_only=True) as index:
+            remembered = index.model
+        if remembered is None:
+            typer.echo("no model known: searching by id only; name one with --model", err=True)
+            return None
+        model = Path(remembered)
+    return Encoder.load(model)

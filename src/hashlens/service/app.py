@@ -1,0 +1,89 @@
+"""The app: routes, page, limits and protection around one index and one encoder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from hashlens import __version__
+from hashlens.service import errors
+from hashlens.service.engine import Engine
+from hashlens.service.limits import Limits
+from hashlens.service.metrics import CountRequests, Metrics
+from hashlens.service.routes import health
+from hashlens.service.routes.images import images_router
+from hashlens.service.routes.search import search_router
+from hashlens.service.security import BodyGuard, SecureHeaders
+
+if TYPE_CHECKING:
+    from hashlens.index.index import HashIndex
+    from hashlens.models.encoder import Encoder
+
+_WEB = Path(__file__).parent / "web"
+_DESCRIPTION = (
+    "Search an index of images by a picture, or by an image of the index. "
+    "Every error is answered as one line in `detail`."
+)
+
+
+def create_app(
+    index: HashIndex,
+    encoder: Encoder | None,
+    limits: Limits | None = None,
+    *,
+    api_key: str | None = None,
+) -> FastAPI:
+    """An ASGI app that searches ``index``; nothing runs before the server starts it.
+
+    Parameters
+    ----------
+    index : HashIndex
+        Open, and writable if there is a key. The caller closes it.
+    encoder : Encoder or None
+        The index's own model; without one only images of the index can be searched by.
+    limits : Limits, optional
+        Bounds of requests and of the work that waits.
+    api_key : str, optional
+        What a client must send to add or remove images. Without one the service is read-only.
+    """
+    limits = limits or Limits()
+    metrics = Metrics()
+    engine = Engine(index, encoder, limits, metrics, writable=api_key is not None)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with engine:
+            yield
+
+    app = FastAPI(
+        title="Hashlens",
+        version=__version__,
+        description=_DESCRIPTION,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.engine = engine
+    app.state.api_key = api_key
+    errors.install(app)
+    app.include_router(search_router(limits))
+    app.include_router(images_router(limits))
+    app.include_router(health.router)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_WEB / "index.html", headers={"Cache-Control": "no-cache"})
+
+    app.mount("/assets", StaticFiles(directory=_WEB), name="assets")
+    app.add_middleware(BodyGuard, limits=limits)
+    app.add_middleware(SecureHeaders)
+    app.add_middleware(CountRequests, metrics=metrics)
+    return app

@@ -1,0 +1,171 @@
+"""What requests and answers look like; FastAPI writes the OpenAPI description from these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hashlens.protocols import Mode
+
+_HIT: dict[str, Any] = {
+    "id": 17,
+    "label": "boot",
+    "metadata": {"brand": "x"},
+    "hamming": 3,
+    "euclidean": 11.25,
+    "code": "0f3c91a07be2",
+}
+_TIMES: dict[str, Any] = {"decode": 1.2, "encode": 9.8, "coarse": 0.4, "fine": 0.3, "total": 12.1}
+
+
+class ErrorAnswer(BaseModel):
+    """Why a request was refused, in one line."""
+
+    detail: str = Field(examples=["k: expected 1 to 1000, got 5000"])
+
+
+class Hit(BaseModel):
+    """One result."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _HIT})
+
+    id: int
+    label: str | None
+    metadata: dict[str, Any]
+    hamming: int | None = Field(description="Bits that differ from the query's code.")
+    euclidean: float | None = Field(
+        description="Distance between features; null in mode bcs, which computes none."
+    )
+    code: str = Field(description="The image's packed code, hexadecimal; bit j is in byte j // 8.")
+
+
+class Query(BaseModel):
+    """The picture that was searched by."""
+
+    id: int | None = Field(description="Its id, if it is an image of the index.")
+    label: str | None
+    code: str = Field(description="Its packed code, hexadecimal; bit j is in byte j // 8.")
+
+
+class StageTimes(BaseModel):
+    """Milliseconds of each stage; a stage that did not run took 0."""
+
+    decode: float
+    encode: float
+    coarse: float
+    fine: float
+    total: float
+
+
+class SearchAnswer(BaseModel):
+    """The nearest images of one query, nearest first, ties by id."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "query": {"id": None, "label": None, "code": "0f3c91a07be3"},
+                "hits": [_HIT],
+                "pool": 1204,
+                "histogram": None,
+                "timings_ms": _TIMES,
+            }
+        }
+    )
+
+    query: Query
+    hits: list[Hit]
+    pool: int = Field(description="Images that the search ranked.")
+    histogram: list[int] | None = Field(
+        description="Images at each Hamming distance 0 to bits, after the filter; if asked for."
+    )
+    timings_ms: StageTimes
+
+
+class BatchItem(BaseModel):
+    """What one query of a batch found, or why it could not be answered."""
+
+    query: Query | None
+    hits: list[Hit]
+    pool: int
+    error: str | None = Field(examples=["images[2]: not an image"])
+
+
+class BatchAnswer(BaseModel):
+    """Results in the order of the queries: ids first, then images."""
+
+    results: list[BatchItem]
+    timings_ms: StageTimes
+
+
+class ImageRecord(BaseModel):
+    """An image of the index."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": 17,
+                "name": "0017.jpg",
+                "label": "boot",
+                "metadata": {"brand": "x"},
+                "thumbnail": "/v1/images/17/thumbnail",
+            }
+        }
+    )
+
+    id: int
+    name: str = Field(description="The last part of its path.")
+    label: str | None
+    metadata: dict[str, Any]
+    thumbnail: str = Field(description="Path of its thumbnail.")
+
+
+class ImageList(BaseModel):
+    """Some images of the index."""
+
+    images: list[ImageRecord]
+
+
+class LabelCount(BaseModel):
+    """A label and how many images carry it."""
+
+    label: str
+    count: int
+
+
+class MetadataField(BaseModel):
+    """A key of the images' metadata and some of its values, for a filter."""
+
+    key: str
+    values: list[str | int | float | bool]
+
+
+class ServiceLimits(BaseModel):
+    """Bounds of a request."""
+
+    upload_bytes: int
+    pixels: int
+    k: int
+    batch: int
+
+
+class IndexAnswer(BaseModel):
+    """What is searched, and what may be asked."""
+
+    name: str
+    images: int
+    bits: int
+    feature_dim: int
+    fingerprint: str
+    labels: list[LabelCount] = Field(description="The most frequent, at most 1000.")
+    metadata: list[MetadataField] = Field(description="Keys with few values, for filters.")
+    modes: list[Mode]
+    searches_images: bool = Field(description="False if the service has no model: search by id.")
+    writable: bool
+    limits: ServiceLimits
+
+
+class Health(BaseModel):
+    """Whether the service runs, or is ready."""
+
+    status: str = Field(examples=["ok"])

@@ -1,0 +1,157 @@
+"""Runs the app with uvicorn: bounded headers, a deadline for them, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from hashlens.service.errors import ServiceError
+from hashlens.service.limits import Limits
+
+_GRACE_SECONDS = 30
+_KEEP_ALIVE_SECONDS = 15
+
+
+class DeadlineProtocol(H11Protocol):
+    """HTTP/1.1 that hangs up on a client whose headers do not arrive in time."""
+
+    def __init__(self, *args: Any, header_seconds: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._header_seconds = header_seconds
+        self._headers_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif self._headers_due is None:
+            self._watch()
+
+    def _watch(self) -> None:
+        self._headers_due = self.loop.call_later(self._header_seconds, self._give_up)
+
+    def _unwatch(self) -> None:
+        if self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+
+    def _give_up(self) -> None:
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Calls back once it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
+
+def make_server(app: FastAPI, limits: Limits, started: Callable[[], None]) -> uvicorn.Server:
+    """A server for ``app``; ``run(sockets=[listen(host, port)])`` runs it.
+
+    Parameters
+    ----------
+    app : FastAPI
+        As ``create_app`` made it.
+    limits : Limits
+        Bounds of headers and connections.
+    started : callable
+        Called once connections are accepted.
+    """
+    config = uvicorn.Config(
+        app,
+        http=partial(DeadlineProtocol, header_seconds=limits.header_seconds),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="on",
+        h11_max_incomplete_event_size=limits.header_bytes,
+        limit_concurrency=4 * limits.bodies,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        server_header=False,
+        access_log=False,
+        log_level="warning",
+    )
+    return _Server(config, started)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one.
+
+    Raises
+    ------
+    ServiceError
+        If the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        reason = error.strerror or str(error)
+        raise ServiceError(
+            f"{host} port {port}: cannot listen there ({reason}); choose another with --port"
+        ) from None
+    return bound
+
+
+def serve(
+    app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT; what runs then is finished first.
+
+    Parameters
+    ----------
+    app : FastAPI
+        As ``create_app`` made it.
+    host : str
+        Address to listen on.
+    port : int
+        0 takes a free one.
+    limits : Limits
+        Bounds of headers and connections.
+    announce : callable
+        Given the address once connections are accepted.
+    """
+    with listen(host, port) as bound:
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{bound.getsockname()[1]}"
+        server = make_server(app, limits, lambda: announce(url))
+        # uvicorn raises the signal again once it has stopped; by then there is nothing left to do.
+        before = {sig: signal.signal(sig, _stopped) for sig in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            server.run(sockets=[bound])
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+        if not server.started:
+            raise ServiceError("the service could not start; the lines above say why")
+
+
+def _stopped(*_: object) -> None:
+    pass

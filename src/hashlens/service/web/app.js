@@ -1,0 +1,279 @@
+// The page: what the address says is searched and shown; a new query is a new address.
+
+import { getImage, getIndex, sampleImages, search, ApiError } from "./api.js";
+import { grid, unpack } from "./codes.js";
+import * as views from "./results.js";
+import { Settings } from "./settings.js";
+import * as states from "./state.js";
+
+const byId = (id) => document.getElementById(id);
+const COMPARED = 6; // images a method in the comparison
+let index = null;
+let settings = null;
+let state = states.defaults();
+let seed = 0;
+let running = null;
+
+const link = (id) => states.address({ ...state, id, upload: null });
+
+function heading(title, status = "") {
+  byId("results-title").textContent = title;
+  byId("status").textContent = status;
+}
+
+function content(...nodes) {
+  byId("notice").replaceChildren();
+  byId("content").replaceChildren(...nodes);
+}
+
+function drawQuery(url, name) {
+  const image = byId("query-image");
+  image.hidden = !url;
+  byId("invitation").hidden = Boolean(url);
+  byId("frame").classList.toggle("filled", Boolean(url));
+  byId("about").hidden = !url;
+  byId("query-name").textContent = name;
+  byId("query-code").replaceChildren();
+  if (url) {
+    image.classList.remove("pixels");
+    image.src = url;
+    image.alt = `The query: ${name}`;
+  } else {
+    image.removeAttribute("src");
+  }
+}
+
+function queryName(answer) {
+  if (state.id === null) return "Your picture";
+  return `${answer.query.label ?? "no label"} · image ${state.id}`;
+}
+
+async function showStart(notice = "") {
+  drawQuery(null, "");
+  settings.distribution(null);
+  settings.times(null);
+  document.title = `${index.name} · Hashlens`;
+  if (!index.images) {
+    heading("The index is empty");
+    content(views.empty("Nothing to show yet", "Add images with: hashlens index add INDEX FOLDER"));
+    return;
+  }
+  heading("From the index", notice || "Choose any picture to search by it.");
+  content(views.waiting(24));
+  try {
+    const { images } = await sampleImages(24, seed);
+    if (state.id === null && state.upload === null) content(views.shelf(images, link));
+  } catch (error) {
+    content(views.failure(error, { text: "Try again", run: refresh }));
+  }
+}
+
+async function findAll(query, signal) {
+  if (state.mode !== "compare") {
+    return { [state.mode]: await search(query, state, signal) };
+  }
+  const found = await Promise.all(["es", "bcs", "hds"].map(
+    (mode) => search(query, { ...state, mode, k: COMPARED }, signal)));
+  return { es: found[0], bcs: found[1], hds: found[2] };
+}
+
+function showAnswers(answers) {
+  const answer = answers[state.mode] ?? answers.hds;
+  byId("query-name").textContent = queryName(answer);
+  byId("query-code").replaceChildren(grid(unpack(answer.query.code, index.bits)));
+  settings.distribution(answer.histogram);
+  settings.times(answer.timings_ms);
+  document.title = `${queryName(answer)} · Hashlens`;
+  const total = views.milliseconds(answer.timings_ms.total);
+  if (state.mode === "compare") {
+    heading("Three ways to search", `${views.number(index.images)} images, side by side as in the paper`);
+    content(views.comparison(answers, index.bits, link));
+  } else if (answer.hits.length) {
+    heading(answer.hits.length === 1 ? "The nearest image" : `${answer.hits.length} nearest images`,
+      `from a pool of ${views.number(answer.pool)}, in ${total}`);
+    content(views.gridOf(answer, index.bits, link));
+  } else {
+    heading("No image found", `in ${total}`);
+    content(views.empty("Nothing within these settings",
+      "Widen the radius, or search without the filter.",
+      { text: "Clear radius and filter", run: clearFilters }));
+  }
+}
+
+async function showSearch(query) {
+  running = new AbortController();
+  const { signal } = running;
+  byId("results").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => {
+    byId("status").textContent = "Searching…";
+    content(views.waiting(Math.min(state.k, 24)));
+  }, 120);
+  try {
+    const answers = await findAll(query, signal);
+    clearTimeout(slow);
+    if (!signal.aborted) showAnswers(answers);
+  } catch (error) {
+    clearTimeout(slow);
+    if (signal.aborted || error.name === "AbortError") return;
+    settings.distribution(null);
+    settings.times(null);
+    heading("Search");
+    const known = error instanceof ApiError ? error : new ApiError(0, "The page met an error.");
+    if (!(error instanceof ApiError)) console.error(error);
+    content(views.failure(known, { text: "Try again", run: refresh }));
+  } finally {
+    clearTimeout(slow);
+    if (!signal.aborted) byId("results").removeAttribute("aria-busy");
+  }
+}
+
+function refresh() {
+  running?.abort();
+  settings.write(state);
+  if (state.id !== null) {
+    drawQuery(`v1/images/${state.id}/thumbnail`, `image ${state.id}`);
+    return showSearch({ id: state.id });
+  }
+  if (state.upload !== null) {
+    const kept = states.upload(state.upload);
+    if (!kept) {
+      state = { ...state, upload: null };
+      return showStart("The picture you dropped lived in that tab alone; drop it again.");
+    }
+    drawQuery(kept.url, "Your picture");
+    return showSearch({ file: kept.file });
+  }
+  return showStart();
+}
+
+function go(changes, options) {
+  state = { ...state, ...changes };
+  states.show(state, options);
+  return refresh();
+}
+
+function clearFilters() {
+  go({ radius: null, where: {} });
+}
+
+function searchFile(file) {
+  if (!file) return;
+  if (!index.searches_images) {
+    content(views.failure(new ApiError(0, "This service has no model: click an image of the index instead.")));
+  } else if (file.size > index.limits.upload_bytes) {
+    const most = Math.round(index.limits.upload_bytes / 2 ** 20);
+    content(views.failure(new ApiError(413, `${file.name} is too large; at most ${most} MiB are accepted.`)));
+  } else {
+    go({ id: null, upload: states.keepUpload(file) });
+  }
+}
+
+function listenToFiles() {
+  byId("file").addEventListener("change", (event) => {
+    searchFile(event.target.files[0]);
+    event.target.value = "";
+  });
+  document.addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])][0];
+    if (file) {
+      event.preventDefault();
+      searchFile(file);
+    }
+  });
+  let depth = 0;
+  const carriesFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const veil = (shown) => { byId("veil").hidden = !shown; };
+  document.addEventListener("dragenter", (event) => {
+    if (!carriesFile(event)) return;
+    depth += 1;
+    veil(true);
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!carriesFile(event)) return;
+    depth -= 1;
+    veil(depth > 0);
+  });
+  document.addEventListener("dragover", (event) => { if (carriesFile(event)) event.preventDefault(); });
+  document.addEventListener("drop", (event) => {
+    depth = 0;
+    veil(false);
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    searchFile(event.dataTransfer.files[0]);
+  });
+}
+
+function listenToLinks() {
+  byId("content").addEventListener("click", async (event) => {
+    const anchor = event.target.closest("a[data-id]");
+    if (!anchor || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    go({ id: Number(anchor.dataset.id), upload: null });
+    byId("results").focus({ preventScroll: true });
+    window.scrollTo({ top: 0 });
+  });
+  byId("home").addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    go(states.defaults());
+  });
+  byId("shuffle").addEventListener("click", () => {
+    seed = Math.floor(Math.random() * 1e9);
+    go({ id: null, upload: null });
+  });
+  window.addEventListener("popstate", (event) => {
+    state = states.read(location, event.state);
+    refresh();
+  });
+}
+
+function theme() {
+  const button = byId("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const stored = () => { try { return localStorage.getItem("theme"); } catch { return null; } };
+  const dark = () => (stored() ? stored() === "dark" : system.matches);
+  const apply = () => {
+    document.documentElement.dataset.theme = dark() ? "dark" : "light";
+    button.setAttribute("aria-pressed", String(dark()));
+  };
+  button.addEventListener("click", () => {
+    const next = dark() ? "light" : "dark";
+    try { localStorage.setItem("theme", next); } catch { /* private window */ }
+    document.documentElement.dataset.theme = next;
+    button.setAttribute("aria-pressed", String(next === "dark"));
+  });
+  system.addEventListener("change", apply);
+  apply();
+}
+
+function foldOnPhones() {
+  const narrow = matchMedia("(max-width: 52rem)");
+  const apply = () => { byId("fold").open = !narrow.matches; };
+  narrow.addEventListener("change", apply);
+  apply();
+}
+
+async function begin() {
+  theme();
+  foldOnPhones();
+  byId("query-image").addEventListener("load", (event) => {
+    event.target.classList.toggle("pixels", event.target.naturalWidth <= 16);
+  });
+  byId("query-image").addEventListener("error", (event) => { event.target.hidden = true; });
+  try {
+    index = await getIndex();
+  } catch (error) {
+    heading("Hashlens");
+    content(views.failure(error, { text: "Try again", run: () => location.reload() }));
+    return;
+  }
+  byId("facts").textContent = `${index.name} · ${views.number(index.images)} images · ${index.bits} bits`;
+  if (!index.searches_images) byId("choose").hidden = true;
+  settings = new Settings(index, (isMode) => go(settings.read(), { replace: !isMode }));
+  listenToFiles();
+  listenToLinks();
+  state = states.read(location, history.state);
+  await refresh();
+}
+
+begin();

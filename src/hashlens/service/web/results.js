@@ -1,0 +1,140 @@
+// Results as elements: the grid, the comparison of the three searches, waiting and error states.
+
+import { strip, unpack } from "./codes.js";
+
+export function make(name, properties = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key in node) node[key] = value;
+    else node.setAttribute(key, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+export const number = (value) => value.toLocaleString("en");
+export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+
+function picture(id, label) {
+  const image = make("img", {
+    src: `v1/images/${id}/thumbnail`, alt: label ? `${label}, image ${id}` : `image ${id}`,
+    loading: "lazy", decoding: "async",
+  });
+  image.addEventListener("load", () => {
+    if (image.naturalWidth <= 16) image.classList.add("pixels");
+  });
+  image.addEventListener("error", () => {
+    image.replaceWith(make("span", { className: "lost", textContent: "file not found" }));
+  });
+  return image;
+}
+
+function card(item, link, rank) {
+  const anchor = make("a", { href: link(item.id), className: "picture" }, picture(item.id, item.label));
+  anchor.dataset.id = item.id;
+  if (rank) anchor.append(make("span", { className: "rank", textContent: rank, ariaHidden: "true" }));
+  return make("li", { className: "card" }, anchor);
+}
+
+function distances(hit) {
+  const box = make("span", { className: "distances" });
+  if (hit.hamming !== null) {
+    box.append(make("span", { className: "hamming", textContent: plural(hit.hamming, "bit"),
+      title: "Hamming distance of the codes" }));
+  }
+  if (hit.euclidean !== null) {
+    box.append(make("span", { className: "euclidean", title: "Euclidean distance of the features",
+      textContent: hit.euclidean.toFixed(hit.euclidean < 100 ? 2 : 0) }));
+  }
+  return box;
+}
+
+function hitCard(hit, rank, context) {
+  const item = card(hit, context.link, rank);
+  const caption = make("div", { className: "caption" },
+    make("span", { className: "label", textContent: hit.label ?? "no label" }), distances(hit));
+  if (hit.label === null) caption.firstChild.classList.add("none");
+  const known = context.answer.query.label;
+  if (known !== null && hit.label !== null) {
+    item.classList.add(known === hit.label ? "same" : "other");
+  }
+  const facts = Object.entries(hit.metadata);
+  if (facts.length) item.title = facts.map(([key, value]) => `${key}: ${value}`).join("\n");
+  const reference = unpack(context.answer.query.code, context.bits);
+  item.append(caption, strip(unpack(hit.code, context.bits), reference));
+  return item;
+}
+
+export function gridOf(answer, bits, link) {
+  const list = make("ol", { className: "grid", ariaLabel: "Nearest images, nearest first" });
+  answer.hits.forEach((hit, i) => list.append(hitCard(hit, i + 1, { answer, bits, link })));
+  return list;
+}
+
+const NAMES = {
+  es: ["ES", "exhaustive, by features"],
+  bcs: ["BCS", "binary codes only"],
+  hds: ["HDS", "codes, then features"],
+};
+
+export function comparison(answers, bits, link) {
+  const box = make("div", { className: "comparison" });
+  for (const mode of ["es", "bcs", "hds"]) {
+    const answer = answers[mode];
+    const [name, meaning] = NAMES[mode];
+    const known = answer.query.label;
+    const agreeing = answer.hits.filter((hit) => hit.label === known).length;
+    const head = make("header", {},
+      make("h3", { id: `method-${mode}`, textContent: name }),
+      make("p", { textContent: meaning }),
+      make("p", { className: "time",
+        textContent: `searched in ${milliseconds(answer.timings_ms.coarse + answer.timings_ms.fine)}` }));
+    if (known !== null && answer.hits.length) {
+      head.append(make("p", { className: "agree", textContent: `${agreeing} of ${answer.hits.length} share the label` }));
+    }
+    const row = make("ol", { className: "row-of-hits" });
+    answer.hits.forEach((hit, i) => row.append(hitCard(hit, i + 1, { answer, bits, link })));
+    if (!answer.hits.length) row.append(make("li", { className: "nothing", textContent: "nothing within this radius" }));
+    box.append(make("section", { ariaLabelledby: "" , "aria-labelledby": `method-${mode}` }, head, row));
+  }
+  return box;
+}
+
+export function shelf(images, link) {
+  const list = make("ul", { className: "grid shelf", ariaLabel: "Some images of the index" });
+  for (const image of images) {
+    const item = card(image, link, null);
+    item.append(make("div", { className: "caption" },
+      make("span", { className: image.label === null ? "label none" : "label", textContent: image.label ?? "no label" })));
+    list.append(item);
+  }
+  return list;
+}
+
+export function waiting(count) {
+  const list = make("ul", { className: "grid skeleton", ariaHidden: "true" });
+  for (let i = 0; i < count; i += 1) list.append(make("li", { className: "card" }, make("span", { className: "picture" })));
+  return list;
+}
+
+export function empty(title, hint, action) {
+  const box = make("div", { className: "empty" }, make("h3", { textContent: title }), make("p", { textContent: hint }));
+  if (action) box.append(button(action));
+  return box;
+}
+
+export function failure(error, action) {
+  const busy = error.status === 503;
+  const box = make("div", { className: "error", role: "alert" },
+    make("h3", { textContent: busy ? "The service is busy" : "That did not work" }),
+    make("p", { textContent: error.message }));
+  if (action) box.append(button(action));
+  return box;
+}
+
+function button({ text, run }) {
+  const node = make("button", { type: "button", className: "button", textContent: text });
+  node.addEventListener("click", run);
+  return node;
+}

@@ -1,0 +1,118 @@
+// The controls: mode, radius with the distribution of distances, filters, number of results, times.
+
+import { histogram } from "./codes.js";
+import { make, milliseconds, number } from "./results.js";
+
+const byId = (id) => document.getElementById(id);
+const HINTS = {
+  hds: "Hierarchical: codes choose a pool, features order it.",
+  bcs: "Binary codes only, ordered by Hamming distance.",
+  es: "Exhaustive: every feature vector is compared.",
+  compare: "The three searches, one below the other.",
+};
+const STAGES = ["decode", "encode", "coarse", "fine"];
+
+export class Settings {
+  constructor(index, changed) {
+    this.index = index;
+    this.counts = null;
+    byId("radius").max = index.bits;
+    for (const { label, count } of index.labels) {
+      byId("label").append(make("option", { value: label, textContent: `${label} (${number(count)})` }));
+    }
+    byId("label").disabled = !index.labels.length;
+    this.fields = index.metadata.map((field) => this.#field(field));
+    this.#listen(changed);
+  }
+
+  #field({ key, values }) {
+    const select = make("select", { id: `where-${key}` }, make("option", { value: "", textContent: "any" }));
+    values.forEach((value, i) => select.append(make("option", { value: String(i), textContent: String(value) })));
+    byId("metadata").append(make("div", { className: "field" },
+      make("label", { htmlFor: select.id, textContent: key }), select));
+    return { key, values, select };
+  }
+
+  #listen(changed) {
+    let timer = 0;
+    byId("settings").addEventListener("submit", (event) => event.preventDefault());
+    byId("settings").addEventListener("input", (event) => {
+      const slides = event.target.id === "radius";
+      if (slides) this.#drawRadius(this.radius());
+      clearTimeout(timer);
+      timer = setTimeout(() => changed(event.target.name === "mode"), slides ? 160 : 0);
+    });
+  }
+
+  radius() {
+    const value = Number(byId("radius").value);
+    return value >= this.index.bits ? null : value;
+  }
+
+  /** Settings as the controls stand. */
+  read() {
+    const where = {};
+    if (byId("label").value) where.label = byId("label").value;
+    for (const { key, values, select } of this.fields) {
+      if (select.value !== "") where[key] = values[Number(select.value)];
+    }
+    const mode = byId("settings").elements.mode.value;
+    return { mode, k: Number(byId("count").value), radius: this.radius(), where };
+  }
+
+  /** Set the controls to a state from the address. */
+  write(state) {
+    byId("settings").elements.mode.value = state.mode;
+    const count = byId("count");
+    if (![...count.options].some((option) => Number(option.value) === state.k)) {
+      count.append(make("option", { textContent: state.k }));
+    }
+    count.value = String(state.k);
+    byId("radius").value = state.radius ?? this.index.bits;
+    byId("label").value = state.where.label ?? "";
+    for (const { key, values, select } of this.fields) {
+      const place = values.indexOf(state.where[key]);
+      select.value = place >= 0 ? String(place) : "";
+    }
+    byId("mode-hint").textContent = HINTS[state.mode];
+    byId("radius-box").classList.toggle("off", state.mode === "es");
+    byId("radius").disabled = state.mode === "es";
+    this.#drawRadius(this.radius());
+  }
+
+  distribution(counts) {
+    this.counts = counts;
+    this.#drawRadius(this.radius());
+  }
+
+  #drawRadius(radius) {
+    const box = byId("histogram");
+    byId("radius-box").hidden = !this.counts;
+    byId("radius-value").textContent = radius === null ? "no limit" : `${radius} ${radius === 1 ? "bit" : "bits"}`;
+    byId("radius").setAttribute("aria-valuetext", byId("radius-value").textContent);
+    if (!this.counts) {
+      box.replaceChildren();
+      byId("pool").textContent = "";
+      return;
+    }
+    histogram(box, this.counts, radius);
+    const total = this.counts.reduce((sum, count) => sum + count, 0);
+    const pool = this.counts.reduce((sum, count, d) => (radius === null || d <= radius ? sum + count : sum), 0);
+    byId("pool").textContent = `Pool: ${number(pool)} of ${number(total)} images`;
+  }
+
+  times(timings) {
+    const box = byId("times");
+    box.hidden = !timings;
+    if (!timings) return;
+    const sum = STAGES.reduce((total, stage) => total + timings[stage], 0) || 1;
+    const bar = byId("times-bar");
+    bar.replaceChildren(...STAGES.map((stage) => {
+      const part = make("i", { className: stage });
+      part.style.flexGrow = String(timings[stage] / sum);
+      return part;
+    }));
+    byId("times-list").replaceChildren(...STAGES.map((stage) => make("div", { className: stage },
+      make("dt", { textContent: stage }), make("dd", { textContent: milliseconds(timings[stage]) }))));
+  }
+}

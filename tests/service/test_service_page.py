@@ -1,0 +1,277 @@
+"""The page in a real browser: drop, click, go back, switch, filter, and what goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Service, running
+
+from hashlens.models.encoder import Encoder
+from hashlens.service.limits import Limits
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'")
+expect = playwright_api.expect
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_DROP = """([data, type, name]) => {
+  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type }));
+  for (const kind of ["dragenter", "dragover", "drop"]) {
+    document.body.dispatchEvent(
+      new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+  }
+}"""
+_PASTE = """([data, type, name]) => {
+  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type }));
+  document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip("no Chromium: install Debian's chromium package")
+    with playwright_api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = playwright.chromium.launch(executable_path=path, args=options)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Any, service: Service) -> Iterator[Any]:
+    """A fresh page on the start state; fails if anything reached the console or left the host."""
+    context = browser.new_context(base_url=service.url, viewport={"width": 1280, "height": 900})
+    tab = context.new_page()
+    wrong: list[str] = []
+    tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+    tab.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    tab.on(
+        "request",
+        lambda r: None if r.url.startswith((service.url, "blob:")) else wrong.append(r.url),
+    )
+    tab.goto("/")
+    expect(tab.locator(".shelf .card")).to_have_count(24)
+    yield tab
+    context.close()
+    allowed = re.compile(r"status of (413|422|503)")  # the browser logs each refusal itself
+    assert [line for line in wrong if not allowed.search(line)] == []
+
+
+def drop(page: Any, data: bytes, kind: str = "image/png", name: str = "a.png") -> None:
+    page.evaluate(_DROP, [base64.b64encode(data).decode(), kind, name])
+
+
+def hits(page: Any) -> Any:
+    return page.locator(".grid:not(.shelf):not(.skeleton) .card")
+
+
+def ids(page: Any) -> list[int]:
+    anchors = page.locator(".grid:not(.skeleton) a[data-id]")
+    return [int(value) for value in anchors.evaluate_all("all => all.map(a => a.dataset.id)")]
+
+
+def test_a_dropped_picture_finds_hits(page: Any, service: Service, picture: bytes) -> None:
+    drop(page, picture)
+    expect(hits(page)).to_have_count(24)
+    answer = service.client.post(
+        "/v1/search", data={"k": 24}, files={"image": ("query", picture)}
+    ).json()
+    assert ids(page) == [hit["id"] for hit in answer["hits"]]
+    expect(page.locator("#results-title")).to_have_text("24 nearest images")
+    expect(page.locator("#query-name")).to_have_text("Your picture")
+    first = answer["hits"][0]
+    card = hits(page).first
+    expect(card.locator(".label")).to_have_text(first["label"])
+    expect(card.locator(".euclidean")).to_have_text(f"{first['euclidean']:.2f}")
+    said = card.locator("svg").get_attribute("aria-label")
+    assert said.startswith("no bit" if not first["hamming"] else f"{first['hamming']} of 24 bits")
+    expect(page.locator("#times-list dd")).to_have_count(4)
+
+
+def test_pasting_and_choosing_search_too(page: Any, picture: bytes) -> None:
+    page.evaluate(_PASTE, [base64.b64encode(picture).decode(), "image/png", "a.png"])
+    expect(hits(page)).to_have_count(24)
+    found = ids(page)
+    page.locator("#home").click()
+    expect(page.locator(".shelf .card")).to_have_count(24)
+    file = {"name": "b.png", "mimeType": "image/png", "buffer": picture}
+    page.locator("#file").set_input_files(file)
+    expect(hits(page)).to_have_count(24)
+    assert ids(page) == found
+
+
+def test_a_result_is_a_query_and_back_returns(page: Any, picture: bytes) -> None:
+    drop(page, picture)
+    expect(hits(page)).to_have_count(24)
+    found = ids(page)
+    hits(page).nth(2).locator("a").click()
+    expect(page).to_have_url(re.compile(rf"\?id={found[2]}$"))
+    expect(page.locator("#query-name")).to_contain_text(f"image {found[2]}")
+    page.go_back()
+    expect(page.locator("#query-name")).to_have_text("Your picture")
+    expect(page.locator(".grid a[data-id]").first).to_have_attribute("data-id", str(found[0]))
+    assert ids(page) == found
+    page.go_back()
+    expect(page.locator(".shelf .card")).to_have_count(24)
+    page.go_forward()
+    expect(page.locator("#query-name")).to_have_text("Your picture")
+
+
+def test_an_address_shows_what_it_showed(page: Any, service: Service) -> None:
+    where = json.dumps({"label": "cross"})
+    page.goto(f"/?id=4&mode=bcs&k=12&radius=9&where={where}")
+    expect(page.locator("#content .grid, #content .empty")).to_be_visible()
+    fields = {"id": 4, "mode": "bcs", "k": 12, "radius": 9, "where": where}
+    answer = service.client.post("/v1/search", data=fields).json()
+    assert ids(page) == [hit["id"] for hit in answer["hits"]]
+    assert page.locator("input[value=bcs]").is_checked()
+    assert page.locator("#radius").input_value() == "9"
+    assert page.locator("#label").input_value() == "cross"
+    page.reload()
+    expect(page.locator("#content .grid, #content .empty")).to_be_visible()
+    assert ids(page) == [hit["id"] for hit in answer["hits"]]
+
+
+def test_modes_switch_and_compare_side_by_side(page: Any) -> None:
+    page.locator(".shelf a").first.click()
+    expect(hits(page)).to_have_count(24)
+    expect(hits(page).first.locator(".euclidean")).to_be_visible()
+    page.get_by_text("BCS", exact=True).click()
+    expect(page).to_have_url(re.compile("mode=bcs"))
+    expect(page.locator(".euclidean")).to_have_count(0)
+    page.get_by_text("Compare", exact=True).click()
+    rows = page.locator(".comparison section")
+    expect(rows).to_have_count(3)
+    assert rows.locator("h3").all_text_contents() == ["ES", "BCS", "HDS"]
+    for i in range(3):
+        expect(rows.nth(i).locator("li")).to_have_count(6)
+        expect(rows.nth(i).locator(".agree")).to_contain_text("share the label")
+    page.go_back()
+    expect(hits(page)).to_have_count(24)
+
+
+def test_filters_and_radius_narrow_the_results(page: Any, service: Service) -> None:
+    page.goto("/?id=4")
+    expect(hits(page)).to_have_count(24)
+    page.locator("#label").select_option("circle")
+    expect(page).to_have_url(re.compile("circle"))
+    expect(page.locator("#status")).to_contain_text("pool of 30")
+    assert set(hits(page).locator(".label").all_text_contents()) == {"circle"}
+    page.get_by_label("shelf").select_option(label="left")
+    expect(page.locator("#status")).to_contain_text("pool of 15")
+    page.locator("#radius").fill("0")
+    expect(page.locator("#radius-value")).to_have_text("0 bits")
+    fields = {"id": 4, "radius": 0, "where": json.dumps({"label": "circle", "shelf": "left"})}
+    left = service.client.post("/v1/search", data=fields).json()["pool"]
+    expect(page.locator("#pool")).to_have_text(f"Pool: {left} of 15 images")
+
+
+def test_an_empty_result_offers_a_way_out(page: Any) -> None:
+    page.goto("/?id=4&where=" + json.dumps({"label": "no such label"}))
+    expect(page.locator(".empty")).to_be_visible()
+    page.get_by_text("Clear radius and filter").click()
+    expect(hits(page)).to_have_count(24)
+
+
+def test_a_wrong_file_is_told_in_one_line(page: Any, picture: bytes) -> None:
+    drop(page, b"%PDF-1.7", "application/pdf", "a.pdf")
+    expect(page.get_by_role("alert")).to_contain_text("not an image")
+    drop(page, picture)
+    expect(hits(page)).to_have_count(24)
+
+
+def test_a_busy_service_is_told_and_tried_again(
+    browser: Any, index_dir: Path, encoder: Encoder
+) -> None:
+    with running(index_dir, encoder, Limits(queue=0)) as busy:
+        tab = browser.new_page(base_url=busy.url)
+        tab.goto("/?id=4")
+        alert = tab.get_by_role("alert")
+        expect(alert).to_contain_text("busy")
+        busy.app.state.engine.slots.capacity = 8
+        alert.get_by_role("button").click()
+        expect(hits(tab)).to_have_count(24)
+        tab.close()
+
+
+def test_everything_can_be_reached_by_keyboard(page: Any) -> None:
+    reached = []
+    for _ in range(16):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.name"
+                " || document.activeElement.dataset.id"
+            )
+        )
+    for name in ("home", "theme", "file", "shuffle", "mode", "label", "count"):
+        assert name in reached
+    assert any(str(name).isdecimal() for name in reached), "the results come after the settings"
+    page.keyboard.press("Enter")
+    expect(hits(page)).to_have_count(24)
+    assert page.evaluate("document.activeElement.id") == "results"
+
+
+def test_a_phone_shows_the_page_without_sideways_scrolling(browser: Any, service: Service) -> None:
+    context = browser.new_context(base_url=service.url, viewport={"width": 360, "height": 740})
+    tab = context.new_page()
+    for path in ("/", "/?id=4", "/?id=4&mode=compare"):
+        tab.goto(path)
+        expect(tab.locator("#content .card").first).to_be_visible()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    tab.get_by_text("Search settings").click()
+    expect(tab.locator("#radius")).to_be_visible()
+    context.close()
+
+
+def test_dark_mode_follows_the_system_and_the_switch(browser: Any, service: Service) -> None:
+    context = browser.new_context(base_url=service.url, color_scheme="dark")
+    tab = context.new_page()
+    tab.goto("/")
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    dark = tab.evaluate(ground)
+    assert max(int(part) for part in re.findall(r"\d+", dark)[:3]) < 60
+    tab.locator("#theme").click()
+    assert min(int(part) for part in re.findall(r"\d+", tab.evaluate(ground))[:3]) > 200
+    tab.reload()
+    assert tab.evaluate(ground) != dark
+    context.close()
+
+
+def test_text_stands_out_from_its_ground(browser: Any, service: Service) -> None:
+    """WCAG AA: 4.5 to 1 for the page's colours of text."""
+    for scheme in ("light", "dark"):
+        tab = browser.new_page(base_url=service.url, color_scheme=scheme)
+        tab.goto("/")
+        names = ["ink", "muted", "accent", "cool", "paper", "plate"]
+        style = "getComputedStyle(document.documentElement)"
+        colours = {
+            name: tab.evaluate(f"{style}.getPropertyValue('--{name}')").strip() for name in names
+        }
+        for text in ("ink", "muted", "accent", "cool"):
+            for ground in ("paper", "plate"):
+                ratio = contrast(colours[text], colours[ground])
+                assert ratio >= 4.5, f"{text} on {ground}, {scheme}: {ratio:.2f}"
+        tab.close()
+
+
+def contrast(first: str, second: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
