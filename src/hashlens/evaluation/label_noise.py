@@ -1,0 +1,276 @@
+"""Which labels are likely wrong: what the other images say about each image's own label.
+
+No image's label has a say about itself: neighbours leave the image out, and the linear
+classifier's answer for an image is that of a classifier fitted without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes.search import hamming_topk
+from hashlens.errors import InvalidInputError
+from hashlens.protocols import Codes, Features, Ids
+
+ClassScores = NDArray[np.float64]
+
+_PENALTIES = 10.0 ** np.arange(-4, 3)  # tried, as multiples of the mean variance of a direction
+_LEAST_FREEDOM = 1e-6  # 1 - leverage of an image that the fit passes through
+_LEAST_VARIANCE = 1e-12  # for features that are all alike
+_BLOCK_VALUES = 8_000_000  # values of a block of images by images: bounds the memory taken
+
+
+class ConfusedPair(NamedTuple):
+    """Images labelled one class that look like another.
+
+    Attributes
+    ----------
+    label, looks_like : int
+        Classes.
+    images : int
+        Images with this label that look most like the other class.
+    share : float
+        Of all images with this label.
+    """
+
+    label: int
+    looks_like: int
+    images: int
+    share: float
+
+
+class Suspicion(NamedTuple):
+    """How doubtful each label is.
+
+    Attributes
+    ----------
+    scores : ndarray of shape (n,), float64
+        Higher is more doubtful; above 0 another class fits better than the label.
+    looks_like : ndarray of shape (n,), int64
+        The other class that fits best.
+    order : ndarray of shape (n,), int64
+        Images, the most doubtful first; ties by position.
+    """
+
+    scores: NDArray[np.float64]
+    looks_like: NDArray[np.int64]
+    order: Ids
+
+
+def leave_one_out_scores(features: Features, labels: Any, classes: int) -> ClassScores:
+    """How much each image looks like each class, by a classifier fitted without that image.
+
+    Ridge regression of features onto one column a class, 1 for the image's own. For each image
+    the answer of the fit to all others follows in closed form from the fit to all: with fitted
+    value f, target y and leverage h it is y - (y - f) / (1 - h) (Allen 1974, PRESS). The penalty
+    with the least squared error of these answers is taken.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d), float
+        Best of a network that has not seen these labels.
+    labels : array_like of shape (n,), int
+        From 0 to classes - 1.
+    classes : int
+        How many there are.
+
+    Returns
+    -------
+    ndarray of shape (n, classes), float64
+        About 1 where an image looks wholly like a class, about 0 where not at all.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes do not fit, or there are fewer than two images.
+    """
+    values = _checked_labels(labels, classes)
+    if features.ndim != 2 or len(features) != len(values) or len(values) < 2:
+        raise InvalidInputError(
+            f"features: expected ({len(values)}, d) for at least 2 labels, got {features.shape}"
+        )
+    if not np.isfinite(features).all():
+        raise InvalidInputError("features: expected finite numbers, got NaN or infinity")
+    targets = np.eye(classes)[values]
+    shares = targets.mean(axis=0)
+    targets -= shares
+    rotated = features.astype(np.float64)
+    rotated -= rotated.mean(axis=0)
+    variances, directions = np.linalg.eigh(rotated.T @ rotated)
+    rotated = rotated @ directions
+    scale = max(float(variances.mean()), _LEAST_VARIANCE)
+    weights = 1 / (np.maximum(variances, 0)[:, None] + scale * _PENALTIES)  # (d, penalties)
+    products = rotated.T @ targets
+    fits = [rotated @ (column[:, None] * products) for column in weights.T]
+    leverages = 1 / len(values) + np.square(rotated, out=rotated) @ weights
+    best, least = targets, np.inf
+    for fitted, leverage in zip(fits, leverages.T, strict=True):
+        errors = (targets - fitted) / np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
+        loss = float(np.square(errors).sum())
+        if loss < least:
+            best, least = targets - errors, loss
+    return np.asarray(best + shares, np.float64)
+
+
+def neighbour_votes(neighbours: Ids, labels: Any, classes: int) -> ClassScores:
+    """Share of each image's neighbours that have each label.
+
+    Parameters
+    ----------
+    neighbours : ndarray of shape (n, k), int64
+        Of each image, without itself; -1 is none.
+    labels : array_like of shape (n,), int
+        From 0 to classes - 1.
+    classes : int
+        How many there are.
+
+    Returns
+    -------
+    ndarray of shape (n, classes), float64
+        Rows sum to 1, or are 0 without a neighbour.
+    """
+    values = _checked_labels(labels, classes)
+    known = neighbours >= 0
+    rows = np.broadcast_to(np.arange(len(neighbours))[:, None], neighbours.shape)
+    keys = rows[known] * classes + values[neighbours[known]]
+    counts = np.bincount(keys, minlength=len(neighbours) * classes).reshape(-1, classes)
+    return np.asarray(counts / np.maximum(known.sum(axis=1), 1)[:, None], np.float64)
+
+
+def code_neighbours(codes: Codes, k: int) -> Ids:
+    """The k nearest other images of each by Hamming distance; ties by position.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n, bytes), uint8
+        Packed codes.
+    k : int
+        Neighbours an image; at most n - 1 are returned.
+
+    Returns
+    -------
+    ndarray of shape (n, min(k, n - 1)), int64
+    """
+    wanted = min(k, len(codes) - 1)
+    _, ids = hamming_topk(codes, codes, wanted + 1)
+    return _without_self(ids, wanted)
+
+
+def feature_neighbours(features: Features, k: int) -> Ids:
+    """The k nearest other images of each by the angle between features; ties by position.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d), float32
+        Of a network.
+    k : int
+        Neighbours an image; at most n - 1 are returned.
+
+    Returns
+    -------
+    ndarray of shape (n, min(k, n - 1)), int64
+    """
+    wanted = min(k, len(features) - 1)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    directions = features / np.maximum(lengths, np.finfo(np.float32).tiny)
+    found = np.empty((len(features), wanted), np.int64)
+    step = max(1, _BLOCK_VALUES // max(1, len(features)))
+    for start in range(0, len(features), step):
+        cosines = directions[start : start + step] @ directions.T
+        rows = np.arange(len(cosines))
+        cosines[rows, rows + start] = -np.inf
+        if wanted:
+            nearest = np.argpartition(-cosines, wanted - 1, axis=1)[:, :wanted]
+            nearest.sort(axis=1)
+            order = np.argsort(-np.take_along_axis(cosines, nearest, axis=1), kind="stable")
+            found[start : start + step] = np.take_along_axis(nearest, order, axis=1)
+    return found
+
+
+def suspicion(scores: ClassScores, labels: Any) -> Suspicion:
+    """Rank labels by how much better another class fits.
+
+    A class's scores are first measured against what its own images reach on average, so that
+    images of rare or varied classes are not suspect as such (after Northcutt, Jiang and Chuang,
+    "Confident learning", 2021, whose class thresholds these averages are).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n, classes)
+        How much each image looks like each class, by others.
+    labels : array_like of shape (n,), int
+        The labels in doubt, from 0 to classes - 1.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes do not fit, or there are fewer than two classes.
+    """
+    values = _checked_labels(labels, scores.shape[1] if scores.ndim == 2 else 0)
+    if len(values) != len(scores) or scores.shape[1] < 2:
+        raise InvalidInputError(
+            f"scores: expected ({len(values)}, 2 or more classes), got {scores.shape}"
+        )
+    rows = np.arange(len(values))
+    own = scores[rows, values]
+    counts = np.bincount(values, minlength=scores.shape[1])
+    sums = np.bincount(values, weights=own, minlength=scores.shape[1])
+    present = counts > 0
+    usual = np.where(present, sums / np.maximum(counts, 1), np.inf)
+    fit = scores - usual
+    others = np.where(np.arange(scores.shape[1]) == values[:, None], -np.inf, fit)
+    looks_like = others.argmax(axis=1)
+    doubt = others[rows, looks_like] - fit[rows, values]
+    return Suspicion(doubt, looks_like.astype(np.int64), np.argsort(-doubt, kind="stable"))
+
+
+def confused_pairs(found: Suspicion, labels: Any) -> list[ConfusedPair]:
+    """Pairs of classes by how many images of the one look like the other, most first.
+
+    Parameters
+    ----------
+    found : Suspicion
+        Of these labels; only images with a score above 0 count.
+    labels : array_like of shape (n,), int
+        The labels in doubt.
+    """
+    values = np.asarray(labels)
+    totals = np.bincount(values)
+    doubtful = found.scores > 0
+    pairs, counts = np.unique(
+        np.stack([values[doubtful], found.looks_like[doubtful]], axis=1), axis=0, return_counts=True
+    )
+    order = np.lexsort((*pairs.T[::-1], -counts))
+    return [
+        ConfusedPair(
+            int(pairs[i, 0]),
+            int(pairs[i, 1]),
+            int(counts[i]),
+            float(counts[i] / totals[pairs[i, 0]]),
+        )
+        for i in order
+    ]
+
+
+def _without_self(ids: Ids, wanted: int) -> Ids:
+    """Drop each row's own number from its results, or the last where it is not among them."""
+    own = ids == np.arange(len(ids))[:, None]
+    own[~own.any(axis=1), -1] = True
+    return np.asarray(ids[~own].reshape(len(ids), wanted), np.int64)
+
+
+def _checked_labels(labels: Any, classes: int) -> NDArray[np.int64]:
+    values = np.asarray(labels)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or not values.size:
+        raise InvalidInputError(
+            f"labels: expected at least one whole number, got {values.dtype} of {values.shape}"
+        )
+    if values.min() < 0 or values.max() >= classes:
+        raise InvalidInputError(
+            f"labels: expected 0 to {classes - 1}, got {values.min()} to {values.max()}; "
+            "leave unlabelled images out"
+        )
+    return values.astype(np.int64)
