@@ -1,0 +1,166 @@
+"""What runs beside a shard: an ordinary index, asked in ids of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.distributed.catalogue import Shard, read_catalogue
+from hashlens.errors import InvalidInputError
+from hashlens.index.euclidean import distances_to_rows
+from hashlens.index.index import HashIndex, Record
+from hashlens.protocols import Codes, Features, Ids, Mode, SearchResult
+
+
+class ShardServer:
+    """Answers for one shard. A Ray actor; restarted by Ray, it opens its shard again.
+
+    Parameters
+    ----------
+    folder : str
+        Folder of the sharded index.
+    position : int
+        Place of the shard in the catalogue.
+    """
+
+    def __init__(self, folder: str, position: int) -> None:
+        self._folder = Path(folder)
+        self._position = position
+        self._shard = self._read_shard()
+        self._index = HashIndex.open(self._folder / self._shard.folder)
+
+    def _read_shard(self) -> Shard:
+        return read_catalogue(self._folder).shards[self._position]
+
+    def refresh(self) -> None:
+        """Read the catalogue again, after images were added."""
+        self._shard = self._read_shard()
+
+    def held(self) -> tuple[int, int, int]:
+        """Living images; first local id that the catalogue does not know; ids beyond it."""
+        ids = self._index.ids()
+        known = max((r.local + r.count for r in self._shard.ranges), default=0)
+        beyond = ids[ids >= known]
+        return len(ids), known, int(beyond.max()) + 1 - known if len(beyond) else 0
+
+    def search(
+        self,
+        codes: Codes,
+        features: Features | None,
+        k: int,
+        mode: Mode,
+        radius: int | None,
+        where: Mapping[str, Any] | None,
+        exclude: Ids | None,
+        pool: int | None,
+    ) -> SearchResult:
+        """``search_encoded`` of this shard, in ids of the whole."""
+        found = self._index.search_encoded(
+            codes,
+            features,
+            k,
+            mode=mode,
+            radius=radius,
+            where=where,
+            exclude=None if exclude is None else self._shard.to_local(exclude),
+            pool=pool,
+        )
+        return SearchResult(self._shard.to_global(found.ids), found.distances)
+
+    def rank(self, features: Features, pools: Ids, k: int) -> SearchResult:
+        """Euclidean distances of each query to its pool's images in this shard, nearest first.
+
+        Parameters
+        ----------
+        features : ndarray of shape (q, d), float32
+            The queries.
+        pools : ndarray of shape (q, m), int64
+            Ids of the whole; those of other shards are passed over.
+        k : int
+            Results a query at most.
+        """
+        local = self._shard.to_local(pools)
+        wanted = np.unique(local[local >= 0])
+        ids, _, stored = self._index.encoded(wanted.tolist())
+        width = min(k, pools.shape[1])
+        result = SearchResult(
+            np.full((len(pools), width), -1, np.int64),
+            np.full((len(pools), width), np.inf, np.float32),
+        )
+        for row, pool in enumerate(local):
+            at = np.searchsorted(ids, np.sort(pool[pool >= 0]))
+            near = distances_to_rows(stored, at, features[row])
+            order = np.argsort(near, kind="stable")[:width]
+            result.ids[row, : len(order)] = self._shard.to_global(ids[at[order]])
+            result.distances[row, : len(order)] = near[order]
+        return result
+
+    def ids(self) -> Ids:
+        """Ids of all living images, ascending."""
+        return np.sort(self._shard.to_global(self._index.ids()))
+
+    def records(self, ids: Sequence[int] | None) -> list[Record]:
+        """Records of images that are here; of all without ``ids``."""
+        with self._naming(ids):
+            found = self._index.records(None if ids is None else self._local(ids))
+        numbers = self._shard.to_global(np.array([r.id for r in found], np.int64))
+        return [
+            record._replace(id=int(number)) for record, number in zip(found, numbers, strict=True)
+        ]
+
+    def encoded(self, ids: Sequence[int]) -> tuple[Codes, NDArray[Any]]:
+        """Codes and features of images that are here, in the order asked for."""
+        with self._naming(ids):
+            _, codes, features = self._index.encoded(self._local(ids))
+        return codes, features
+
+    def histogram(self, code: Codes, where: Mapping[str, Any] | None) -> NDArray[np.int64]:
+        """Number of images at each Hamming distance from a code."""
+        return self._index.histogram(code, where)
+
+    def label_counts(self) -> dict[str | None, int]:
+        """Living images with each label."""
+        return self._index.label_counts()
+
+    def info(self) -> dict[str, Any]:
+        """``IndexInfo`` as a dictionary."""
+        return asdict(self._index.info())
+
+    def add_encoded(
+        self,
+        codes: Codes,
+        features: Features,
+        uris: Sequence[str],
+        labels: Sequence[Any] | None,
+        metadata: Sequence[Any] | None,
+    ) -> Ids:
+        """Add to this shard, in one commit; returns the shard's own ids."""
+        return self._index.add_encoded(codes, features, uris, labels, metadata)
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Remove images that are here, in one commit."""
+        with self._naming(ids):
+            self._index.remove(self._local(ids))
+
+    def _local(self, ids: Sequence[int]) -> list[int]:
+        local: list[int] = self._shard.to_local(np.array(ids, np.int64)).tolist()
+        return local
+
+    @contextmanager
+    def _naming(self, ids: Sequence[int] | None) -> Iterator[None]:
+        """An unknown id is named as the caller knows it."""
+        try:
+            yield
+        except InvalidInputError:
+            living = set(self._index.ids().tolist())
+            for number, local in zip(ids or (), self._local(ids or ()), strict=True):
+                if local not in living:
+                    message = f"id {number}: no such image in the index"
+                    raise InvalidInputError(message) from None
+            raise

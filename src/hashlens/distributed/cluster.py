@@ -1,0 +1,59 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hashlens.errors import HashlensError, MissingExtraError
+
+LOCAL = "local"
+
+
+def load_ray() -> Any:
+    """The ``ray`` module.
+
+    Raises
+    ------
+    MissingExtraError
+        If Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("a sharded index", "ray") from error
+    return ray
+
+
+def connect(address: str | None = None) -> Any:
+    """The ``ray`` module, connected to a cluster.
+
+    Parameters
+    ----------
+    address : str, optional
+        Address of a running cluster, such as ``10.0.0.5:6379`` or ``auto``. ``local`` or None
+        starts one in this process, on the loopback interface, without a dashboard. A process that
+        has joined a cluster already stays in it.
+
+    Raises
+    ------
+    HashlensError
+        If no cluster answers there.
+    """
+    ray = load_ray()
+    if ray.is_initialized():
+        return ray
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address in (None, LOCAL):
+            ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HashlensError(
+            f"no Ray cluster answers at {address} ({first_line}); start one with "
+            "`ray start --head`, or use --ray local"
+        ) from error
+    return ray

@@ -1,0 +1,207 @@
+"""A sharded index answers as one index does, and goes on when parts of the cluster fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
+from hashlens.distributed.sharded import ShardedIndex
+from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.index.index import HashIndex
+
+BITS, DIM = 16, 6
+MODES = ("bcs", "hds", "es")
+
+
+def _part(images: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    return {name: values[start:stop] for name, values in images.items()}
+
+
+def _make_shards(folder: Path, images: dict[str, Any], bounds: list[int]) -> None:
+    shards = []
+    for i, (start, stop) in enumerate(pairwise(bounds)):
+        name = f"shard-{i:04d}"
+        with HashIndex.create(folder / name, bits=BITS, feature_dim=DIM) as shard:
+            shard.add_encoded(**_part(images, start, stop))
+        shards.append(Shard(name, (IdRange(start, 0, stop - start),)))
+    write_catalogue(folder, Catalogue(BITS, DIM, "", None, tuple(shards)))
+
+
+@pytest.fixture(scope="module")
+def one(images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HashIndex]:
+    """One index of all images."""
+    folder = tmp_path_factory.mktemp("one") / "index"
+    with HashIndex.create(folder, bits=BITS, feature_dim=DIM) as index:
+        index.add_encoded(**images)
+        yield index
+
+
+@pytest.fixture(scope="module")
+def sharded(
+    cluster: Any, images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ShardedIndex]:
+    """The same images in three shards; for tests that do not change it."""
+    folder = tmp_path_factory.mktemp("sharded")
+    _make_shards(folder, images, [0, 250, 260, 600])
+    with ShardedIndex.open(folder, deadline=60.0) as index:
+        yield index
+
+
+def _same(got: Any, expected: Any) -> None:
+    """Equal up to columns that are padding alone."""
+    width = int((expected.ids >= 0).sum(axis=1).max(initial=0))
+    np.testing.assert_array_equal(got.ids[:, :width], expected.ids[:, :width])
+    np.testing.assert_array_equal(got.distances[:, :width], expected.distances[:, :width])
+    assert (got.ids[:, width:] == -1).all()
+
+
+def _queries(images: dict[str, Any], n: int = 7) -> tuple[Any, Any]:
+    return images["codes"][:n], images["features"][3 : n + 3]
+
+
+def test_it_answers_as_one_index_does(
+    sharded: ShardedIndex, one: HashIndex, images: dict[str, Any]
+) -> None:
+    index = sharded
+    codes, features = _queries(images)
+    exclude = np.arange(len(codes))
+    for mode in MODES:
+        for options in (
+            {},
+            {"where": {"label": "dog", "shelf": [1, 4]}},
+            {"exclude": exclude},
+            {"radius": 2} if mode != "es" else {},
+            {"pool": 15} if mode == "hds" else {},
+        ):
+            for k in (1, 10, 700):
+                got = index.search_encoded(codes, features, k, mode=mode, **options)
+                assert not got.partial
+                _same(got, one.search_encoded(codes, features, k, mode=mode, **options))
+    assert len(index) == len(one)
+    assert index.ids().tolist() == one.ids().tolist()
+    assert index.records([599, 0, 255]) == one.records([599, 0, 255])
+    assert index.records() == one.records()
+    assert index.search([255, 3], k=5) == one.search([255, 3], k=5)
+    assert index.label_counts() == one.label_counts()
+    assert index.info().images == one.info().images
+    np.testing.assert_array_equal(index.histogram(codes[0]), one.histogram(codes[0]))
+
+
+def test_errors_of_a_shard_reach_the_caller(sharded: ShardedIndex) -> None:
+    index = sharded
+    codes = np.zeros((1, 2), np.uint8)
+    with pytest.raises(InvalidInputError, match="features"):
+        index.search_encoded(codes, None, 3, mode="es")
+    with pytest.raises(InvalidInputError, match="2 bytes"):
+        index.search_encoded(np.zeros((1, 3), np.uint8), None, 3, mode="bcs")
+    with pytest.raises(InvalidInputError, match="id 600"):
+        index.get(600)
+
+
+def test_images_are_added_removed_and_kept_after_a_crash(
+    cluster: Any, images: dict[str, Any], tmp_path: Path
+) -> None:
+    _make_shards(tmp_path, images, [0, 350, 600])
+    with HashIndex.open(tmp_path / "shard-0001") as beyond:  # the catalogue does not know these
+        beyond.add_encoded(**_part(images, 0, 5))
+    index = ShardedIndex.open(tmp_path, deadline=60.0, replicas=2)
+    assert len(index) == 605
+    assert index.get(600).uri == images["uris"][0]
+    shard = index.add_shard()
+    more = _part(images, 0, 40)
+    ids = index.add_encoded(**more)
+    assert ids.tolist() == list(range(605, 645))
+    assert index.shards[2].folder == shard.folder
+    assert index.shards[2].count == 40
+    index.remove([3, 255, 644])
+    with pytest.raises(InvalidInputError, match="id 255"):
+        index.remove([4, 255])
+    with HashIndex.create(tmp_path / "expected", bits=BITS, feature_dim=DIM) as expected:
+        expected.add_encoded(**images)
+        expected.add_encoded(**_part(images, 0, 5))
+        expected.add_encoded(**more)
+        expected.remove([3, 255, 644])
+        codes, features = _queries(images)
+        for mode in MODES:
+            for _ in range(3):  # whichever replica answers
+                got = index.search_encoded(codes, features, 50, mode=mode)
+                _same(got, expected.search_encoded(codes, features, 50, mode=mode))
+        assert len(index) == len(expected) == 642
+    index.close()
+
+
+def test_an_actor_killed_during_a_search_is_started_again(
+    sharded: ShardedIndex, one: HashIndex, images: dict[str, Any]
+) -> None:
+    import ray
+
+    index = sharded
+    codes, features = _queries(images)
+    process = ray.get(index._replicas._actors[1][0].__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(process, signal.SIGKILL)
+    got = index.search_encoded(codes, features, 10)
+    assert not got.partial
+    _same(got, one.search_encoded(codes, features, 10))
+
+
+def test_a_lost_node_is_answered_for_by_replicas_or_named(
+    cluster: Any, images: dict[str, Any], one: HashIndex, tmp_path: Path
+) -> None:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    _make_shards(tmp_path, images, [0, 590, 600])
+    doomed = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    codes, features = _queries(images)
+
+    def open_with_one_on(node_id: str, replicas: int, **options: Any) -> ShardedIndex:
+        """The first replica of shard 1 on the given node."""
+        index = ShardedIndex.open(tmp_path, replicas=replicas, deadline=60.0, **options)
+        from hashlens.distributed.actor import ShardServer
+
+        pinned = ray.remote(ShardServer).options(
+            num_cpus=0,
+            max_restarts=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        )
+        old = index._replicas._actors[1][0]
+        index._replicas._actors[1][0] = pinned.remote(str(tmp_path), 1)
+        ray.kill(old)
+        assert not index.search_encoded(codes, features, 3).partial
+        return index
+
+    lonely = open_with_one_on(doomed.node_id, 1)
+    doubled = open_with_one_on(doomed.node_id, 2)
+    cluster.remove_node(doomed, allow_graceful=False)
+    got = lonely.search_encoded(codes, features, 10)
+    assert got.missing == ("shard-0001",)
+    others = np.arange(590)
+    held = np.isin(got.ids, others)
+    assert (held | (got.ids == -1)).all()
+    lonely.require_all = True
+    with pytest.raises(IndexStoreError, match="shard-0001"):
+        lonely.search_encoded(codes, features, 10)
+    for _ in range(2):
+        whole = doubled.search_encoded(codes, features, 10)
+        assert not whole.partial
+        _same(whole, one.search_encoded(codes, features, 10))
+    lonely.close()
+    doubled.close()
+
+
+def test_another_models_index_is_refused(sharded: ShardedIndex) -> None:
+    index = sharded
+
+    class OtherModel:
+        fingerprint = "0" * 64
+
+    with pytest.raises(IndexStoreError, match="use the index's own model"):
+        ShardedIndex.open(index.path, OtherModel())  # type: ignore[arg-type]
