@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashlens.codes import reference
+from hashlens.codes import reference, rings
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.packing import pack_bits
 from hashlens.codes.search import hamming_distances, hamming_radius, hamming_topk
@@ -67,6 +67,60 @@ def test_radius_equals_reference(problem: Any, prepared: bool, radius: int) -> N
         own = slice(found.offsets[i], found.offsets[i + 1])
         np.testing.assert_array_equal(found.distances[own], distances)
         np.testing.assert_array_equal(found.ids[own], ids)
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems(), st.integers(1, 60), st.integers(0, 140))
+def test_clustered_codes_equal_reference(problem: Any, codes_a_pivot: int, radius: int) -> None:
+    """Organised, then grown, then organised again: always the same results."""
+    codes, queries, k, allowed = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rings, "MIN_CODES", 2)
+        patch.setattr(rings, "_CODES_A_PIVOT", codes_a_pivot)
+        patch.setattr(rings, "_pays", lambda *_: True)
+        half = len(codes) // 2
+        database = CodeDatabase(codes[:half])
+        assert database.organise() == (half >= 2)
+        for stage in ("part", "grown", "again"):
+            if stage == "grown":
+                database.append(codes[half : half + half // 2])
+                database.append(codes[half + half // 2 :])
+            if stage == "again":
+                database.organise()
+            own, mask = codes[: len(database)], allowed
+            mask = None if allowed is None else allowed[: len(own)]
+            np.testing.assert_array_equal(database.packed(), own)
+            found = hamming_topk(database, queries, k, allowed=mask)
+            for got, right in zip(found, reference.topk(own, queries, k, mask), strict=True):
+                np.testing.assert_array_equal(got, right)
+            near = hamming_radius(database, queries, radius, allowed=mask)
+            right_near = reference.radius(own, queries, radius, mask)
+            for i, (distances, ids) in enumerate(right_near):
+                part = slice(near.offsets[i], near.offsets[i + 1])
+                np.testing.assert_array_equal(near.distances[part], distances)
+                np.testing.assert_array_equal(near.ids[part], ids)
+
+
+def test_a_database_organises_itself_only_where_that_pays() -> None:
+    rng = np.random.default_rng(7)
+    n = rings.MIN_CODES
+    queries = clustered(rng, 3 * rings.worth_queries(n), 8, 50)
+    near = CodeDatabase(clustered(rng, n, 8, 50))
+    spread = CodeDatabase(rng.integers(0, 256, (n, 8), dtype=np.uint8))
+    few = CodeDatabase(clustered(rng, n - 1, 8, 50))
+    for database in (near, spread, few):
+        hamming_topk(database, queries[:1], 1)
+        assert not database.organised
+        hamming_topk(database, queries, 1)
+    assert (near.organised, spread.organised, few.organised) == (True, False, False)
+    for grown in (1, n // 2):  # a search sees additions, and they are clustered when many
+        near.append(near.packed(np.arange(grown)))
+    before = near.snapshot().rings
+    hamming_topk(near, queries, 1)
+    after = near.snapshot().rings
+    assert before is not None
+    assert after is not None
+    assert (before.clustered, after.clustered) == (n, len(near))
 
 
 @pytest.mark.parametrize("bits", [24, 48, 64, 128, 136, 256, 1024])

@@ -1,0 +1,139 @@
+"""The exhaustive scan: every code beside every query, over threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes import kernels
+from hashlens.codes.database import Snapshot
+from hashlens.codes.threads import run_all, split, thread_count
+from hashlens.protocols import Ids
+
+# Candidates are buffered where at most this part of the codes is wanted, else all are counted.
+_BUFFERED_PART = 16
+_BUFFER_BYTES = 1 << 27
+
+
+class Scan:
+    """A scan of a database for some queries.
+
+    Parameters
+    ----------
+    codes : Snapshot
+        The database.
+    queries : ndarray of shape (q, w), uint64
+        Codes to search for.
+    allowed : ndarray of shape (n,) or (0,), bool
+        Codes that may be found; empty: all.
+    """
+
+    def __init__(
+        self, codes: Snapshot, queries: NDArray[np.uint64], allowed: NDArray[np.bool_]
+    ) -> None:
+        self._codes, self._queries, self._allowed = codes, queries, allowed
+        blocks = -(-codes.n // kernels.BLOCK)
+        self._parts = split(blocks, thread_count()) or [(0, 0)]  # ranges of blocks, one a thread
+
+    def nearest(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
+        """The k nearest of each query, (q, k); at least k codes must be allowed."""
+        if k * _BUFFERED_PART <= self._codes.n:
+            return self._nearest_of_few(k)
+        return self._nearest_of_many(k)
+
+    def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
+        """Codes within ``radius`` bits: distances, ids, and where each query's begin."""
+        levels = min(radius, 64 * len(self._codes.words)) + 1
+        histograms = self._count(levels)
+        totals = histograms.sum(axis=(0, 2))
+        offsets = np.concatenate([[0], np.cumsum(totals)]).astype(np.int64)
+        limits = np.full(len(self._queries), levels)
+        found = self._place(histograms, limits, offsets[:-1], offsets[1:], int(offsets[-1]))
+        return *found, offsets
+
+    def _nearest_of_few(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
+        """Top-k through buffers of candidates, for k much smaller than n."""
+        q, capacity = len(self._queries), max(2 * k, k + 64)
+        distances, ids = np.empty((q, k), np.uint16), np.empty((q, k), np.int64)
+        step = max(1, _BUFFER_BYTES // (10 * capacity * len(self._parts)))
+        for at in range(0, q, step):
+            queries = self._queries[at : at + step]
+            shape = (len(self._parts), len(queries), capacity)
+            found, found_ids = np.empty(shape, np.uint16), np.empty(shape, np.int64)
+            counts = np.zeros(shape[:2], np.int64)
+            shared = np.full(len(queries), 1 << 62, np.uint64)
+            own = [(k, shared, *buffers) for buffers in zip(found, found_ids, counts, strict=True)]
+            self._run(kernels.scan_nearest, queries, own)
+            out = distances[at : at + step], ids[at : at + step]
+            run_all(
+                [
+                    partial(kernels.merge_nearest, found, found_ids, counts, first, last, *out)
+                    for first, last in split(len(queries), len(self._parts) if q > 8 else 1)
+                ]
+            )
+        return distances, ids
+
+    def _nearest_of_many(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
+        """Top-k by counting all distances first, for k that is no small part of n."""
+        q = len(self._queries)
+        histograms = self._count(64 * len(self._codes.words) + 1)
+        reached = histograms.sum(axis=0).cumsum(axis=1)
+        limits = (reached < k).sum(axis=1) + 1
+        starts = np.arange(q, dtype=np.int64) * k
+        distances, ids = self._place(histograms, limits, starts, starts + k, q * k)
+        return distances.reshape(q, k), ids.reshape(q, k)
+
+    def _count(self, levels: int) -> NDArray[np.int64]:
+        """Codes at each distance below ``levels``, (t, q, levels), in each of t parts."""
+        histograms = np.zeros((len(self._parts), len(self._queries), levels), np.int64)
+        own = [(np.uint64(levels), part) for part in histograms]
+        self._run(kernels.count_within, self._queries, own)
+        return histograms
+
+    def _place(
+        self,
+        histograms: NDArray[np.int64],
+        limits: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        size: int,
+    ) -> tuple[NDArray[np.uint16], Ids]:
+        """Write each query's codes below its limit in order, from its start to its end."""
+        totals = histograms.sum(axis=0)
+        places = np.cumsum(histograms, axis=0) - histograms  # those of earlier parts
+        places += (np.cumsum(totals, axis=1) - totals + starts[:, None])[None]
+        distances, ids = np.empty(size, np.uint16), np.empty(size, np.int64)
+        own = [(limits.astype(np.uint64), part, ends, distances, ids) for part in places]
+        self._run(kernels.place_within, self._queries, own)
+        return distances, ids
+
+    def _run(
+        self,
+        kernel: Callable[..., None],
+        queries: NDArray[np.uint64],
+        arguments: list[tuple[Any, ...]],
+    ) -> None:
+        """Run a kernel over the parts of the database, each with its own last arguments."""
+        codes = self._codes
+        run_all(
+            [
+                partial(
+                    kernel,
+                    np.empty_like(codes.blocks) if len(codes.data) else codes.blocks,
+                    codes.data,
+                    codes.n_bytes,
+                    first,
+                    last,
+                    codes.n,
+                    queries,
+                    codes.words,
+                    self._allowed,
+                    *own,
+                )
+                for (first, last), own in zip(self._parts, arguments, strict=True)
+            ]
+        )
