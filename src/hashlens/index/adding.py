@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
 from hashlens.index.euclidean import check_features
+from hashlens.index.files import FileState, file_state, file_uri, local_path
 from hashlens.index.records import Metadata, store_metadata, store_text
-from hashlens.index.writing import NewImage
+from hashlens.index.writing import NewImage, append_images
 from hashlens.protocols import EncodedBatch, Encoder, Ids, ImageInput, Skipped
 
 if TYPE_CHECKING:
@@ -39,30 +39,33 @@ def add_images(
         check_lengths(len(images), labels=labels, metadata=metadata)
     ids: list[Ids] = []
     skipped: list[Skipped] = []
-    uris: list[str] = []
+    seen: list[tuple[str, FileState | None]] = []
 
     def named() -> Iterator[ImageInput]:
         for image in images:
-            uris.append(uri_of(image))
+            uri = uri_of(image)
+            seen.append((uri, file_state(local_path(uri)) if uri else None))
             yield image
 
-    batches = encoder.encode_batches(named(), strict=strict)
-    for batch in commits(batches):
-        for part in batch:
-            skipped += part.skipped
-        at = np.concatenate([part.positions for part in batch]).tolist()
+    for batches in commits(encoder.encode_batches(named(), strict=strict)):
+        for batch in batches:
+            skipped += batch.skipped
+        at = np.concatenate([batch.positions for batch in batches]).tolist()
         if at:
-            ids.append(
-                index.add_encoded(
-                    np.concatenate([part.codes for part in batch]),
-                    np.concatenate([part.features for part in batch]),
-                    [uris[i] for i in at],
-                    None if labels is None else [labels[i] for i in at],
-                    None if metadata is None else [metadata[i] for i in at],
-                )
+            codes, features = index.check_arrays(
+                np.concatenate([batch.codes for batch in batches]),
+                np.concatenate([batch.features for batch in batches]),
             )
+            rows = new_images(
+                len(at),
+                [seen[i][0] for i in at],
+                None if labels is None else [labels[i] for i in at],
+                None if metadata is None else [metadata[i] for i in at],
+                [seen[i][1] for i in at],
+            )
+            ids.append(append_images(index.store, codes, features, rows))
         if progress is not None:
-            progress(sum(len(part.positions) + len(part.skipped) for part in batch))
+            progress(sum(len(batch.positions) + len(batch.skipped) for batch in batches))
     return np.concatenate([np.zeros(0, np.int64), *ids]), tuple(skipped)
 
 
@@ -97,6 +100,7 @@ def new_images(
     uris: Sequence[str],
     labels: Sequence[Any] | None,
     metadata: Sequence[Metadata | None] | None,
+    files: Sequence[FileState | None] | None = None,
 ) -> list[NewImage]:
     """Rows to be of ``count`` images, checked.
 
@@ -108,12 +112,13 @@ def new_images(
     check_lengths(count, uris=uris, labels=labels, metadata=metadata)
     if any(not isinstance(uri, str) for uri in uris):
         raise InvalidInputError("uris: expected text")
-    names = [None] * count if labels is None else [store_label(label) for label in labels]
-    if metadata is None:
-        return [NewImage(store_text(u) or "", n, None) for u, n in zip(uris, names, strict=True)]
+    nothing = [None] * count
+    names = nothing if labels is None else [store_label(label) for label in labels]
     return [
-        NewImage(store_text(uri) or "", name, store_metadata(own, uri))
-        for uri, name, own in zip(uris, names, metadata, strict=True)
+        NewImage(store_text(uri) or "", name, store_metadata(own, uri), file)
+        for uri, name, own, file in zip(
+            uris, names, metadata or nothing, files or nothing, strict=True
+        )
     ]
 
 
@@ -145,12 +150,7 @@ def uri_of(image: ImageInput) -> str:
         return f"{os.path.abspath(path)}#{row}"
     if isinstance(image, str) and not os.path.exists(name):
         return name
-    absolute = os.path.abspath(name)
-    try:
-        absolute.encode()
-    except UnicodeEncodeError:  # bytes that are no text
-        return Path(absolute).as_uri()
-    return absolute
+    return file_uri(name)
 
 
 def check_stored_features(features: Any, shape: tuple[int, int], kind: str) -> NDArray[Any]:

@@ -163,21 +163,24 @@ class ArraySearcher:
             raise InvalidInputError(
                 f"radius: expected 0 or more, with mode hds or bcs, got {radius} with {mode}"
             )
+        unwanted = None if exclude is None else self._slots_of(np.asarray(exclude), len(codes))
         # One more than asked for, so that leaving one out leaves enough.
-        spare = 0 if exclude is None else 1
+        more = k if unwanted is None else k + 1
         if mode == "bcs":
-            result = self._by_codes(codes, k + spare, radius, allowed)
+            result = self._by_codes(codes, more, radius, allowed)
         else:
             checked = self._check_queries(codes, features, mode)
             if mode == "hds":
-                size = (pool or default_pool(k)) + spare
+                size = pool or default_pool(k)
                 result = self._coarse_to_fine(
-                    codes, checked, k + spare, size, radius, allowed, trace or SearchTrace()
+                    codes, checked, k, size, radius, allowed, unwanted, trace or SearchTrace()
                 )
+                unwanted = None
             else:
-                result = self._exhaustive(checked, k + spare, allowed)
-        result = SearchResult(self._to_ids(result.ids), result.distances)
-        return result if exclude is None else _without(result, np.asarray(exclude), k)
+                result = self._exhaustive(checked, more, allowed)
+        if unwanted is not None:
+            result = _without(result, unwanted, k)
+        return SearchResult(self.to_ids(result.ids), result.distances)
 
     def _check_queries(self, codes: Codes, features: Any, mode: Mode) -> Features:
         if self._features is None or self._features.shape[1] == 0:
@@ -192,10 +195,20 @@ class ArraySearcher:
             raise InvalidInputError("query features: expected finite values, got NaN or infinity")
         return queries
 
-    def _to_ids(self, slots: Ids) -> Ids:
+    def to_ids(self, slots: Ids) -> Ids:
+        """Ids of slots (places in ``codes``); -1 stays."""
         if self._ids is None or not slots.size:
             return slots
         return np.where(slots >= 0, self._ids[slots], -1)
+
+    def _slots_of(self, ids: Ids, count: int) -> Ids:
+        """Slots of one id a query, -1 where there is none."""
+        if ids.shape != (count,):
+            raise InvalidInputError(f"exclude: expected shape ({count},), got {ids.shape}")
+        if self._ids is None:
+            return np.where(ids < len(self), ids, -1)
+        slots = np.minimum(np.searchsorted(self._ids, ids), len(self) - 1)
+        return np.where(self._ids[slots] == ids, slots, -1) if len(self) else np.full(count, -1)
 
     def _by_codes(
         self, codes: Codes, k: int, radius: int | None, allowed: NDArray[np.bool_] | None
@@ -214,6 +227,7 @@ class ArraySearcher:
         pool: int,
         radius: int | None,
         allowed: NDArray[np.bool_] | None,
+        unwanted: Ids | None,
         trace: SearchTrace,
     ) -> SearchResult:
         available = len(self) if allowed is None else int(np.count_nonzero(allowed))
@@ -222,10 +236,14 @@ class ArraySearcher:
             queries = slice(at, at + _POOLS_AT_A_TIME)
             began = time.perf_counter()
             if radius is None:
-                pools = list(hamming_topk(self._codes, codes[queries], pool, allowed=allowed)[1])
+                more = pool if unwanted is None else pool + 1
+                pools = list(hamming_topk(self._codes, codes[queries], more, allowed=allowed)[1])
             else:
                 found = hamming_radius(self._codes, codes[queries], radius, allowed=allowed)
                 pools = np.split(found.ids, found.offsets[1:-1])
+            if unwanted is not None:
+                pools = [p[p != one] for p, one in zip(pools, unwanted[queries], strict=True)]
+                pools = pools if radius is not None else [p[:pool] for p in pools]
             found_pools = time.perf_counter()
             self._rank(pools, features[queries], result, at)
             trace.coarse += found_pools - began
@@ -289,18 +307,14 @@ def _empty_result(queries: int, k: int) -> SearchResult:
     )
 
 
-def _without(result: SearchResult, exclude: Ids, k: int) -> SearchResult:
-    """Leave one id a query out; a row that did not hold it loses its last."""
-    q, width = result.ids.shape
-    if exclude.shape != (q,):
-        raise InvalidInputError(f"exclude: expected shape ({q},), got {exclude.shape}")
-    if width == 0:
-        return result
-    unwanted = (result.ids == exclude[:, None]) & (result.ids >= 0)
-    order = np.argsort(unwanted, axis=1, kind="stable")
+def _without(result: SearchResult, unwanted: Ids, k: int) -> SearchResult:
+    """Leave one slot a query out; a row that did not hold it loses its last."""
+    found = (result.ids == unwanted[:, None]) & (result.ids >= 0)
+    order = np.argsort(found, axis=1, kind="stable")
     ids = np.take_along_axis(result.ids, order, axis=1)
     distances = np.take_along_axis(result.distances, order, axis=1)
-    last = unwanted.any(axis=1)
-    ids[last, -1] = -1
-    distances[last, -1] = _NO_HAMMING if distances.dtype == np.uint16 else np.inf
+    if ids.shape[1]:
+        last = found.any(axis=1)
+        ids[last, -1] = -1
+        distances[last, -1] = _NO_HAMMING if distances.dtype == np.uint16 else np.inf
     return SearchResult(ids[:, :k], distances[:, :k])

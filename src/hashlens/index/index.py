@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from hashlens.codes.packing import check_bits
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.index import adding, compacting, writing
+from hashlens.index import adding, compacting, syncing, writing
 from hashlens.index.checks import check_ids, check_width
 from hashlens.index.reader import IndexInfo, IndexReader
 from hashlens.index.records import Hit, Metadata, Record, store_metadata, store_text
 from hashlens.index.schema import FEATURE_TYPES, Meta
 from hashlens.index.store import Store
+from hashlens.index.syncing import SyncReport
 from hashlens.protocols import Codes, Encoder, Ids, ImageInput, Skipped
 
-__all__ = ["AddReport", "HashIndex", "Hit", "IndexInfo", "Record"]
+__all__ = ["AddReport", "HashIndex", "Hit", "IndexInfo", "Record", "SyncReport"]
 
 
 class AddReport(NamedTuple):
@@ -211,9 +212,9 @@ class HashIndex(IndexReader):
         ndarray of shape (n,), int64
             Their ids: consecutive.
         """
-        codes, stored = self._check_arrays(codes, features)
+        codes, stored = self.check_arrays(codes, features)
         images = adding.new_images(len(codes), uris, labels, metadata)
-        return writing.append_images(self._store, codes, stored, images)
+        return writing.append_images(self.store, codes, stored, images)
 
     def replace_encoded(self, ids: Any, codes: Any, features: Any) -> None:
         """Give images new codes and features, in one commit; ids and records stay.
@@ -228,11 +229,47 @@ class HashIndex(IndexReader):
             As in ``add_encoded``.
         """
         ids = check_ids(ids)
-        codes, stored = self._check_arrays(codes, features)
+        codes, stored = self.check_arrays(codes, features)
         if len(codes) != len(ids):
             raise InvalidInputError(f"codes: expected {len(ids)}, one an id, got {len(codes)}")
         if len(ids):
-            writing.replace_images(self._store, ids, codes, stored, [None] * len(ids))
+            writing.replace_images(self.store, ids, codes, stored, [None] * len(ids))
+
+    def sync(
+        self,
+        folder: str | Path,
+        paths: Sequence[Path],
+        labels: Sequence[Any] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        strict: bool = False,
+    ) -> SyncReport:
+        """Make the index say what a folder holds, encoding only what is new or changed.
+
+        A file counts as changed if its size or time differs, and then its content. Images of
+        other folders stay. Commits as it goes: stopped, it goes on where it was.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Images of the index that lie below it, and are not among ``paths``, are removed.
+        paths : sequence of Path
+            The image files below the folder.
+        labels : sequence of str, optional
+            Class names of new images, one a path.
+        progress : callable, optional
+            Called with the number of images encoded, and the number to encode.
+        strict : bool
+            Raise on an unreadable image instead of skipping it.
+
+        Raises
+        ------
+        IndexStoreError
+            If there are no paths, though images of the index come from this folder.
+        """
+        return syncing.sync_folder(
+            self, self._require_encoder(), Path(folder), paths, labels, progress, strict
+        )
 
     def remove(self, ids: Any) -> None:
         """Remove images, in one commit; their space is freed by ``compact``.
@@ -249,7 +286,7 @@ class HashIndex(IndexReader):
         """
         checked = check_ids(ids)
         if len(checked):
-            writing.remove_images(self._store, checked)
+            writing.remove_images(self.store, checked)
 
     def update(
         self,
@@ -289,7 +326,7 @@ class HashIndex(IndexReader):
             if uri := adding.uri_of(image):
                 values["uri"] = store_text(uri)
         if values:
-            writing.update_records(self._store, [(int(image_id), values)])
+            writing.update_records(self.store, [(int(image_id), values)])
 
     def compact(self) -> int:
         """Free the space of removed images; ids stay. Readers go on meanwhile.
@@ -299,7 +336,7 @@ class HashIndex(IndexReader):
         int
             Rows that were dropped.
         """
-        return compacting.compact(self._store)
+        return compacting.compact(self.store)
 
     def _require_encoder(self) -> Encoder:
         if self._encoder is None:
@@ -308,7 +345,8 @@ class HashIndex(IndexReader):
             )
         return self._encoder
 
-    def _check_arrays(self, codes: Any, features: Any) -> tuple[Codes, NDArray[Any]]:
+    def check_arrays(self, codes: Any, features: Any) -> tuple[Codes, NDArray[Any]]:
+        """Codes and features of this index's widths, features as they are stored."""
         meta = self._meta()
         codes = check_width(codes, meta.bits)
         if features is None and meta.feature_dim == 0:

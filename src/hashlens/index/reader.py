@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from hashlens.codes.search import hamming_radius
 from hashlens.errors import IndexStoreError
-from hashlens.index import searching, verifying
+from hashlens.index import exporting, searching, verifying
 from hashlens.index.arrays import SearchTrace
 from hashlens.index.checks import check_ids, check_width, require_same_model
+from hashlens.index.duplicates import DuplicateGroups, find_duplicates
 from hashlens.index.records import Hit, Record
 from hashlens.index.schema import FORMAT_VERSION, Meta
 from hashlens.index.snapshot import Snapshot
@@ -75,7 +76,7 @@ class IndexReader:
     """
 
     def __init__(self, store: Store, encoder: Encoder | None = None) -> None:
-        self._store = store
+        self.store = store
         self._encoder = encoder
         self._snapshot: Snapshot | None = None
         with self._at_last_commit() as (_, snapshot):
@@ -90,7 +91,7 @@ class IndexReader:
 
     def close(self) -> None:
         """Close the database; arrays stay mapped while something uses them."""
-        self._store.close()
+        self.store.close()
         self._snapshot = None
 
     def __len__(self) -> int:
@@ -100,7 +101,7 @@ class IndexReader:
     @property
     def path(self) -> Path:
         """The folder."""
-        return self._store.path
+        return self.store.path
 
     @property
     def encoder(self) -> Encoder | None:
@@ -169,7 +170,7 @@ class IndexReader:
         IndexStoreError
             If the database is too damaged to be read at all.
         """
-        return verifying.find_damage(self._store, progress)
+        return verifying.find_damage(self.store, progress)
 
     @overload
     def search(
@@ -354,6 +355,44 @@ class IndexReader:
                 at = searching.positions(transaction.connection, check_ids(ids))
             return snapshot.ids[at], snapshot.codes[at], snapshot.features[at]
 
+    def duplicates(
+        self, radius: int, *, progress: Callable[[int], None] | None = None
+    ) -> DuplicateGroups:
+        """Groups of images whose codes differ in at most ``radius`` bits, by an exact self-join.
+
+        Parameters
+        ----------
+        radius : int
+            In bits; 0 finds equal codes.
+        progress : callable, optional
+            Called with the number of pairs found since the last call.
+        """
+        with self._at_last_commit() as (transaction, snapshot):
+            searcher = snapshot.searcher(transaction.connection)
+            allowed = snapshot.matching(transaction.connection, None)
+        return find_duplicates(searcher, radius, allowed, progress)
+
+    def export(self, path: str | Path, format: str) -> None:
+        """Write the index as a file that other libraries read.
+
+        Parameters
+        ----------
+        path : str or Path
+            Must not exist.
+        format : {"faiss", "parquet", "numpy"}
+            A FAISS ``IndexBinaryFlat`` (inside an ``IndexBinaryIDMap`` where ids are not 0, 1,
+            2, ...); a Parquet table with records, codes and features; a folder of ``.npy`` files.
+
+        Raises
+        ------
+        MissingExtraError
+            If the library that the format needs is not installed.
+        IndexStoreError
+            If something stands at ``path``, or it cannot be written.
+        """
+        with self._at_last_commit() as (transaction, snapshot):
+            exporting.export(transaction, snapshot, Path(path), format)
+
     def _find(
         self,
         transaction: Transaction,
@@ -386,11 +425,11 @@ class IndexReader:
     def _at_last_commit(self) -> Iterator[tuple[Transaction, Snapshot]]:
         """A transaction, and the arrays of the commit it sees."""
         for last_try in (False, False, True):
-            with self._store.reading() as transaction:
+            with self.store.reading() as transaction:
                 snapshot = self._snapshot
                 if snapshot is None or snapshot.meta.commit != transaction.meta.commit:
                     try:
-                        snapshot = Snapshot(self._store, transaction)
+                        snapshot = Snapshot(self.store, transaction)
                     except IndexStoreError:
                         # `compact` may have switched files since the transaction began.
                         if last_try or self._meta().generation == transaction.meta.generation:
@@ -401,5 +440,5 @@ class IndexReader:
                 return
 
     def _meta(self) -> Meta:
-        with self._store.reading() as transaction:
+        with self.store.reading() as transaction:
             return transaction.meta

@@ -54,26 +54,6 @@ class Hit(NamedTuple):
     euclidean: float | None
 
 
-class FileState(NamedTuple):
-    """How an image's file looked when it was encoded, for ``sync``.
-
-    Attributes
-    ----------
-    size : int
-        In bytes.
-    mtime_ns : int
-        Time of last change.
-    digest : bytes
-        BLAKE2b of the content, 16 bytes.
-    """
-
-    size: int
-    mtime_ns: int
-    digest: bytes
-
-
-NO_FILE = (None, None, None)
-
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
-from hashlens.index.records import NO_FILE, FileState, row_checksum
+from hashlens.index.files import NO_FILE, FileState
+from hashlens.index.records import row_checksum
 from hashlens.index.schema import ARRAYS, Meta, last_checksum, write_checksums, write_meta
 from hashlens.index.store import Store
 from hashlens.protocols import Codes, Ids

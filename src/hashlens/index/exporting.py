@@ -1,0 +1,150 @@
+"""An index as files that other libraries read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError
+from hashlens.index.records import load_text
+from hashlens.index.snapshot import Snapshot
+from hashlens.index.store import Transaction, file_errors
+from hashlens.protocols import Ids
+
+FORMATS = ("faiss", "parquet", "numpy")
+_ROWS_AT_A_TIME = 16384
+
+
+def export(transaction: Transaction, snapshot: Snapshot, path: Path, kind: str) -> None:
+    """Write the living images, in the order of their ids; see ``HashIndex.export``."""
+    if kind not in FORMATS:
+        raise InvalidInputError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    if path.exists():
+        raise IndexStoreError(f"{path}: exists already; choose another name or remove it")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    writers = {"faiss": _to_faiss, "parquet": _to_parquet, "numpy": _to_numpy}
+    with file_errors(path):
+        try:
+            writers[kind](transaction, snapshot, aside)
+            aside.rename(path)
+        except BaseException:
+            _remove(aside)
+            raise
+
+
+def _to_faiss(_: Transaction, snapshot: Snapshot, path: Path) -> None:
+    """An ``IndexBinaryFlat``; where ids are not 0, 1, 2, ..., inside an ``IndexBinaryIDMap``."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("export to FAISS", "bench") from error
+    positions = snapshot.living()
+    index: Any = faiss.IndexBinaryFlat(8 * snapshot.codes.shape[1])
+    ids = snapshot.ids[positions]
+    if np.array_equal(ids, np.arange(len(ids))):
+        for rows in _pieces(positions):
+            index.add(np.ascontiguousarray(snapshot.codes[rows]))
+    else:
+        index = faiss.IndexBinaryIDMap(index)
+        for rows in _pieces(positions):
+            index.add_with_ids(np.ascontiguousarray(snapshot.codes[rows]), snapshot.ids[rows])
+    faiss.write_index_binary(index, os.fspath(path))
+
+
+def _to_parquet(transaction: Transaction, snapshot: Snapshot, path: Path) -> None:
+    """Columns id, uri, label, metadata (JSON text), code (bytes), features (lists of floats)."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("export to Parquet", "train") from error
+    width, dim = snapshot.codes.shape[1], snapshot.meta.feature_dim
+    value = pa.from_numpy_dtype(np.dtype(snapshot.meta.features))
+    columns = [
+        ("id", pa.int64()),
+        ("uri", pa.string()),
+        ("label", pa.string()),
+        ("metadata", pa.string()),
+        ("code", pa.binary(width)),
+    ]
+    if dim:
+        columns.append(("features", pa.list_(value, dim)))
+    schema = pa.schema(columns, {"bits": str(snapshot.meta.bits)})
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows, texts in _with_texts(transaction, snapshot):
+            codes = np.ascontiguousarray(snapshot.codes[rows])
+            values: list[Any] = [
+                pa.array(snapshot.ids[rows]),
+                *(pa.array([_clean(text) for text in column], pa.string()) for column in texts),
+                pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(width), len(rows), [None, pa.py_buffer(codes.tobytes())]
+                ),
+            ]
+            if dim:
+                flat = np.ascontiguousarray(snapshot.features[rows]).reshape(-1)
+                values.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, value), dim))
+            writer.write_table(pa.Table.from_arrays(values, schema=schema))
+
+
+def _to_numpy(transaction: Transaction, snapshot: Snapshot, path: Path) -> None:
+    """A folder: ids.npy, codes.npy, features.npy, and records.jsonl in the same order."""
+    path.mkdir()
+    positions = snapshot.living()
+    np.save(path / "ids.npy", snapshot.ids[positions])
+    for name, array in (("codes", snapshot.codes), ("features", snapshot.features)):
+        shape = (len(positions), array.shape[1])
+        if array.dtype.itemsize * shape[0] * shape[1] == 0:
+            np.save(path / f"{name}.npy", np.empty(shape, array.dtype))
+            continue
+        saved = np.lib.format.open_memmap(path / f"{name}.npy", "w+", array.dtype, shape)
+        at = 0
+        for rows in _pieces(positions):
+            saved[at : at + len(rows)] = array[rows]
+            at += len(rows)
+        saved.flush()
+    with (path / "records.jsonl").open("w", encoding="ascii") as file:
+        for rows, (uris, labels, metadata) in _with_texts(transaction, snapshot):
+            for row in zip(snapshot.ids[rows].tolist(), uris, labels, metadata, strict=True):
+                record = dict(zip(("id", "uri", "label"), row[:3], strict=True))
+                record["metadata"] = json.loads(row[3]) if row[3] else {}
+                file.write(json.dumps(record) + "\n")
+
+
+def _pieces(positions: Ids) -> Iterator[NDArray[np.int64]]:
+    for at in range(0, len(positions), _ROWS_AT_A_TIME):
+        yield positions[at : at + _ROWS_AT_A_TIME]
+
+
+def _with_texts(
+    transaction: Transaction, snapshot: Snapshot
+) -> Iterator[tuple[Ids, tuple[list[str | None], ...]]]:
+    """Pieces of positions, with their URIs, labels and metadata."""
+    rows = transaction.connection.execute(
+        "SELECT uri, label, metadata FROM images WHERE alive ORDER BY id"
+    )
+    for positions in _pieces(snapshot.living()):
+        piece = rows.fetchmany(len(positions))
+        yield (
+            positions,
+            tuple([load_text(text) for text in column] for column in zip(*piece, strict=True)),
+        )
+
+
+def _clean(text: str | None) -> str | None:
+    """Text without lone surrogates, which Parquet cannot hold."""
+    return text if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        for left in path.iterdir():
+            left.unlink()
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)

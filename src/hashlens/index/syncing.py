@@ -1,0 +1,209 @@
+"""``sync``: make an index say what a folder holds, encoding only what is new or changed."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from hashlens.errors import IndexStoreError
+from hashlens.index import writing
+from hashlens.index.adding import check_lengths, commits, store_label
+from hashlens.index.files import FileState, file_state, file_uri, local_path
+from hashlens.index.records import load_text, store_text
+from hashlens.protocols import EncodedBatch, Encoder, Skipped
+
+if TYPE_CHECKING:
+    from hashlens.index.index import HashIndex
+
+
+class SyncReport(NamedTuple):
+    """What a ``sync`` did, in images.
+
+    Attributes
+    ----------
+    added, updated, moved, removed, unchanged : int
+        New; encoded anew; found under another name; gone from the folder; left alone.
+    skipped : tuple of Skipped
+        Files that could not be read. One that was indexed before keeps its old entry.
+    """
+
+    added: int
+    updated: int
+    moved: int
+    removed: int
+    unchanged: int
+    skipped: tuple[Skipped, ...]
+
+
+class _Known(NamedTuple):
+    """An image of the index that lies under the folder."""
+
+    id: int
+    size: int | None
+    mtime_ns: int | None
+    digest: bytes | None
+
+
+class _Job(NamedTuple):
+    """A file to encode; ``id`` is None where it is new."""
+
+    path: Path
+    id: int | None
+    label: str | bytes | None
+
+
+@dataclass
+class _Plan:
+    jobs: list[_Job] = field(default_factory=list)
+    changes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    moved: int = 0
+    unchanged: int = 0
+
+
+def sync_folder(
+    index: HashIndex,
+    encoder: Encoder,
+    folder: Path,
+    paths: Sequence[Path],
+    labels: Sequence[Any] | None,
+    progress: Callable[[int, int], None] | None,
+    strict: bool,
+) -> SyncReport:
+    """See ``HashIndex.sync``."""
+    if labels is not None:
+        check_lengths(len(paths), labels=labels)
+    names = [None] * len(paths) if labels is None else [store_label(label) for label in labels]
+    plan = _plan(index, folder, paths, names)
+    if plan.changes:
+        writing.update_records(index.store, plan.changes)
+    if plan.gone:
+        index.remove(plan.gone)
+    added, updated, skipped = _encode(index, encoder, plan.jobs, progress, strict)
+    return SyncReport(added, updated, plan.moved, len(plan.gone), plan.unchanged, tuple(skipped))
+
+
+def _plan(
+    index: HashIndex, folder: Path, paths: Sequence[Path], labels: Sequence[str | bytes | None]
+) -> _Plan:
+    with index.store.reading() as (connection, _):
+        known = _known_under(connection, folder)
+    if known and not paths:
+        raise IndexStoreError(
+            f"{folder}: holds no images, but {len(known)} in the index come from there; if they "
+            "are really gone, remove them with `hashlens index remove`"
+        )
+    plan = _Plan()
+    new: list[tuple[Path, str | bytes | None]] = []
+    for path, label in zip(paths, labels, strict=True):
+        entries = known.pop(file_uri(path), None)
+        if entries is None:
+            new.append((path, label))
+            continue
+        for entry in entries:
+            _compare(plan, path, entry)
+    gone = {entry.id: entry.digest for entries in known.values() for entry in entries}
+    by_digest = {digest: image_id for image_id, digest in gone.items() if digest}
+    for path, label in new:
+        state = file_state(path) if by_digest else None
+        image_id = by_digest.pop(state.digest, None) if state else None
+        if image_id is None or state is None:
+            plan.jobs.append(_Job(path, None, label))
+            continue
+        values = {"uri": store_text(file_uri(path)), "label": label, **state._asdict()}
+        plan.changes.append((image_id, values))
+        plan.moved += 1
+        del gone[image_id]
+    plan.gone = sorted(gone)
+    return plan
+
+
+def _compare(plan: _Plan, path: Path, entry: _Known) -> None:
+    """Unchanged by size and time, or by content; else to be encoded anew."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        plan.jobs.append(_Job(path, entry.id, None))  # will be listed as unreadable
+        return
+    if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns):
+        plan.unchanged += 1
+        return
+    state = file_state(path) if status.st_size == entry.size else None
+    if state is not None and state.digest == entry.digest:
+        plan.changes.append((entry.id, state._asdict()))
+        plan.unchanged += 1
+        return
+    plan.jobs.append(_Job(path, entry.id, None))
+
+
+def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list[_Known]]:
+    """Living images whose file lies under a folder, by URI."""
+    root = os.path.join(os.path.abspath(folder), "")
+    known: dict[str, list[_Known]] = {}
+    sql = "SELECT id, uri, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
+    for image_id, stored, *state in connection.execute(sql):
+        uri = load_text(stored) or ""
+        if uri.startswith((root, "file://")) and local_path(uri).startswith(root):
+            known.setdefault(uri, []).append(_Known(image_id, *state))
+    return known
+
+
+def _encode(
+    index: HashIndex,
+    encoder: Encoder,
+    jobs: Sequence[_Job],
+    progress: Callable[[int, int], None] | None,
+    strict: bool,
+) -> tuple[int, int, list[Skipped]]:
+    """Encode the jobs' files, committing as it goes; return numbers added and updated."""
+    states: dict[int, FileState | None] = {}
+
+    def files() -> Iterator[Path]:
+        for place, job in enumerate(jobs):
+            states[place] = file_state(job.path)
+            yield job.path
+
+    added = updated = done = 0
+    skipped: list[Skipped] = []
+    for batches in commits(encoder.encode_batches(files(), strict=strict)):
+        for batch in batches:
+            skipped += batch.skipped
+            new = _commit(index, jobs, batch, states)
+            added += new
+            updated += len(batch.positions) - new
+            done += len(batch.positions) + len(batch.skipped)
+        if progress is not None:
+            progress(done, len(jobs))
+    return added, updated, skipped
+
+
+def _commit(
+    index: HashIndex,
+    jobs: Sequence[_Job],
+    batch: EncodedBatch,
+    states: dict[int, FileState | None],
+) -> int:
+    """Store an encoded batch; return how many of its images are new."""
+    codes, features = index.check_arrays(batch.codes, batch.features)
+    at = batch.positions.tolist()
+    new = np.array([jobs[place].id is None for place in at], np.bool_)
+    if new.any():
+        images = [
+            writing.NewImage(
+                store_text(file_uri(jobs[i].path)) or "", jobs[i].label, None, states[i]
+            )
+            for i in batch.positions[new].tolist()
+        ]
+        writing.append_images(index.store, codes[new], features[new], images)
+    if not new.all():
+        old = batch.positions[~new].tolist()
+        ids = np.array([jobs[place].id for place in old], np.int64)
+        files = [states[place] for place in old]
+        writing.replace_images(index.store, ids, codes[~new], features[~new], files)
+    return int(new.sum())
