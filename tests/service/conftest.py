@@ -39,6 +39,16 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def onnx_file(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model_dir`` exported: starts a process faster, and without torch."""
+    from hashlens.models.export import export_onnx
+
+    path = tmp_path_factory.mktemp("service-onnx") / "model.onnx"
+    export_onnx(model_dir, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def encoder(model_dir: Path) -> Encoder:
     return Encoder.load(model_dir)
 

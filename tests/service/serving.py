@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,3 +79,28 @@ def running(
             thread.join(60)
             index.close()
     assert not thread.is_alive()
+
+
+@contextmanager
+def process(path: Path, model: Path, key: str | None = None) -> Iterator[tuple[Any, str]]:
+    """``hashlens serve`` as a process of its own, and its address."""
+    command = "from hashlens.cli.main import main; main()"
+    arguments = ["serve", str(path), "--model", str(model), "--port", "0"]
+    environment = {name: value for name, value in os.environ.items() if name != "HASHLENS_API_KEY"}
+    if key is not None:
+        environment["HASHLENS_API_KEY"] = key
+    server = subprocess.Popen(
+        [sys.executable, "-c", command, *arguments],
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    assert server.stdout is not None
+    try:
+        line = server.stdout.readline()
+        assert " at http" in line, f"the service did not start: {line!r}"
+        yield server, line.rsplit(" ", 1)[1].strip()
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()

@@ -83,6 +83,7 @@ def create_app(
         return FileResponse(_WEB / "index.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/assets", StaticFiles(directory=_WEB), name="assets")
+    app.add_middleware(errors.AnswerFailures)
     app.add_middleware(BodyGuard, limits=limits)
     app.add_middleware(SecureHeaders)
     app.add_middleware(CountRequests, metrics=metrics)

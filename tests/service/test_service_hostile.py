@@ -1,0 +1,300 @@
+"""Hostile uploads: never a 5xx, memory stays bounded, and the next good request is answered."""
+
+from __future__ import annotations
+
+import io
+import socket
+import struct
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from serving import Service, draw, process, running
+
+from hashlens.models.encoder import Encoder
+from hashlens.service.limits import Limits
+
+MEBI = 1024 * 1024
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF", "ICO", "PPM")
+
+
+def encoded(random: np.random.Generator, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    draw("cross", int(random.integers(1000))).resize((64, 64)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, *extra: bytes, data: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    rest = chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + rest
+
+
+def bomb(random: np.random.Generator) -> bytes:
+    zeros = zlib.compress(bytes(8 * MEBI), 9)
+    makers = (
+        lambda: png(int(random.integers(8_000, 2**31)), int(random.integers(8_000, 2**31))),
+        lambda: png(40_000, 40_000, data=zeros * 8),
+        lambda: png(64, 64, data=zeros * 4),
+        lambda: png(64, 64, chunk(b"zTXt", b"a\0\0" + zeros), data=zlib.compress(bytes(64 * 193))),
+        lambda: png(64, 64, chunk(b"iCCP", b"a\0\0" + zeros), data=zlib.compress(bytes(64 * 193))),
+        lambda: b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b";",
+        lambda: (
+            b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 2**30, 2**30, 1, 24, *[0] * 6)
+        ),
+    )
+    return makers[random.integers(len(makers))]()
+
+
+def cut(random: np.random.Generator) -> bytes:
+    whole = encoded(random, KINDS[random.integers(len(KINDS))])
+    return whole[: random.integers(len(whole))]
+
+
+def flipped(random: np.random.Generator) -> bytes:
+    data = np.frombuffer(encoded(random, KINDS[random.integers(len(KINDS))]), np.uint8).copy()
+    at = random.integers(0, len(data), random.integers(1, 40))
+    data[at] = random.integers(0, 256, len(at), dtype=np.uint8)
+    return data.tobytes()
+
+
+def polyglot(random: np.random.Generator) -> bytes:
+    page = b"<html><script>alert(1)</script></html>"
+    image = encoded(random, ("JPEG", "PNG", "GIF")[random.integers(3)])
+    archive = b"PK\x03\x04" + bytes(26) + b"PK\x05\x06" + bytes(18)
+    return (image + page, page + image, image + archive, image[:6] + b"*/=1;//" + image[6:])[
+        random.integers(4)
+    ]
+
+
+def foreign(random: np.random.Generator) -> bytes:
+    heads = (
+        b"%PDF-1.7\n",
+        b"\x7fELF\x02\x01\x01",
+        b"PK\x03\x04",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"8BPS\0\1",
+        b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+        b"#!/bin/sh\n",
+        b"push graphic-context\nimage over 0,0 0,0 'https://127.0.0.1/x'\n",
+        b"",
+    )
+    return heads[random.integers(len(heads))] + random.bytes(random.integers(0, 3000))
+
+
+def noise(random: np.random.Generator) -> bytes:
+    return random.bytes(int(random.integers(1, 100_000)))
+
+
+MAKERS = (bomb, cut, flipped, polyglot, foreign, noise)
+NAMES = ("../../etc/passwd", "a\r\nb.png", "\0.png", "x" * 3000, "a.php", "", "é\u202egnp.exe")
+TYPES = ("image/png", "image/svg+xml", "text/html", "multipart/form-data", "a/" + "b" * 500, "x")
+
+
+def send_form(client: httpx.Client, random: np.random.Generator) -> int:
+    """One form with hostile bytes, file name, type and fields."""
+    data = MAKERS[random.integers(len(MAKERS))](random)
+    name = NAMES[random.integers(len(NAMES))]
+    kind = TYPES[random.integers(len(TYPES))]
+    fields = {"k": str(random.integers(-2, 12)), "where": "{}" if random.integers(2) else "[" * 99}
+    field = ("image", "images", "file")[random.choice(3, p=(0.7, 0.2, 0.1))]
+    path = "/v1/search/batch" if field == "images" else "/v1/search"
+    try:
+        return client.post(path, files={field: (name, data, kind)}, data=fields).status_code
+    except httpx.RemoteProtocolError:
+        return 0  # hung up on, which is an answer too
+
+
+def send_raw(address: tuple[str, int], random: np.random.Generator) -> int:
+    """One request that is malformed itself; the status, or 0 if the service hung up."""
+    body = random.bytes(200)
+    head = b"POST /v1/search HTTP/1.1\r\nHost: a\r\n"
+    form = b"Content-Type: multipart/form-data; boundary="
+    requests = (
+        head + b"X: " + b"a" * 40_000 + b"\r\n\r\n",
+        head + b"".join(b"X%d: a\r\n" % i for i in range(5000)) + b"\r\n",
+        head + b"Content-Length: 99999999999999999999\r\n\r\n" + body,
+        head + b"Content-Length: -5\r\n\r\n" + body,
+        head + b"Content-Length: 300\r\nTransfer-Encoding: chunked\r\n\r\n" + body,
+        head + b"Transfer-Encoding: chunked\r\n\r\nZZZ\r\n" + body,
+        head + form + b"\r\nContent-Length: 200\r\n\r\n" + body,
+        head + form + b"x; charset=rot13\r\nContent-Length: 80\r\n\r\n--x\r\nContent-Disposition: "
+        b'form-data; name="id"\r\n\r\n' + b"7" * 12 + b"\r\n--x--\r\n",
+        head + form + b"x\r\nContent-Length: 200\r\n\r\n--x\r\n" + body,
+        head + form + b"x\r\nContent-Length: 30000\r\n\r\n" + b"--x\r\n\r\n\r\n" * 3000,
+        b"POST /v1/../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /assets/..%2f..%2f..%2fapp.py HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /v1/images/..%2f..%2fetc/thumbnail HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00" + body,
+        body,
+    )
+    with socket.create_connection(address, timeout=20) as connection:
+        try:
+            connection.sendall(requests[random.integers(len(requests))])
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(4096)
+        except ConnectionError:
+            return 0
+    assert b"Traceback" not in answer
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+@pytest.fixture(scope="module")
+def attacked(index_dir: Path, onnx_file: Path) -> Iterator[tuple[psutil.Process, str]]:
+    with process(index_dir, onnx_file) as (server, url):
+        yield psutil.Process(server.pid), url
+
+
+def attack(attacked: tuple[psutil.Process, str], count: int, seed: int, picture: bytes) -> None:
+    server, url = attacked
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    random = np.random.default_rng(seed)
+    seen: Counter[int] = Counter()
+    with httpx.Client(base_url=url, timeout=30) as client:
+        good = client.post("/v1/search", files={"image": picture}).json()["hits"]
+        before = server.memory_info().rss
+        for i in range(count):
+            if i % 4 == 3:
+                seen[send_raw((parts.hostname, parts.port), random)] += 1
+            else:
+                seen[send_form(client, random)] += 1
+        assert client.post("/v1/search", files={"image": picture}).json()["hits"] == good
+        lines = client.get("/metrics").text
+    grown = server.memory_info().rss - before
+    assert not [status for status in seen if status >= 500], seen
+    assert seen[422] > count / 5
+    assert seen[413] > 0
+    assert 'status="5' not in lines
+    assert grown < 400 * MEBI, f"{grown / MEBI:.0f} MiB"
+
+
+def test_two_hundred_hostile_requests(attacked: tuple[psutil.Process, str], picture: bytes) -> None:
+    attack(attacked, 200, 1, picture)
+
+
+@pytest.mark.slow
+def test_two_thousand_hostile_requests(
+    attacked: tuple[psutil.Process, str], picture: bytes
+) -> None:
+    attack(attacked, 2000, 2, picture)
+
+
+@pytest.fixture(scope="module")
+def impatient(index_dir: Path, encoder: Encoder) -> Iterator[Service]:
+    with running(index_dir, encoder, Limits(header_seconds=0.3, body_seconds=0.3)) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def narrow(index_dir: Path, encoder: Encoder) -> Iterator[Service]:
+    limits = Limits(upload_bytes=50_000, body_bytes=100_000, bodies=4)
+    with running(index_dir, encoder, limits) as service:
+        yield service
+
+
+def connection_to(service: Service) -> socket.socket:
+    parts = urlsplit(service.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=20)
+
+
+def test_slow_headers_are_hung_up_on(impatient: Service) -> None:
+    with connection_to(impatient) as connection:
+        connection.sendall(b"POST /v1/search HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        assert connection.recv(100) == b""
+    with connection_to(impatient) as silent:
+        assert silent.recv(100) == b""
+
+
+def test_a_slow_body_is_refused(impatient: Service) -> None:
+    head = b"POST /v1/search HTTP/1.1\r\nHost: a\r\nContent-Length: 90\r\n"
+    form = b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x"
+    connections = [connection_to(impatient) for _ in range(4)]
+    for connection in connections:
+        connection.sendall(head + form)
+    answers = [connection.recv(4096) for connection in connections]
+    assert [answer.split(b" ")[1] for answer in answers] == [b"408"] * 4
+    for connection in connections:
+        connection.close()
+    assert impatient.client.post("/v1/search", data={"id": 3}).status_code == 200
+
+
+def test_more_bodies_at_once_than_allowed_are_refused(narrow: Service) -> None:
+    head = b"POST /v1/search HTTP/1.1\r\nHost: a\r\nContent-Length: 90\r\n"
+    form = b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x"
+    connections = [connection_to(narrow) for _ in range(4)]
+    for connection in connections:
+        connection.sendall(head + form)
+    guard = time.monotonic() + 20
+    while (answer := narrow.client.post("/v1/search", data={"id": 3})).status_code != 503:
+        assert time.monotonic() < guard  # the four may not have been read yet
+    assert answer.headers["retry-after"] == "1"
+    for connection in connections:
+        connection.close()
+    while narrow.client.post("/v1/search", data={"id": 3}).status_code != 200:
+        assert time.monotonic() < guard
+
+
+@pytest.mark.parametrize("size", [60_000, 200_000])
+def test_large_uploads_are_refused(narrow: Service, size: int) -> None:
+    response = narrow.client.post("/v1/search", files={"image": bytes(size)})
+    assert response.status_code == 413
+    assert "at most" in response.json()["detail"]
+
+
+def test_a_large_body_of_unknown_length_is_refused(narrow: Service) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    pieces = (part if i == 0 else b"x" * 10_000 for i in range(30))
+    try:
+        response = narrow.client.post("/v1/search", content=pieces, headers=headers)
+    except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
+        return  # hung up on while still sending
+    assert response.status_code == 413
+
+
+def test_every_answer_carries_the_protective_headers(service: Service) -> None:
+    for path in ("/", "/assets/app.js", "/v1/index", "/nowhere", "/v1/images/x", "/metrics"):
+        headers = service.client.get(path, headers={"Origin": "https://example.org"}).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert "access-control-allow-origin" not in headers
+        assert "server" not in headers
+    assert service.client.options("/v1/search").status_code == 405
+
+
+def test_an_error_inside_tells_nothing(index_dir: Path, encoder: Encoder) -> None:
+    with running(index_dir, encoder) as broken:
+        broken.index.close()
+        response = broken.client.post("/v1/search", data={"id": 1})
+        assert response.status_code == 500
+        assert response.json() == {"detail": "internal error; the server's log says more"}
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_an_image_with_a_real_orientation_is_turned(service: Service) -> None:
+    upright, turned = io.BytesIO(), io.BytesIO()
+    picture = draw("stripes", 77).resize((32, 16))
+    picture.save(upright, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    picture.transpose(Image.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
+    first, second = (
+        service.client.post("/v1/search", files={"image": data.getvalue()}).json()["query"]
+        for data in (upright, turned)
+    )
+    assert first == second
