@@ -1,0 +1,174 @@
+"""Encoding on Ray makes the index that one process would make, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from hashlens.distributed.encoding import COMPLETE_NAME, Images, create_sharded, open_images
+from hashlens.errors import IndexStoreError, InvalidInputError, SourceError
+from hashlens.index.index import HashIndex
+
+N = 240
+SHARDS = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network as it starts, saved."""
+    import torch
+
+    from hashlens.models.backbones import create_backbone
+    from hashlens.models.checkpoint import save_model
+    from hashlens.models.config import ModelConfig
+    from hashlens.models.latent import LatentHashNet
+
+    torch.manual_seed(3)
+    made = create_backbone("smallcnn", channels=1, size=8)
+    net = LatentHashNet(made.module, feature_dim=made.feature_dim, bits=24, classes=10)
+    config = ModelConfig(
+        bits=24,
+        feature_dim=made.feature_dim,
+        classes=tuple("0123456789"),
+        backbone="smallcnn",
+        preprocessing=made.preprocessing,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, net, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> HashIndex:
+    """The same images, encoded and indexed in this process."""
+    from hashlens.models.encoder import Encoder
+
+    images = _images()
+    encoder = Encoder.load(model)
+    index = HashIndex.create(tmp_path_factory.mktemp("expected") / "index", encoder)
+    index.add(list(images.uris), labels=list(images.labels))
+    return index
+
+
+def _images() -> Images:
+    whole = open_images("digits#test")
+    return Images(whole.spec, list(whole.uris[:N]), whole.labels[:N])
+
+
+def _same(folder: Path, expected: HashIndex) -> None:
+    start = 0
+    for i in range(SHARDS):
+        with HashIndex.open(folder / f"shard-{i:04d}", read_only=True) as shard:
+            ids, codes, features = shard.encoded()
+            wanted = expected.encoded(range(start, start + len(ids)))
+            # sums are rounded in another order in batches of another size
+            assert np.unpackbits(codes ^ wanted[1]).mean() < 1e-3
+            np.testing.assert_allclose(features, wanted[2], rtol=2e-3, atol=2e-3)
+            got = [(r.uri, r.label) for r in shard.records()]
+            assert got == [
+                (r.uri, r.label) for r in expected.records(range(start, start + len(ids)))
+            ]
+            start += len(ids)
+    assert start == len(expected)
+
+
+def test_it_makes_the_same_index_while_a_worker_is_killed(
+    cluster: Any, model: Path, expected: HashIndex, tmp_path: Path
+) -> None:
+    killed = []
+
+    def kill_an_encoder() -> None:
+        limit = time.monotonic() + 120
+        while not killed and time.monotonic() < limit:
+            for process in psutil.process_iter(["cmdline"]):
+                if any("MapWorker" in word for word in process.info["cmdline"] or ()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    break
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_an_encoder)
+    thread.start()
+    done: list[int] = []
+    folder = tmp_path / "index"
+    catalogue = create_sharded(
+        folder, model, _images(), shards=SHARDS, workers=1, batch_size=16, progress=done.append
+    )
+    thread.join()
+    assert killed
+    assert sum(done) == catalogue.next_id == N
+    assert [shard.count for shard in catalogue.shards] == [80, 80, 80]
+    _same(folder, expected)
+    with pytest.raises(IndexStoreError, match="stands here"):
+        create_sharded(folder, model, _images(), shards=SHARDS)
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from hashlens.distributed.encoding import Images, create_sharded, open_images
+whole = open_images("digits#test")
+images = Images(whole.spec, list(whole.uris[:240]), whole.labels[:240])
+create_sharded(Path(sys.argv[1]), Path(sys.argv[2]), images, shards=3, workers=1,
+               address=sys.argv[3])
+"""
+
+
+def test_a_killed_driver_goes_on_where_it_was(
+    cluster: Any, model: Path, expected: HashIndex, tmp_path: Path
+) -> None:
+    folder = tmp_path / "index"
+    command = [sys.executable, "-c", _DRIVER, str(folder), str(model), cluster.address]
+    first = folder / "shard-0000" / COMPLETE_NAME
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
+        limit = time.monotonic() + 240
+        while not first.exists() and driver.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        driver.kill()
+    assert first.exists()
+    assert not (folder / "shards.json").exists()
+    made = first.stat().st_mtime_ns
+    with pytest.raises(IndexStoreError, match="unfinished"):
+        create_sharded(folder, model, _images(), shards=SHARDS + 1)
+    create_sharded(folder, model, _images(), shards=SHARDS, workers=1)
+    assert first.stat().st_mtime_ns == made
+    _same(folder, expected)
+
+
+def test_objects_behind_a_file_system_are_read_and_bad_ones_listed(
+    cluster: Any, model: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    for name in ("cat", "dog"):
+        (pictures / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (8, 8), 40 * i).save(pictures / name / f"{i}.png")
+    (pictures / "dog" / "broken.png").write_bytes(b"no picture")
+    images = open_images(f"file://{pictures}")
+    assert images.labels == ["cat"] * 3 + ["dog"] * 4
+    catalogue = create_sharded(tmp_path / "index", model, images, shards=2, workers=1)
+    assert [shard.count for shard in catalogue.shards] == [3, 3]
+    ((uri, reason),) = catalogue.shards[1].skipped
+    assert uri == f"file://{pictures}/dog/broken.png"
+    assert "not an image" in reason
+
+
+def test_bad_requests_are_refused_before_anything_runs(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="expected 1 to 240"):
+        create_sharded(tmp_path / "index", model, _images(), shards=241)
+    with pytest.raises(SourceError, match="found none"):
+        open_images(f"file://{tmp_path}")
+    with pytest.raises(SourceError, match="nonsense://"):
+        open_images("nonsense://bucket/pictures")
