@@ -108,7 +108,7 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
         from hashlens.models.latent import LatentHashNet
     except ImportError as error:
         raise MissingExtraError(
-            f"{directory}: a model directory (an exported .onnx file needs none)", "train"
+            f"{directory}: a model directory (an exported .onnx file does without)", "train"
         ) from error
     try:
         state = load_file(weights)

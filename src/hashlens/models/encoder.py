@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hashlens.codes.packing import code_bytes, pack_bits
 from hashlens.data.decoding import iter_decoded
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.errors import InvalidInputError, ModelError
+from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
 from hashlens.models.config import ModelConfig
 from hashlens.protocols import Codes, EncodedBatch, Features, ImageInput
 
@@ -95,8 +95,12 @@ class Encoder:
                 f"{path}: expected a model directory or an .onnx file; give the directory that "
                 "holds model.json"
             )
-        from hashlens.models.torch_runner import load_torch
-
+        try:
+            from hashlens.models.torch_runner import load_torch
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{path}: a model directory (an exported .onnx file does without)", "train"
+            ) from error
         return cls(*load_torch(path, device))
 
     @property
