@@ -16,6 +16,7 @@ from hashlens import __version__
 from hashlens.cli.evaluate import evaluate_command
 from hashlens.cli.export import export_command
 from hashlens.cli.hub import pull_command, push_command
+from hashlens.cli.labels import labels_command
 from hashlens.cli.train import train_command
 from hashlens.errors import HashlensError
 
@@ -65,6 +66,7 @@ def _options(
 
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("labels")(labels_command)
 app.command("export")(export_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)

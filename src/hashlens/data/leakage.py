@@ -112,3 +112,18 @@ def find_leakage(training: Sequence[bytes], validation: Sequence[bytes]) -> Leak
     pairs = [(known[digest], i) for i, digest in enumerate(validation) if digest in known]
     found = np.array(pairs, np.int64).reshape(-1, 2)
     return Leakage(found[:, 0].copy(), found[:, 1].copy(), len(validation))
+
+
+def same_content(hashes: Sequence[bytes]) -> list[list[int]]:
+    """Groups of two or more positions whose images are equal, in order of their first.
+
+    Parameters
+    ----------
+    hashes : sequence of bytes
+        From ``content_hashes`` or ``pixel_hashes``; empty ones equal nothing.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for i, digest in enumerate(hashes):
+        if digest:
+            groups.setdefault(digest, []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
