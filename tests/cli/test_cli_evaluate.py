@@ -6,27 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from hashlens.cli.main import app
-from hashlens.data.sources import open_source
-from hashlens.training.fit import image_facts, train
-from hashlens.training.recipes import configure
 
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    source = open_source("digits#train")
-    config, _ = configure("auto", {"bits": 24, "epochs": 6}, image_facts(source))
-    out = tmp_path_factory.mktemp("evaluate") / "model"
-    train(source, config, out, progress=False)
-    return out
 
 
 def write_folder(root, names, count=4, seed=0):
@@ -40,10 +27,17 @@ def write_folder(root, names, count=4, seed=0):
     return root
 
 
-def test_table_on_stdout_and_files_in_out(model, tmp_path):
+def test_table_on_stdout_and_files_in_out(digits_model, tmp_path):
     out = tmp_path / "scores"
     result = run(
-        "evaluate", model, "--database", "digits#train", "--queries", "digits#test", "--out", out
+        "evaluate",
+        digits_model,
+        "--database",
+        "digits#train",
+        "--queries",
+        "digits#test",
+        "--out",
+        out,
     )
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -62,10 +56,10 @@ def test_table_on_stdout_and_files_in_out(model, tmp_path):
         assert sheet.width > 1000
 
 
-def test_json_is_one_object_and_nothing_else(model):
+def test_json_is_one_object_and_nothing_else(digits_model):
     result = run(
-        "evaluate", model, "--database", "digits#train", "--queries", "digits#test", "--json",
-        "--pool", 200,
+        "evaluate", digits_model, "--database", "digits#train", "--queries", "digits#test",
+        "--json", "--pool", 200,
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -75,25 +69,27 @@ def test_json_is_one_object_and_nothing_else(model):
     assert found["queries_left_out_of_their_own_results"] == 0
 
 
-def test_queries_of_the_database_are_left_out_of_their_own_results(model):
-    result = run("evaluate", model, "--database", "digits", "--queries", "digits#test", "--json")
+def test_queries_of_the_database_are_left_out_of_their_own_results(digits_model):
+    result = run(
+        "evaluate", digits_model, "--database", "digits", "--queries", "digits#test", "--json"
+    )
     found = json.loads(result.stdout)
     assert found["queries_left_out_of_their_own_results"] == 359
     assert found["es"]["precision@1"] < 1
 
 
-def test_classes_that_have_nothing_in_common_stop_it(model, tmp_path):
+def test_classes_that_have_nothing_in_common_stop_it(digits_model, tmp_path):
     folder = write_folder(tmp_path / "pets", ["cat", "dog"])
-    result = run("evaluate", model, "--database", "digits", "--queries", folder)
+    result = run("evaluate", digits_model, "--database", "digits", "--queries", folder)
     assert result.exit_code == 1
     assert "have no class in common" in result.stderr
     assert result.stdout == ""
 
 
-def test_classes_missing_from_database_or_model_are_told(model, tmp_path):
+def test_classes_missing_from_database_or_model_are_told(digits_model, tmp_path):
     database = write_folder(tmp_path / "db", ["1", "cat"])
     queries = write_folder(tmp_path / "q", ["1", "cat", "dog"], seed=1)
-    result = run("evaluate", model, "--database", database, "--queries", queries, "--json")
+    result = run("evaluate", digits_model, "--database", database, "--queries", queries, "--json")
     assert result.exit_code == 0, result.stderr
     told = " ".join(json.loads(result.stdout)["warnings"])
     assert f"1 of the 3 classes of {queries} are not in {database} (dog)" in told
@@ -101,10 +97,10 @@ def test_classes_missing_from_database_or_model_are_told(model, tmp_path):
     assert json.loads(result.stdout)["classification_error"] >= 2 / 3
 
 
-def test_unreadable_images_are_skipped_counted_and_named(model, tmp_path):
+def test_unreadable_images_are_skipped_counted_and_named(digits_model, tmp_path):
     folder = write_folder(tmp_path / "db", ["1", "2"])
     (folder / "1" / "cut.png").write_bytes(b"\x89PNG\r\n")
-    command = ["evaluate", model, "--database", folder, "--queries", "digits#test"]
+    command = ["evaluate", digits_model, "--database", folder, "--queries", "digits#test"]
     result = run(*command, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -116,13 +112,13 @@ def test_unreadable_images_are_skipped_counted_and_named(model, tmp_path):
     assert "cut.png" in strict.stderr
 
 
-def test_wrong_usage_and_missing_files(model, tmp_path):
+def test_wrong_usage_and_missing_files(digits_model, tmp_path):
     both = run(
-        "evaluate", model, "--database", "digits", "--queries", "digits",
+        "evaluate", digits_model, "--database", "digits", "--queries", "digits",
         "--pool", 10, "--radius", 2,
     )  # fmt: skip
     assert both.exit_code == 2
-    assert run("evaluate", model, "--database", "digits").exit_code == 2
+    assert run("evaluate", digits_model, "--database", "digits").exit_code == 2
     missing = run("evaluate", tmp_path / "no", "--database", "digits", "--queries", "digits")
     assert missing.exit_code == 1
     assert "make one with hashlens train" in missing.stderr

@@ -131,6 +131,34 @@ def plot_bars(
     return figure
 
 
+def plot_matrix(values: Any, *, label: str, title: str = "") -> Any:
+    """Draw a square matrix of values between 0 and 1, dark to light.
+
+    Parameters
+    ----------
+    values : array_like of shape (n, n)
+        Rows from above.
+    label : str
+        Name of rows and columns.
+    title : str
+        What a value is.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    """
+    figure, axes = _figure(title, label, label)
+    axes.grid(False)
+    image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
+    figure.colorbar(image, ax=axes)
+    return figure
+
+
 def save_figure(figure: Any, directory: Path, name: str) -> Path:
     """Write NAME.svg and NAME.png into a directory, made if need be; return the SVG's path."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -58,12 +58,15 @@ class SheetQuery:
         A row a method, in this order.
     bits : array_like of shape (h,), bool, optional
         Bits of the query's code, drawn as squares: filled where 1.
+    title : str
+        What the picture is, before its label.
     """
 
     uri: str
     label: str
     nearest: Mapping[str, Sequence[Neighbour]]
     bits: Any = None
+    title: str = "query"
 
 
 def picture_sheet(queries: Sequence[SheetQuery], load: Load, *, tile: int = 120) -> Image.Image:
@@ -105,7 +108,9 @@ def picture_sheet(queries: Sequence[SheetQuery], load: Load, *, tile: int = 120)
     for position, (query, height) in enumerate(zip(queries, heights, strict=True)):
         if position:
             draw.line((_GAP, top - _GAP, width - _GAP, top - _GAP), fill=(210, 210, 210))
-        _draw_tile(sheet, _GAP, top, tile, Neighbour(query.uri, f"query: {query.label}"), load)
+        _draw_tile(
+            sheet, _GAP, top, tile, Neighbour(query.uri, f"{query.title}: {query.label}"), load
+        )
         if query.bits is not None:
             _draw_bits(draw, _GAP, top + tile + _LINE + 6, tile, query.bits)
         for line, (name, nearest) in enumerate(query.nearest.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,17 @@ from hashlens.experiments.labels import Named, match_classes, match_model
 from hashlens.index.arrays import ArraySearcher, default_pool
 from hashlens.models.encoder import Encoder
 from hashlens.models.encoding import EncodedImages, encode_source
-from hashlens.protocols import Ids, Mode, Skipped
+from hashlens.protocols import Ids, Mode, Searcher, Skipped
+
+MakeSearcher = Callable[[Source, EncodedImages], Searcher]
+"""From the database's source and what was encoded of it to what is scored; ids are rows."""
 
 SCORED_MODES: tuple[Mode, ...] = ("bcs", "hds", "es")
+
+
+def in_memory(source: Source, encoded: EncodedImages) -> Searcher:
+    """Search the arrays as they are."""
+    return ArraySearcher(encoded.codes, encoded.features)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ def score_model(
     radius: int | None = None,
     pool: int | None = None,
     modes: Sequence[Mode] = SCORED_MODES,
+    make_searcher: MakeSearcher = in_memory,
     strict: bool = False,
     progress: bool = False,
 ) -> ScoredModel:
@@ -111,6 +120,8 @@ def score_model(
         Size of the pool of ``hds``, where no radius is given; ``default_pool(1000)``.
     modes : sequence of {"bcs", "hds", "es"}
         Ways to search that are scored.
+    make_searcher : callable
+        Makes what is searched; arrays in memory by default.
     strict : bool
         Raise on an unreadable image instead of skipping it.
     progress : bool
@@ -137,7 +148,7 @@ def score_model(
     database_set = EncodedSet(held.codes, held.features, matched.database[held.positions])
     query_set = EncodedSet(asked.codes, asked.features, matched.queries[asked.positions])
     evaluation = evaluate(
-        ArraySearcher(held.codes, held.features),
+        make_searcher(database, held),
         database_set,
         query_set,
         bits=encoder.bits,

@@ -1,0 +1,73 @@
+"""``hashlens inspect``: statistics, the stored radius, and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hashlens.cli.main import app
+from hashlens.models.encoder import Encoder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def model(digits_model, tmp_path):
+    return shutil.copytree(digits_model, tmp_path / "model")
+
+
+def test_radius_is_proposed_stored_and_leaves_the_codes_alone(model):
+    before = Encoder.load(model)
+    assert before.radius is None
+    result = run("inspect", model, "--data", "digits#test", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found["ones"]) == len(found["entropy"]) == found["bits"] == 24
+    assert found["n_images"] == 359
+    assert 0 < found["radius"] < 12
+    assert found["radii"]["precision"][found["radius"]] > 0.8
+    after = Encoder.load(model)
+    assert after.radius == found["radius"]
+    assert after.fingerprint == before.fingerprint
+
+
+def test_page_with_pictures(model, tmp_path):
+    out = tmp_path / "page"
+    result = run("inspect", model, "--data", "digits#test", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "different codes for 359 images" in result.stdout
+    assert re.search(r"radius \d+: stored in", result.stdout)
+    page = (out / "inspection.html").read_text(encoding="utf-8")
+    assert page.count("data:image/") == 5
+    assert (
+        json.loads((out / "inspection.json").read_text(encoding="utf-8"))["data"] == "digits#test"
+    )
+
+
+def test_without_labels_there_is_no_radius(model, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "torn.png").write_bytes(b"")
+    result = run("inspect", model, "--data", folder, "--out", tmp_path / "page")
+    assert result.exit_code == 0, result.stderr
+    assert "No two images share a label" in result.stdout
+    assert "torn.png" in result.stderr
+    assert Encoder.load(model).radius is None
+
+
+def test_nothing_to_look_at(model, tmp_path):
+    missing = run("inspect", model, "--data", tmp_path / "nowhere")
+    assert missing.exit_code == 1
+    assert "nowhere" in missing.stderr
+    assert run("inspect", model).exit_code == 2
