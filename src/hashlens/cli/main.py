@@ -19,6 +19,7 @@ from hashlens.cli.export import export_command
 from hashlens.cli.hub import pull_command, push_command
 from hashlens.cli.labels import labels_command
 from hashlens.cli.inspect import inspect_command
+from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.train import train_command
 from hashlens.errors import HashlensError
 
@@ -74,6 +75,7 @@ app.command("labels")(labels_command)
 app.command("export")(export_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)
+app.add_typer(reproduce_app, name="reproduce")
 
 
 def main() -> None:
