@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 
 @lru_cache(maxsize=1)
@@ -43,6 +44,11 @@ def run_all(tasks: Sequence[Callable[[], None]]) -> None:
             task.exception()  # wait for all, as they write into the caller's arrays
     for task in waiting:
         task.result()
+
+
+def submit(task: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Start a task on one of the threads."""
+    return _pool().submit(task, *arguments)
 
 
 def split(count: int, parts: int) -> list[tuple[int, int]]:
