@@ -1,0 +1,154 @@
+"""``hashlens reproduce``: the paper's tables and figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hashlens.errors import InvalidInputError
+
+reproduce_app = typer.Typer(no_args_is_help=True, help="Run the paper's comparisons again.")
+
+_DATA = typer.Option(
+    None, help="Folder with train.parquet and test.parquet, or a hub name. [default: the hub]"
+)
+_OUT = typer.Option(None, help="Where results are kept. [default: runs/reproduce-NAME[-quick]]")
+_QUICK = typer.Option(False, "--quick", help="A subset, within five minutes on two cores.")
+_PROTOCOL = typer.Option(
+    "paper",
+    help="paper: the data set's own parts; 54000: 1,000 queries, 5,000 training images, 54,000 "
+    "searched; 59000: 1,000 queries, 59,000 searched, 5,000 of them training images.",
+)
+_FEATURES = typer.Option(
+    None, help="What shallow methods work on: pixels, gist, or a model (its F7)."
+)
+_MODEL = typer.Option(
+    None, "--model", help="A trained model to use as ours for its code length; may be repeated."
+)
+_EPOCHS = typer.Option(None, min=1, help="Passes of the deep methods' training.")
+_METHODS = typer.Option(None, help="Only these methods, comma-separated. [default: all]")
+_SEED = typer.Option(0, help="Of every split and method.")
+_JSON = typer.Option(False, "--json", help="Print the results as one JSON object.")
+
+
+@reproduce_app.command("cifar10")
+def cifar10_command(
+    data: str | None = _DATA,
+    out: Path | None = _OUT,
+    quick: bool = _QUICK,
+    protocol: str = _PROTOCOL,
+    features: str | None = _FEATURES,
+    model: list[Path] | None = _MODEL,
+    methods: str | None = _METHODS,
+    epochs: int | None = _EPOCHS,
+    seed: int = _SEED,
+    as_json: bool = _JSON,
+) -> None:
+    """Compare all methods on CIFAR-10: precision at k, mean average precision, error.
+
+    Example: hashlens reproduce cifar10 --data data/cifar10 --quick
+    """
+    _compare("cifar10", data, out, quick, protocol, features, model, methods, epochs, seed, as_json)
+
+
+@reproduce_app.command("mnist")
+def mnist_command(
+    data: str | None = _DATA,
+    out: Path | None = _OUT,
+    quick: bool = _QUICK,
+    protocol: str = _PROTOCOL,
+    features: str | None = _FEATURES,
+    model: list[Path] | None = _MODEL,
+    methods: str | None = _METHODS,
+    epochs: int | None = _EPOCHS,
+    seed: int = _SEED,
+    as_json: bool = _JSON,
+) -> None:
+    """Compare all methods on MNIST: classification error, precision at k.
+
+    Example: hashlens reproduce mnist --data data/mnist --quick
+    """
+    _compare("mnist", data, out, quick, protocol, features, model, methods, epochs, seed, as_json)
+
+
+def _compare(
+    name: str,
+    data: str | None,
+    out: Path | None,
+    quick: bool,
+    protocol: str,
+    features: str | None,
+    models: list[Path] | None,
+    methods: str | None,
+    epochs: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from hashlens.data.sources import open_source
+    from hashlens.experiments.comparison import Comparison, spoken_time
+    from hashlens.experiments.comparison_report import precision_table, typed, write_comparison
+    from hashlens.experiments.pieces import read_piece
+    from hashlens.experiments.splits import make_split
+    from hashlens.models.encoder import Encoder
+
+    piece = read_piece(name, quick=quick)
+    if methods is not None:
+        chosen = [one.strip() for one in methods.split(",")]
+        if unknown := sorted(set(chosen) - set(piece.methods)):
+            raise typer.BadParameter(
+                f"{', '.join(unknown)}: expected some of {', '.join(piece.methods)}"
+            )
+        piece = replace(piece, methods=tuple(m for m in piece.methods if m in chosen))
+    if epochs is not None:
+        piece = replace(piece, training={**piece.training, "epochs": epochs})
+    spec = data or _default_data(name) or piece.hub
+    split = make_split(
+        open_source(f"{spec}#train"), open_source(f"{spec}#test"), protocol, piece.amounts, seed
+    )
+    console = Console(stderr=True)
+    run = Comparison(
+        piece,
+        split,
+        out or Path("runs") / f"reproduce-{name}{'-quick' if quick else ''}",
+        features or piece.features,
+        seed,
+        {Encoder.load(path).bits: path for path in models or []},
+        console,
+    )
+    if unused := sorted(set(run.models) - {job.bits for job in run.jobs()}):
+        raise InvalidInputError(f"model: no part of this run has {unused[0]} bits; leave it out")
+    expected = spoken_time(run.expected_seconds())
+    console.print(split.describe(), highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(run.jobs())} runs, about {expected} on two cores without a GPU; what is done is "
+        f"kept in {run.out} and not run again.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    kept = run.run()
+    page = write_comparison(run, kept, typed(sys.argv[1:]))
+    if as_json:
+        results: list[dict[str, Any]] = [
+            {"name": job.method, "bits": job.bits, **result} for job, result in kept.items()
+        ]
+        text = {"piece": name, "split": split.describe(), "report": str(page), "results": results}
+        typer.echo(json.dumps(text))
+        return
+    typer.echo(split.describe())
+    typer.echo(precision_table(run, kept).text())
+    typer.echo(f"report: {page}")
+
+
+def _default_data(name: str) -> str | None:
+    """``$HASHLENS_DATA/NAME``, where it is there."""
+    folder = Path(os.environ.get("HASHLENS_DATA", "")) / name
+    return str(folder) if os.environ.get("HASHLENS_DATA") and folder.is_dir() else None
