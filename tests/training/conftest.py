@@ -12,8 +12,8 @@ from PIL import Image
 from hashlens.data.source import Source
 from hashlens.data.sources import open_source
 from hashlens.training.config import TrainingConfig
-from hashlens.training.fit import image_facts
 from hashlens.training.recipes import configure
+from hashlens.training.split import image_facts
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ from hashlens.data.sources import open_source
 from hashlens.errors import ModelError, SourceError
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import OBJECTIVES, TrainingConfig
-from hashlens.training.fit import image_facts, train
+from hashlens.training.fit import train
 from hashlens.training.recipes import configure
+from hashlens.training.split import image_facts
 
 Quick = Callable[..., TrainingConfig]
 

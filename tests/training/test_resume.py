@@ -15,8 +15,9 @@ import pytest
 from hashlens.data.sources import open_source
 from hashlens.errors import ModelError
 from hashlens.training.config import TrainingConfig
-from hashlens.training.fit import image_facts, train
+from hashlens.training.fit import train
 from hashlens.training.recipes import configure
+from hashlens.training.split import image_facts
 
 EPOCHS = 10
 
@@ -88,7 +89,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(unbroken: Path, tmp_path: 
     result = train(source, config, out, resume=True, progress=False)
     assert [entry["epoch"] for entry in result.history] == list(range(1, EPOCHS + 1))
     whole, resumed = read_config(unbroken)[0], read_config(out)[0]
-    assert resumed.training["best_epoch"] == whole.training["best_epoch"]
+    assert resumed.training["best epoch"] == whole.training["best epoch"]
     for name, value in whole.training["validation"].items():
         assert resumed.training["validation"][name] == pytest.approx(value, abs=1e-3)
     # Steps and rates are those of one run.

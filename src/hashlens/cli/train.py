@@ -74,7 +74,7 @@ def train_command(
         "bits": bits,
         "objective": objective,
         "backbone": backbone,
-        "weights": str(weights) if weights else None,
+        "weights": str(weights) if weights is not None else None,
         "freeze_backbone": freeze_backbone,
         "latent_normalisation": latent_normalisation,
         "size": size,
@@ -93,6 +93,8 @@ def train_command(
         raise typer.BadParameter("expected a SOURCE, for example: hashlens train photos/ --out m/")
     if source is not None and out is None and not show_config:
         raise typer.BadParameter("expected --out FOLDER for the model")
+    if devices != "auto" and not (devices.isdigit() and int(devices) > 0):
+        raise typer.BadParameter(f"--devices: expected a number or auto, got {devices!r}")
     try:
         _run(
             source,
@@ -136,7 +138,7 @@ def _run(
     if unsupervised:
         _unsupervised(source, out, overrides, as_json, options)
         return
-    from hashlens.training.fit import image_facts, train
+    from hashlens.training.fit import image_facts, is_first_process, train
 
     facts = image_facts(source)
     config, reasons = configure(recipe, overrides, facts)
@@ -144,9 +146,12 @@ def _run(
         typer.echo("".join(f"# {reason}\n" for reason in reasons) + config.to_toml(), nl=False)
         return
     assert out is not None  # checked by the caller
-    for reason in reasons:
-        typer.echo(reason, err=True)
+    if is_first_process():
+        for reason in reasons:
+            typer.echo(reason, err=True)
     result = train(source, config, out, channels=facts.channels, **options)
+    if not is_first_process():
+        return
     best = next(scores for scores in result.history if scores["epoch"] == result.best_epoch)
     if as_json:
         answer = {
@@ -178,4 +183,22 @@ def _run(
 def _unsupervised(
     source: Any, out: Path | None, overrides: dict[str, Any], as_json: bool, options: dict[str, Any]
 ) -> None:
-    raise NotImplementedError
+    from hashlens.experiments.unsupervised import train_unsupervised
+
+    taken = {"bits", "backbone", "weights", "size", "seed"}
+    if odd := sorted(set(overrides) - taken):
+        raise InvalidInputError(f"--unsupervised does not use {', '.join(odd)}; leave it out")
+    assert out is not None  # checked by the caller
+    model = train_unsupervised(
+        source,
+        out,
+        overwrite=options["overwrite"],
+        strict=options["strict"],
+        **overrides,
+    )
+    if as_json:
+        answer = {"out": str(out), "fingerprint": model.fingerprint, "bits": model.bits}
+        typer.echo(json.dumps({**answer, "backbone": model.backbone, **model.training}))
+        return
+    typer.echo(f"{out}: {model.bits} bits by ITQ on features of {model.backbone}, no labels")
+    typer.echo(f"next: hashlens index create INDEX --model {out}")

@@ -8,8 +8,6 @@ import signal
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,96 +20,31 @@ from rich.console import Console
 
 from hashlens.data.labels import balanced_weights, require_labels
 from hashlens.data.source import Source
-from hashlens.data.splits import split_validation
-from hashlens.errors import SourceError
 from hashlens.models.backbones import Backbone, create_backbone
-from hashlens.models.checkpoint import save_model
-from hashlens.models.config import ModelConfig
 from hashlens.models.latent import LatentHashNet
-from hashlens.protocols import Skipped
 from hashlens.training.batches import TrainingBatches, ValidationBatches
 from hashlens.training.callbacks import Detectors, KeepStates, ShowProgress, load_best
 from hashlens.training.config import TrainingConfig
 from hashlens.training.inputs import FEATURES, Inputs, decoded_inputs, feature_inputs
 from hashlens.training.module import HashModule
 from hashlens.training.objectives import create_objective
-from hashlens.training.recipes import ImageFacts, describe, hardware
-from hashlens.training.run import RUN, close_run, open_run
+from hashlens.training.result import TrainingResult, save_result
+from hashlens.training.run import RUN, open_run
 from hashlens.training.scores import chance_loss
+from hashlens.training.split import Split, image_facts, split_notes, split_rows
 from hashlens.training.state import SafeCheckpointIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = ["TrainingResult", "image_facts", "is_first_process", "train"]
+
 _PROBES = 24
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run came to.
-
-    Attributes
-    ----------
-    out : Path
-        The model's folder.
-    fingerprint : str
-        The model's.
-    best_epoch : int
-        Epoch whose weights were kept: the one of the highest validation mAP.
-    history : tuple of dict
-        Scores of each epoch.
-    training_images, validation_images : int
-        Sizes of the split.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    warnings : tuple of str
-        What the user was warned of.
-    seconds : float
-        Time from decoding to the saved model, of this process.
-    """
-
-    out: Path
-    fingerprint: str
-    best_epoch: int
-    history: tuple[dict[str, float], ...]
-    training_images: int
-    validation_images: int
-    skipped: tuple[Skipped, ...]
-    warnings: tuple[str, ...]
-    seconds: float
-
-
-def image_facts(source: Source) -> ImageFacts:
-    """Measure what the choice of a recipe depends on, from a few images.
-
-    Parameters
-    ----------
-    source : Source
-        What will be trained on.
-
-    Raises
-    ------
-    SourceError
-        If the source cannot be trained on, or none of the probed images can be read.
-    """
-    require_labels(source)
-    rows = source.labelled
-    probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
-    sides, grey, failed = [], True, ""
-    for row in probes.tolist():
-        try:
-            image = source.load(row)
-        except SourceError as error:
-            failed = str(error)
-            continue
-        sides.append(max(image.size))
-        grey = grey and image.mode == "L"
-    if not sides:
-        raise SourceError(
-            f"{source.spec}: none of {len(probes)} images tried can be read: {failed}"
-        )
-    cuda, bf16 = hardware()
-    return ImageFacts(len(rows), int(np.median(sides)), 1 if grey else 3, cuda, bf16)
+def is_first_process() -> bool:
+    """Whether this process is the one, of all that train together, that prints and writes."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "NODE_RANK"))
 
 
 def train(
@@ -163,8 +96,8 @@ def train(
     """
     started = time.monotonic()
     require_labels(source)
-    console = Console(stderr=True, quiet=not progress)
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("RANK", "0")) == 0
+    console = Console(stderr=True, quiet=not progress or not is_first_process())
+    first = is_first_process()
     # The same weights at the start in every process and every repetition.
     torch.manual_seed(config.seed)
     backbone = _backbone(config, channels or image_facts(source).channels)
@@ -179,8 +112,8 @@ def train(
             f"skipped {one.name}: {one.reason}", highlight=False, markup=False, soft_wrap=True
         )
     targets = _targets(source)[inputs.rows]
-    splits = _split(source.labels[inputs.rows], inputs.twins, config)
-    notes = _notes(source, inputs, splits)
+    split = split_rows(source.labels[inputs.rows], inputs.twins, config)
+    notes = split_notes(source, inputs, split)
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     torch.manual_seed(config.seed)
@@ -195,12 +128,12 @@ def train(
         net.backbone.requires_grad_(False)
     module = _module(net, config, backbone, len(source.classes))
     states = KeepStates(out / RUN)
-    chance = chance_loss(targets[splits[0]], config.balanced)
+    chance = chance_loss(targets[split.training], config.balanced)
     detectors = Detectors(states, chance, console)
     trainer = _trainer(
         config, out, [states, detectors, ShowProgress(states, console)], devices, nodes
     )
-    batches = _batches(inputs, targets, splits, config, trainer)
+    batches = _batches(inputs, targets, split, config, trainer)
     _fit(trainer, module, batches, state, out, console)
     load_best(net, out / RUN)
     seconds = time.monotonic() - started
@@ -209,13 +142,13 @@ def train(
         fingerprint="",
         best_epoch=states.best_epoch,
         history=tuple(states.history),
-        training_images=len(splits[0]),
-        validation_images=len(splits[1]),
+        training_images=len(split.training),
+        validation_images=len(split.validation),
         skipped=tuple(inputs.skipped),
         warnings=(*notes, *detectors.warnings),
         seconds=seconds,
     )
-    return _save(result, net, config, backbone, source) if first else result
+    return save_result(result, net, config, backbone, source) if first else result
 
 
 def _backbone(config: TrainingConfig, channels: int) -> Backbone:
@@ -253,42 +186,6 @@ def _inputs(
 
 def _targets(source: Source) -> NDArray[np.int64] | NDArray[np.bool_]:
     return source.labels if source.label_matrix is None else source.label_matrix
-
-
-def _split(
-    labels: NDArray[np.int64], twins: NDArray[np.int64], config: TrainingConfig
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Training rows, validation rows, and how many copies of training images left the latter."""
-    assert config.validation is not None  # a resolved configuration names a share
-    training, validation = split_validation(labels, config.validation, config.seed)
-    copies = (twins[validation] >= 0) & np.isin(twins[validation], twins[training])
-    validation = validation[~copies]
-    if len(training) < 2 or len(validation) < 2:
-        raise SourceError(
-            f"expected at least 2 different images for validation, got {len(validation)} of "
-            f"{len(labels)}: add images, or raise the share held out (validation, now "
-            f"{config.validation:g})"
-        )
-    return training, validation, int(copies.sum())
-
-
-def _notes(
-    source: Source,
-    inputs: Inputs,
-    splits: tuple[NDArray[np.int64], NDArray[np.int64], int],
-) -> list[str]:
-    notes = list(source.notes)
-    unlabelled = len(source) - len(source.labelled)
-    if unlabelled:
-        notes.append(f"{unlabelled} of {len(source)} images have no label and are left out")
-    if inputs.skipped:
-        notes.append(f"{len(inputs.skipped)} images could not be read and are left out")
-    if splits[2]:
-        notes.append(
-            f"{splits[2]} validation images are exact copies of training images: they are left "
-            "out of validation, where they would flatter the model"
-        )
-    return notes
 
 
 def _module(
@@ -339,19 +236,18 @@ def _trainer(
 def _batches(
     inputs: Inputs,
     targets: NDArray[np.int64] | NDArray[np.bool_],
-    splits: tuple[NDArray[np.int64], NDArray[np.int64], int],
+    split: Split,
     config: TrainingConfig,
     trainer: lightning.Trainer,
 ) -> tuple[TrainingBatches, ValidationBatches]:
     assert config.batch_size is not None  # a resolved configuration names one
-    training, validation, _ = splits
     rank, world = trainer.global_rank, trainer.world_size
-    weights = balanced_weights(targets[training]) if config.balanced else None
+    weights = balanced_weights(targets[split.training]) if config.balanced else None
     return (
         TrainingBatches(
             inputs.pixels,
             targets,
-            training,
+            split.training,
             batch_size=config.batch_size,
             seed=config.seed,
             epoch=lambda: int(trainer.current_epoch),
@@ -362,7 +258,7 @@ def _batches(
         ValidationBatches(
             inputs.pixels,
             targets,
-            validation,
+            split.validation,
             batch_size=2 * config.batch_size,
             rank=rank,
             world=world,
@@ -392,56 +288,6 @@ def _fit(
             soft_wrap=True,
         )
         raise KeyboardInterrupt from stop
-
-
-def _save(
-    result: TrainingResult,
-    net: LatentHashNet,
-    config: TrainingConfig,
-    backbone: Backbone,
-    source: Source,
-) -> TrainingResult:
-    from dataclasses import replace
-
-    scores = next(e for e in result.history if e["epoch"] == result.best_epoch)
-    counts = np.bincount(source.labels[source.labelled], minlength=len(source.classes))
-    if source.label_matrix is not None:
-        counts = source.label_matrix.sum(axis=0)
-    training = {
-        "source": source.spec,
-        "images": {"training": result.training_images, "validation": result.validation_images},
-        "images_per_class": dict(zip(source.classes, counts.tolist(), strict=True)),
-        "skipped": len(result.skipped),
-        "config": describe(config),
-        "chosen_by": "highest val_map: mAP of validation codes among themselves, ties expected",
-        "best_epoch": result.best_epoch,
-        "validation": {
-            "map": scores["map"],
-            "accuracy": scores["accuracy"],
-            "loss": scores["loss"],
-            "stuck_bits": int(scores["stuck_bits"]),
-        },
-        "seconds": round(result.seconds, 1),
-        "warnings": list(result.warnings),
-        "versions": {name: version(name) for name in ("hashlens", "torch", "lightning", "numpy")},
-    }
-    saved = save_model(
-        result.out,
-        net,
-        ModelConfig(
-            bits=config.bits,
-            feature_dim=backbone.feature_dim,
-            classes=source.classes,
-            backbone=backbone.name,
-            preprocessing=backbone.preprocessing,
-            multi_label=source.is_multi_label,
-            start_origin=backbone.start.origin,
-            start_licence=backbone.start.licence,
-            training=training,
-        ),
-    )
-    close_run(result.out, config)
-    return replace(result, fingerprint=saved.fingerprint)
 
 
 @contextmanager

@@ -102,6 +102,7 @@ def feature_inputs(
     backbone: nn.Module,
     cache: Path,
     *,
+    rows: NDArray[np.int64] | None = None,
     strict: bool,
     console: Console,
     write: bool = True,
@@ -111,13 +112,15 @@ def feature_inputs(
     Parameters
     ----------
     source : Source
-        Its unlabelled images are left out.
+        Where the images are.
     preprocessing : Preprocessing
         Mean, deviation and size of the backbone's input.
     backbone : Module
         Images (b, channels, size, size) to features (b, d); left in evaluation mode.
     cache : Path
         File that holds the features.
+    rows : ndarray of shape (n,), int64, optional
+        The source's images to take; None: the labelled ones.
     strict : bool
         Raise for an unreadable image.
     console : Console
@@ -133,17 +136,17 @@ def feature_inputs(
     if cache.is_file():
         kept = read_state(cache)
         skipped = [Skipped(*one) for one in kept["skipped"]]
-        rows = kept["rows"].numpy()
-        return Inputs(FeatureRows(kept["features"]), rows, skipped, kept["twins"].numpy())
-    labelled = source.labelled
-    images = StreamedPixels(source, labelled, preprocessing, strict=strict)
+        found = kept["rows"].numpy()
+        return Inputs(FeatureRows(kept["features"]), found, skipped, kept["twins"].numpy())
+    wanted = source.labelled if rows is None else rows
+    images = StreamedPixels(source, wanted, preprocessing, strict=strict)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
     parts, readable, twins = [], [], []
     with _bar(console, "features") as progress, torch.inference_mode():
-        task = progress.add_task("features", total=len(labelled))
-        for start in range(0, len(labelled), _CHUNK):
-            pixels, good = images.gather(np.arange(start, min(start + _CHUNK, len(labelled))))
+        task = progress.add_task("features", total=len(wanted))
+        for start in range(0, len(wanted), _CHUNK):
+            pixels, good = images.gather(np.arange(start, min(start + _CHUNK, len(wanted))))
             values = torch.from_numpy(preprocessing.normalise(pixels[good].numpy()))
             if len(values):
                 values = values.to(device, memory_format=torch.channels_last)
@@ -153,20 +156,20 @@ def feature_inputs(
             progress.update(task, completed=start + len(pixels))
     backbone.cpu()
     if not parts:
-        raise SourceError(f"{source.spec}: expected images, none of {len(labelled)} could be read")
-    rows = labelled[torch.cat(readable).numpy()]
+        raise SourceError(f"{source.spec}: expected images, none of {len(wanted)} could be read")
+    found = wanted[torch.cat(readable).numpy()]
     features, same = torch.cat(parts), _numbered(twins)
     if write:
         write_state(
             {
                 "features": features,
-                "rows": torch.from_numpy(rows),
+                "rows": torch.from_numpy(found),
                 "twins": torch.from_numpy(same),
                 "skipped": [tuple(one) for one in images.skipped],
             },
             cache,
         )
-    return Inputs(FeatureRows(features), rows, images.skipped, same)
+    return Inputs(FeatureRows(features), found, images.skipped, same)
 
 
 def memory_budget() -> int:
