@@ -13,13 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from hashlens import __version__
-from hashlens.cli.demo import demo_command
 from hashlens.cli.evaluate import evaluate_command
 from hashlens.cli.export import export_command
 from hashlens.cli.hub import pull_command, push_command
-from hashlens.cli.labels import labels_command
-from hashlens.cli.inspect import inspect_command
-from hashlens.cli.reproduce import reproduce_app
+from hashlens.cli.index import index_app
+from hashlens.cli.search import search_command
 from hashlens.cli.train import train_command
 from hashlens.errors import HashlensError
 
@@ -67,15 +65,13 @@ def _options(
     pass
 
 
-app.command("demo")(demo_command)
 app.command("train")(train_command)
+app.add_typer(index_app, name="index")
+app.command("search")(search_command)
 app.command("evaluate")(evaluate_command)
-app.command("inspect")(inspect_command)
-app.command("labels")(labels_command)
 app.command("export")(export_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)
-app.add_typer(reproduce_app, name="reproduce")
 
 
 def main() -> None:

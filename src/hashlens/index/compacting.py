@@ -44,6 +44,7 @@ def compact(store: Store) -> int:
         )
         write_meta(connection, new)
     drop_stale_files(store.path, new.generation)
+    store.checkpoint()
     return meta.count - new.count
 
 

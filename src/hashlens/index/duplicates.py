@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.codes.pairs import hamming_pairs
 from hashlens.index.arrays import ArraySearcher
 from hashlens.protocols import Ids
 
@@ -35,7 +36,6 @@ def find_duplicates(
     progress: Callable[[int], None] | None,
 ) -> DuplicateGroups:
     """See ``HashIndex.duplicates``."""
-    from hashlens.codes.pairs import hamming_pairs  # type: ignore[import-not-found]
 
     def pairs() -> Iterator[tuple[Ids, Ids]]:
         for left, right, _ in hamming_pairs(searcher.codes, radius, allowed=allowed):

@@ -346,6 +346,11 @@ class IndexReader:
         with self._at_last_commit() as (transaction, _):
             return searching.records(transaction.connection, ids)
 
+    def uris(self) -> dict[str, list[int]]:
+        """Ids of the images that have each URI."""
+        with self._at_last_commit() as (transaction, _):
+            return searching.ids_by_uri(transaction.connection)
+
     def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
         """Ids, codes and features (as stored) of images; of all, by id, without ``ids``."""
         with self._at_last_commit() as (transaction, snapshot):

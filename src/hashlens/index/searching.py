@@ -130,6 +130,14 @@ def label_counts(connection: sqlite3.Connection) -> dict[str | None, int]:
     return {load_text(label): count for label, count in connection.execute(sql)}
 
 
+def ids_by_uri(connection: sqlite3.Connection) -> dict[str, list[int]]:
+    """Ids of living images with each URI."""
+    found: dict[str, list[int]] = {}
+    for image_id, uri in connection.execute("SELECT id, uri FROM images WHERE alive ORDER BY id"):
+        found.setdefault(load_text(uri) or "", []).append(image_id)
+    return found
+
+
 def _hamming(codes: Codes, at: Ids, code: NDArray[np.uint8]) -> list[int]:
     differing: list[int] = np.bitwise_count(codes[at] ^ code).sum(axis=1, dtype=np.int64).tolist()
     return differing

@@ -190,6 +190,13 @@ class Store:
                 f"but commit {head} was made; restore the folder from a backup"
             )
 
+    def checkpoint(self) -> None:
+        """Move the log into the database, as far as readers allow."""
+        with self.database_errors():
+            connection = self._take()
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._give_back(connection)
+
     def close(self) -> None:
         """Close all connections; transactions under way end first."""
         with self._lock:

@@ -1,0 +1,359 @@
+"""``hashlens index``: make, fill, change and check an index."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hashlens.cli.opening import (
+    open_images,
+    open_index,
+    parse_metadata,
+    show_skipped,
+    skipped_json,
+)
+from hashlens.cli.progress import progress_bar
+from hashlens.cli.search import printable, save_picture
+from hashlens.errors import IndexStoreError, InvalidInputError
+
+if TYPE_CHECKING:
+    from hashlens.index.index import HashIndex
+
+index_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Make, fill, change and check an index."
+)
+
+_INDEX = typer.Argument(..., help="Folder of the index.")
+_SOURCES = typer.Argument(
+    None,
+    metavar="[SOURCE]...",
+    help="Image files, class folders, parquet files, FOLDER#PART, digits or hub names.",
+)
+_MODEL = typer.Option(
+    None, help="Model directory or .onnx file; by default the one the index remembers."
+)
+_STRICT = typer.Option(False, "--strict", help="Stop at an unreadable image.")
+_METADATA = typer.Option([], "--metadata", help="key=value for all these images.")
+_JSON = typer.Option(False, "--json", help="Print the result as one JSON object.")
+
+
+@index_app.command("create")
+def create_command(
+    index: Path = typer.Argument(..., help="Folder to make."),
+    sources: list[str] = _SOURCES,
+    model: Path = typer.Option(..., help="Model directory or .onnx file that encodes."),
+    features: str = typer.Option("float16", help="How features are stored: float16 or float32."),
+    metadata: list[str] = _METADATA,
+    strict: bool = _STRICT,
+    as_json: bool = _JSON,
+) -> None:
+    """Make an index, and add images to it.
+
+    Stopped while it adds, it keeps what it has; `hashlens index add` goes on.
+
+    Example: hashlens index create shop.idx photos/ --model model/
+    """
+    from hashlens.index.index import HashIndex
+    from hashlens.index.schema import FEATURE_TYPES
+    from hashlens.models.encoder import Encoder
+
+    if features not in FEATURE_TYPES:
+        raise typer.BadParameter(f"--features: expected float16 or float32, got {features!r}")
+    shared = parse_metadata(metadata)
+    images = open_images(sources or [])
+    encoder = Encoder.load(model)
+    with HashIndex.create(index, encoder, features=features, model=model) as made:
+        _add(made, images.uris, images.labels, shared, strict, as_json)
+
+
+@index_app.command("add")
+def add_command(
+    index: Path = _INDEX,
+    sources: list[str] = _SOURCES,
+    label: str | None = typer.Option(None, help="Label of all these images."),
+    metadata: list[str] = _METADATA,
+    model: Path | None = _MODEL,
+    strict: bool = _STRICT,
+    as_json: bool = _JSON,
+) -> None:
+    """Add images that are not in the index yet.
+
+    Example: hashlens index add shop.idx new-photos/ --metadata season=spring
+    """
+    shared = parse_metadata(metadata)
+    if not sources:
+        raise typer.BadParameter("expected at least one image, folder or other source")
+    images = open_images(sources)
+    labels = images.labels if label is None else [label] * len(images.uris)
+    with open_index(index, model, encode=True) as opened:
+        _add(opened, images.uris, labels, shared, strict, as_json)
+
+
+def _add(
+    index: HashIndex,
+    uris: list[str],
+    labels: Sequence[str | None],
+    metadata: dict[str, Any],
+    strict: bool,
+    as_json: bool,
+) -> None:
+    known = index.uris()
+    new = [place for place, uri in enumerate(uris) if uri not in known]
+    with progress_bar("adding", len(new)) as progress:
+        report = index.add(
+            [uris[place] for place in new],
+            [labels[place] for place in new],
+            [metadata] * len(new) if metadata else None,
+            progress=progress,
+            strict=strict,
+        )
+    show_skipped([] if as_json else report.skipped)
+    result = {
+        "index": str(index.path),
+        "added": len(report.ids),
+        "skipped": skipped_json(report.skipped),
+        "already_there": len(uris) - len(new),
+        "images": len(index),
+    }
+    text = f"added {len(report.ids)}, skipped {len(report.skipped)}"
+    if len(new) < len(uris):
+        text += f", {len(uris) - len(new)} were there already"
+    _tell(result, f"{text}; {index.path} holds {len(index)} images", as_json)
+
+
+@index_app.command("sync")
+def sync_command(
+    index: Path = _INDEX,
+    folder: Path = typer.Argument(..., help="Folder of images; sub-folders name classes."),
+    model: Path | None = _MODEL,
+    strict: bool = _STRICT,
+    as_json: bool = _JSON,
+) -> None:
+    """Make the index say what a folder holds, encoding only what is new or changed.
+
+    Images of the index that came from other places stay. Stopped, it goes on where it was.
+
+    Example: hashlens index sync shop.idx photos/
+    """
+    from hashlens.data.images import list_images
+
+    paths = list_images(folder)
+    root = folder.absolute()
+    with open_index(index, model, encode=True) as opened, progress_bar("encoding", None) as bar:
+        done = 0
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            bar(now - done)
+            done = now
+
+        report = opened.sync(
+            folder,
+            paths,
+            [_class_of(path, root) for path in paths],
+            progress=progress,
+            strict=strict,
+        )
+        images = len(opened)
+    show_skipped([] if as_json else report.skipped)
+    counts = {key: value for key, value in report._asdict().items() if key != "skipped"}
+    result = {"index": str(index), **counts, "skipped": skipped_json(report.skipped)}
+    counts["skipped"] = len(report.skipped)
+    text = ", ".join(f"{value} {key}" for key, value in counts.items())
+    _tell({**result, "images": images}, f"{text}; {index} holds {images} images", as_json)
+
+
+def _class_of(path: Path, root: Path) -> str | None:
+    """Name of the sub-folder that an image lies in, as for a class folder."""
+    parts = Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).parts
+    if len(parts) < 2:
+        return None
+    return os.fsencode(parts[0]).decode("utf-8", "backslashreplace")
+
+
+@index_app.command("remove")
+def remove_command(
+    index: Path = _INDEX,
+    images: list[str] = typer.Argument(
+        ..., metavar="IMAGE...", help="Ids, or paths and URIs as the index has them."
+    ),
+    as_json: bool = _JSON,
+) -> None:
+    """Take images out of the index; the files stay.
+
+    Example: hashlens index remove shop.idx 17 photos/old.jpg
+    """
+    from hashlens.index.files import file_uri
+
+    with open_index(index) as opened:
+        by_uri = {} if all(i.isdecimal() for i in images) else opened.uris()
+        ids: set[int] = set()
+        for image in images:
+            found = by_uri.get(image) or by_uri.get(file_uri(image))
+            if found:
+                ids.update(found)
+            elif image.isascii() and image.isdecimal():
+                ids.add(int(image))
+            else:
+                raise InvalidInputError(f"{image}: not in {index}; nothing was removed")
+        opened.remove(sorted(ids))
+        left = len(opened)
+    result = {"index": str(index), "removed": sorted(ids), "images": left}
+    _tell(result, f"removed {len(ids)}; {index} holds {left} images", as_json)
+
+
+@index_app.command("update")
+def update_command(
+    index: Path = _INDEX,
+    image_id: int = typer.Argument(..., metavar="ID", help="An image of the index."),
+    label: str | None = typer.Option(None, help="New label; an empty one takes it away."),
+    metadata: list[str] = typer.Option(
+        [], "--metadata", help="key=value; keys that are not named stay as they are."
+    ),
+    image: Path | None = typer.Option(None, help="Picture to take its place."),
+    model: Path | None = _MODEL,
+    as_json: bool = _JSON,
+) -> None:
+    """Change an image's label or metadata, or put another picture in its place.
+
+    Example: hashlens index update shop.idx 17 --label boots --metadata price=20
+    """
+    changes: dict[str, Any] = {}
+    if label is not None:
+        changes["label"] = label or None
+    if not changes and not metadata and image is None:
+        raise typer.BadParameter("expected --label, --metadata or --image")
+    with open_index(index, model, encode=image is not None) as opened:
+        if metadata:
+            changes["metadata"] = {**opened.get(image_id).metadata, **parse_metadata(metadata)}
+        opened.update(image_id, image=image, **changes)
+        record = opened.get(image_id)
+    _tell(record._asdict(), f"updated {image_id}: {printable(str(record._asdict()))}", as_json)
+
+
+@index_app.command("info")
+def info_command(index: Path = _INDEX, as_json: bool = _JSON) -> None:
+    """Say what an index holds.
+
+    Example: hashlens index info shop.idx
+    """
+    with open_index(index, read_only=True) as opened:
+        info = asdict(opened.info())
+        labels = opened.label_counts()
+    lines = [f"{key.replace('_', ' '):<15} {printable(str(value))}" for key, value in info.items()]
+    lines.append(f"{'labels':<15} {sum(label is not None for label in labels)}")
+    named = {label: count for label, count in labels.items() if label is not None}
+    unlabelled = labels.get(None, 0)
+    _tell({**info, "labels": named, "unlabelled": unlabelled}, "\n".join(lines), as_json)
+
+
+@index_app.command("verify")
+def verify_command(index: Path = _INDEX, as_json: bool = _JSON) -> None:
+    """Read every byte against its checksum, and name what is damaged.
+
+    Example: hashlens index verify shop.idx
+    """
+    with open_index(index, read_only=True) as opened:
+        info = opened.info()
+        with progress_bar("reading", 3 * (info.images + info.removed)) as progress:
+            damage = opened.verify(progress)
+    result = {"index": str(index), "intact": not damage, "damage": damage}
+    _tell(result, "\n".join(damage) or f"{index}: intact, {info.images} images", as_json)
+    if damage:
+        raise typer.Exit(1)
+
+
+@index_app.command("compact")
+def compact_command(index: Path = _INDEX, as_json: bool = _JSON) -> None:
+    """Free the space of removed images; searches go on meanwhile.
+
+    Example: hashlens index compact shop.idx
+    """
+    with open_index(index) as opened:
+        before = opened.info().bytes_on_disk
+        dropped = opened.compact()
+        after = opened.info().bytes_on_disk
+    result = {"index": str(index), "dropped": dropped, "bytes": after, "bytes_before": before}
+    text = f"dropped {dropped} rows; {before:,} bytes before, {after:,} now"
+    _tell(result, text, as_json)
+
+
+@index_app.command("duplicates")
+def duplicates_command(
+    index: Path = _INDEX,
+    radius: int = typer.Option(2, min=0, help="Bits in which codes may differ; 0: equal codes."),
+    as_json: bool = _JSON,
+    sheet: Path | None = typer.Option(None, help="Write a sheet of the groups, as PNG or JPEG."),
+) -> None:
+    """Find near-duplicates: groups of images with nearly equal codes.
+
+    Example: hashlens index duplicates shop.idx --radius 2 --sheet twins.png
+    """
+    with open_index(index, read_only=True) as opened:
+        with progress_bar("pairs found", None) as progress:
+            found = opened.duplicates(radius, progress=progress)
+        groups = [opened.records(group) for group in found.groups]
+    if sheet is not None:
+        _write_group_sheet(sheet, groups)
+    if as_json:
+        named = [{"ids": [r.id for r in g], "uris": [r.uri for r in g]} for g in groups]
+        typer.echo(json.dumps({"radius": radius, "pairs": found.pairs, "groups": named}))
+        return
+    for group in groups:
+        typer.echo("  ".join(f"{r.id}:{printable(r.uri)}" for r in group))
+    images = sum(map(len, groups))
+    typer.echo(f"{len(groups)} groups of {images} images, {found.pairs} pairs within {radius} bits")
+
+
+_GROUPS_SHOWN, _PICTURES_SHOWN = 50, 12
+
+
+def _write_group_sheet(path: Path, groups: list[Any]) -> None:
+    from hashlens.data.images import load_image
+    from hashlens.evaluation.sheets import Neighbour, SheetQuery, picture_sheet
+
+    if not groups:
+        raise IndexStoreError(f"{path}: no near-duplicates to draw; try a larger --radius")
+    queries = [
+        SheetQuery(
+            first.uri,
+            str(first.id),
+            {"": [Neighbour(r.uri, str(r.id), r.label or "") for r in others[:_PICTURES_SHOWN]]},
+        )
+        for first, *others in groups[:_GROUPS_SHOWN]
+    ]
+    save_picture(picture_sheet(queries, load_image), path)
+
+
+@index_app.command("export")
+def export_command(
+    index: Path = _INDEX,
+    out: Path = typer.Argument(..., help="File or folder to write; must not exist."),
+    format: str = typer.Option(
+        "faiss", help="faiss: IndexBinaryFlat; parquet: one table; numpy: a folder of arrays."
+    ),
+    as_json: bool = _JSON,
+) -> None:
+    """Write the index as a file that other libraries read.
+
+    Example: hashlens index export shop.idx shop.faiss --format faiss
+    """
+    from hashlens.index.exporting import FORMATS
+
+    if format not in FORMATS:
+        raise typer.BadParameter(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    with open_index(index, read_only=True) as opened:
+        opened.export(out, format)
+        images = len(opened)
+    result = {"index": str(index), "out": str(out), "format": format, "images": images}
+    _tell(result, f"wrote {images} images to {out}", as_json)
+
+
+def _tell(result: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(result) if as_json else text)

@@ -1,0 +1,122 @@
+"""Opening what commands work on: an index with its model, images, conditions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
+
+from hashlens.errors import IndexStoreError
+
+if TYPE_CHECKING:
+    from hashlens.index.index import HashIndex
+    from hashlens.protocols import Skipped
+
+_CONDITION = re.compile(r"(?P<key>.+?)(?P<sign>>=|<=|=|>|<)(?P<value>.*)", re.DOTALL)
+_SKIPPED_SHOWN = 20
+
+
+def open_index(
+    path: Path, model: Path | None = None, *, encode: bool = False, read_only: bool = False
+) -> HashIndex:
+    """Open an index; with ``encode``, also the model given or the one that it remembers."""
+    from hashlens.index.index import HashIndex
+
+    index = HashIndex.open(path, read_only=read_only)
+    if not encode:
+        return index
+    remembered = index.model
+    index.close()
+    chosen = model or (Path(remembered) if remembered else None)
+    if chosen is None:
+        raise IndexStoreError(f"{path}: the index does not know its model; give it with --model")
+    if not chosen.exists() and model is None:
+        raise IndexStoreError(
+            f"{path}: its model was at {chosen}, where it is no more; say where with --model"
+        )
+    from hashlens.models.encoder import Encoder
+
+    return HashIndex.open(path, Encoder.load(chosen), read_only=read_only)
+
+
+class Images(NamedTuple):
+    """Images to add: URIs, and a label or None for each."""
+
+    uris: list[str]
+    labels: list[str | None]
+
+
+def open_images(sources: Sequence[str]) -> Images:
+    """Image files, folders and other sources as one list."""
+    from hashlens.data.images import SUFFIXES
+    from hashlens.data.sources import open_source
+    from hashlens.data.uris import path_uri
+
+    found = Images([], [])
+    for spec in sources:
+        if Path(spec).suffix.lower() in SUFFIXES and Path(spec).is_file():
+            found.uris.append(path_uri(spec))
+            found.labels.append(None)
+            continue
+        source = open_source(spec)
+        for note in source.notes:
+            typer.echo(f"note: {note}", err=True)
+        found.uris.extend(source.uris)
+        found.labels.extend(source.label_name(i) for i in range(len(source)))
+    return found
+
+
+def show_skipped(skipped: Sequence[Skipped]) -> None:
+    """List unreadable images on standard error."""
+    for image in skipped[:_SKIPPED_SHOWN]:
+        typer.echo(f"skipped {image.name}: {image.reason}", err=True)
+    if len(skipped) > _SKIPPED_SHOWN:
+        more = len(skipped) - _SKIPPED_SHOWN
+        typer.echo(f"skipped {more} more; --json lists all", err=True)
+
+
+def skipped_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    """Unreadable images for ``--json``."""
+    return [{"name": image.name, "reason": image.reason} for image in skipped]
+
+
+def parse_metadata(given: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` as metadata: numbers, true, false and null as such, all else as text."""
+    metadata = {}
+    for text in given:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise typer.BadParameter(f"expected key=value, got {text!r}")
+        metadata[key] = _scalar(value)
+    return metadata
+
+
+def parse_where(given: Sequence[str]) -> dict[str, Any]:
+    """Conditions such as ``label=cat`` or ``price<20``; one key given twice means either value."""
+    where: dict[str, Any] = {}
+    for text in given:
+        match = _CONDITION.fullmatch(text)
+        if match is None:
+            raise typer.BadParameter(f"--where: expected key=value or key<value, got {text!r}")
+        key, sign, value = match["key"], match["sign"], match["value"]
+        if isinstance(where.get(key, [] if sign == "=" else {}), list) != (sign == "="):
+            raise typer.BadParameter(f"--where: {key!r} cannot be both equal and compared")
+        scalar = _scalar(value)
+        if sign == "=":
+            alternatives = [value] if scalar is None or scalar == value else [value, scalar]
+            where.setdefault(key, []).extend(alternatives)
+        else:
+            where.setdefault(key, {})[sign] = value if scalar is None else scalar
+    return where
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=lambda name: name)
+    except ValueError:
+        return text
+    return text if isinstance(value, str | list | dict) else value

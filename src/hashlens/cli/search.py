@@ -1,0 +1,126 @@
+"""``hashlens search``: images of an index that are most like others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from hashlens.cli.opening import open_index, parse_where
+
+if TYPE_CHECKING:
+    from hashlens.index.index import Hit
+    from hashlens.protocols import Mode
+
+_MODES = ("hds", "bcs", "es")
+
+
+def search_command(
+    index: Path = typer.Argument(..., help="Folder of the index."),
+    images: list[str] = typer.Argument(
+        ..., metavar="IMAGE...", help="Image files, or ids of images in the index."
+    ),
+    k: int = typer.Option(10, "-k", min=1, help="Results for each image."),
+    mode: str = typer.Option(
+        "hds", help="hds: codes, then features; bcs: codes alone; es: features of all images."
+    ),
+    radius: int | None = typer.Option(
+        None, min=0, help="hds and bcs: only images whose code differs in at most so many bits."
+    ),
+    where: list[str] = typer.Option(
+        [], "--where", help="Condition on label or metadata: key=value, key<value, key>=value, ..."
+    ),
+    model: Path | None = typer.Option(
+        None, help="Model directory or .onnx file; by default the one the index remembers."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the results as one JSON object."),
+    sheet: Path | None = typer.Option(None, help="Write a sheet of the pictures, as PNG or JPEG."),
+) -> None:
+    """Find the images most like others.
+
+    An image of the index, named by its id, comes first itself.
+
+    Example: hashlens search shop.idx query.jpg -k 5 --where brand=acme
+    """
+    if mode not in _MODES:
+        raise typer.BadParameter(f"--mode: expected one of {', '.join(_MODES)}, got {mode!r}")
+    if mode == "es" and radius is not None:
+        raise typer.BadParameter("--radius goes with --mode hds or bcs")
+    conditions = parse_where(where)
+    queries: list[Any] = [_query(image) for image in images]
+    encode = any(isinstance(query, str) for query in queries)
+    opened = open_index(index, model, encode=encode, read_only=True)
+    with opened:
+        found = opened.search(queries, k, cast("Mode", mode), radius, conditions)
+        if sheet is not None:
+            uris = [opened.get(q).uri if isinstance(q, int) else q for q in queries]
+            write_sheet(sheet, list(zip(images, uris, found, strict=True)))
+    if as_json:
+        answers = [
+            {"query": query, "hits": [hit._asdict() for hit in hits]}
+            for query, hits in zip(queries, found, strict=True)
+        ]
+        typer.echo(json.dumps({"mode": mode, "k": k, "results": answers}))
+        return
+    for image, hits in zip(images, found, strict=True):
+        _print(image, hits)
+
+
+def _query(text: str) -> str | int:
+    """A file, or an id."""
+    if text.isascii() and text.isdecimal() and not Path(text).exists():
+        return int(text)
+    return text
+
+
+def _print(image: str, hits: list[Hit]) -> None:
+    typer.echo(f"{image}: {len(hits)} found")
+    if hits:
+        typer.echo(f"{'rank':>6} {'id':>9} {'bits':>5} {'distance':>9}  {'label':<20} image")
+    for rank, hit in enumerate(hits, 1):
+        distance = "" if hit.euclidean is None else f"{hit.euclidean:.4g}"
+        label = printable(hit.label or "")
+        typer.echo(
+            f"{rank:>6} {hit.id:>9} {hit.hamming:>5} {distance:>9}  {label:<20} "
+            f"{printable(hit.uri)}"
+        )
+
+
+def printable(text: str) -> str:
+    """Text without control characters and lone surrogates, which would garble a terminal."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return plain.encode("utf-8", "backslashreplace").decode()
+
+
+def write_sheet(path: Path, answers: list[tuple[str, str, list[Hit]]]) -> None:
+    """Queries and their nearest pictures as one picture."""
+    from hashlens.data.images import load_image
+    from hashlens.evaluation.sheets import Neighbour, SheetQuery, picture_sheet
+
+    queries = [
+        SheetQuery(
+            uri,
+            printable(Path(name).name),
+            {
+                "": [
+                    Neighbour(hit.uri, printable(hit.label or ""), f"{hit.hamming} bits")
+                    for hit in hits
+                ]
+            },
+        )
+        for name, uri, hits in answers
+    ]
+    save_picture(picture_sheet(queries, load_image), path)
+
+
+def save_picture(picture: Any, path: Path) -> None:
+    """Save a picture in the format that its name says."""
+    from hashlens.index.store import file_errors
+
+    try:
+        with file_errors(path):
+            picture.save(path)
+    except ValueError as error:
+        raise typer.BadParameter(f"--sheet: {path}: expected a name such as x.png") from error
