@@ -13,13 +13,33 @@ import typer
 from typer.core import TyperGroup
 
 from hashlens import __version__
+from hashlens.cli.demo import demo_command
 from hashlens.cli.evaluate import evaluate_command
 from hashlens.cli.export import export_command
 from hashlens.cli.hub import pull_command, push_command
 from hashlens.cli.index import index_app
+from hashlens.cli.inspect import inspect_command
+from hashlens.cli.labels import labels_command
+from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.search import search_command
+from hashlens.cli.serve import serve_command
 from hashlens.cli.train import train_command
-from hashlens.errors import HashlensError
+from hashlens.errors import HashlensError, MissingExtraError
+
+# The extra that brings a package which the base installation lacks.
+_EXTRAS = {
+    **dict.fromkeys(
+        (
+            "torch", "torchvision", "timm", "lightning", "tensorboard", "datasets", "safetensors",
+            "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "pyarrow", "huggingface_hub",
+        ),
+        "train",
+    ),
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "serve"),
+    "ray": "ray",
+    "faiss": "bench",
+    "usearch": "bench",
+}  # fmt: skip
 
 
 class _ErrorGroup(TyperGroup):
@@ -30,6 +50,12 @@ class _ErrorGroup(TyperGroup):
             return super().invoke(ctx)
         except HashlensError as error:
             typer.echo(f"error: {error}", err=True)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _EXTRAS:
+                raise
+            message = MissingExtraError(f"this command imports {package}; it", _EXTRAS[package])
+            typer.echo(f"error: {message}", err=True)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was finished is kept", err=True)
         raise typer.Exit(1)
@@ -65,10 +91,15 @@ def _options(
     pass
 
 
+app.command("demo")(demo_command)
+app.command("serve")(serve_command)
 app.command("train")(train_command)
 app.add_typer(index_app, name="index")
 app.command("search")(search_command)
 app.command("evaluate")(evaluate_command)
+app.command("labels")(labels_command)
+app.command("inspect")(inspect_command)
+app.add_typer(reproduce_app, name="reproduce")
 app.command("export")(export_command)
 app.command("push")(push_command)
 app.command("pull")(pull_command)
