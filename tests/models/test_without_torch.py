@@ -1,0 +1,107 @@
+"""An exported model encodes, indexes and searches where only the base dependencies are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+# Everything that the extras bring. A module set to None cannot be imported.
+_BLOCKED = [
+    *("torch", "torchvision", "timm", "lightning", "tensorboard", "datasets", "safetensors"),
+    *("onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "pyarrow", "huggingface_hub"),
+    *("fastapi", "uvicorn", "prometheus_client", "ray", "faiss", "usearch", "pandas"),
+]
+
+_RUN = """
+import json, sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+{body}
+"""
+
+
+def _run(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = _RUN.format(blocked=_BLOCKED, body=body)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture
+def photos(pictures: list[Image.Image], tmp_path: Path) -> Path:
+    for i, picture in enumerate(pictures):
+        folder = tmp_path / "photos" / ("cat", "dog", "eel")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_a_blocked_module_is_blocked() -> None:
+    """The test below would prove nothing if the block did not hold."""
+    assert "torch" in _run("import torch").stderr
+
+
+def test_encode_index_and_search(onnx_file: Path, photos: Path, tmp_path: Path) -> None:
+    body = """
+from pathlib import Path
+from hashlens import Encoder, HashIndex
+model, photos, place = sys.argv[1:]
+encoder = Encoder.load(model)
+images = sorted(str(path) for path in Path(photos).rglob("*.png"))
+codes, features = encoder.encode(images)
+index = HashIndex.create(place, encoder)
+report = index.add(images, labels=[Path(image).parent.name for image in images])
+answers = {mode: index.search(images[4], k=3, mode=mode) for mode in ("bcs", "hds", "es")}
+print(json.dumps({
+    "shapes": [codes.shape, features.shape],
+    "added": len(report.ids),
+    "first": {mode: [hits[0].uri, hits[0].label] for mode, hits in answers.items()},
+    "query": images[4],
+}))
+"""
+    result = _run(body, str(onnx_file), str(photos), str(tmp_path / "photos.idx"))
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["shapes"] == [[9, 3], [9, 16]]
+    assert answer["added"] == 9
+    query = answer["query"]
+    for mode in ("hds", "es"):
+        assert answer["first"][mode] == [query, Path(query).parent.name]
+
+
+def test_the_command_line(onnx_file: Path, photos: Path, tmp_path: Path) -> None:
+    body = """
+from hashlens.cli.main import main
+sys.argv[0] = "hashlens"
+main()
+"""
+    index = str(tmp_path / "photos.idx")
+    for arguments in (
+        ["index", "create", index, "--model", str(onnx_file)],
+        ["index", "add", index, str(photos)],
+    ):
+        result = _run(body, *arguments)
+        assert result.returncode == 0, result.stderr
+    query = str(next(photos.rglob("4.png")))
+    result = _run(body, "search", index, query, "-k", "2", "--mode", "es", "--json")
+    assert result.returncode == 0, result.stderr
+    assert Path(query).name in result.stdout
+    refused = _run(body, "train", str(photos), "--out", str(tmp_path / "model"))
+    assert refused.returncode == 1
+    assert "hashlens[train]" in refused.stderr
+
+
+def test_a_model_directory_says_what_is_missing(model_dir: Path) -> None:
+    result = _run(
+        "from hashlens import Encoder, HashlensError\n"
+        "try: Encoder.load(sys.argv[1])\n"
+        "except HashlensError as error: print(error)",
+        str(model_dir),
+    )
+    assert "hashlens[train]" in result.stdout
+    assert ".onnx" in result.stdout
