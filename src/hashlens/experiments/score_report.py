@@ -30,8 +30,9 @@ WAYS = (
 TIES = (
     "mAP@1000: average precision over the first 1,000 results, divided by the relevant ones "
     "found there; images at the same distance stand in the order of ids. 'Over ties' is its "
-    "expectation over all orders of them. Precision at k is divided by k even where fewer are "
-    "found. Time: median of single queries for ten results, encoding not included."
+    "expectation over all orders of them. Precision at k is divided by k, so a class of fewer "
+    "than k images cannot reach 1. Time: median of single queries for ten results, encoding not "
+    "included."
 )
 
 
