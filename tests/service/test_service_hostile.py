@@ -16,10 +16,13 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import Service, draw, process, running
 
+from hashlens.index.index import HashIndex
 from hashlens.models.encoder import Encoder
+from hashlens.service.app import create_app
 from hashlens.service.limits import Limits
 
 MEBI = 1024 * 1024
@@ -298,3 +301,13 @@ def test_an_image_with_a_real_orientation_is_turned(service: Service) -> None:
         for data in (upright, turned)
     )
     assert first == second
+
+
+def test_a_name_that_is_not_this_machine_is_refused(index_dir: Path, encoder: Encoder) -> None:
+    with HashIndex.open(index_dir, encoder, read_only=True) as index:
+        app = create_app(index, encoder, host_names=["localhost", "[::1]"])
+        with TestClient(app, base_url="http://localhost:8080") as client:
+            for host, status in (("localhost:8080", 200), ("LOCALHOST", 200), ("[::1]:80", 200)):
+                assert client.get("/healthz", headers={"Host": host}).status_code == status
+            for host in ("evil.example.org", "localhost.evil.org", "", "127.0.0.1:8080"):
+                assert client.get("/v1/images", headers={"Host": host}).status_code == 421

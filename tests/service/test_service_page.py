@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from serving import Service, running
 
+from hashlens.index.index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.service.limits import Limits
 
@@ -203,6 +205,35 @@ def test_a_busy_service_is_told_and_tried_again(
         busy.app.state.engine.slots.capacity = 8
         alert.get_by_role("button").click()
         expect(hits(tab)).to_have_count(24)
+        tab.close()
+
+
+def test_an_index_of_codes_alone_offers_what_it_can(browser: Any, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    with HashIndex.create(tmp_path / "codes.idx", bits=64, feature_dim=0) as index:
+        codes = random.integers(0, 256, (1500, 8), dtype=np.uint8)
+        index.add_encoded(codes, None, [f"/nowhere/{i}.png" for i in range(1500)])
+    with running(tmp_path / "codes.idx", None) as service:
+        tab = browser.new_page(base_url=service.url)
+        tab.goto("/?id=7")
+        expect(hits(tab)).to_have_count(24)
+        expect(tab.get_by_text("BCS", exact=True)).to_be_visible()
+        expect(tab.get_by_text("HDS", exact=True)).to_be_hidden()
+        expect(tab.locator("#choose")).to_be_hidden()
+        expect(tab.locator(".lost").first).to_have_text("file not found")
+        tab.close()
+
+
+def test_the_pool_of_hds_is_told(browser: Any, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    with HashIndex.create(tmp_path / "many.idx", bits=64, feature_dim=2) as index:
+        codes = random.integers(0, 256, (1500, 8), dtype=np.uint8)
+        features = random.normal(size=(1500, 2)).astype(np.float32)
+        index.add_encoded(codes, features, [f"/nowhere/{i}.png" for i in range(1500)])
+    with running(tmp_path / "many.idx", None) as service:
+        tab = browser.new_page(base_url=service.url)
+        tab.goto("/?id=7")
+        expect(tab.locator("#pool")).to_have_text("Pool: the nearest 1,000 of 1,500 images")
         tab.close()
 
 

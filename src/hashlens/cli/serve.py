@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _KEY_VARIABLE = "HASHLENS_API_KEY"
 _KEY_LENGTH = 16
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def serve_command(
@@ -48,7 +49,8 @@ def serve_command(
 
     encoder = _load_encoder(index, model)
     with HashIndex.open(index, encoder, read_only=key is None) as opened:
-        app = create_app(opened, encoder, Limits(), api_key=key)
+        names = _LOOPBACK if host in _LOOPBACK else None
+        app = create_app(opened, encoder, Limits(), api_key=key, host_names=names)
         serve(app, host, port, Limits(), lambda url: typer.echo(f"Serving {index} at {url}"))
 
 

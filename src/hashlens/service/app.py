@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from hashlens.service.metrics import CountRequests, Metrics
 from hashlens.service.routes import health
 from hashlens.service.routes.images import images_router
 from hashlens.service.routes.search import search_router
-from hashlens.service.security import BodyGuard, SecureHeaders
+from hashlens.service.security import BodyGuard, HostGuard, SecureHeaders
 
 if TYPE_CHECKING:
     from hashlens.index.index import HashIndex
@@ -38,6 +38,7 @@ def create_app(
     limits: Limits | None = None,
     *,
     api_key: str | None = None,
+    host_names: Sequence[str] | None = None,
 ) -> FastAPI:
     """An ASGI app that searches ``index``; nothing runs before the server starts it.
 
@@ -51,6 +52,8 @@ def create_app(
         Bounds of requests and of the work that waits.
     api_key : str, optional
         What a client must send to add or remove images. Without one the service is read-only.
+    host_names : sequence of str, optional
+        Names that requests may ask for, without port; by default any.
     """
     limits = limits or Limits()
     metrics = Metrics()
@@ -85,6 +88,8 @@ def create_app(
     app.mount("/assets", StaticFiles(directory=_WEB), name="assets")
     app.add_middleware(errors.AnswerFailures)
     app.add_middleware(BodyGuard, limits=limits)
+    if host_names is not None:
+        app.add_middleware(HostGuard, names=host_names)
     app.add_middleware(SecureHeaders)
     app.add_middleware(CountRequests, metrics=metrics)
     return app

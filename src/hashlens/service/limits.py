@@ -46,13 +46,13 @@ class Limits:
     """
 
     upload_bytes: int = 16 * MEBI
-    body_bytes: int = 64 * MEBI
+    body_bytes: int = 32 * MEBI
     pixels: int = 50_000_000
     k: int = 1000
     batch: int = 32
     json_bytes: int = 16 * 1024
     queue: int = 64
-    bodies: int = 256
+    bodies: int = 64
     encode_batch: int = 16
     encode_wait_ms: float = 3.0
     body_seconds: float = 30.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import HTTPException as BodyError  # FastAPI lets this one through while parsing
@@ -30,6 +32,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+_PORT = re.compile(r":\d*$")
 _bearer = HTTPBearer(auto_error=False, description="The key given to `hashlens serve`.")
 
 
@@ -70,6 +73,27 @@ class SecureHeaders:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+class HostGuard:
+    """Refuses requests for other names, so that no web site can pose as this machine.
+
+    A page elsewhere may have its own name resolve to 127.0.0.1 and would then read the answers
+    (DNS rebinding); its requests still carry its own name.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self._app = app
+        self._names = frozenset(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if _PORT.sub("", host).lower() not in self._names:
+                line = f"unknown host; ask for one of: {', '.join(sorted(self._names))}"
+                await _answer(Refused(421, line), scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class BodyGuard:

@@ -88,7 +88,7 @@ def make_server(app: FastAPI, limits: Limits, started: Callable[[], None]) -> uv
         ws="none",
         lifespan="on",
         h11_max_incomplete_event_size=limits.header_bytes,
-        limit_concurrency=4 * limits.bodies,
+        limit_concurrency=8 * limits.bodies,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         server_header=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import stat
 import threading
@@ -18,6 +19,8 @@ from hashlens.data.uris import uri_path
 from hashlens.errors import HashlensError
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits
+
+log = logging.getLogger("hashlens.service")
 
 _FILE_BYTES = 256 * MEBI
 _SMALL = 96  # pixels a side; such images are kept as they are, without loss
@@ -104,6 +107,7 @@ def _check_place(path: Path) -> os.stat_result:
     has become a symbolic link since.
     """
     if os.path.realpath(path) != str(path):
+        log.warning("no thumbnail of %s: it leads through a link; index the real path", path)
         raise _gone()
     try:
         status = os.lstat(path)

@@ -81,7 +81,7 @@ function showAnswers(answers) {
   const answer = answers[state.mode] ?? answers.hds;
   byId("query-name").textContent = queryName(answer);
   byId("query-code").replaceChildren(grid(unpack(answer.query.code, index.bits)));
-  settings.distribution(answer.histogram);
+  settings.distribution(answer, state.mode);
   settings.times(answer.timings_ms);
   document.title = `${queryName(answer)} · Hashlens`;
   const total = views.milliseconds(answer.timings_ms.total);
@@ -272,6 +272,7 @@ async function begin() {
   settings = new Settings(index, (isMode) => go(settings.read(), { replace: !isMode }));
   listenToFiles();
   listenToLinks();
+  states.usual.mode = index.modes.includes("hds") ? "hds" : "bcs";
   state = states.read(location, history.state);
   await refresh();
 }

@@ -16,11 +16,17 @@ export class Settings {
   constructor(index, changed) {
     this.index = index;
     this.counts = null;
+    this.nearest = null;
     byId("radius").max = index.bits;
     for (const { label, count } of index.labels) {
       byId("label").append(make("option", { value: label, textContent: `${label} (${number(count)})` }));
     }
     byId("label").disabled = !index.labels.length;
+    for (const input of byId("settings").elements.mode) {
+      const needs = input.value === "compare" ? "hds" : input.value;
+      input.disabled = !index.modes.includes(needs);
+      input.parentElement.hidden = input.disabled;
+    }
     this.fields = index.metadata.map((field) => this.#field(field));
     this.#listen(changed);
   }
@@ -80,8 +86,10 @@ export class Settings {
     this.#drawRadius(this.radius());
   }
 
-  distribution(counts) {
-    this.counts = counts;
+  /** Show an answer's distances; hds without a radius ranks the nearest codes only. */
+  distribution(answer, mode) {
+    this.counts = answer?.histogram ?? null;
+    this.nearest = answer && (mode === "hds" || mode === "compare") ? answer.pool : null;
     this.#drawRadius(this.radius());
   }
 
@@ -95,9 +103,16 @@ export class Settings {
       byId("pool").textContent = "";
       return;
     }
+    const within = [];
+    this.counts.reduce((sum, count, d) => (within[d] = sum + count), 0);
+    const total = within.at(-1);
+    if (radius === null && this.nearest !== null && this.nearest < total) {
+      histogram(box, this.counts, within.findIndex((sum) => sum >= this.nearest));
+      byId("pool").textContent = `Pool: the nearest ${number(this.nearest)} of ${number(total)} images`;
+      return;
+    }
     histogram(box, this.counts, radius);
-    const total = this.counts.reduce((sum, count) => sum + count, 0);
-    const pool = this.counts.reduce((sum, count, d) => (radius === null || d <= radius ? sum + count : sum), 0);
+    const pool = radius === null ? total : within[radius];
     byId("pool").textContent = `Pool: ${number(pool)} of ${number(total)} images`;
   }
 

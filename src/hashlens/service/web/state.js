@@ -4,8 +4,11 @@ export const MODES = ["hds", "bcs", "es", "compare"];
 const uploads = new Map();
 let uploadCount = 0;
 
+/** Where an address says nothing. */
+export const usual = { mode: "hds", k: 24 };
+
 export function defaults() {
-  return { id: null, upload: null, mode: "hds", k: 24, radius: null, where: {} };
+  return { id: null, upload: null, radius: null, where: {}, ...usual };
 }
 
 export function keepUpload(file) {
@@ -41,7 +44,6 @@ export function read(location, historyState) {
 
 export function address(state) {
   const params = new URLSearchParams();
-  const usual = defaults();
   if (state.id !== null) params.set("id", state.id);
   if (state.mode !== usual.mode) params.set("mode", state.mode);
   if (state.k !== usual.k) params.set("k", state.k);
