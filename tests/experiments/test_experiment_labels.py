@@ -56,3 +56,4 @@ def test_model_classes_by_name_and_unknown_ones_are_wrong():
     labels, warnings = match_model(queries, ("owl",))
     assert labels is None
     assert "knows none" in warnings[0]
+    assert match_model(queries, ()) == (None, ())

@@ -88,15 +88,17 @@ def match_model(queries: Named, classes: Sequence[str]) -> tuple[Labels | None, 
     queries : Named
         Labels with their names.
     classes : sequence of str
-        The model's classes.
+        The model's classes; none without a classifier.
 
     Returns
     -------
     labels : ndarray, or None
         A class that the model does not know has the number ``len(classes)``, which no answer of
-        the model equals. None where it knows none of them.
+        the model equals. None where it knows none of them, or has no classifier.
     warnings : tuple of str
     """
+    if not classes:
+        return None, ()
     asked = _used(queries)
     unknown = asked - set(classes)
     if unknown == asked:
