@@ -69,6 +69,42 @@ class Piece:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Products:
+    """The experiment on a collection of any kind.
+
+    Attributes
+    ----------
+    bits : int
+        Length of a code.
+    queries : int
+        Images that ask, at most; each is left out of its own results.
+    held_out : float
+        Share of the images that do not train, for the accuracy.
+    training : mapping of str to value
+        What training is told.
+    images : int or None
+        Images that take part at most.
+    """
+
+    bits: int
+    queries: int
+    held_out: float
+    training: Mapping[str, Any]
+    images: int | None = None
+
+
+def read_products(*, quick: bool = False) -> Products:
+    """Read the experiment on a collection.
+
+    Parameters
+    ----------
+    quick : bool
+        The form that ends within minutes.
+    """
+    return Products(**_values("products", quick))
+
+
 def read_piece(name: str, *, quick: bool = False) -> Piece:
     """Read a piece by name.
 
@@ -79,10 +115,7 @@ def read_piece(name: str, *, quick: bool = False) -> Piece:
     quick : bool
         The form that ends within minutes: the file's ``quick`` table wins over the rest.
     """
-    values = tomllib.loads((files(__package__) / f"{name}.toml").read_text(encoding="utf-8"))
-    short = values.pop("quick")
-    if quick:
-        values.update(short)
+    values = _values(name, quick)
     return Piece(
         name=name,
         title=values["title"],
@@ -98,3 +131,9 @@ def read_piece(name: str, *, quick: bool = False) -> Piece:
         amounts=Amounts(**values.get("amounts", {})),
         seconds=values["seconds"],
     )
+
+
+def _values(name: str, quick: bool) -> dict[str, Any]:
+    values = tomllib.loads((files(__package__) / f"{name}.toml").read_text(encoding="utf-8"))
+    short = values.pop("quick")
+    return values | short if quick else values
