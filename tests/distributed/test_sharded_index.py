@@ -90,6 +90,7 @@ def test_it_answers_as_one_index_does(
     assert index.records([599, 0, 255]) == one.records([599, 0, 255])
     assert index.records() == one.records()
     assert index.search([255, 3], k=5) == one.search([255, 3], k=5)
+    assert index.uris() == one.uris()
     assert index.label_counts() == one.label_counts()
     assert index.info().images == one.info().images
     np.testing.assert_array_equal(index.histogram(codes[0]), one.histogram(codes[0]))

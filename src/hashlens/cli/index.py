@@ -51,14 +51,32 @@ def create_command(
     features: str = typer.Option("float16", help="How features are stored: float16 or float32."),
     metadata: list[str] = _METADATA,
     strict: bool = _STRICT,
+    shards: int | None = typer.Option(
+        None, min=1, help="Make an index in so many shards, encoded on a Ray cluster."
+    ),
+    ray: str | None = typer.Option(
+        None, help="Address of the Ray cluster, or local; by default RAY_ADDRESS, else local."
+    ),
     as_json: bool = _JSON,
 ) -> None:
     """Make an index, and add images to it.
 
-    Stopped while it adds, it keeps what it has; `hashlens index add` goes on.
+    Stopped while it adds, it keeps what it has; `hashlens index add` goes on. In shards, the same
+    command goes on.
 
     Example: hashlens index create shop.idx photos/ --model model/
     """
+    if ray is not None and shards is None:
+        raise typer.BadParameter("--ray goes with --shards, for example --shards 4")
+    if shards is not None:
+        from hashlens.cli.sharded import create_in_shards
+
+        if len(sources or []) != 1 or metadata or strict or features != "float16":
+            raise typer.BadParameter(
+                "--shards takes one SOURCE, without --metadata, --strict or --features"
+            )
+        create_in_shards(index, sources[0], model, shards, ray, as_json)
+        return
     from hashlens.index.index import HashIndex
     from hashlens.index.schema import FEATURE_TYPES
     from hashlens.models.encoder import Encoder
@@ -91,7 +109,7 @@ def add_command(
         raise typer.BadParameter("expected at least one image, folder or other source")
     images = open_images(sources)
     labels = images.labels if label is None else [label] * len(images.uris)
-    with open_index(index, model, encode=True) as opened:
+    with open_index(index, model, encode=True, shards=True) as opened:
         _add(opened, images.uris, labels, shared, strict, as_json)
 
 
@@ -191,7 +209,7 @@ def remove_command(
     """
     from hashlens.index.files import file_uri
 
-    with open_index(index) as opened:
+    with open_index(index, shards=True) as opened:
         by_uri = {} if all(i.isdecimal() for i in images) else opened.uris()
         ids: set[int] = set()
         for image in images:
@@ -243,7 +261,7 @@ def info_command(index: Path = _INDEX, as_json: bool = _JSON) -> None:
 
     Example: hashlens index info shop.idx
     """
-    with open_index(index, read_only=True) as opened:
+    with open_index(index, read_only=True, shards=True) as opened:
         info = asdict(opened.info())
         labels = opened.label_counts()
     lines = [f"{key.replace('_', ' '):<15} {printable(str(value))}" for key, value in info.items()]

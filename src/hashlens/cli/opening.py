@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from hashlens.errors import IndexStoreError
 
 if TYPE_CHECKING:
     from hashlens.index.index import HashIndex
+    from hashlens.models.encoder import Encoder
     from hashlens.protocols import Skipped
 
 _CONDITION = re.compile(r"(?P<key>.+?)(?P<sign>>=|<=|=|>|<)(?P<value>.*)", re.DOTALL)
@@ -21,16 +22,42 @@ _SKIPPED_SHOWN = 20
 
 
 def open_index(
-    path: Path, model: Path | None = None, *, encode: bool = False, read_only: bool = False
+    path: Path,
+    model: Path | None = None,
+    *,
+    encode: bool = False,
+    read_only: bool = False,
+    shards: bool = False,
 ) -> HashIndex:
-    """Open an index; with ``encode``, also the model given or the one that it remembers."""
+    """Open an index; with ``encode``, also the model given or the one that it remembers.
+
+    With ``shards``, an index in shards is opened too, on the Ray cluster of ``RAY_ADDRESS`` or one
+    of this process.
+    """
+    from hashlens.distributed.catalogue import is_sharded, read_catalogue
     from hashlens.index.index import HashIndex
 
+    if is_sharded(path):
+        if not shards:
+            raise IndexStoreError(
+                f"{path}: an index in shards; use this command on one shard, such as "
+                f"{path / read_catalogue(path).shards[0].folder}"
+            )
+        from hashlens.distributed.sharded import ShardedIndex
+
+        remembered = read_catalogue(path).model
+        encoder = load_encoder(path, model, remembered) if encode else None
+        return cast("HashIndex", ShardedIndex.open(path, encoder))
     index = HashIndex.open(path, read_only=read_only)
     if not encode:
         return index
     remembered = index.model
     index.close()
+    return HashIndex.open(path, load_encoder(path, model, remembered), read_only=read_only)
+
+
+def load_encoder(path: Path, model: Path | None, remembered: str | None) -> Encoder:
+    """The encoder of the model given, else of the one that the index at ``path`` remembers."""
     chosen = model or (Path(remembered) if remembered else None)
     if chosen is None:
         raise IndexStoreError(f"{path}: the index does not know its model; give it with --model")
@@ -40,7 +67,7 @@ def open_index(
         )
     from hashlens.models.encoder import Encoder
 
-    return HashIndex.open(path, Encoder.load(chosen), read_only=read_only)
+    return Encoder.load(chosen)
 
 
 class Images(NamedTuple):

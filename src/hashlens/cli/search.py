@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from hashlens.cli.opening import open_index, parse_where
+from hashlens.errors import IndexStoreError
 
 if TYPE_CHECKING:
     from hashlens.index.index import Hit
@@ -35,6 +36,9 @@ def search_command(
     model: Path | None = typer.Option(
         None, help="Model directory or .onnx file; by default the one the index remembers."
     ),
+    require_all: bool = typer.Option(
+        False, "--require-all", help="Of an index in shards: fail if a shard does not answer."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the results as one JSON object."),
     sheet: Path | None = typer.Option(None, help="Write a sheet of the pictures, as PNG or JPEG."),
 ) -> None:
@@ -48,12 +52,17 @@ def search_command(
         raise typer.BadParameter(f"--mode: expected one of {', '.join(_MODES)}, got {mode!r}")
     if mode == "es" and radius is not None:
         raise typer.BadParameter("--radius goes with --mode hds or bcs")
+    from hashlens.index.arrays import SearchTrace
+
     conditions = parse_where(where)
     queries: list[Any] = [_query(image) for image in images]
     encode = any(isinstance(query, str) for query in queries)
-    opened = open_index(index, model, encode=encode, read_only=True)
-    with opened:
-        found = opened.search(queries, k, cast("Mode", mode), radius, conditions)
+    trace = SearchTrace()
+    with open_index(index, model, encode=encode, read_only=True, shards=True) as opened:
+        found = opened.search(queries, k, cast("Mode", mode), radius, conditions, trace=trace)
+        missing = sorted(set(trace.missing))
+        if missing and require_all:
+            raise IndexStoreError(f"{index}: no answer from {', '.join(missing)}")
         if sheet is not None:
             uris = [opened.get(q).uri if isinstance(q, int) else q for q in queries]
             write_sheet(sheet, list(zip(images, uris, found, strict=True)))
@@ -62,8 +71,10 @@ def search_command(
             {"query": query, "hits": [hit._asdict() for hit in hits]}
             for query, hits in zip(queries, found, strict=True)
         ]
-        typer.echo(json.dumps({"mode": mode, "k": k, "results": answers}))
+        typer.echo(json.dumps({"mode": mode, "k": k, "results": answers, "missing": missing}))
         return
+    if missing:
+        typer.echo(f"partial: no answer from {', '.join(missing)}", err=True)
     for image, hits in zip(images, found, strict=True):
         _print(image, hits)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.codes.packing import code_bytes
 from hashlens.distributed.catalogue import Shard, read_catalogue
 from hashlens.errors import InvalidInputError
 from hashlens.index.euclidean import distances_to_rows
@@ -34,6 +35,10 @@ class ShardServer:
         self._position = position
         self._shard = self._read_shard()
         self._index = HashIndex.open(self._folder / self._shard.folder)
+        # maps the arrays and loads the kernels, which is no part of the first query's time
+        code = np.zeros((1, code_bytes(self._index.bits)), np.uint8)
+        feature = np.zeros((1, self._index.feature_dim), np.float32)
+        self._index.search_encoded(code, feature, 1, mode="hds" if feature.size else "bcs")
 
     def _read_shard(self) -> Shard:
         return read_catalogue(self._folder).shards[self._position]
@@ -119,6 +124,13 @@ class ShardServer:
         with self._naming(ids):
             _, codes, features = self._index.encoded(self._local(ids))
         return codes, features
+
+    def uris(self) -> dict[str, list[int]]:
+        """Ids of the images that have each URI."""
+        return {
+            uri: self._shard.to_global(np.array(ids, np.int64)).tolist()
+            for uri, ids in self._index.uris().items()
+        }
 
     def histogram(self, code: Codes, where: Mapping[str, Any] | None) -> NDArray[np.int64]:
         """Number of images at each Hamming distance from a code."""

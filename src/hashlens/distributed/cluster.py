@@ -32,9 +32,10 @@ def connect(address: str | None = None) -> Any:
     Parameters
     ----------
     address : str, optional
-        Address of a running cluster, such as ``10.0.0.5:6379`` or ``auto``. ``local`` or None
-        starts one in this process, on the loopback interface, without a dashboard. A process that
-        has joined a cluster already stays in it.
+        Address of a running cluster, such as ``10.0.0.5:6379`` or ``auto``; by default the
+        environment's ``RAY_ADDRESS``. ``local``, or neither, starts one that ends with this
+        process, on the loopback interface, without a dashboard. A process that has joined a
+        cluster already stays in it.
 
     Raises
     ------
@@ -44,9 +45,11 @@ def connect(address: str | None = None) -> Any:
     ray = load_ray()
     if ray.is_initialized():
         return ray
+    address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if address in (None, LOCAL):
+        if not address or address == LOCAL:
+            os.environ.pop("RAY_ADDRESS", None)
             ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)

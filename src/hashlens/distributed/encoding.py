@@ -8,6 +8,7 @@ killed keeps complete shards and makes the others again.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -209,6 +210,7 @@ def _encoded(
     """Encoded batches in the order of the source."""
     import ray.data as ray_data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray_data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -220,7 +222,7 @@ def _encoded(
         EncodeBatches,
         fn_constructor_args=(str(model.resolve()), "cuda" if gpus else "cpu"),
         batch_size=batch_size,
-        concurrency=(1, max(most, 1)),
+        compute=ray_data.ActorPoolStrategy(min_size=1, max_size=max(most, 1)),
         num_gpus=gpus or None,
     )
     batches: Any = data.iter_batches(batch_size=_COMMIT_ROWS, batch_format="numpy")

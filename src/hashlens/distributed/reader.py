@@ -52,6 +52,14 @@ class ShardedReader(ShardedSearcher):
         by_id = {r.id: r for part in self._ask_holders("records", wanted).values() for r in part}
         return [by_id[i] for i in wanted]
 
+    def uris(self) -> dict[str, list[int]]:
+        """Ids of the images that have each URI."""
+        total: dict[str, list[int]] = {}
+        for part in self._ask_all("uris").values():
+            for uri, ids in part.items():
+                total[uri] = sorted([*total.get(uri, []), *ids])
+        return total
+
     def encoded(self, ids: Iterable[int]) -> tuple[Ids, Codes, NDArray[Any]]:
         """Ids, codes and features (as stored) of images, in the order asked for."""
         wanted = np.array(list(ids), np.int64)
@@ -93,13 +101,14 @@ class ShardedReader(ShardedSearcher):
         radius: int | None = None,
         where: Mapping[str, Any] | None = None,
         pool: int | None = None,
+        trace: SearchTrace | None = None,
     ) -> Any:
         """Find the images most like a query: as ``HashIndex.search``.
 
         Parameters
         ----------
-        query, k, mode, radius, where, pool
-            As in ``HashIndex.search``.
+        query, k, mode, radius, where, pool, trace
+            As in ``HashIndex.search``; the trace names shards that did not answer.
         """
         queries = query if isinstance(query, list) else [query]
         by_id = [isinstance(q, int | np.integer) for q in queries]
@@ -119,6 +128,7 @@ class ShardedReader(ShardedSearcher):
             radius=radius,
             where=where,
             pool=pool,
+            trace=trace,
         )
         return hits if isinstance(query, list) else hits[0]
 

@@ -139,6 +139,22 @@ class ShardedSearcher:
         pool: int | None,
         trace: SearchTrace,
     ) -> ShardedResult:
+        result = self._find(codes, features, k, mode, radius, where, exclude, pool, trace)
+        trace.missing += result.missing
+        return result
+
+    def _find(
+        self,
+        codes: Codes,
+        features: Features | None,
+        k: int,
+        mode: Mode,
+        radius: int | None,
+        where: Mapping[str, Any] | None,
+        exclude: Ids | None,
+        pool: int | None,
+        trace: SearchTrace,
+    ) -> ShardedResult:
         codes = check_codes(codes, "query codes")
         if codes.shape[1] != code_bytes(self.bits):
             raise InvalidInputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from hashlens.protocols import Codes, Encoder, Features, Ids, ImageInput, Skippe
 DEADLINE_SECONDS = 10.0
 START_SECONDS = 120.0
 """How long actors may take to start."""
-_ADD_ROWS = 4096
+_ADD_ROWS = 256
 
 
 class ShardedIndex(ShardedReader):
@@ -110,20 +110,24 @@ class ShardedIndex(ShardedReader):
         images: Iterable[ImageInput],
         labels: Sequence[Any] | None = None,
         metadata: Sequence[Any] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+        strict: bool = False,
     ) -> AddReport:
-        """Encode images here and add them to the smallest shard.
+        """Encode images here and add them to the smallest shard, committing as it goes.
 
         Parameters
         ----------
         images : iterable of str, Path, bytes, PIL image or ndarray
             Unreadable ones are skipped and reported.
-        labels, metadata : sequence, optional
-            One an image, as in ``HashIndex.add``.
+        labels, metadata, progress, strict
+            As in ``HashIndex.add``.
         """
         listed = list(images)
         ids: list[Ids] = [np.zeros(0, np.int64)]
         skipped: list[Skipped] = []
-        for batch in self._require_encoder().encode_batches(listed, batch_size=_ADD_ROWS):
+        encoder = self._require_encoder()
+        for batch in encoder.encode_batches(listed, batch_size=_ADD_ROWS, strict=strict):
             at = batch.positions.tolist()
             skipped += batch.skipped
             uris = [str(listed[i]) if isinstance(listed[i], str | Path) else "" for i in at]
@@ -136,6 +140,8 @@ class ShardedIndex(ShardedReader):
                     None if metadata is None else [metadata[i] for i in at],
                 )
             )
+            if progress is not None:
+                progress(len(at) + len(batch.skipped))
         return AddReport(np.concatenate(ids), tuple(skipped))
 
     def add_encoded(

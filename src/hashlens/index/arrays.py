@@ -43,11 +43,14 @@ class SearchTrace:
         Seconds in each stage.
     pools : list of int
         Size of each query's pool.
+    missing : list of str
+        Shards that did not answer; only an index in shards has any.
     """
 
     coarse: float = 0.0
     fine: float = 0.0
     pools: list[int] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 class ArraySearcher:

@@ -79,9 +79,13 @@ class IndexReader:
         self.store = store
         self._encoder = encoder
         self._snapshot: Snapshot | None = None
-        with self._at_last_commit() as (_, snapshot):
-            if encoder is not None:
-                require_same_model(store.path, snapshot.meta, encoder)
+        try:
+            with self._at_last_commit() as (_, snapshot):
+                if encoder is not None:
+                    require_same_model(store.path, snapshot.meta, encoder)
+        except BaseException:
+            store.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +185,7 @@ class IndexReader:
         radius: int | None = ...,
         where: Mapping[str, Any] | None = ...,
         pool: int | None = ...,
+        trace: SearchTrace | None = ...,
     ) -> list[list[Hit]]: ...
 
     @overload
@@ -192,6 +197,7 @@ class IndexReader:
         radius: int | None = ...,
         where: Mapping[str, Any] | None = ...,
         pool: int | None = ...,
+        trace: SearchTrace | None = ...,
     ) -> list[Hit]: ...
 
     def search(
@@ -202,6 +208,7 @@ class IndexReader:
         radius: int | None = None,
         where: Mapping[str, Any] | None = None,
         pool: int | None = None,
+        trace: SearchTrace | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """Find the images most like a query, nearest first, ties by id.
 
@@ -220,6 +227,8 @@ class IndexReader:
             ``label`` or metadata keys, to a value, a list of values, or {">=": value, ...}.
         pool : int, optional
             ``hds`` without radius: images that the fine search looks at.
+        trace : SearchTrace, optional
+            ``hds`` adds its times and pools.
 
         Raises
         ------
@@ -235,7 +244,17 @@ class IndexReader:
         with self._at_last_commit() as (transaction, snapshot):
             codes, features = searching.fill_in_ids(transaction.connection, snapshot, encoded)
             found = self._find(
-                transaction, snapshot, codes, features, k, mode, radius, where, None, pool
+                transaction,
+                snapshot,
+                codes,
+                features,
+                k,
+                mode,
+                radius,
+                where,
+                None,
+                pool,
+                trace,
             )
             hits = searching.to_hits(
                 transaction.connection, snapshot, codes, found, euclidean=mode != "bcs"
