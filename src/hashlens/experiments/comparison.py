@@ -218,9 +218,10 @@ class Comparison:
     def _sheet(self, found: Evaluation, codes: Codes, bits: int) -> list[dict[str, Any]]:
         """A few queries, the same for every method, with their nearest images."""
         rows, nearest = self.split.rows, found.modes["bcs"]
-        chosen = np.random.default_rng(self.seed).choice(
-            len(rows.queries), min(_SHEET_QUERIES, len(rows.queries)), replace=False
-        )
+        # Spread over the classes: the first of some, by the queries' order within them.
+        by_class = np.argsort(self.split.images.labels[rows.queries], kind="stable")
+        count = min(_SHEET_QUERIES, len(rows.queries))
+        chosen = by_class[(2 * np.arange(count) + 1) * len(by_class) // (2 * count)]
         return [
             {
                 "query": int(rows.queries[query]),

@@ -32,19 +32,20 @@ WAYS = {
 def precision_table(run: Comparison, kept: Kept) -> Table:
     """Precision at k of every method at the curves' length, beside the printed one."""
     bits, printed = run.piece.bits[0], printed_precision(run.piece.name)
-    headers = ["method", *(f"@{k}" for k in _PRECISION_AT), "printed @1000", "difference"]
-    headers += ["mAP@1000", "over ties", "training s", "encoding s"]
+    compared = ["printed @1000", "difference"] if printed else []
+    headers = ["method", *(f"@{k}" for k in _PRECISION_AT), *compared, "mAP@1000", "over ties"]
+    headers += ["training s", "encoding s"]
     rows: list[list[Cell]] = []
     for method in run.piece.methods:
         scores = kept[Job(method, bits)]["scores"]
         found = scores["precision"]
         then = printed.get(method, {}).get(1000)
+        beside: list[Cell] = [then, None if then is None else f"{found['1000'] - then:+.3f}"]
         rows.append(
             [
                 method,
                 *(found[str(k)] for k in _PRECISION_AT),
-                then,
-                None if then is None else f"{found['1000'] - then:+.3f}",
+                *(beside if printed else []),
                 scores["map@1000"],
                 scores["map@1000_ties"],
                 f"{scores['fit_seconds']:.1f}",
@@ -177,8 +178,7 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
         report.heading("Ways to search with our network")
         report.table(
             ways,
-            f"{bits} bits. Time: median of single queries for ten results on one thread's call, "
-            "encoding not included.",
+            f"{bits} bits. Time: median of single queries for ten results, encoding not included.",
         )
     report.heading("Nearest pictures")
     for number, sheet in enumerate(sheets(run, kept), 1):
@@ -186,9 +186,10 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
         sheet.save(run.out / name, optimize=True)
         report.picture(sheet, f"Query {number} with its five nearest by each method", file=name)
     report.paragraph(
-        "Queries drawn at random. Blue frame and tick: the query's class; orange frame and cross: "
-        "another. Under a picture its class and how many bits differ. The squares are the bits of "
-        f"{piece.methods[-1]}'s code of the query, filled where 1."
+        "Queries spread over the classes, the same for every method. Blue frame and tick: the "
+        "query's class; orange frame and cross: another. Under a picture its class and how many "
+        f"bits differ. The squares are the bits of {piece.methods[-1]}'s code of the query, filled "
+        "where 1."
     )
     report.heading("Command")
     report.commands(command)
