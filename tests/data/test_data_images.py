@@ -204,6 +204,14 @@ def test_a_large_jpeg_is_decoded_smaller_but_not_below_twice_the_hint() -> None:
     assert load_image(data, size_hint=100).size == (256, 256)
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG2000", "TIFF", "BMP", "PPM", "GIF", "MPO"])
+def test_other_formats_are_read_whole_and_refused_cut(kind: str) -> None:
+    data = encoded(picture("circle", 0, 128), kind)
+    assert load_image(data, size_hint=100).size == (128, 128)
+    with pytest.raises(ImageError, match=r"damaged|not an image"):
+        load_image(data[: len(data) // 2])
+
+
 def test_folders_pipes_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="a folder, expected an image file"):
         load_image(tmp_path)

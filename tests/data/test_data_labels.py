@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hashlens.data.decoding import decode_source
 from hashlens.data.labels import balanced_weights, class_counts, imbalance, require_labels
-from hashlens.data.leakage import content_hashes, find_leakage, pixel_hashes
+from hashlens.data.leakage import content_hashes, find_leakage, pixel_hashes, same_content
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import FileImages, Source
 from hashlens.data.sources import open_source
@@ -167,3 +167,8 @@ def test_no_leakage_is_said_so() -> None:
     assert leakage.describe([], []) == "none of the 359 validation images is also a training image"
     with pytest.raises(InvalidInputError, match="uint8"):
         pixel_hashes(np.zeros((3, 2, 2)))
+
+
+def test_groups_of_equal_images() -> None:
+    assert same_content([b"a", b"b", b"", b"a", b"c", b"", b"b", b"a"]) == [[0, 3, 7], [1, 6]]
+    assert same_content([]) == []
