@@ -216,5 +216,20 @@ class Encoder:
                 np.zeros((0, self.feature_dim), np.float32),
                 np.zeros((0, classes), np.float32) if classes else None,
             )
-        out = self._runner.run(self.preprocessing.normalise(pixels))
+        return self.encode_prepared(self.preprocessing.normalise(pixels))
+
+    def encode_prepared(self, images: Batch) -> tuple[Codes, Features, NDArray[np.float32] | None]:
+        """Encode the network's own input, as one batch.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, channels, size, size), float32
+            From ``preprocessing.normalise``; n >= 1.
+
+        Returns
+        -------
+        codes, features, scores
+            As from :meth:`encode_pixels`.
+        """
+        out = self._runner.run(images)
         return pack_bits(out.latent >= 0), out.features, out.scores
