@@ -65,6 +65,9 @@ def test_an_image_of_the_index_is_not_its_own_hit(service: Service) -> None:
     assert answer["query"]["label"] == service.index.get(7).label
     assert len(answer["hits"]) == 89
     assert 7 not in [hit["id"] for hit in answer["hits"]]
+    for mode in ("hds", "bcs", "es"):
+        answer = search(service, id=7, k=1, mode=mode, histogram=True)
+        assert answer["pool"] == sum(answer["histogram"]) == 89
 
 
 def test_the_histogram_counts_the_distances(service: Service, picture: bytes) -> None:

@@ -317,7 +317,12 @@ class IndexReader:
                 transaction.connection, snapshot, codes, found, euclidean=mode != "bcs"
             )
 
-    def histogram(self, code: Codes, where: Mapping[str, Any] | None = None) -> NDArray[np.int64]:
+    def histogram(
+        self,
+        code: Codes,
+        where: Mapping[str, Any] | None = None,
+        exclude: int | None = None,
+    ) -> NDArray[np.int64]:
         """Number of images at each Hamming distance from a code.
 
         Parameters
@@ -326,6 +331,8 @@ class IndexReader:
             A packed code.
         where : mapping, optional
             As in ``search``.
+        exclude : int, optional
+            The id of an image that is not counted.
 
         Returns
         -------
@@ -336,7 +343,10 @@ class IndexReader:
             searcher = snapshot.searcher(transaction.connection)
             bits = snapshot.meta.bits
             found = hamming_radius(searcher.codes, np.atleast_2d(code), bits, allowed=matching)
-            return np.bincount(found.distances, minlength=bits + 1).astype(np.int64)
+            distances = found.distances
+            if exclude is not None:
+                distances = distances[searcher.to_ids(found.ids) != exclude]
+            return np.bincount(distances, minlength=bits + 1).astype(np.int64)
 
     def ids(self) -> Ids:
         """Ids of all images, ascending."""

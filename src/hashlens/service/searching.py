@@ -97,7 +97,7 @@ def _search(
     where, radius, mode = settings.where or None, settings.radius, settings.mode
     counts = None
     if settings.histogram or (mode != "hds" and (where or radius is not None)):
-        counts = index.histogram(code, where)
+        counts = index.histogram(code, where, exclude)
     trace = SearchTrace()
     began = time.perf_counter()
     hits = index.search_hits(
@@ -119,7 +119,8 @@ def _search(
     if mode == "hds":
         pool, coarse, fine = sum(trace.pools), trace.coarse, trace.fine
     else:
-        pool = len(index) if counts is None else int(_within(counts, radius).sum())
+        everything = len(index) - (exclude is not None)
+        pool = everything if counts is None else int(_within(counts, radius).sum())
         coarse, fine = (elapsed, 0.0) if mode == "bcs" else (0.0, elapsed)
     return Found(
         [

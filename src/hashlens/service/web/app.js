@@ -256,6 +256,8 @@ function foldOnPhones() {
 async function begin() {
   theme();
   foldOnPhones();
+  heading("One moment");
+  content(views.waiting(24));
   byId("query-image").addEventListener("load", (event) => {
     event.target.classList.toggle("pixels", event.target.naturalWidth <= 16);
   });

@@ -96,7 +96,7 @@ export function comparison(answers, bits, link) {
     const row = make("ol", { className: "row-of-hits" });
     answer.hits.forEach((hit, i) => row.append(hitCard(hit, i + 1, { answer, bits, link })));
     if (!answer.hits.length) row.append(make("li", { className: "nothing", textContent: "nothing within this radius" }));
-    box.append(make("section", { ariaLabelledby: "" , "aria-labelledby": `method-${mode}` }, head, row));
+    box.append(make("section", { "aria-labelledby": `method-${mode}` }, head, row));
   }
   return box;
 }
