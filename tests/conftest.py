@@ -15,6 +15,10 @@ settings.register_profile("hashlens", deadline=None)
 settings.load_profile("hashlens")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=15, help="writers that test_crash.py kills")
+
+
 def _folder(variable: str) -> Path:
     value = os.environ.get(variable)
     if not value or not Path(value).is_dir():

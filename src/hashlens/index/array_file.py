@@ -134,7 +134,10 @@ class ArrayFile:
     def damage(self, block: int) -> str:
         """A line that says that a block is damaged, and what to do."""
         at = block * BLOCK_BYTES
-        return f"{self.path}: block {block} (from byte {at}) fails its checksum; {_RESTORE}"
+        return (
+            f"{self.path}: block {block} (from byte {at}) differs from its checksum in "
+            f"index.sqlite; {_RESTORE}"
+        )
 
 
 def _extended(data: Any, start: int, checksums: Mapping[int, int]) -> dict[int, int]:

@@ -35,6 +35,8 @@ def append_images(
     store: Store, codes: Codes, features: NDArray[Any], images: Sequence[NewImage]
 ) -> Ids:
     """Add encoded images in one commit; return their ids."""
+    if not images:
+        return np.zeros(0, np.int64)
     with store.writing() as (connection, meta):
         ids = np.arange(meta.next_id, meta.next_id + len(images), dtype=np.int64)
         _append_arrays(store, connection, meta, codes, features, ids)
