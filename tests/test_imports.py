@@ -22,13 +22,15 @@ ALLOWED = {
     "index": _BASE | {"codes"},
     "baselines": _BASE | {"codes"},
     "evaluation": _BASE | {"codes"},
+    "benchmarks": _LIBRARY,
     "data": _BASE,
     "models": _BASE | {"codes", "data"},
     "training": _LEARNING | {"evaluation", "baselines"},
     "experiments": _LIBRARY,
     "service": _LIBRARY,
     "distributed": _LIBRARY,
-    "cli": _LIBRARY | {"experiments", "service", "distributed"},
+    "__main__": {"cli"},
+    "cli": _LIBRARY | {"benchmarks", "experiments", "service", "distributed"},
 }
 
 
