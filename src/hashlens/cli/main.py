@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from hashlens import __version__
+from hashlens.cli.bench import bench_app
 from hashlens.cli.demo import demo_command
 from hashlens.cli.evaluate import evaluate_command
 from hashlens.cli.export import export_command
@@ -101,6 +102,7 @@ app.command("labels")(labels_command)
 app.command("inspect")(inspect_command)
 app.add_typer(reproduce_app, name="reproduce")
 app.command("export")(export_command)
+app.add_typer(bench_app, name="bench")
 app.command("push")(push_command)
 app.command("pull")(pull_command)
 

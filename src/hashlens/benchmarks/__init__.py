@@ -1,0 +1,1 @@
+"""Speed beside recall, against other libraries, in one run."""

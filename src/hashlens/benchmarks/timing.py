@@ -1,0 +1,94 @@
+"""Fair timing: contestants take turns, so that a noisy machine disturbs all alike."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+MIN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one contestant, milliseconds a query."""
+
+    minimum: float
+    median: float
+    rounds: int
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], Any]], queries: int, seconds: float
+) -> dict[str, Timing]:
+    """Call the contestants in turn until the time is over, after one call each that warms up.
+
+    Parameters
+    ----------
+    contestants : mapping of name to function
+        Each answers all queries at once.
+    queries : int
+        Queries a call.
+    seconds : float
+        After this long, and MIN_ROUNDS rounds, no round begins. A contestant that has used up
+        its share sits out until then.
+    """
+    for call in contestants.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.perf_counter() + seconds
+    share = seconds / len(contestants)
+    playing = list(contestants)
+    while playing:
+        for name in playing:
+            begin = time.perf_counter()
+            contestants[name]()
+            times[name].append(time.perf_counter() - begin)
+        over = time.perf_counter() > end
+        playing = [
+            name
+            for name in playing
+            if len(times[name]) < MIN_ROUNDS or (not over and sum(times[name]) < share)
+        ]
+    return {
+        name: Timing(
+            1e3 * min(taken) / queries, 1e3 * float(np.median(taken)) / queries, len(taken)
+        )
+        for name, taken in times.items()
+    }
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Hardware and versions that a figure belongs to."""
+    versions = {}
+    for package in ("hashlens", "numpy", "numba", "faiss-cpu", "usearch"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def as_rows(cell: Mapping[str, Any], timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
+    """One row a contestant: what was measured, and its times."""
+    return [{**cell, "engine": name, **asdict(timing)} for name, timing in timings.items()]
