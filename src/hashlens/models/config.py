@@ -10,7 +10,7 @@ from typing import Any
 
 from hashlens.codes.packing import check_bits
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.errors import InvalidInputError, ModelError
+from hashlens.errors import ModelError
 
 FORMAT = "hashlens-model"
 FORMAT_VERSION = 1
@@ -112,7 +112,7 @@ class ModelConfig:
                 training=dict(values["training"]),
                 fingerprint=str(values["fingerprint"]),
             )
-        except (KeyError, TypeError, ValueError, InvalidInputError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
                 f"{path}: an entry is missing or wrong ({error!r}); the file was changed or "
                 "cut: copy or train the model again"
