@@ -54,8 +54,14 @@ class Hit(NamedTuple):
     euclidean: float | None
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-_encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+# A circle is met as a RecursionError, so that watching for one need not cost time.
+_OPTIONS: dict[str, Any] = {
+    "allow_nan": False,
+    "check_circular": False,
+    "separators": (",", ":"),
+}
+_encode = json.JSONEncoder(ensure_ascii=False, **_OPTIONS).encode
+_encode_ascii = json.JSONEncoder(**_OPTIONS).encode
 
 
 def store_text(text: str | None) -> str | bytes | None:
@@ -91,7 +97,7 @@ def store_metadata(metadata: Metadata | None, name: str) -> str | None:
     """
     if not metadata:
         return None
-    if not isinstance(metadata, Mapping) or not all(type(key) is str for key in metadata):
+    if not isinstance(metadata, Mapping) or {*map(type, metadata)} != {str}:
         raise InvalidInputError(f"{name}: metadata: expected a mapping with text keys")
     try:
         text = _encode(metadata if type(metadata) is dict else dict(metadata))

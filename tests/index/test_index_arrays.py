@@ -1,0 +1,166 @@
+"""Coarse-to-fine search over arrays against plain NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hashlens.codes import reference
+from hashlens.errors import InvalidInputError
+from hashlens.index import euclidean
+from hashlens.index.arrays import ArraySearcher, SearchTrace, default_pool
+from hashlens.protocols import Searcher
+
+
+def _arrays(seed: int, n: int, width: int, kind: str) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, (n, 3), dtype=np.uint8)
+    return codes, rng.integers(-2, 3, (n, width)).astype(kind)
+
+
+def _by_distance(features: Any, query: Any, ids: Any) -> list[int]:
+    squared = ((features[ids].astype(np.float64) - query) ** 2).sum(axis=1)
+    return [int(ids[i]) for i in np.lexsort((ids, squared))]
+
+
+@given(
+    seed=st.integers(0, 999),
+    n=st.integers(0, 60),
+    width=st.integers(1, 40),
+    kind=st.sampled_from(["float16", "float32"]),
+    k=st.integers(1, 20),
+    pool=st.integers(1, 30),
+    radius=st.none() | st.integers(0, 6),
+    share=st.sampled_from([None, 0.0, 0.1, 0.6]),
+    excluded=st.booleans(),
+)
+def test_all_modes_equal_plain_numpy(
+    seed: int, n: int, width: int, kind: str, k: int, pool: int, radius: int | None,
+    share: float | None, excluded: bool,
+) -> None:  # fmt: skip
+    codes, features = _arrays(seed, n, width, kind)
+    queries, query_features = _arrays(seed + 1, 3, width, "float32")
+    rng = np.random.default_rng(seed + 2)
+    allowed = None if share is None else rng.random(n) < share
+    exclude = rng.integers(-1, n, 3) if excluded else None
+    searcher = ArraySearcher(codes, features)
+    options: Any = {"allowed": allowed, "exclude": exclude}
+    found = {
+        "bcs": searcher.search_encoded(queries, None, k, mode="bcs", radius=radius, **options),
+        "hds": searcher.search_encoded(
+            queries, query_features, k, mode="hds", radius=radius, pool=pool, **options
+        ),
+        "es": searcher.search_encoded(queries, query_features, k, mode="es", **options),
+    }
+    for i, (code, query) in enumerate(zip(queries, query_features, strict=True)):
+        may = np.ones(n, bool) if allowed is None else allowed.copy()
+        if exclude is not None and exclude[i] >= 0:
+            may[exclude[i]] = False
+        distances, ids = reference.topk(codes, code[None], n, may)
+        near = ids[0] if radius is None else ids[0][distances[0] <= radius]
+        coarse = near if radius is not None else near[:pool]
+        expected = {
+            "bcs": near.tolist(),
+            "hds": _by_distance(features, query, coarse),
+            "es": _by_distance(features, query, np.flatnonzero(may)),
+        }
+        for mode, result in found.items():
+            got = result.ids[i][result.ids[i] >= 0].tolist()
+            assert got == expected[mode][:k], mode
+            padding = result.distances[i][len(got) :]
+            assert (padding == (65535 if mode == "bcs" else np.inf)).all()
+
+
+@given(seed=st.integers(0, 99), n=st.integers(1, 50), scale=st.sampled_from([1e-6, 1.0, 1e4]))
+def test_stored_in_another_order(seed: int, n: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    codes, features = _arrays(seed, n, 7, "float32")
+    features *= np.float32(scale)
+    rows, ids = rng.permutation(n), np.sort(rng.choice(1000, n, replace=False))
+    stored = np.empty_like(features)
+    stored[rows] = features
+    plain = ArraySearcher(codes, features)
+    moved = ArraySearcher(codes, stored, ids=ids, rows=rows)
+    assert isinstance(moved, Searcher)
+    for mode in ("hds", "bcs", "es"):
+        one = plain.search_encoded(codes, features, 5, mode=mode)
+        other = moved.search_encoded(codes, features, 5, mode=mode)
+        np.testing.assert_array_equal(ids[one.ids], other.ids)
+        np.testing.assert_array_equal(one.distances, other.distances)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_exhaustive_search_is_exact_among_near_equal_features(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix product alone would mix these up: distances are far below the norms."""
+    monkeypatch.setattr(euclidean, "_BLOCK_BYTES", 4 * 512 * 64)
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(512) * 30
+    features = (base + 1e-2 * rng.standard_normal((700, 512))).astype(kind)
+    queries = features[:40].astype(np.float32)
+    searcher = ArraySearcher(np.zeros((700, 1), np.uint8), features)
+    found = searcher.search_encoded(np.zeros((40, 1), np.uint8), queries, 10, mode="es")
+    assert found.ids[:, 0].tolist() == list(range(40))
+    assert (found.distances[:, 0] == 0).all()
+    for query, ids, distances in zip(queries, found.ids, found.distances, strict=True):
+        true = np.sqrt(((features.astype(np.float64) - query) ** 2).sum(axis=1))
+        np.testing.assert_allclose(distances, true[ids], rtol=1e-5)
+        assert np.sort(true)[9] >= distances[-1] * (1 - 1e-5)
+
+
+def test_every_float16_value_is_widened() -> None:
+    bits = np.arange(2**16, dtype=np.uint16)
+    halves = bits.view(np.float16)
+    halves = halves[np.isfinite(halves)][:, None]
+    rows = np.arange(len(halves))
+    distances = euclidean.distances_to_rows(halves, rows, np.zeros(1, np.float32))
+    np.testing.assert_array_equal(distances, np.abs(halves[:, 0].astype(np.float32)))
+
+
+def test_the_trace_counts_pools() -> None:
+    codes, features = _arrays(0, 30, 4, "float32")
+    trace = SearchTrace()
+    ArraySearcher(codes, features).search_encoded(codes[:3], features[:3], 2, pool=9, trace=trace)
+    assert trace.pools == [9, 9, 9]
+
+
+def test_the_default_pool_grows_with_k() -> None:
+    assert default_pool(1) == default_pool(10) <= default_pool(1000)
+    assert default_pool(1000) > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "fast"}, "expected one of hds, bcs, es, got 'fast'"),
+        ({"k": 0}, "k and pool of 1 or more, got k=0"),
+        ({"mode": "es", "radius": 3}, "radius: expected 0 or more, with mode hds or bcs"),
+        ({"radius": -1}, "radius: expected 0 or more"),
+        ({"where": {"label": "x"}}, "arrays hold no labels"),
+        ({"exclude": np.zeros(5, np.int64)}, r"exclude: expected shape \(2,\), got \(5,\)"),
+        ({"features": None}, "mode hds needs the queries' features"),
+        ({"features": np.zeros((2, 3))}, r"query features: expected \(2, 4\), got \(2, 3\)"),
+        ({"features": np.full((2, 4), np.nan)}, "finite"),
+        ({"codes": np.zeros((2, 4), np.uint8)}, "expected 3 bytes a code"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    codes, features = _arrays(0, 9, 4, "float32")
+    arguments = {"codes": codes[:2], "features": features[:2], "k": 3, **options}
+    with pytest.raises(InvalidInputError, match=message):
+        ArraySearcher(codes, features).search_encoded(**arguments)
+
+
+def test_bad_arrays_are_named() -> None:
+    codes, features = _arrays(0, 9, 4, "float32")
+    with pytest.raises(InvalidInputError, match="expected 9 rows"):
+        ArraySearcher(codes, features[:8])
+    with pytest.raises(InvalidInputError, match="ids: expected 9 ascending"):
+        ArraySearcher(codes, features, ids=np.zeros(9, np.int64))
+    with pytest.raises(InvalidInputError, match="only codes are held"):
+        ArraySearcher(codes).search_encoded(codes, features, 1)
