@@ -201,13 +201,27 @@ def test_command_line(tmp_path: Path) -> None:
     wrong = runner.invoke(app, ["reproduce", "mnist", "--methods", "ITQ,XYZ", "--out", out])
     assert wrong.exit_code == 2
     assert "XYZ" in wrong.output
+    wrong = runner.invoke(app, ["reproduce", "mnist", "--bits", "128", "--out", out])
+    assert wrong.exit_code == 2
     arguments = ["reproduce", "mnist", "--data", "digits", "--features", "nothing", "--out", out]
     missing = runner.invoke(app, [*arguments, "--methods", "ITQ"])
     assert missing.exit_code == 1
     assert "pixels, gist" in missing.output
     answer = runner.invoke(
         app,
-        ["reproduce", "mnist", "--data", "digits", "--out", out, "--methods", "LSH,ITQ", "--json"],
+        [
+            "reproduce",
+            "mnist",
+            "--data",
+            "digits",
+            "--out",
+            out,
+            "--methods",
+            "LSH,ITQ",
+            "--bits",
+            "48",
+            "--json",
+        ],
     )
     assert answer.exit_code == 0, answer.output
     found = json.loads(answer.stdout)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hashlens.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from hashlens.experiments.pieces import Piece
 
 reproduce_app = typer.Typer(no_args_is_help=True, help="Run the paper's comparisons again.")
 
@@ -32,6 +36,7 @@ _MODEL = typer.Option(
 )
 _EPOCHS = typer.Option(None, min=1, help="Passes of the deep methods' training.")
 _METHODS = typer.Option(None, help="Only these methods, comma-separated. [default: all]")
+_BITS = typer.Option(None, help="Only these code lengths, comma-separated. [default: all]")
 _SEED = typer.Option(0, help="Of every split and method.")
 _JSON = typer.Option(False, "--json", help="Print the results as one JSON object.")
 
@@ -45,6 +50,7 @@ def cifar10_command(
     features: str | None = _FEATURES,
     model: list[Path] | None = _MODEL,
     methods: str | None = _METHODS,
+    bits: str | None = _BITS,
     epochs: int | None = _EPOCHS,
     seed: int = _SEED,
     as_json: bool = _JSON,
@@ -53,7 +59,9 @@ def cifar10_command(
 
     Example: hashlens reproduce cifar10 --data data/cifar10 --quick
     """
-    _compare("cifar10", data, out, quick, protocol, features, model, methods, epochs, seed, as_json)
+    _compare(
+        "cifar10", data, out, quick, protocol, features, model, methods, bits, epochs, seed, as_json
+    )
 
 
 @reproduce_app.command("mnist")
@@ -65,6 +73,7 @@ def mnist_command(
     features: str | None = _FEATURES,
     model: list[Path] | None = _MODEL,
     methods: str | None = _METHODS,
+    bits: str | None = _BITS,
     epochs: int | None = _EPOCHS,
     seed: int = _SEED,
     as_json: bool = _JSON,
@@ -73,7 +82,9 @@ def mnist_command(
 
     Example: hashlens reproduce mnist --data data/mnist --quick
     """
-    _compare("mnist", data, out, quick, protocol, features, model, methods, epochs, seed, as_json)
+    _compare(
+        "mnist", data, out, quick, protocol, features, model, methods, bits, epochs, seed, as_json
+    )
 
 
 @reproduce_app.command("products")
@@ -145,6 +156,7 @@ def _compare(
     features: str | None,
     models: list[Path] | None,
     methods: str | None,
+    bits: str | None,
     epochs: int | None,
     seed: int,
     as_json: bool,
@@ -160,14 +172,7 @@ def _compare(
     from hashlens.experiments.splits import make_split
     from hashlens.models.encoder import Encoder
 
-    piece = read_piece(name, quick=quick)
-    if methods is not None:
-        chosen = [one.strip() for one in methods.split(",")]
-        if unknown := sorted(set(chosen) - set(piece.methods)):
-            raise typer.BadParameter(
-                f"{', '.join(unknown)}: expected some of {', '.join(piece.methods)}"
-            )
-        piece = replace(piece, methods=tuple(m for m in piece.methods if m in chosen))
+    piece = _only(read_piece(name, quick=quick), methods, bits)
     if epochs is not None:
         piece = replace(piece, training={**piece.training, "epochs": epochs})
     spec = data or _default_data(name) or piece.hub
@@ -206,6 +211,33 @@ def _compare(
     typer.echo(split.describe())
     typer.echo(precision_table(run, kept).text())
     typer.echo(f"report: {page}")
+
+
+def _only(piece: Piece, methods: str | None, bits: str | None) -> Piece:
+    """The piece with no other methods and code lengths than those asked for."""
+    from dataclasses import replace
+
+    if methods is not None:
+        chosen = _listed("methods", methods, piece.methods)
+        piece = replace(piece, methods=tuple(name for name in piece.methods if name in chosen))
+    if bits is not None:
+        known = [str(number) for number in (*piece.bits, *piece.error_bits)]
+        lengths = {int(number) for number in _listed("bits", bits, known)}
+        if not lengths & set(piece.bits):
+            raise typer.BadParameter(f"bits: expected one of {', '.join(map(str, piece.bits))}")
+        piece = replace(
+            piece,
+            bits=tuple(number for number in piece.bits if number in lengths),
+            error_bits=tuple(number for number in piece.error_bits if number in lengths),
+        )
+    return piece
+
+
+def _listed(what: str, text: str, known: Sequence[str]) -> list[str]:
+    chosen = [one.strip() for one in text.split(",")]
+    if unknown := [one for one in chosen if one not in known]:
+        raise typer.BadParameter(f"{what}: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    return chosen
 
 
 def _default_data(name: str) -> str | None:
