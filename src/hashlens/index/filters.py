@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hashlens.errors import InvalidInputError
-from hashlens.index.records import store_text
+from hashlens.index.records import load_text, store_text
 
 _COMPARISONS = (">=", "<=", ">", "<")
 # Keys that read the same in JSON as in a JSON path; others are looked up by a Python function.
@@ -17,9 +17,9 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:/-]{1,200}")
 METADATA_FUNCTION = "hashlens_metadata"
 
 
-def metadata_value(metadata: str | None, key: str) -> Any:
+def metadata_value(metadata: str | None, key: str | bytes) -> Any:
     """SQL function: one value of a metadata text; a list or mapping as JSON text."""
-    value = json.loads(metadata).get(key) if metadata else None
+    value = json.loads(metadata).get(load_text(key)) if metadata else None
     return json.dumps(value) if isinstance(value, dict | list) else _bindable(value)
 
 

@@ -1,0 +1,399 @@
+"""Adding, filtering, syncing, near-duplicates, export; one index used at once by many."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import crash_writer
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import PixelEncoder, save_pictures
+from hashlens.errors import ImageError, IndexStoreError, InvalidInputError
+from hashlens.index import adding, store
+from hashlens.index.duplicates import group_pairs
+from hashlens.index.index import HashIndex
+
+HOSTILE = [
+    "plain",
+    "naïve 日本 🦆",
+    'it\'s "quoted" \\ back',
+    "'; DROP TABLE images; --",
+    "nul\0inside",
+    "line\nbreak\ttab",
+    "lone \udc80 surrogate",
+    "%_*?",
+    "",
+]
+
+
+@pytest.fixture
+def index(tmp_path: Path, encoder: PixelEncoder) -> HashIndex:
+    return HashIndex.create(tmp_path / "x.idx", encoder, model=tmp_path / "model")
+
+
+def _add_codes(index: HashIndex, count: int, **columns: Any) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (count, 6), dtype=np.uint8)
+    index.add_encoded(codes, rng.random((count, 36)), [f"u{i}" for i in range(count)], **columns)
+
+
+def test_add_and_search_by_image_path_and_id(index: HashIndex, pictures: list[Path]) -> None:
+    seen: list[int] = []
+    labels = [f"class {i % 2}" for i in range(12)]
+    report = index.add(pictures, labels, [{"n": i} for i in range(12)], progress=seen.append)
+    assert report.ids.tolist() == list(range(12))
+    assert report.skipped == ()
+    assert sum(seen) == 12
+    queries = [pictures[5], str(pictures[5]), np.asarray(Image.open(pictures[5])), 5]
+    for mode in ("hds", "bcs", "es"):
+        for hits in index.search(queries, k=3, mode=mode):
+            assert hits[0].id == 5
+            assert hits[0].uri == str(pictures[5])
+            assert (hits[0].label, hits[0].metadata, hits[0].hamming) == ("class 1", {"n": 5}, 0)
+    assert index.search(pictures[5], k=3) == index.search([pictures[5]], k=3)[0]
+    assert index.search(5, k=100)[0].id == 5
+    assert len(index.search(5, k=100)) == 12
+
+
+def test_unreadable_images_are_skipped_or_stop(index: HashIndex, pictures: list[Path]) -> None:
+    pictures[3].write_text("no picture")
+    report = index.add(pictures)
+    assert len(report.ids) == 11
+    assert [s.position for s in report.skipped] == [3]
+    assert str(pictures[3]) in report.skipped[0].reason
+    assert str(pictures[3]) not in {record.uri for record in index.records()}
+    with pytest.raises(ImageError, match="picture003"):
+        index.add(pictures, strict=True)
+
+
+def test_interrupted_adding_keeps_what_was_encoded(
+    index: HashIndex, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adding, "IMAGES_A_COMMIT", 64)
+
+    def images() -> Any:
+        yield from pictures * 10
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index.add(images())
+    assert len(index) == 64  # a batch of the encoder
+    assert index.verify() == []
+
+
+def test_hostile_text_survives_and_is_found(index: HashIndex) -> None:
+    count = len(HOSTILE)
+    metadata = [{"text": text, f"key {text}": i} for i, text in enumerate(HOSTILE)]
+    _add_codes(index, count, labels=HOSTILE, metadata=metadata)
+    with HashIndex.open(index.path) as reader:
+        records = reader.records()
+        assert [r.label for r in records] == HOSTILE
+        assert [r.metadata for r in records] == metadata
+        for i, text in enumerate(HOSTILE):
+            for where in ({"label": text}, {"text": text}, {f"key {text}": i}):
+                assert [hit.id for hit in reader.search(0, k=99, where=where)] == [i], where
+        assert reader.search(0, where={"label": "nul"}) == []
+        assert reader.search(0, where={"text": "nul"}) == []
+    assert index.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({}, range(10)),
+        ({"n": 3}, [3]),
+        ({"n": [3, 5.0, "x"]}, [3, 5]),
+        ({"n": []}, []),
+        ({"n": {">=": 3, "<": 6}}, [3, 4, 5]),
+        ({"n": {">": "0"}}, []),
+        ({"name": {">=": "item 8"}}, [8, 9]),
+        ({"even": True}, [0, 2, 4, 6, 8]),
+        ({"even": False}, [1, 3, 5, 7, 9]),
+        ({"missing": None}, range(10)),
+        ({"missing": 1}, []),
+        ({"label": "a", "even": True}, [0, 2, 4]),
+        ({"label": ["a", "b"], "n": {"<=": 1}}, [0, 1]),
+        ({"label": None}, []),
+        ({"n": np.int64(4)}, [4]),
+        ({"n": 2**70}, []),
+        ({'" OR 1=1 --': 1}, []),
+    ],
+)
+def test_where(index: HashIndex, where: dict[str, Any], expected: Any) -> None:
+    metadata = [{"n": i, "name": f"item {i}", "even": i % 2 == 0} for i in range(10)]
+    _add_codes(index, 10, labels=["a"] * 5 + ["b"] * 5, metadata=metadata)
+    for _ in range(2):  # computed, then kept
+        hits = index.search(0, k=99, mode="bcs", where=where)
+        assert sorted(hit.id for hit in hits) == list(expected)
+
+
+@pytest.mark.parametrize(
+    "where", [{"n": {"!=": 1}}, {"n": {}}, {1: 2}, {"n": b"x"}, {"n": object()}]
+)
+def test_conditions_that_cannot_be_compared_are_refused(index: HashIndex, where: Any) -> None:
+    _add_codes(index, 2)
+    with pytest.raises(InvalidInputError, match="where"):
+        index.search(0, where=where)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ["a"]}, "labels: expected 2, one an image, got 1"),
+        ({"labels": ["a", 1.5]}, "label: expected a class name, got 1.5"),
+        ({"metadata": [{}, {"x": float("nan")}]}, "u1: metadata: expected text"),
+        ({"metadata": [{}, {"x": object()}]}, "u1: metadata: expected text"),
+        ({"metadata": [{}, {1: 2}]}, "u1: metadata: expected a mapping with text keys"),
+    ],
+)
+def test_bad_records_are_refused_whole(index: HashIndex, arguments: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        _add_codes(index, 2, **arguments)
+    assert len(index) == 0
+
+
+def test_ids_that_are_not_there_change_nothing(index: HashIndex) -> None:
+    _add_codes(index, 5)
+    index.remove(2)
+    with pytest.raises(InvalidInputError, match="no image in the index with id 2, 9"):
+        index.remove([1, 2, 9])
+    with pytest.raises(InvalidInputError, match="each id once"):
+        index.remove([1, 1])
+    with pytest.raises(InvalidInputError, match="id 2"):
+        index.update(2, label="x")
+    for call in (index.get, index.search):
+        with pytest.raises(InvalidInputError, match="id 2: no such image"):
+            call(2)
+    assert len(index) == 4
+
+
+def test_update_by_image_keeps_the_id(
+    index: HashIndex, pictures: list[Path], tmp_path: Path
+) -> None:
+    index.add(pictures[:6], ["a"] * 6)
+    index.update(2, image=pictures[9])
+    assert index.get(2).uri == str(pictures[9])
+    assert index.get(2).label == "a"
+    assert [hit.id for hit in index.search(pictures[9], k=1)] == [2]
+    assert index.info().removed == 1
+    assert index.compact() == 1
+    assert [hit.id for hit in index.search(pictures[9], k=1)] == [2]
+
+
+def test_sync_encodes_only_what_changed(
+    index: HashIndex, tmp_path: Path, encoder: PixelEncoder
+) -> None:
+    folder = tmp_path / "photos"
+    paths = save_pictures(folder, 8)
+    elsewhere = save_pictures(tmp_path / "elsewhere", 1, seed=9)
+    index.add([*paths[:4], *elsewhere])
+    encoder.encoded = 0
+
+    def sync() -> Any:
+        report = index.sync(folder, sorted(folder.glob("*.png")))
+        found = encoder.encoded
+        encoder.encoded = 0
+        return report[:5], found
+
+    assert sync() == ((4, 0, 0, 0, 4), 4)  # added, updated, moved, removed, unchanged
+    assert sync() == ((0, 0, 0, 0, 8), 0)
+    os.utime(paths[0], (1, 1))  # another time, the same content
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(paths[2].read_bytes())
+    paths[3].rename(folder / "zz.png")
+    paths[4].unlink()
+    moved = next(record.id for record in index.records() if record.uri == str(paths[3]))
+    assert sync() == ((0, 1, 1, 1, 5), 1)
+    assert index.get(moved).uri == str(folder / "zz.png")
+    assert sync() == ((0, 0, 0, 0, 7), 0)
+    assert len(index) == 8
+    assert str(elsewhere[0]) in index.uris()
+    paths[1].write_bytes(content)
+    paths[2].write_text("broken")
+    report = index.sync(folder, sorted(folder.glob("*.png")))
+    assert report.updated == 1
+    assert [str(paths[2]) in s.name for s in report.skipped] == [True]
+    assert len(index) == 8  # the broken file keeps its entry
+    with pytest.raises(IndexStoreError, match="holds no images, but 7 in the index"):
+        index.sync(folder, [])
+    assert len(index) == 8
+    assert index.verify() == []
+
+
+def test_duplicates_are_grouped_by_chains(index: HashIndex) -> None:
+    base = np.random.default_rng(3).integers(0, 256, (6, 6), dtype=np.uint8)
+    near = base[0].copy()
+    near[0] ^= 3
+    far = near.copy()
+    far[1] ^= 3  # 2 bits from `near`, 4 from base[0]
+    codes = np.array([*base, far, base[4], near, base[4]])
+    index.add_encoded(codes, np.zeros((10, 36)), ["u"] * 10)
+    assert index.duplicates(0) == ([[4, 7, 9]], 3)
+    assert index.duplicates(2) == ([[0, 6, 8], [4, 7, 9]], 5)
+    index.remove([8, 9])
+    assert index.duplicates(2) == ([[4, 7]], 1)
+
+
+def test_grouping_equals_a_plain_search_for_components() -> None:
+    rng = np.random.default_rng(0)
+    left, right = np.sort(rng.integers(0, 300, (2, 200)), axis=0)
+    groups, pairs = group_pairs(300, [(left[:90], right[:90]), (left[90:], right[90:])])
+    members = [{i} for i in range(300)]
+    for a, b in zip(left, right, strict=True):
+        if members[a] is not members[b]:
+            members[a] |= members[b]
+            for i in members[b]:
+                members[i] = members[a]
+    expected = sorted({tuple(sorted(group)) for group in members if len(group) > 1})
+    assert [tuple(group.tolist()) for group in groups] == expected
+    assert pairs == 200
+
+
+def test_exports_hold_the_living_images(index: HashIndex, tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    _add_codes(index, 30, labels=["é"] * 30, metadata=[{"n": i} for i in range(30)])
+    _, codes, features = index.encoded()
+    for removed in (0, 2):
+        if removed:
+            index.remove([4, 5])
+            index.replace_encoded([1], codes[7:8], features[7:8])
+        out = tmp_path / f"out{removed}"
+        ids, codes, features = index.encoded()
+        for kind in ("faiss", "parquet", "numpy"):
+            index.export(out.with_suffix(f".{kind}"), kind)
+        flat = faiss.read_index_binary(str(out.with_suffix(".faiss")))
+        distances, found = flat.search(codes, 1)
+        assert flat.ntotal == len(ids)
+        assert (distances == 0).all()
+        expected = index.search_encoded(codes, None, 1, mode="bcs").ids
+        np.testing.assert_array_equal(found, expected)
+        table = parquet.read_table(out.with_suffix(".parquet")).to_pylist()
+        assert [row["id"] for row in table] == ids.tolist()
+        assert [row["code"] for row in table] == [bytes(code) for code in codes]
+        np.testing.assert_array_equal([row["features"] for row in table], features)
+        assert json.loads(table[3]["metadata"]) == {"n": int(ids[3])}
+        folder = out.with_suffix(".numpy")
+        np.testing.assert_array_equal(np.load(folder / "codes.npy"), codes)
+        np.testing.assert_array_equal(np.load(folder / "features.npy"), features)
+        lines = (folder / "records.jsonl").read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ids.tolist()
+    with pytest.raises(IndexStoreError, match="exists already"):
+        index.export(out.with_suffix(".faiss"), "faiss")
+    with pytest.raises(InvalidInputError, match="expected one of faiss, parquet, numpy"):
+        index.export(tmp_path / "x", "csv")
+
+
+def test_an_empty_index_answers(index: HashIndex) -> None:
+    codes, features = np.zeros((2, 6), np.uint8), np.zeros((2, 36), np.float32)
+    for mode in ("hds", "bcs", "es"):
+        assert index.search_hits(codes, features, 5, mode=mode) == [[], []]
+    assert (index.search([]), index.duplicates(3).groups, index.compact()) == ([], [], 0)
+    assert index.verify() == []
+    assert index.add([]).ids.tolist() == []
+
+
+def test_codes_alone(tmp_path: Path) -> None:
+    with HashIndex.create(tmp_path / "x.idx", bits=8, feature_dim=0) as index:
+        index.add_encoded(np.arange(5, dtype=np.uint8)[:, None], None, ["u"] * 5)
+        assert [hit.id for hit in index.search(3, k=2, mode="bcs")] == [3, 1]
+        with pytest.raises(InvalidInputError, match="only codes are held; use bcs"):
+            index.search(3)
+        assert index.verify() == []
+
+
+def test_without_an_encoder_images_are_refused(index: HashIndex, pictures: list[Path]) -> None:
+    with HashIndex.open(index.path, read_only=True) as reader:
+        with pytest.raises(IndexStoreError, match="opened without an encoder"):
+            reader.search(pictures[0])
+        with pytest.raises(IndexStoreError, match="opened without an encoder"):
+            reader.add(pictures)
+        with pytest.raises(IndexStoreError, match="opened read-only"):
+            reader.add_encoded(np.zeros((1, 6), np.uint8), np.zeros((1, 36)), ["u"])
+    with pytest.raises(IndexStoreError, match="was closed; open it again"):
+        reader.search(0)
+
+
+def test_a_second_writer_gets_a_clear_error(
+    index: HashIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _add_codes(index, 3)
+    monkeypatch.setattr(store, "WRITER_WAIT_SECONDS", 0.1)
+    other = sqlite3.connect(index.path / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with HashIndex.open(index.path) as second:
+        with pytest.raises(IndexStoreError, match="another process is writing"):
+            second.remove(0)
+        assert len(second.search(0)) == 3  # reading goes on
+        other.execute("ROLLBACK")
+        second.remove(0)
+    other.close()
+
+
+def _add_batches(path: Path, batches: int) -> None:
+    with HashIndex.open(path) as index:
+        for batch in range(batches):
+            values = [1000 * batch + i for i in range(20)]
+            metadata = [{"batch": batch}] * 20
+            index.add_encoded(*crash_writer.encoded(values), ["u"] * 20, metadata=metadata)
+            if batch % 5 == 4:
+                index.remove([record.id for record in index.records()[:20]])
+                index.compact()
+
+
+def test_readers_see_whole_commits_while_another_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / "x.idx"
+    index = HashIndex.create(path, bits=crash_writer.BITS, feature_dim=crash_writer.WIDTH)
+    context = multiprocessing.get_context("forkserver")
+    writer = context.Process(target=_add_batches, args=(path, 15))
+    errors: list[BaseException] = []
+    query = crash_writer.encoded([1])
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                hits = index.search_hits(*query, 1000, mode="es")[0]
+                batches = [hit.metadata["batch"] for hit in hits]
+                assert all(batches.count(batch) == 20 for batch in set(batches))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    writer.start()
+    for thread in threads:
+        thread.start()
+    writer.join()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert writer.exitcode == 0
+    assert len(index) == 12 * 20
+    assert index.verify() == []
+    index.close()
+
+
+def test_threads_may_write_through_one_index(tmp_path: Path) -> None:
+    index = HashIndex.create(tmp_path / "x.idx", bits=64, feature_dim=24)
+
+    def write(seed: int) -> None:
+        for i in range(5):
+            index.add_encoded(*crash_writer.encoded([100 * seed + i]), [f"{seed} {i}"])
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(index.uris()) == sorted(f"{s} {i}" for s in range(4) for i in range(5))
+    assert [record.id for record in index.records()] == list(range(20))
+    assert index.verify() == []
