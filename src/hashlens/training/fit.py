@@ -59,6 +59,7 @@ def train(
     progress: bool = True,
     devices: int | str = "auto",
     nodes: int = 1,
+    features: Path | None = None,
 ) -> TrainingResult:
     """Train a model and save it.
 
@@ -84,6 +85,9 @@ def train(
         Processes a host, each with a device of its own (or a share of the processor).
     nodes : int
         Hosts.
+    features : Path, optional
+        File that keeps the features of a frozen backbone for the next run of the same images,
+        backbone and seed; None: kept for this run alone.
 
     Raises
     ------
@@ -106,7 +110,8 @@ def train(
         state = open_run(out, source, config, resume=resume, overwrite=overwrite)
     elif resume and (out / RUN / "last.safetensors").is_file():
         state = out / RUN / "last.safetensors"
-    inputs = _inputs(source, config, backbone, out / RUN, strict, console, first)
+    cache = features or out / RUN / FEATURES
+    inputs = _inputs(source, config, backbone, cache, strict, console, first)
     for one in inputs.skipped:
         console.print(
             f"skipped {one.name}: {one.reason}", highlight=False, markup=False, soft_wrap=True
@@ -166,7 +171,7 @@ def _inputs(
     source: Source,
     config: TrainingConfig,
     backbone: Backbone,
-    run: Path,
+    cache: Path,
     strict: bool,
     console: Console,
     first: bool,
@@ -176,7 +181,7 @@ def _inputs(
             source,
             backbone.preprocessing,
             backbone.module,
-            run / FEATURES,
+            cache,
             strict=strict,
             console=console,
             write=first,

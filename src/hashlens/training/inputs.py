@@ -118,7 +118,7 @@ def feature_inputs(
     backbone : Module
         Images (b, channels, size, size) to features (b, d); left in evaluation mode.
     cache : Path
-        File that holds the features.
+        File that holds the features; made anew where images, backbone or size differ.
     rows : ndarray of shape (n,), int64, optional
         The source's images to take; None: the labelled ones.
     strict : bool
@@ -133,12 +133,12 @@ def feature_inputs(
     SourceError
         If no image can be read.
     """
-    if cache.is_file():
-        kept = read_state(cache)
+    wanted = source.labelled if rows is None else rows
+    key = _key(source, wanted, preprocessing, backbone)
+    if cache.is_file() and (kept := read_state(cache))["key"] == key:
         skipped = [Skipped(*one) for one in kept["skipped"]]
         found = kept["rows"].numpy()
         return Inputs(FeatureRows(kept["features"]), found, skipped, kept["twins"].numpy())
-    wanted = source.labelled if rows is None else rows
     images = StreamedPixels(source, wanted, preprocessing, strict=strict)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
@@ -162,6 +162,7 @@ def feature_inputs(
     if write:
         write_state(
             {
+                "key": key,
                 "features": features,
                 "rows": torch.from_numpy(found),
                 "twins": torch.from_numpy(same),
@@ -170,6 +171,18 @@ def feature_inputs(
             cache,
         )
     return Inputs(FeatureRows(features), found, images.skipped, same)
+
+
+def _key(
+    source: Source, rows: NDArray[np.int64], preprocessing: Preprocessing, backbone: nn.Module
+) -> str:
+    """Digest of everything that decides features, but the contents of the images."""
+    digest = hashlib.blake2b(repr((source.spec, preprocessing.to_dict())).encode())
+    digest.update(np.ascontiguousarray(source.rows[rows]).tobytes())
+    for name, value in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def memory_budget() -> int:

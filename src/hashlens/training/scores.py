@@ -146,10 +146,10 @@ def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str |
     Returns
     -------
     str or None
-        What is wrong and what to try; None while all is well, or before a third of a short run
-        and three epochs of a long one.
+        What is wrong and what to try; None while all is well, or before the third epoch (the last
+        of a shorter run).
     """
-    if epoch < min(3, max(1, epochs // 3)) or (math.isfinite(loss) and loss < 0.97 * chance):
+    if epoch < min(3, epochs) or (math.isfinite(loss) and loss < 0.97 * chance):
         return None
     if not math.isfinite(loss):
         return (
