@@ -45,19 +45,26 @@ def open_index(
             )
         from hashlens.distributed.sharded import ShardedIndex
 
-        remembered = read_catalogue(path).model
-        encoder = load_encoder(path, model, remembered) if encode else None
+        encoder = load_encoder(path, model) if encode else None
         return cast("HashIndex", ShardedIndex.open(path, encoder))
-    index = HashIndex.open(path, read_only=read_only)
-    if not encode:
-        return index
-    remembered = index.model
-    index.close()
-    return HashIndex.open(path, load_encoder(path, model, remembered), read_only=read_only)
+    encoder = load_encoder(path, model) if encode else None
+    return HashIndex.open(path, encoder, read_only=read_only)
 
 
-def load_encoder(path: Path, model: Path | None, remembered: str | None) -> Encoder:
+def remembered_model(path: Path) -> str | None:
+    """Where the index at ``path`` says its model lies, if it does."""
+    from hashlens.distributed.catalogue import is_sharded, read_catalogue
+    from hashlens.index.index import HashIndex
+
+    if is_sharded(path):
+        return read_catalogue(path).model
+    with HashIndex.open(path, read_only=True) as index:
+        return index.model
+
+
+def load_encoder(path: Path, model: Path | None) -> Encoder:
     """The encoder of the model given, else of the one that the index at ``path`` remembers."""
+    remembered = remembered_model(path)
     chosen = model or (Path(remembered) if remembered else None)
     if chosen is None:
         raise IndexStoreError(f"{path}: the index does not know its model; give it with --model")

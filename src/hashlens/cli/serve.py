@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
@@ -45,10 +45,13 @@ def serve_command(
         from hashlens.service.server import serve
     except ImportError as error:
         raise MissingExtraError("hashlens serve", "serve") from error
-    from hashlens.index.index import HashIndex
+    from hashlens.cli.opening import open_index, remembered_model
 
-    encoder = _load_encoder(index, model)
-    with HashIndex.open(index, encoder, read_only=key is None) as opened:
+    knows_model = model is not None or remembered_model(index) is not None
+    if not knows_model:
+        typer.echo("no model known: searching by id only; name one with --model", err=True)
+    with open_index(index, model, encode=knows_model, read_only=key is None, shards=True) as opened:
+        encoder = cast("Encoder | None", opened.encoder)
         names = _LOOPBACK if host in _LOOPBACK else None
         app = create_app(opened, encoder, Limits(), api_key=key, host_names=names)
         serve(app, host, port, Limits(), lambda url: typer.echo(f"Serving {index} at {url}"))
@@ -70,18 +73,3 @@ def _read_key(path: Path | None) -> str | None:
             "for example from: openssl rand -hex 32"
         )
     return key
-
-
-def _load_encoder(path: Path, model: Path | None) -> Encoder | None:
-    """The given model, else the one the index remembers; None where it remembers none."""
-    from hashlens.index.index import HashIndex
-    from hashlens.models.encoder import Encoder
-
-    if model is None:
-        with HashIndex.open(path, read_only=True) as index:
-            remembered = index.model
-        if remembered is None:
-            typer.echo("no model known: searching by id only; name one with --model", err=True)
-            return None
-        model = Path(remembered)
-    return Encoder.load(model)

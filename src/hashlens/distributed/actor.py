@@ -132,9 +132,12 @@ class ShardServer:
             for uri, ids in self._index.uris().items()
         }
 
-    def histogram(self, code: Codes, where: Mapping[str, Any] | None) -> NDArray[np.int64]:
+    def histogram(
+        self, code: Codes, where: Mapping[str, Any] | None, exclude: int | None
+    ) -> NDArray[np.int64]:
         """Number of images at each Hamming distance from a code."""
-        return self._index.histogram(code, where)
+        local = None if exclude is None else int(self._shard.to_local(np.array([exclude]))[0])
+        return self._index.histogram(code, where, None if local == -1 else local)
 
     def label_counts(self) -> dict[str | None, int]:
         """Living images with each label."""

@@ -18,14 +18,17 @@ from hashlens.protocols import Codes, Encoder, Features, Ids, Mode
 
 
 class ShardedReader(ShardedSearcher):
-    """What does not change a sharded index; ``ShardedIndex`` adds what does."""
+    """What does not change a sharded index; ``ShardedIndex`` adds what does.
+
+    Counts are those of the shards that answer.
+    """
 
     def __len__(self) -> int:
-        return sum(living for living, _, _ in self._ask_all("held").values())
+        return sum(living for living, _, _ in self._ask_some("held").values())
 
     def ids(self) -> Ids:
         """Ids of all images, ascending."""
-        return np.sort(np.concatenate([np.zeros(0, np.int64), *self._ask_all("ids").values()]))
+        return np.sort(np.concatenate([np.zeros(0, np.int64), *self._ask_some("ids").values()]))
 
     def get(self, image_id: int) -> Record:
         """What is known of an image.
@@ -71,22 +74,33 @@ class ShardedReader(ShardedSearcher):
         codes = np.concatenate([parts[i][0] for i in sorted(parts)])[back]
         return wanted, codes, np.concatenate([parts[i][1] for i in sorted(parts)])[back]
 
-    def histogram(self, code: Codes, where: Mapping[str, Any] | None = None) -> NDArray[np.int64]:
-        """Number of images at each Hamming distance from a code, shape (bits + 1,)."""
-        counts: NDArray[np.int64] = sum(self._ask_all("histogram", code, where).values())
+    def histogram(
+        self,
+        code: Codes,
+        where: Mapping[str, Any] | None = None,
+        exclude: int | None = None,
+    ) -> NDArray[np.int64]:
+        """Number of images at each Hamming distance from a code, shape (bits + 1,).
+
+        Parameters
+        ----------
+        code, where, exclude
+            As in ``HashIndex.histogram``.
+        """
+        counts: NDArray[np.int64] = sum(self._ask_some("histogram", code, where, exclude).values())
         return counts
 
     def label_counts(self) -> dict[str | None, int]:
         """Living images with each label."""
         total: dict[str | None, int] = {}
-        for counts in self._ask_all("label_counts").values():
+        for counts in self._ask_some("label_counts").values():
             for label, count in counts.items():
                 total[label] = total.get(label, 0) + count
         return total
 
     def info(self) -> IndexInfo:
         """Size, kind and origin: as of one index, sizes added up over shards."""
-        parts = [IndexInfo(**part) for part in self._ask_all("info").values()]
+        parts = [IndexInfo(**part) for part in self._ask_some("info").values()]
         sums = ("images", "removed", "commit", "bytes_on_disk")
         totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
         return replace(parts[0], path=str(self.path), model=self.model or "", **totals)

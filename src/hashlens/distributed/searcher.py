@@ -12,7 +12,7 @@ import numpy as np
 from hashlens.codes.packing import check_codes, code_bytes
 from hashlens.distributed.catalogue import Catalogue, Shard
 from hashlens.distributed.merge import merge
-from hashlens.distributed.replicas import Replicas
+from hashlens.distributed.replicas import Answers, Replicas
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.arrays import SearchTrace, default_pool
 from hashlens.protocols import Codes, Encoder, Features, Ids, Mode, SearchResult
@@ -204,9 +204,12 @@ class ShardedSearcher:
         self, calls: Mapping[int, tuple[Any, ...]]
     ) -> tuple[list[SearchResult], tuple[int, ...]]:
         answers = self._replicas.ask(calls)
+        self._check_missing(answers)
+        return [answers.values[i] for i in sorted(answers.values)], answers.missing
+
+    def _check_missing(self, answers: Answers) -> None:
         if answers.missing and (self.require_all or not answers.values):
             raise self._unanswered(answers.missing)
-        return [answers.values[i] for i in sorted(answers.values)], answers.missing
 
     def _result(self, result: SearchResult, missing: Sequence[int]) -> ShardedResult:
         whole = ShardedResult(*result)
@@ -226,4 +229,10 @@ class ShardedSearcher:
         answers = self._replicas.ask(calls, deadline=deadline)
         if answers.missing:
             raise self._unanswered(answers.missing)
+        return answers.values
+
+    def _ask_some(self, *call: Any) -> dict[int, Any]:
+        """The answers of the shards that answer; raises if all must, or none does."""
+        answers = self._replicas.ask(dict.fromkeys(range(len(self._replicas)), call))
+        self._check_missing(answers)
         return answers.values

@@ -127,6 +127,7 @@ class Engine:
             hits=found.hits,
             pool=found.pool,
             histogram=found.histogram,
+            missing=found.missing,
             timings_ms=times,
         )
 
@@ -151,7 +152,9 @@ class Engine:
         times = _times(whole, found, began)
         self._metrics.observe(times, [each.pool for each in found])
         answers = iter(found)
-        return BatchAnswer(results=[_item(e, answers) for e in encoded], timings_ms=times)
+        missing = sorted({shard for each in found for shard in each.missing})
+        items = [_item(e, answers) for e in encoded]
+        return BatchAnswer(results=items, missing=missing, timings_ms=times)
 
     def _search(self, query: _Encoded, settings: SearchSettings) -> Found:
         return searching.search(self._index, query.code, query.features, settings, query.query.id)

@@ -68,6 +68,7 @@ class SearchAnswer(BaseModel):
                 "hits": [_HIT],
                 "pool": 1204,
                 "histogram": None,
+                "missing": [],
                 "timings_ms": _TIMES,
             }
         }
@@ -78,6 +79,9 @@ class SearchAnswer(BaseModel):
     pool: int = Field(description="Images that the search ranked.")
     histogram: list[int] | None = Field(
         description="Images at each Hamming distance 0 to bits, after the filter; if asked for."
+    )
+    missing: list[str] = Field(
+        description="Shards that did not answer (status 206); empty where the answer is whole."
     )
     timings_ms: StageTimes
 
@@ -95,6 +99,7 @@ class BatchAnswer(BaseModel):
     """Results in the order of the queries: ids first, then images."""
 
     results: list[BatchItem]
+    missing: list[str] = Field(description="Shards that did not answer (status 206).")
     timings_ms: StageTimes
 
 

@@ -43,6 +43,7 @@ class Found(NamedTuple):
     histogram: list[int] | None
     coarse: float
     fine: float
+    missing: list[str]
 
 
 def check_where(where: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +139,7 @@ def _search(
         counts.tolist() if settings.histogram and counts is not None else None,
         1e3 * coarse,
         1e3 * fine,
+        sorted(set(trace.missing)),
     )
 
 

@@ -6,7 +6,7 @@ the app was made with.
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
 from hashlens.protocols import Mode
 from hashlens.service.disconnect import unless_gone
@@ -25,6 +25,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorAnswer, "description": "Something in the request does not fit."},
     503: {"model": ErrorAnswer, "description": "Too busy; Retry-After says when to come back."},
 }
+
+
+_PARTIAL = "Shards of the index did not answer: the result lacks their images."
 
 
 def search_router(limits: Limits) -> APIRouter:
@@ -55,9 +58,14 @@ def search_router(limits: Limits) -> APIRouter:
         conditions = check_where(parse_object(where, limits, "where"))
         return SearchSettings(k, mode, radius, conditions, histogram)
 
-    @router.post("", summary="Search by one picture or image")
+    @router.post(
+        "",
+        summary="Search by one picture or image",
+        responses={206: {"model": SearchAnswer, "description": _PARTIAL}},
+    )
     async def search(
         request: Request,
+        response: Response,
         settings: Annotated[SearchSettings, Depends(settings_form)],
         image: Annotated[
             UploadFile | None, File(description="The picture to search by, as a file.")
@@ -71,14 +79,22 @@ def search_router(limits: Limits) -> APIRouter:
         if (image is None) == (id is None):
             raise Refused(422, "expected either an image file in 'image', or an 'id', and not both")
         if id is not None:
-            return await unless_gone(request, engine.search_by_id(id, settings))
-        assert image is not None
-        data = await read_upload(image, limits)
-        return await unless_gone(request, engine.search_by_image(data, settings))
+            asked = engine.search_by_id(id, settings)
+        else:
+            assert image is not None
+            asked = engine.search_by_image(await read_upload(image, limits), settings)
+        answer = await unless_gone(request, asked)
+        response.status_code = 206 if answer.missing else 200
+        return answer
 
-    @router.post("/batch", summary="Search by several pictures or images")
+    @router.post(
+        "/batch",
+        summary="Search by several pictures or images",
+        responses={206: {"model": BatchAnswer, "description": _PARTIAL}},
+    )
     async def search_batch(
         request: Request,
+        response: Response,
         settings: Annotated[SearchSettings, Depends(settings_form)],
         images: Annotated[list[UploadFile] | None, File(description="Pictures, as files.")] = None,
         ids: Annotated[
@@ -96,6 +112,8 @@ def search_router(limits: Limits) -> APIRouter:
         uploads = []
         for position, upload in enumerate(images or ()):
             uploads.append(await read_upload(upload, limits, f"images[{position}]"))
-        return await unless_gone(request, engine.search_batch(ids or [], uploads, settings))
+        answer = await unless_gone(request, engine.search_batch(ids or [], uploads, settings))
+        response.status_code = 206 if answer.missing else 200
+        return answer
 
     return router

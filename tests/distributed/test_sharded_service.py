@@ -1,0 +1,47 @@
+"""The service takes an index in shards as it takes a folder, and says when a shard is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
+from hashlens.distributed.sharded import ShardedIndex
+from hashlens.index.index import HashIndex
+
+testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'serve'")
+
+
+def test_it_searches_and_answers_206_without_a_shard(
+    cluster: Any, images: dict[str, Any], tmp_path: Path
+) -> None:
+    import ray
+
+    from hashlens.service.app import create_app
+    from hashlens.service.limits import Limits
+
+    for name, rows in (("shard-0000", slice(0, 400)), ("shard-0001", slice(400, 600))):
+        with HashIndex.create(tmp_path / name, bits=16, feature_dim=6) as shard:
+            shard.add_encoded(**{key: values[rows] for key, values in images.items()})
+    ranges = ((IdRange(0, 0, 400),), (IdRange(400, 0, 200),))
+    shards = tuple(Shard(f"shard-000{i}", r) for i, r in enumerate(ranges))
+    write_catalogue(tmp_path, Catalogue(16, 6, "", None, shards))
+    with (
+        ShardedIndex.open(tmp_path, deadline=60.0) as index,
+        testclient.TestClient(create_app(index, None, Limits(), api_key=None)) as client,
+    ):
+        assert client.get("/v1/index").json()["images"] == 600
+        question = {"id": "3", "k": "50", "mode": "bcs", "histogram": "true"}
+        whole = client.post("/v1/search", data=question)
+        assert whole.status_code == 200
+        assert whole.json()["missing"] == []
+        assert len(whole.json()["hits"]) == 50
+        ray.kill(index._replicas._actors[1][0], no_restart=True)
+        partial = client.post("/v1/search", data=question)
+        assert partial.status_code == 206
+        assert partial.json()["missing"] == ["shard-0001"]
+        assert np.array(partial.json()["histogram"]).sum() == 399
+        assert all(hit["id"] < 400 for hit in partial.json()["hits"])
