@@ -81,15 +81,23 @@ def test_votes_by_hand() -> None:
 
 def test_suspicion_by_hand() -> None:
     # Class 0's own images reach 0.5 on average, class 1's 0.75, class 2 has none.
-    scores = np.array([[0.9, 0.0, 0.3], [0.1, 0.7, 0.9], [0.2, 0.9, 0.0], [0.1, 0.6, 0.0]])
+    scores = np.array([[0.9, 0.0, 0.3], [0.1, 0.8, 0.9], [0.2, 0.9, 0.0], [0.1, 0.6, 0.0]])
     found = suspicion(scores, [0, 0, 1, 1])
     np.testing.assert_allclose(
-        found.scores, [-0.75 - 0.4, -0.05 + 0.4, -0.3 - 0.15, -0.4 + 0.15], atol=1e-12
+        found.scores, [-0.75 - 0.4, 0.05 + 0.4, -0.3 - 0.15, -0.4 + 0.15], atol=1e-12
     )
     assert found.looks_like.tolist() == [1, 1, 0, 0]
     assert found.order.tolist() == [1, 3, 2, 0]
+    assert found.likely_wrong.tolist() == [False, True, False, False]
     [pair] = confused_pairs(found, [0, 0, 1, 1])
     assert pair == (0, 1, 1, 0.5)
+
+
+def test_a_class_that_fits_better_but_badly_does_not_make_a_label_likely_wrong() -> None:
+    found = suspicion(np.array([[0.9, 0.1], [0.0, 0.7], [0.1, 0.9]]), [0, 0, 1])
+    assert found.scores[1] == pytest.approx((0.7 - 0.9) - (0.0 - 0.45))
+    assert not found.likely_wrong.any()
+    assert confused_pairs(found, [0, 0, 1]) == []
 
 
 def test_ties_are_ordered_by_position() -> None:

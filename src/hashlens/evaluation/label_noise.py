@@ -51,12 +51,16 @@ class Suspicion(NamedTuple):
         Higher is more doubtful; above 0 another class fits better than the label.
     looks_like : ndarray of shape (n,), int64
         The other class that fits best.
+    likely_wrong : ndarray of shape (n,), bool
+        That class fits better than the label, and at least as well as it fits its own images on
+        average.
     order : ndarray of shape (n,), int64
         Images, the most doubtful first; ties by position.
     """
 
     scores: NDArray[np.float64]
     looks_like: NDArray[np.int64]
+    likely_wrong: NDArray[np.bool_]
     order: Ids
 
 
@@ -223,25 +227,28 @@ def suspicion(scores: ClassScores, labels: Any) -> Suspicion:
     fit = scores - usual
     others = np.where(np.arange(scores.shape[1]) == values[:, None], -np.inf, fit)
     looks_like = others.argmax(axis=1)
-    doubt = others[rows, looks_like] - fit[rows, values]
-    return Suspicion(doubt, looks_like.astype(np.int64), np.argsort(-doubt, kind="stable"))
+    best = others[rows, looks_like]
+    doubt = best - fit[rows, values]
+    likely_wrong = (doubt > 0) & (best >= 0)
+    order = np.argsort(-doubt, kind="stable")
+    return Suspicion(doubt, looks_like.astype(np.int64), likely_wrong, order)
 
 
 def confused_pairs(found: Suspicion, labels: Any) -> list[ConfusedPair]:
-    """Pairs of classes by how many images of the one look like the other, most first.
+    """Pairs of classes by how many images of the one are likely of the other, most first.
 
     Parameters
     ----------
     found : Suspicion
-        Of these labels; only images with a score above 0 count.
+        Of these labels; images that are likely wrong count.
     labels : array_like of shape (n,), int
         The labels in doubt.
     """
     values = np.asarray(labels)
     totals = np.bincount(values)
-    doubtful = found.scores > 0
+    wrong = found.likely_wrong
     pairs, counts = np.unique(
-        np.stack([values[doubtful], found.looks_like[doubtful]], axis=1), axis=0, return_counts=True
+        np.stack([values[wrong], found.looks_like[wrong]], axis=1), axis=0, return_counts=True
     )
     order = np.lexsort((*pairs.T[::-1], -counts))
     return [

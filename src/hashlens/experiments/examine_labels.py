@@ -78,9 +78,9 @@ class LabelReport:
     warnings: tuple[str, ...]
 
     @property
-    def doubtful(self) -> int:
-        """Images that another class fits better than their label."""
-        return int((self.found.scores > 0).sum())
+    def likely_wrong(self) -> int:
+        """Images whose label is likely wrong."""
+        return int(self.found.likely_wrong.sum())
 
     def image(self, row: int) -> dict[str, Any]:
         """What is known of one image, as JSON takes it."""
@@ -88,6 +88,7 @@ class LabelReport:
             "image": self.uris[row],
             "label": self.classes[int(self.labels[row])],
             "looks_like": self.classes[int(self.found.looks_like[row])],
+            "likely_wrong": bool(self.found.likely_wrong[row]),
             "doubt": round(float(self.found.scores[row]), 4),
             "neighbours_agree": round(float(self.agreement[row]), 4),
             "codes_agree": round(float(self.code_agreement[row]), 4),
@@ -101,7 +102,7 @@ class LabelReport:
             "unlabelled": self.unlabelled,
             "classes": list(self.classes),
             "imbalance": self.balance._asdict(),
-            "doubtful": self.doubtful,
+            "likely_wrong": self.likely_wrong,
             "confused": [self._pair(pair) for pair in self.pairs],
             "first": [self.image(row) for row in self.found.order[:first].tolist()],
             "conflicts": [[self.image(row) for row in group] for group in self.conflicts],

@@ -17,8 +17,10 @@ _DRAWN, _DRAWN_NEIGHBOURS, _PAIRS = 24, 6, 10
 METHOD = (
     "An image is doubtful where another class fits its features better than its label does, "
     "measured by a linear classifier fitted to all other images (ridge regression, each image "
-    "left out in turn), relative to how well the images of each class fit on average. A doubtful "
-    "label is not always wrong: unusual images of a class stand here too."
+    "left out in turn), relative to how well the images of each class fit on average. It is "
+    "likely wrong where the image also fits the other class as well as that class's own images "
+    "do on average. Not all of these are wrong: where features tell two classes apart badly, "
+    "and among unusual images, right labels look wrong too."
 )
 
 
@@ -26,7 +28,7 @@ def summary(report: LabelReport) -> str:
     """Lines for a terminal: counts, and the pairs of classes that are mixed up most."""
     lines = [
         f"{report.spec}: {len(report.labels):,} labelled images of {len(report.classes)} classes; "
-        f"another class fits better for {report.doubtful:,} ({_percent(report)})"
+        f"{report.likely_wrong:,} labels ({_percent(report)}) are likely wrong"
     ]
     if report.conflicts:
         lines.append(f"{len(report.conflicts)} groups of identical files with different labels")
@@ -36,7 +38,7 @@ def summary(report: LabelReport) -> str:
 
 
 def _percent(report: LabelReport) -> str:
-    return f"{100 * report.doubtful / len(report.labels):.1f} %"
+    return f"{100 * report.likely_wrong / len(report.labels):.1f} %"
 
 
 def _pair_table(report: LabelReport, count: int) -> Table:

@@ -1,0 +1,182 @@
+"""How many shuffled labels does `hashlens labels` put first?
+
+The labels of a share of the images are permuted among these images, several times with different
+seeds; each time the report's ranking is made anew from the features of a frozen backbone.
+
+Run: python benchmarks/label_noise.py --data /data/cifar10#train --weights mobilenetv2.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hashlens import __version__
+from hashlens.data.sources import open_source
+from hashlens.evaluation.label_noise import (
+    ClassScores,
+    feature_neighbours,
+    leave_one_out_scores,
+    neighbour_votes,
+    suspicion,
+)
+from hashlens.evaluation.tables import Table
+from hashlens.experiments.score_model import encode
+from hashlens.models.backbones import create_backbone
+from hashlens.models.checkpoint import save_model
+from hashlens.models.config import ModelConfig
+from hashlens.models.encoder import Encoder
+from hashlens.models.latent import LatentHashNet
+
+Labels = NDArray[np.int64]
+
+
+class Found(NamedTuple):
+    """What one ranking found: ``wrong`` labels in all, those among the first, how many of these
+    have their true class proposed, and labels called likely wrong."""
+
+    wrong: int
+    among_first: int
+    auc: float
+    corrected: float
+    flagged: int
+    flagged_wrong: int
+
+
+def frozen_encoder(name: str, size: int, weights: Path, classes: tuple[str, ...]) -> Encoder:
+    """A model whose backbone has seen no label; layer H is random and is not used here."""
+    backbone = create_backbone(name, size=size, weights=weights)
+    torch.manual_seed(0)
+    net = LatentHashNet(
+        backbone.module, feature_dim=backbone.feature_dim, bits=48, classes=len(classes)
+    )
+    config = ModelConfig(48, backbone.feature_dim, classes, name, backbone.preprocessing)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder), net, config)
+        return Encoder.load(folder)
+
+
+def shuffle(labels: Labels, share: float, seed: int) -> Labels:
+    """Permute the labels of a share of the images among these images."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(labels))[: round(share * len(labels))]
+    shuffled = labels.copy()
+    shuffled[rows] = rng.permutation(labels[rows])
+    return shuffled
+
+
+def score(true: Labels, shown: Labels, scores: ClassScores, first: int) -> Found:
+    """Compare a ranking with the truth."""
+    ranking = suspicion(scores, shown)
+    wrong = shown != true
+    top = ranking.order[:first]
+    ranks = np.empty(len(true))
+    ranks[ranking.order[::-1]] = np.arange(1, len(true) + 1)
+    lowest = wrong.sum() * (wrong.sum() + 1) / 2
+    hits = top[wrong[top]]
+    return Found(
+        int(wrong.sum()),
+        len(hits),
+        float((ranks[wrong].sum() - lowest) / (wrong.sum() * (~wrong).sum())),
+        float((ranking.looks_like[hits] == true[hits]).mean()),
+        int(ranking.likely_wrong.sum()),
+        int(wrong[ranking.likely_wrong].sum()),
+    )
+
+
+def main() -> None:
+    """Parse arguments, encode once, shuffle several times, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, type=Path)
+    parser.add_argument("--backbone", default="timm:mobilenetv2_100?pad_type=same")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--share", type=float, default=0.2)
+    parser.add_argument("--first", type=int, default=2_000)
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    source = open_source(options.data)
+    source = source.subset(np.arange(min(options.images, len(source))))
+    encoder = frozen_encoder(options.backbone, options.size, options.weights, source.classes)
+    start = time.perf_counter()
+    encoded = encode(encoder, source, strict=True, progress=True)
+    encoding = time.perf_counter() - start
+    features, true, classes = encoded.features, encoded.labels, len(source.classes)
+    neighbours = feature_neighbours(features, 20)
+    methods: dict[str, Callable[[Labels], ClassScores]] = {
+        "report (leave-one-out ridge)": lambda shown: leave_one_out_scores(
+            features, shown, classes
+        ),
+        "votes of 20 neighbours": lambda shown: neighbour_votes(neighbours, shown, classes),
+    }
+    rows = []
+    for name, method in methods.items():
+        start = time.perf_counter()
+        shown = [shuffle(true, options.share, seed) for seed in range(options.seeds)]
+        found = [score(true, one, method(one), options.first) for one in shown]
+        seconds = (time.perf_counter() - start) / options.seeds
+        hits = np.array([one.among_first for one in found])
+        wrong = np.array([one.wrong for one in found])
+        print(f"{name}: {found}")
+        rows.append(
+            [
+                name,
+                f"{wrong.mean():,.0f}",
+                f"{hits.mean():,.0f} ± {hits.std(ddof=1):.0f}",
+                f"{100 * (hits / options.first).mean():.1f} %",
+                f"{100 * (hits / wrong).mean():.1f} %",
+                f"{np.mean([one.auc for one in found]):.3f}",
+                f"{100 * np.mean([one.corrected for one in found]):.1f} %",
+                f"{np.mean([one.flagged for one in found]):,.0f}",
+                f"{np.mean([one.flagged_wrong for one in found]):,.0f}",
+                f"{seconds:.1f}",
+            ]
+        )
+    chance = options.first / len(true)
+    rows.append(
+        [
+            "chance",
+            rows[0][1],
+            f"{chance * wrong.mean():,.0f}",
+            f"{100 * wrong.mean() / len(true):.1f} %",
+            f"{100 * chance:.1f} %",
+            "0.500",
+            None,
+            None,
+            None,
+            None,
+        ]
+    )
+    headers = [
+        "ranking",
+        "labels changed",
+        f"of them in the first {options.first:,}",
+        "precision",
+        "recall",
+        "AUC",
+        "true class proposed",
+        "called likely wrong",
+        "of them changed",
+        "s",
+    ]
+    print(Table(headers, rows).markdown())
+    print(
+        f"{len(true):,} images, {options.size} px, encoded in {encoding:.0f} s; seeds 0 to "
+        f"{options.seeds - 1}; hashlens {__version__}, torch {torch.__version__}, NumPy "
+        f"{np.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores"
+    )
+
+
+if __name__ == "__main__":
+    main()
