@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashlens.codes import reference, rings
+from hashlens.codes import reference, rings, scan
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.packing import pack_bits
 from hashlens.codes.search import hamming_distances, hamming_radius, hamming_topk
@@ -136,6 +136,23 @@ def test_topk_equals_faiss(bits: int) -> None:
         np.testing.assert_array_equal(distances, expected)
         for row, query, at in zip(distances, codes[:5], ids, strict=True):
             np.testing.assert_array_equal(row, hamming_distances(codes[5:], query, at))
+
+
+@pytest.mark.parametrize("order", ["mixed", "sorted", "misleading"])
+def test_large_k_guessed_from_a_sample(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    """Also where the sample misleads: every sampled code equals the query, few others do."""
+    monkeypatch.setattr(scan, "_SAMPLED_CODES", 1000)
+    rng = np.random.default_rng(8)
+    codes = clustered(rng, 9000, 16, 3)
+    queries = clustered(rng, 9, 16, 3)
+    if order == "sorted":
+        codes = codes[np.argsort(codes[:, 0], kind="stable")]
+    if order == "misleading":
+        codes[:: scan._SAMPLED] = codes[:: scan._SAMPLED - 3] = queries[0]
+    expected = reference.topk(codes, queries, 500)
+    for database in (codes, CodeDatabase(codes)):
+        for found, right in zip(hamming_topk(database, queries, 500), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
 
 
 def test_equal_codes_are_ordered_by_id() -> None:

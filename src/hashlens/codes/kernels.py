@@ -20,14 +20,17 @@ from numba import njit
 
 from hashlens.codes.vector import (
     GROUP,
+    LANES,
     any_below,
     code_distance,
+    load_codes,
     mask_below,
     trailing_zeros,
     unaligned_word,
 )
 
 BLOCK = 2048
+_TURNED_WORDS = 4  # widths that vector shuffles turn into columns in few instructions
 _FAR = np.uint64(1 << 62)
 _ONE = np.uint64(1)
 _ZERO = np.uint64(0)
@@ -45,12 +48,17 @@ def load_rows(
     keep = np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(8 * (8 - last_bytes))
     # rows that can be read eight bytes at a time without passing the end of the data
     safe = min(count, (len(data) - 8 * len(words)) // n_bytes - first + 1)
-    for j in range(safe):
+    done = 0
+    if n_bytes == 8 * len(words) and len(words) <= _TURNED_WORDS:
+        while done + LANES <= count:
+            load_codes(data, (first + done) * n_bytes, block, at + done, words)
+            done += LANES
+    for j in range(done, safe):
         offset = (first + j) * n_bytes
         for i in range(len(words) - 1):
             block[i, at + j] = unaligned_word(data, offset + 8 * i)
         block[len(words) - 1, at + j] = unaligned_word(data, offset + 8 * (len(words) - 1)) & keep
-    for j in range(max(safe, 0), count):
+    for j in range(max(safe, done), count):
         for i in range(len(words)):
             word = _ZERO
             for b in range(8 * i, min(8 * i + 8, n_bytes)):

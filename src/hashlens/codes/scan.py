@@ -10,13 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes import kernels
-from hashlens.codes.database import Snapshot
+from hashlens.codes.database import Snapshot, rows_snapshot
+from hashlens.codes.packing import from_words
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.protocols import Ids
 
+_FAR = 1 << 62
 # Candidates are buffered where at most this part of the codes is wanted, else all are counted.
 _BUFFERED_PART = 16
 _BUFFER_BYTES = 1 << 27
+# One code in so many is looked at first, where k and the batch are large, to guess how far the
+# k-th nearest is: candidates beyond it are then never collected.
+_SAMPLED = 67
+_SAMPLED_K, _SAMPLED_QUERIES, _SAMPLED_CODES = 100, 8, 1 << 17
 
 
 class Scan:
@@ -62,20 +68,53 @@ class Scan:
         step = max(1, _BUFFER_BYTES // (10 * capacity * len(self._parts)))
         for at in range(0, q, step):
             queries = self._queries[at : at + step]
-            shape = (len(self._parts), len(queries), capacity)
-            found, found_ids = np.empty(shape, np.uint16), np.empty(shape, np.int64)
-            counts = np.zeros(shape[:2], np.int64)
-            shared = np.full(len(queries), 1 << 62, np.uint64)
-            own = [(k, shared, *buffers) for buffers in zip(found, found_ids, counts, strict=True)]
-            self._run(kernels.scan_nearest, queries, own)
             out = distances[at : at + step], ids[at : at + step]
-            run_all(
-                [
-                    partial(kernels.merge_nearest, found, found_ids, counts, first, last, *out)
-                    for first, last in split(len(queries), len(self._parts) if q > 8 else 1)
-                ]
-            )
+            too_few = self._collect(queries, k, capacity, self._guess(queries, k), out)
+            if len(too_few):
+                again = distances[at + too_few], ids[at + too_few]
+                unlimited = np.full(len(too_few), _FAR, np.uint64)
+                self._collect(queries[too_few], k, capacity, unlimited, again)
+                distances[at + too_few], ids[at + too_few] = again
         return distances, ids
+
+    def _guess(self, queries: NDArray[np.uint64], k: int) -> NDArray[np.uint64]:
+        """Distances that each query's k-th nearest will hardly reach, from a sample of codes."""
+        codes = self._codes
+        few = k < _SAMPLED_K or len(queries) < _SAMPLED_QUERIES or codes.n < _SAMPLED_CODES
+        if few or len(self._allowed):
+            return np.full(len(queries), _FAR, np.uint64)
+        if len(codes.data):
+            sample = codes.data.reshape(codes.n, codes.n_bytes)[::_SAMPLED]
+        else:
+            whole = codes.blocks[: codes.n // kernels.BLOCK, :, :: _SAMPLED - 3]
+            words = whole.transpose(0, 2, 1).reshape(-1, len(codes.words))
+            sample = from_words(words, codes.n_bytes)
+        expected = k * len(sample) / codes.n
+        rank = int(expected + 4 * expected**0.5) + 4
+        found, _ = Scan(rows_snapshot(sample), queries, self._allowed).nearest(rank)
+        return found[:, -1].astype(np.uint64) + np.uint64(1)
+
+    def _collect(
+        self,
+        queries: NDArray[np.uint64],
+        k: int,
+        capacity: int,
+        limits: NDArray[np.uint64],
+        out: tuple[NDArray[np.uint16], Ids],
+    ) -> NDArray[np.int64]:
+        """Top-k among codes below each query's limit; return the queries with fewer than k."""
+        shape = (len(self._parts), len(queries), capacity)
+        found, found_ids = np.empty(shape, np.uint16), np.empty(shape, np.int64)
+        counts = np.zeros(shape[:2], np.int64)
+        own = [(k, limits, *buffers) for buffers in zip(found, found_ids, counts, strict=True)]
+        self._run(kernels.scan_nearest, queries, own)
+        run_all(
+            [
+                partial(kernels.merge_nearest, found, found_ids, counts, first, last, *out)
+                for first, last in split(len(queries), len(self._parts) if len(queries) > 8 else 1)
+            ]
+        )
+        return np.flatnonzero(counts.sum(axis=0) < k)
 
     def _nearest_of_many(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
         """Top-k by counting all distances first, for k that is no small part of n."""

@@ -16,9 +16,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 GROUP = 64
-_LANES = 8
+LANES = 8
 _I64 = ir.IntType(64)
-_VECTOR = ir.VectorType(_I64, _LANES)
+_VECTOR = ir.VectorType(_I64, LANES)
 
 
 @intrinsic
@@ -41,6 +41,31 @@ def unaligned_word(_typing: Any, data: Any, offset: Any) -> Any:
         return builder.load(builder.bitcast(address, _I64.as_pointer()), align=1)
 
     return types.uint64(data, types.int64), generate
+
+
+@intrinsic
+def load_codes(_typing: Any, data: Any, offset: Any, block: Any, start: Any, words: Any) -> Any:
+    """Turn LANES rows of w whole words, from byte ``offset`` of a uint8 array on, into columns."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = context.make_array(signature.args[0])(context, builder, args[0])
+        block = context.make_array(signature.args[2])(context, builder, args[2])
+        width = len(signature.args[-1])
+        together = ir.VectorType(_I64, LANES * width)
+        address = cgutils.gep_inbounds(builder, rows.data, args[1])
+        loaded = builder.load(builder.bitcast(address, together.as_pointer()), align=1)
+        length = cgutils.unpack_tuple(builder, block.shape, 2)[1]
+        column = cgutils.gep_inbounds(builder, block.data, args[3])
+        for word in range(width):
+            lanes = [word + width * lane for lane in range(LANES)]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes)
+            picked = builder.shuffle_vector(loaded, ir.Constant(together, ir.Undefined), mask)
+            offset = builder.mul(ir.Constant(_I64, word), length)
+            target = cgutils.gep_inbounds(builder, column, offset)
+            builder.store(picked, builder.bitcast(target, _VECTOR.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, block, types.int64, words), generate
 
 
 @intrinsic
@@ -72,7 +97,7 @@ def any_below(_typing: Any, block: Any, start: Any, query: Any, limit: Any, word
                 nearer = builder.icmp_unsigned("<", distance, smallest)
                 smallest = builder.select(nearer, distance, smallest)
         below = builder.icmp_unsigned("<", smallest, _splat(builder, args[3]))
-        return builder.bitcast(below, ir.IntType(_LANES))
+        return builder.bitcast(below, ir.IntType(LANES))
 
     return types.uint8(block, types.int64, query, types.uint64, words), generate
 
@@ -87,8 +112,8 @@ def mask_below(_typing: Any, block: Any, start: Any, query: Any, limit: Any, wor
         mask = ir.Constant(_I64, 0)
         for g, distance in enumerate(columns.distances()):
             below = builder.icmp_unsigned("<", distance, limits)
-            bits = builder.zext(builder.bitcast(below, ir.IntType(_LANES)), _I64)
-            mask = builder.or_(mask, builder.shl(bits, ir.Constant(_I64, g * _LANES)))
+            bits = builder.zext(builder.bitcast(below, ir.IntType(LANES)), _I64)
+            mask = builder.or_(mask, builder.shl(bits, ir.Constant(_I64, g * LANES)))
         return mask
 
     return types.uint64(block, types.int64, query, types.uint64, words), generate
@@ -122,10 +147,10 @@ class _Columns:
         starts = [builder.bitcast(self.address(i), _VECTOR.as_pointer()) for i in range(self.count)]
         query = [_splat(builder, self.query_word(i)) for i in range(self.count)]
         popcount = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.ctpop.v{_LANES}i64"
+            builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.ctpop.v{LANES}i64"
         )
         totals = []
-        for g in range(GROUP // _LANES):
+        for g in range(GROUP // LANES):
             total = None
             for i in range(self.count):
                 at = cgutils.gep_inbounds(builder, starts[i], ir.Constant(_I64, g))
@@ -140,5 +165,5 @@ def _splat(builder: Any, value: Any) -> Any:
     first = builder.insert_element(
         ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
     )
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), lanes)
