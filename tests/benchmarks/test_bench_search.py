@@ -88,8 +88,16 @@ def test_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(search_report.features_summary(results)) == 2
     assert (tmp_path / "search.png").stat().st_size > 10_000
 
+    again = [*command, "--part", "features"]
+    one = json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)
+    assert set(one) == {"plan", "environment", "features"}
+    assert json.loads((tmp_path / "search.json").read_text()) == {**results, **one}
+
 
 def test_wrong_usage() -> None:
     answer = CliRunner().invoke(app, ["bench", "search", "--quick", "--full"])
     assert answer.exit_code == 2
     assert "not both" in answer.output
+    answer = CliRunner().invoke(app, ["bench", "search", "--part", "all"])
+    assert answer.exit_code == 2
+    assert "exact, recall, growth, features" in answer.output

@@ -16,6 +16,8 @@ PAPER_TIMES = 971.3
 def write(results: dict[str, Any], out: Path, command: str) -> Path:
     """Write search.json, search.png and search.md; return the page's path.
 
+    Parts that were measured before, and not this time, stay as they were.
+
     Parameters
     ----------
     results : dict
@@ -26,7 +28,10 @@ def write(results: dict[str, Any], out: Path, command: str) -> Path:
         The command that made the figures, for the page.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    figures = out / "search.json"
+    if figures.exists():
+        results = {**json.loads(figures.read_text(encoding="utf-8")), **results}
+    figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot(results, out / "search.png")
     page = out / "search.md"
     page.write_text(f"{_header(results, command)}\n{text(results)}", encoding="utf-8")
@@ -34,27 +39,21 @@ def write(results: dict[str, Any], out: Path, command: str) -> Path:
 
 
 def text(results: dict[str, Any]) -> str:
-    """All tables, as Markdown."""
-    return "\n".join(
-        (
-            "## Exact search\n",
-            _table(_EXACT, results["exact"]),
-            "## Speed against recall\n",
-            _table(_RECALL, results["recall"]),
-            "## Growth with the number of codes\n",
-            _table(_GROWTH, results["growth"]),
-            "## Exhaustive Euclidean search\n",
-            _table(_FEATURES, results["features"]["rows"]),
-            "\n".join(features_summary(results)) + "\n",
-        )
-    )
+    """Tables of all parts that were measured, as Markdown."""
+    parts = []
+    for part, (title, columns) in _TABLES.items():
+        if part in results:
+            parts += [f"## {title}\n", _table(columns, results[part])]
+    if "features" in results and "exact" in results:
+        parts.append("\n".join(features_summary(results)) + "\n")
+    return "\n".join(parts)
 
 
 def features_summary(results: dict[str, Any]) -> list[str]:
     """How many times faster binary codes are than 4096-d features, a sentence for each batch."""
     plan, lines = results["plan"], []
-    for q in sorted({row["queries"] for row in results["features"]["rows"]}):
-        es = [row for row in results["features"]["rows"] if row["queries"] == q]
+    for q in sorted({row["queries"] for row in results["features"]}):
+        es = [row for row in results["features"] if row["queries"] == q]
         codes = [
             row
             for row in results["exact"]
@@ -93,6 +92,13 @@ _FEATURES = (
     ("median", "median", ".2f"),
 )  # fmt: skip
 
+_TABLES = {
+    "exact": ("Exact search", _EXACT),
+    "recall": ("Speed against recall", _RECALL),
+    "growth": ("Growth with the number of codes", _GROWTH),
+    "features": ("Exhaustive Euclidean search", _FEATURES),
+}
+
 
 def _table(columns: Sequence[tuple[str, str, str]], rows: Iterable[dict[str, Any]]) -> str:
     lines = [" | ".join(title for title, _, _ in columns), " | ".join("---" for _ in columns)]
@@ -122,38 +128,44 @@ Made by `{command}`; the figures are in [search.json](search.json).
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Three panels: exact engines, speed against recall, growth with n."""
+    """A panel each: exact engines, speed against recall, growth with n."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    exact, recall, growth = figure.subplots(1, 3)
-    _plot_exact(exact, results["exact"])
-    for engine in dict.fromkeys(row["engine"] for row in results["recall"]):
-        rows = [row for row in results["recall"] if row["engine"] == engine]
-        marker = "*" if engine == DATABASE else "o"
-        recall.plot(
-            [row["recall"] for row in rows],
-            [1000 / row["minimum"] for row in rows],
-            marker=marker,
-            markersize=14 if marker == "*" else 6,
+    panels = {"exact": _plot_exact, "recall": _plot_recall, "growth": _plot_growth}
+    shown = [part for part in panels if part in results]
+    figure = Figure(figsize=(5 * max(len(shown), 1), 4.5), layout="constrained")
+    for part, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
+        panels[part](axes, results[part])
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _plot_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        own = [row for row in rows if row["engine"] == engine]
+        axes.plot(
+            [row["recall"] for row in own],
+            [1000 / row["minimum"] for row in own],
+            marker="*" if engine == DATABASE else "o",
+            markersize=14 if engine == DATABASE else 6,
             label=engine,
         )
-    recall.set(xlabel="recall at 10", ylabel="queries a second", yscale="log")
-    recall.set_title(f"{results['recall'][0]['n']:,} codes of 128 bits, batches of 256")
-    recall.legend(fontsize=8)
-    for engine, data in dict.fromkeys((r["engine"], r["data"]) for r in results["growth"]):
-        rows = [r for r in results["growth"] if (r["engine"], r["data"]) == (engine, data)]
-        growth.plot(
-            [row["n"] for row in rows],
-            [row["minimum"] for row in rows],
+    axes.set(xlabel="recall at 10", ylabel="queries a second", yscale="log")
+    axes.set_title(f"{rows[0]['n']:,} codes of 128 bits, batches of 256")
+
+
+def _plot_growth(axes: Any, rows: list[dict[str, Any]]) -> None:
+    for engine, data in dict.fromkeys((row["engine"], row["data"]) for row in rows):
+        own = [row for row in rows if (row["engine"], row["data"]) == (engine, data)]
+        axes.plot(
+            [row["n"] for row in own],
+            [row["minimum"] for row in own],
             marker="o",
             linestyle="-" if data == "clustered" else "--",
             label=f"{engine}, {data}",
         )
-    growth.set(xlabel="codes of 64 bits", ylabel="ms for one query", xscale="log", yscale="log")
-    growth.set_title("growth, k = 10")
-    growth.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    axes.set(xlabel="codes of 64 bits", ylabel="ms for one query", xscale="log", yscale="log")
+    axes.set_title("growth, k = 10")
 
 
 def _plot_exact(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -172,4 +184,3 @@ def _plot_exact(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.bar([c + 0.27 * (e - 1) for c in range(len(cells))], times, 0.26, label=engine)
     axes.set_xticks(range(len(cells)), [f"{q} queries\nk = {k}" for q, k in cells], fontsize=8)
     axes.set(ylabel="ms a query", yscale="log", title=f"{rows[0]['n']:,} codes of 128 bits")
-    axes.legend(fontsize=8)

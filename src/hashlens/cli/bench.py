@@ -26,6 +26,9 @@ def search_command(
     full: bool = typer.Option(
         False, "--full", help="Up to 100 million codes, and 1,124,087 in every index."
     ),
+    part: list[str] = typer.Option(
+        [], help="exact, recall, growth or features; may be repeated. By default all."
+    ),
     out: Path | None = typer.Option(None, help="Folder for search.md, search.png and search.json."),
     seed: int = typer.Option(0, help="Of all data."),
     as_json: bool = typer.Option(False, "--json", help="Print the figures as one JSON object."),
@@ -39,13 +42,15 @@ def search_command(
     Example: hashlens bench search --quick --out results/
     """
     from hashlens.benchmarks.search_report import text, write
-    from hashlens.benchmarks.search_speed import Plan, run
+    from hashlens.benchmarks.search_speed import PARTS, Plan, run
 
     if quick and full:
         raise typer.BadParameter("give --quick or --full, not both")
+    if not set(part) <= set(PARTS):
+        raise typer.BadParameter(f"--part: expected one of {', '.join(PARTS)}, got {part}")
     plan = Plan(seed=seed)
     plan = plan.quick() if quick else plan.full() if full else plan
-    results = run(plan, lambda line: typer.echo(line, err=True))
+    results = run(plan, lambda line: typer.echo(line, err=True), part or PARTS)
     if out is not None:
         option = " --quick" if quick else " --full" if full else ""
         page = write(results, out, f"hashlens bench search{option} --seed {seed} --out {out}")
