@@ -1,0 +1,225 @@
+"""`hashlens index` and `hashlens search`, with a model of handwritten digits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hashlens.cli.main import app
+from hashlens.data.sources import open_source
+from hashlens.index.index import HashIndex
+
+runner = CliRunner()
+
+
+def run(*words: Any, code: int = 0) -> str:
+    result = runner.invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+def run_json(*words: Any) -> Any:
+    return json.loads(run(*words, "--json"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty digits as picture files, in one folder a class."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    source = open_source("digits#test")
+    for i in range(40):
+        path = folder / f"digit {source.label_name(i)}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.load(i).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, digits_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = tmp_path_factory.mktemp("made") / "shop.idx"
+    out = run("index", "create", index, photos, "--model", digits_model, "--metadata", "lot=1")
+    assert out == f"added 40, skipped 0; {index} holds 40 images\n"
+    return index
+
+
+@pytest.fixture
+def index(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "shop.idx")
+
+
+def test_info_says_what_it_holds(index: Path, digits_model: Path) -> None:
+    info = run_json("index", "info", index)
+    assert (info["images"], info["bits"], info["removed"]) == (40, 24, 0)
+    assert info["model"] == str(digits_model)
+    assert sum(info["labels"].values()) == 40
+    assert info["unlabelled"] == 0
+    assert f"bits            {info['bits']}\n" in run("index", "info", index)
+
+
+def test_search_by_file_and_by_id(index: Path, photos: Path) -> None:
+    file = next(photos.rglob("7.png"))
+    for mode in ("hds", "bcs", "es"):
+        answer = run_json("search", index, file, "7", "-k", 3, "--mode", mode)
+        assert [result["query"] for result in answer["results"]] == [str(file), 7]
+        for result in answer["results"]:
+            assert len(result["hits"]) == 3
+            first = result["hits"][0]
+            assert (first["hamming"], first["metadata"]) == (0, {"lot": 1})
+            assert (first["euclidean"] is None) == (mode == "bcs")
+        assert mode == "bcs" or answer["results"][1]["hits"][0]["id"] == 7
+    text = run("search", index, file, "-k", 2)
+    assert text.startswith(f"{file}: 2 found")
+    assert str(file) in text.splitlines()[2]
+
+
+def test_search_with_conditions_and_a_sheet(index: Path, tmp_path: Path) -> None:
+    labels = HashIndex.open(index).label_counts()
+    wanted = sorted(str(label) for label in labels)[:2]
+    where = [word for label in wanted for word in ("--where", f"label={label}")]
+    sheet = tmp_path / "sheet.png"
+    command = ["search", index, "0", "1", "-k", 40, *where, "--where", "lot>=1", "--sheet", sheet]
+    answer = run_json(*command)
+    for result in answer["results"]:
+        assert {hit["label"] for hit in result["hits"]} == set(wanted)
+        assert len(result["hits"]) == sum(labels[label] for label in wanted)
+    assert Image.open(sheet).width > 1000
+    assert run_json("search", index, "0", "--where", "lot=2")["results"][0]["hits"] == []
+    nearest = run_json("search", index, "0", "--radius", 3, "-k", 40)["results"][0]["hits"]
+    assert all(hit["hamming"] <= 3 for hit in nearest)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "{index}", "0", "--mode", "fast"], "expected one of hds, bcs, es"),
+        (["search", "{index}", "0", "--mode", "es", "--radius", 2], "--radius goes with"),
+        (["search", "{index}", "0", "--where", "lot"], "expected key=value"),
+        (["search", "{index}", "0", "--where", "a=1", "--where", "a<2"], "both equal and"),
+        (["index", "create", "{index}2", "--model", "{index}", "--features", "int4"], "float16"),
+        (["index", "add", "{index}"], "expected at least one"),
+        (["index", "update", "{index}", 3], "expected --label, --metadata or --image"),
+        (["index", "export", "{index}", "{index}.x", "--format", "csv"], "faiss, parquet, numpy"),
+    ],
+)
+def test_wrong_usage_ends_with_2(words: list[Any], message: str, index: Path) -> None:
+    told = run(*[str(word).format(index=index) for word in words], code=2)
+    assert message in " ".join(told.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "{index}", "nowhere.png"], "nowhere.png: no such file"),
+        (["search", "{index}", "99"], "id 99: no such image in the index"),
+        (["search", "nowhere.idx", "0"], "nowhere.idx: not an index, no such folder"),
+        (["index", "add", "{index}", "nowhere"], "nowhere: no such file or folder"),
+        (["index", "remove", "{index}", "nowhere.png"], "nothing was removed"),
+        (["index", "remove", "{index}", "3", "99"], "no image in the index with id 99"),
+        (["index", "add", "{index}", "digits", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_1(words: list[Any], message: str, index: Path) -> None:
+    told = run(*[str(word).format(index=index) for word in words], code=1)
+    assert told.splitlines()[-1].startswith("error: ")
+    assert message in told
+    assert run_json("index", "info", index)["images"] == 40
+
+
+def test_add_skips_what_is_there_and_what_is_unreadable(
+    index: Path, photos: Path, tmp_path: Path
+) -> None:
+    assert run_json("index", "add", index, photos)["already_there"] == 40
+    new = tmp_path / "new"
+    new.mkdir()
+    shutil.copy(next(photos.rglob("3.png")), new / "three.png")
+    (new / "broken.png").write_text("no picture")
+    result = run_json("index", "add", index, new, "--label", "mine", "--metadata", "note=a=b")
+    assert (result["added"], result["images"]) == (1, 41)
+    assert [Path(s["name"]).name for s in result["skipped"]] == ["broken.png"]
+    hit = run_json("search", index, new / "three.png", "--where", "label=mine")["results"][0]
+    assert hit["hits"][0]["metadata"] == {"note": "a=b"}
+    assert "broken.png" in run("index", "add", index, new, "--strict", code=1)
+
+
+def test_sync_follows_a_folder(index: Path, photos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(photos, tmp_path / "copy")
+    first = run_json("index", "sync", index, folder)
+    assert (first["added"], first["images"]) == (40, 80)
+    assert run_json("index", "sync", index, folder)["unchanged"] == 40
+    gone = next(folder.rglob("5.png"))
+    gone.unlink()
+    (folder / "empty.png").touch()
+    result = run_json("index", "sync", index, folder)
+    assert (result["removed"], result["added"], len(result["skipped"])) == (1, 0, 1)
+    assert result["images"] == 79
+    record = HashIndex.open(index).records()[-1]
+    assert record.label == Path(record.uri).parent.name
+
+
+def test_remove_update_compact_verify(index: Path, photos: Path) -> None:
+    file = next(photos.rglob("9.png"))
+    ids = HashIndex.open(index).uris()
+    removed = run_json("index", "remove", index, "0", file)["removed"]
+    assert sorted(removed) == sorted([0, *ids[str(file)]])
+    other = next(i for i in range(1, 40) if i not in removed)
+    updated = run_json("index", "update", index, other, "--label", "x", "--metadata", "price=2.5")
+    assert updated["label"] == "x"
+    assert updated["metadata"] == {"lot": 1, "price": 2.5}
+    assert run_json("index", "update", index, other, "--image", file)["uri"] == str(file)
+    assert run_json("index", "compact", index)["dropped"] == 3
+    assert run_json("index", "verify", index) == {
+        "index": str(index), "intact": True, "damage": []
+    }  # fmt: skip
+    data = bytearray((index / "features.2").read_bytes())
+    data[5] ^= 1
+    (index / "features.2").write_bytes(data)
+    result = runner.invoke(app, ["index", "verify", str(index), "--json"])
+    assert result.exit_code == 1
+    assert "features.2: block 0" in json.loads(result.stdout)["damage"][0]
+
+
+def test_duplicates_and_export(index: Path, photos: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin.png"
+    shutil.copy(next(photos.rglob("4.png")), twin)
+    run("index", "add", index, twin)
+    found = run_json("index", "duplicates", index, "--radius", 0, "--sheet", tmp_path / "d.png")
+    group = next(group for group in found["groups"] if 40 in group["ids"])
+    assert str(twin) in group["uris"]
+    assert Image.open(tmp_path / "d.png").width > 100
+    assert "groups of" in run("index", "duplicates", index, "--radius", 0)
+    for kind in ("faiss", "parquet", "numpy"):
+        result = run_json("index", "export", index, tmp_path / kind, "--format", kind)
+        assert result["images"] == 41
+        assert (tmp_path / kind).exists()
+    assert "exists already" in run("index", "export", index, tmp_path / "faiss", code=1)
+
+
+def test_another_model_is_refused(index: Path, photos: Path, digits_model: Path) -> None:
+    """The same network with other weights has other codes."""
+    from safetensors.numpy import load_file, save_file
+
+    other = shutil.copytree(digits_model, index.with_name("other-model"))
+    weights = next(other.glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["latent.bias"] = tensors["latent.bias"] + 1
+    save_file(tensors, weights)
+    told = run("search", index, next(photos.rglob("1.png")), "--model", other, code=1)
+    assert told.startswith("error: ")
+    assert len(told.splitlines()) == 1
+
+
+def test_a_moved_model_is_named(photos: Path, digits_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(digits_model, tmp_path / "model")
+    index = tmp_path / "x.idx"
+    run("index", "create", index, photos, "--model", model)
+    model.rename(tmp_path / "elsewhere")
+    file = next(photos.rglob("1.png"))
+    assert "say where with --model" in run("search", index, file, code=1)
+    assert run("search", index, "1").startswith("1: 10 found")  # ids need no model
+    run("search", index, file, "--model", tmp_path / "elsewhere")
