@@ -83,13 +83,16 @@ class Catalogue:
         if len(ids) > count:
             random = np.random.default_rng(seed)
             ids = np.sort(random.choice(ids, count, replace=False, shuffle=False))
-        found = []
-        for image_id in ids.tolist():
-            try:
-                found.append(self._index.get(image_id))
-            except InvalidInputError:  # removed meanwhile
-                continue
-        return found
+        try:
+            return self._index.records(ids.tolist())
+        except InvalidInputError:  # one was removed meanwhile
+            return [record for image_id in ids.tolist() for record in self._if_there(image_id)]
+
+    def _if_there(self, image_id: int) -> list[Record]:
+        try:
+            return [self._index.get(image_id)]
+        except InvalidInputError:
+            return []
 
     def sample(self, limit: int, seed: int) -> list[ImageRecord]:
         """A seeded sample, in the order of ids."""

@@ -86,7 +86,7 @@ function showAnswers(answers) {
   document.title = `${queryName(answer)} · Hashlens`;
   const total = views.milliseconds(answer.timings_ms.total);
   if (state.mode === "compare") {
-    heading("Three ways to search", `${views.number(index.images)} images, side by side as in the paper`);
+    heading("Three ways to search", `among ${views.number(index.images)} images`);
     content(views.comparison(answers, index.bits, link));
   } else if (answer.hits.length) {
     heading(answer.hits.length === 1 ? "The nearest image" : `${answer.hits.length} nearest images`,
