@@ -40,7 +40,7 @@ def test_rates_and_equal_bits(tmp_path: Path) -> None:
     assert forward[str(first)]["bits_equal"] == 1
     assert 0.2 < forward[str(other)]["bits_equal"] < 0.9  # other random weights, other codes
     for one in forward.values():
-        assert 0 < one["slowest"] <= one["images_per_second"] <= one["fastest"]
+        assert 0 < one["slow"] <= one["images_per_second"] <= one["fast"]
     table = runner.invoke(app, [*arguments, "--rounds", "1"])
     assert table.exit_code == 0
     assert "100.000% of bits equal" in table.stdout

@@ -39,12 +39,12 @@ def encode_command(
         return
     typer.echo(
         f"{speed.n_images} images, batches of {speed.batch_size}, {speed.workers} decoding "
-        f"threads, median of {speed.rounds} rounds; images a second:"
+        f"threads, {speed.rounds} rounds; images a second (networks: median of batches):"
     )
     for stage in ("decode", "transform", "write", "together"):
         typer.echo(f"  {stage:10} {getattr(speed, stage):10,.0f}")
     for name, forward in speed.forward.items():
         typer.echo(
-            f"  forward    {forward.images_per_second:10,.0f}  ({forward.slowest:,.0f} to "
-            f"{forward.fastest:,.0f}), {forward.bits_equal:.3%} of bits equal  {name}"
+            f"  forward    {forward.images_per_second:10,.0f}  ({forward.slow:,.0f} to "
+            f"{forward.fast:,.0f}), {forward.bits_equal:.3%} of bits equal  {name}"
         )

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -29,16 +28,16 @@ class ForwardSpeed(NamedTuple):
     Attributes
     ----------
     images_per_second : float
-        Median over the rounds.
-    slowest, fastest : float
-        Images a second of the slowest and the fastest round.
+        Median over all batches of all rounds.
+    slow, fast : float
+        The first and the last decile of the same.
     bits_equal : float
         Share of its bits that equal the first model's; NaN where the lengths differ.
     """
 
     images_per_second: float
-    slowest: float
-    fastest: float
+    slow: float
+    fast: float
     bits_equal: float
 
 
@@ -173,7 +172,7 @@ def _forward(
     progress: Callable[[int], None] | None,
 ) -> tuple[dict[str, ForwardSpeed], Codes, NDArray[np.float32]]:
     """Speeds of the networks in turns, and the first one's codes and features."""
-    seconds = {name: [0.0] * rounds for name in encoders}
+    rates: dict[str, list[float]] = {name: [] for name in encoders}
     answers: dict[str, list[tuple[Codes, NDArray[np.float32]]]] = {name: [] for name in encoders}
     names = list(encoders)
     prepare = encoders[names[0]].preprocessing.normalise
@@ -186,7 +185,7 @@ def _forward(
             for name in names[shift:] + names[:shift]:
                 start = perf_counter()
                 codes, features, _ = encoders[name].encode_prepared(images)
-                seconds[name][turn] += perf_counter() - start
+                rates[name].append(len(batch) / (perf_counter() - start))
                 if turn == 0:
                     answers[name].append((codes, features))
             if progress is not None:
@@ -195,12 +194,12 @@ def _forward(
     reference = encoders[names[0]]
     speeds = {}
     for name in names:
-        rates = [len(pixels) / value for value in seconds[name]]
+        slow, middle, fast = np.quantile(rates[name], [0.1, 0.5, 0.9])
         equal = float("nan")
         if encoders[name].bits == reference.bits:
             bits = [unpack_bits(joined[key], reference.bits) for key in (name, names[0])]
             equal = float((bits[0] == bits[1]).mean())
-        speeds[name] = ForwardSpeed(median(rates), min(rates), max(rates), equal)
+        speeds[name] = ForwardSpeed(float(middle), float(slow), float(fast), equal)
     return speeds, joined[names[0]], np.concatenate([part[1] for part in answers[names[0]]])
 
 
