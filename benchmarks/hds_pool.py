@@ -58,9 +58,8 @@ def main() -> None:
             measure(k, mode="hds", pool=pool)
             score, took, ids = measure(k, mode="hds", pool=pool)
             same = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(ids, exact, strict=True)])
-            print(
-                f"k={k:<4} HDS {pool:>6} precision {score:.4f} of ES {same:.3f} {took:.3f} ms a query"
-            )
+            text = f"k={k:<4} HDS {pool:>6} precision {score:.4f} of ES {same:.3f}"
+            print(f"{text} {took:.3f} ms a query")
 
 
 if __name__ == "__main__":

@@ -173,4 +173,4 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndex = IndexMachine.TestCase
-TestIndex.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestIndex.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
