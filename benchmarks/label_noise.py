@@ -105,14 +105,18 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.2)
     parser.add_argument("--first", type=int, default=2_000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--features", type=Path, help="keep the features in this .npy file")
     options = parser.parse_args()
     source = open_source(options.data)
     source = source.subset(np.arange(min(options.images, len(source))))
     encoder = frozen_encoder(options.backbone, options.size, options.weights, source.classes)
-    start = time.perf_counter()
-    encoded = encode(encoder, source, strict=True, progress=True)
-    encoding = time.perf_counter() - start
-    features, true, classes = encoded.features, encoded.labels, len(source.classes)
+    if options.features is not None and options.features.exists():
+        features = np.load(options.features)
+    else:
+        features = encode(encoder, source, strict=True, progress=True).features
+        if options.features is not None:
+            np.save(options.features, features)
+    true, classes = source.labels, len(source.classes)
     neighbours = feature_neighbours(features, 20)
     methods: dict[str, Callable[[Labels], ClassScores]] = {
         "report (leave-one-out ridge)": lambda shown: leave_one_out_scores(
@@ -172,7 +176,7 @@ def main() -> None:
     ]
     print(Table(headers, rows).markdown())
     print(
-        f"{len(true):,} images, {options.size} px, encoded in {encoding:.0f} s; seeds 0 to "
+        f"{len(true):,} images, {options.size} px; seeds 0 to "
         f"{options.seeds - 1}; hashlens {__version__}, torch {torch.__version__}, NumPy "
         f"{np.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores"
     )
