@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import lightning
@@ -53,9 +52,7 @@ class HashModule(lightning.LightningModule):
         self.register_buffer("deviation", 255 * torch.tensor(preprocessing.std), persistent=False)
         self.average: AveragedModel | None = None
         if config.average > 0:
-            self.average = AveragedModel(
-                net, avg_fn=_moving_average(config.average), use_buffers=True
-            )
+            self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)
             self.average.requires_grad_(False)
         self.scores: ValidationScores | None = None
         self._loss_sum = torch.zeros(2)
@@ -127,6 +124,15 @@ class HashModule(lightning.LightningModule):
         if self.average is not None and (index + 1) % self.config.accumulate == 0:
             self.average.update_parameters(self.net)
 
+    def _move(self, old: Any, new: Any, count: Any) -> None:
+        """Move averages towards weights; the first, random ones are left behind quickly."""
+        if not old[0].is_floating_point():
+            torch._foreach_copy_(old, new)
+            return
+        steps = self.trainer.global_step
+        decay = min(self.config.average, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(old, new, 1 - decay)
+
     def validation_step(self, batch: Batch, index: int) -> None:
         """Keep what the network makes of a validation batch."""
         output = self.output(self.judged, batch, augment=False)
@@ -174,15 +180,3 @@ class HashModule(lightning.LightningModule):
             sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
         self._loss_sum = torch.zeros(2)
         return float(sums[0] / sums[1].clamp(min=1))
-
-
-def _moving_average(decay: float) -> Callable[..., torch.Tensor]:
-    """Moving average that leaves the first, random weights behind quickly."""
-
-    def average(old: torch.Tensor, new: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
-        if not old.is_floating_point():
-            return new
-        steps = float(count)
-        return torch.lerp(old, new, 1 - min(decay, (1 + steps) / (10 + steps)))
-
-    return average
