@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,25 +102,28 @@ def new_images(
     labels: Sequence[Any] | None,
     metadata: Sequence[Metadata | None] | None,
     files: Sequence[FileState | None] | None = None,
-) -> list[NewImage]:
-    """Rows to be of ``count`` images, checked.
+) -> Iterator[NewImage]:
+    """Rows to be of ``count`` images; each is checked when it is taken.
 
     Raises
     ------
     InvalidInputError
-        If lengths differ or a value does not fit.
+        If lengths differ, at once; if a value does not fit, when its row is taken.
     """
     check_lengths(count, uris=uris, labels=labels, metadata=metadata)
-    if any(not isinstance(uri, str) for uri in uris):
-        raise InvalidInputError("uris: expected text")
-    nothing = [None] * count
-    names = nothing if labels is None else [store_label(label) for label in labels]
-    return [
-        NewImage(store_text(uri) or "", name, store_metadata(own, uri), file)
-        for uri, name, own, file in zip(
-            uris, names, metadata or nothing, files or nothing, strict=True
-        )
-    ]
+    return map(
+        _new_image,
+        uris,
+        labels or repeat(None),
+        metadata or repeat(None),
+        files or repeat(None),
+    )
+
+
+def _new_image(uri: str, label: Any, metadata: Metadata | None, file: FileState | None) -> NewImage:
+    if not isinstance(uri, str):
+        raise InvalidInputError(f"uris: expected text, got {uri!r}")
+    return NewImage(store_text(uri) or "", store_label(label), store_metadata(metadata, uri), file)
 
 
 def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
@@ -131,10 +135,10 @@ def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
 
 def store_label(label: Any) -> str | bytes | None:
     """A label as it is stored: text; whole numbers become text."""
-    if isinstance(label, str):
-        return store_text(str(label))
     if label is None:
         return None
+    if isinstance(label, str):
+        return store_text(str(label))
     if isinstance(label, int | np.integer) and not isinstance(label, bool):
         return str(int(label))
     raise InvalidInputError(f"label: expected a class name, got {label!r}")

@@ -1,4 +1,4 @@
-"""Every change of an index: arrays first, synced, then one commit of the database."""
+"""Every change of an index: arrays are synced before the database commits what they hold."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class NewImage(NamedTuple):
 
 
 def append_images(
-    store: Store, codes: Codes, features: NDArray[Any], images: Sequence[NewImage]
+    store: Store, codes: Codes, features: NDArray[Any], images: Iterable[NewImage]
 ) -> Ids:
     """Add encoded images in one commit; return their ids."""
-    if not images:
+    if not len(codes):
         return np.zeros(0, np.int64)
     with store.writing() as (connection, meta):
-        ids = np.arange(meta.next_id, meta.next_id + len(images), dtype=np.int64)
-        _append_arrays(store, connection, meta, codes, features, ids)
+        ids = np.arange(meta.next_id, meta.next_id + len(codes), dtype=np.int64)
         connection.executemany(_INSERT, _rows(images, meta.next_id, meta.count))
+        _append_arrays(store, connection, meta, codes, features, ids)
         _commit(connection, meta, count=meta.count + len(ids), next_id=meta.next_id + len(ids))
     return ids
 
@@ -92,7 +92,7 @@ def drop_stale_files(folder: Path, generation: int) -> None:
 
 
 def _rows(
-    images: Sequence[NewImage], first_id: int, first_position: int
+    images: Iterable[NewImage], first_id: int, first_position: int
 ) -> Iterable[tuple[Any, ...]]:
     position = first_position
     for image_id, (uri, label, metadata, file) in enumerate(images, first_id):
