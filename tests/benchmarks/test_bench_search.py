@@ -71,7 +71,9 @@ def test_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyP
     answer = CliRunner().invoke(app, command, catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     results = json.loads(answer.stdout)
-    assert json.loads((tmp_path / "search.json").read_text()) == results
+    stored = json.loads((tmp_path / "search.json").read_text())
+    assert set(stored.pop("commands").values()) == {"hashlens bench search --quick --seed 0"}
+    assert stored == results
     engines = {row["engine"] for row in results["exact"]}
     assert engines == {
         search_speed.FLAT,
@@ -91,7 +93,9 @@ def test_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyP
     again = [*command, "--part", "features"]
     one = json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)
     assert set(one) == {"plan", "environment", "features"}
-    assert json.loads((tmp_path / "search.json").read_text()) == {**results, **one}
+    stored = json.loads((tmp_path / "search.json").read_text())
+    assert stored.pop("commands")["features"].endswith("--quick --part features --seed 0")
+    assert stored == {**results, **one}
 
 
 def test_wrong_usage() -> None:

@@ -29,12 +29,13 @@ def write(results: dict[str, Any], out: Path, command: str) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     figures = out / "search.json"
-    if figures.exists():
-        results = {**json.loads(figures.read_text(encoding="utf-8")), **results}
+    known = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+    made = {part: command for part in _TABLES if part in results}
+    results = {**known, **results, "commands": {**known.get("commands", {}), **made}}
     figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot(results, out / "search.png")
     page = out / "search.md"
-    page.write_text(f"{_header(results, command)}\n{text(results)}", encoding="utf-8")
+    page.write_text(f"{_header(results)}\n{text(results)}", encoding="utf-8")
     return page
 
 
@@ -106,12 +107,13 @@ def _table(columns: Sequence[tuple[str, str, str]], rows: Iterable[dict[str, Any
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def _header(results: dict[str, Any], command: str) -> str:
+def _header(results: dict[str, Any]) -> str:
     plan, machine = results["plan"], results["environment"]
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(results["commands"].values()))
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return f"""# Search speed
 
-Made by `{command}`; the figures are in [search.json](search.json).
+Made by {commands}; the figures are in [search.json](search.json).
 
 - Machine: {machine["cores"]} cores, {machine["processor"]}; {machine["threads"]} threads for every
   engine. Python {machine["python"]}; {versions}.

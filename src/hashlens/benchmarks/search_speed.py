@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hashlens.benchmarks.timing import as_rows, environment, interleaved
 from hashlens.codes.database import CodeDatabase
-from hashlens.codes.packing import pack_bits
+from hashlens.codes.packing import pack_bits, to_words
 from hashlens.codes.search import hamming_topk
 from hashlens.codes.threads import thread_count
 from hashlens.errors import HashlensError, MissingExtraError
@@ -217,7 +217,7 @@ def _check_equal(contestants: dict[str, Callable[[], Any]]) -> None:
 def growth(plan: Plan, report: Report) -> list[dict[str, Any]]:
     """One query, k = 10, over more and more codes of 64 bits, clustered and uniform."""
     faiss = import_faiss()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n in plan.sizes:
         report(f"growth: {n:,} codes of 64 bits")
         for kind in ("clustered", "uniform"):
@@ -226,6 +226,8 @@ def growth(plan: Plan, report: Report) -> list[dict[str, Any]]:
 
 
 def _growth_at(faiss: Any, plan: Plan, n: int, kind: str) -> list[dict[str, Any]]:
+    from hashlens.codes.scan import Scan
+
     codes: NDArray[np.uint8]
     if kind == "clustered":
         codes = clustered_codes(n, 64, plan.seed)
@@ -235,18 +237,19 @@ def _growth_at(faiss: Any, plan: Plan, n: int, kind: str) -> list[dict[str, Any]
         codes = rng.integers(0, 1 << 64, n, dtype=np.uint64).view(np.uint8).reshape(n, 8)
         query = rng.integers(0, 256, (1, 8), dtype=np.uint8)
     database = CodeDatabase(codes)
-    contestants: dict[str, Callable[[], Any]] = {
-        "hashlens (scan)": lambda: hamming_topk(database, query, 10)
-    }
+    scan = Scan(database.snapshot(), to_words(query), np.zeros(0, np.bool_))
+    contestants: dict[str, Callable[[], Any]] = {"hashlens (scan)": partial(scan.nearest, 10)}
     organised = None
     if kind == "clustered":
         organised = CodeDatabase(codes)
-        if organised.organise():
-            contestants[DATABASE] = lambda: hamming_topk(organised, query, 10)
+        contestants[DATABASE] = lambda: hamming_topk(organised, query, 10)
     if n <= 10_000_000:
         flat = faiss.IndexBinaryFlat(64)
         flat.add(codes)
         contestants[FLAT] = lambda: flat.search(query, 10)
+    del codes
+    if organised is not None and not organised.organise():
+        del contestants[DATABASE]
     cell = {"bits": 64, "n": n, "queries": 1, "k": 10, "data": kind}
     return as_rows(cell, interleaved(contestants, 1, min(plan.seconds, 4.0)))
 

@@ -53,7 +53,8 @@ def search_command(
     results = run(plan, lambda line: typer.echo(line, err=True), part or PARTS)
     if out is not None:
         option = " --quick" if quick else " --full" if full else ""
-        page = write(results, out, f"hashlens bench search{option} --seed {seed} --out {out}")
+        option += "".join(f" --part {name}" for name in part)
+        page = write(results, out, f"hashlens bench search{option} --seed {seed}")
         typer.echo(f"page: {page}", err=True)
     typer.echo(json.dumps(results) if as_json else text(results))
 

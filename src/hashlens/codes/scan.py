@@ -19,6 +19,7 @@ _FAR = 1 << 62
 # Candidates are buffered where at most this part of the codes is wanted, else all are counted.
 _BUFFERED_PART = 16
 _BUFFER_BYTES = 1 << 27
+_COMPARED_BY_ONE = 1 << 18  # comparisons that one thread does before another would wake
 # One code in so many is looked at first, where k and the batch are large, to guess how far the
 # k-th nearest is: candidates beyond it are then never collected.
 _SAMPLED = 67
@@ -43,7 +44,9 @@ class Scan:
     ) -> None:
         self._codes, self._queries, self._allowed = codes, queries, allowed
         blocks = -(-codes.n // kernels.BLOCK)
-        self._parts = split(blocks, thread_count()) or [(0, 0)]  # ranges of blocks, one a thread
+        worth = 1 + codes.n * len(queries) // _COMPARED_BY_ONE
+        # ranges of blocks, one a thread
+        self._parts = split(blocks, min(worth, thread_count())) or [(0, 0)]
 
     def nearest(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
         """The k nearest of each query, (q, k); at least k codes must be allowed."""
