@@ -30,6 +30,18 @@ def encoded(values: Sequence[int]) -> tuple[Codes, Features]:
     )
 
 
+def add_batches(path: Path, batches: int) -> None:
+    """Add batches of 20; after every fifth remove the first 20 images and compact."""
+    with HashIndex.open(path) as index:
+        for batch in range(batches):
+            values = [1000 * batch + i for i in range(20)]
+            metadata = [{"batch": batch}] * 20
+            index.add_encoded(*encoded(values), ["u"] * 20, metadata=metadata)
+            if batch % 5 == 4:
+                index.remove([record.id for record in index.records()[:20]])
+                index.compact()
+
+
 class NumberEncoder:
     """Encodes files that hold a number."""
 

@@ -14,8 +14,8 @@ import crash_writer
 import numpy as np
 import pytest
 from PIL import Image
+from pixel_encoder import PixelEncoder, save_pictures
 
-from conftest import PixelEncoder, save_pictures
 from hashlens.errors import ImageError, IndexStoreError, InvalidInputError
 from hashlens.index import adding, store
 from hashlens.index.duplicates import group_pairs
@@ -338,22 +338,11 @@ def test_a_second_writer_gets_a_clear_error(
     other.close()
 
 
-def _add_batches(path: Path, batches: int) -> None:
-    with HashIndex.open(path) as index:
-        for batch in range(batches):
-            values = [1000 * batch + i for i in range(20)]
-            metadata = [{"batch": batch}] * 20
-            index.add_encoded(*crash_writer.encoded(values), ["u"] * 20, metadata=metadata)
-            if batch % 5 == 4:
-                index.remove([record.id for record in index.records()[:20]])
-                index.compact()
-
-
 def test_readers_see_whole_commits_while_another_process_writes(tmp_path: Path) -> None:
     path = tmp_path / "x.idx"
     index = HashIndex.create(path, bits=crash_writer.BITS, feature_dim=crash_writer.WIDTH)
     context = multiprocessing.get_context("forkserver")
-    writer = context.Process(target=_add_batches, args=(path, 15))
+    writer = context.Process(target=crash_writer.add_batches, args=(path, 15))
     errors: list[BaseException] = []
     query = crash_writer.encoded([1])
     done = threading.Event()

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pixel_encoder import PixelEncoder
 
-from conftest import PixelEncoder
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index import array_file
 from hashlens.index.index import HashIndex

@@ -123,7 +123,7 @@ def send_form(client: httpx.Client, random: np.random.Generator) -> int:
 def send_raw(address: tuple[str, int], random: np.random.Generator) -> int:
     """One request that is malformed itself; the status, or 0 if the service hung up."""
     body = random.bytes(200)
-    head = b"POST /v1/search HTTP/1.1\r\nHost: a\r\n"
+    head = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     form = b"Content-Type: multipart/form-data; boundary="
     requests = (
         head + b"X: " + b"a" * 40_000 + b"\r\n\r\n",
@@ -137,9 +137,9 @@ def send_raw(address: tuple[str, int], random: np.random.Generator) -> int:
         b'form-data; name="id"\r\n\r\n' + b"7" * 12 + b"\r\n--x--\r\n",
         head + form + b"x\r\nContent-Length: 200\r\n\r\n--x\r\n" + body,
         head + form + b"x\r\nContent-Length: 30000\r\n\r\n" + b"--x\r\n\r\n\r\n" * 3000,
-        b"POST /v1/../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /assets/..%2f..%2f..%2fapp.py HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /v1/images/..%2f..%2fetc/thumbnail HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /v1/../../etc/passwd HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /assets/..%2f..%2f..%2fapp.py HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /v1/images/..%2f..%2fetc/thumbnail HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00" + body,
         body,
     )
@@ -216,14 +216,14 @@ def connection_to(service: Service) -> socket.socket:
 
 def test_slow_headers_are_hung_up_on(impatient: Service) -> None:
     with connection_to(impatient) as connection:
-        connection.sendall(b"POST /v1/search HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        connection.sendall(b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
         assert connection.recv(100) == b""
     with connection_to(impatient) as silent:
         assert silent.recv(100) == b""
 
 
 def test_a_slow_body_is_refused(impatient: Service) -> None:
-    head = b"POST /v1/search HTTP/1.1\r\nHost: a\r\nContent-Length: 90\r\n"
+    head = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 90\r\n"
     form = b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x"
     connections = [connection_to(impatient) for _ in range(4)]
     for connection in connections:
@@ -236,7 +236,7 @@ def test_a_slow_body_is_refused(impatient: Service) -> None:
 
 
 def test_more_bodies_at_once_than_allowed_are_refused(narrow: Service) -> None:
-    head = b"POST /v1/search HTTP/1.1\r\nHost: a\r\nContent-Length: 90\r\n"
+    head = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 90\r\n"
     form = b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x"
     connections = [connection_to(narrow) for _ in range(4)]
     for connection in connections:

@@ -30,7 +30,8 @@ def form(picture: bytes) -> tuple[bytes, bytes]:
         + b"\r\n--x--\r\n"
     )
     head = (
-        b"POST /v1/search HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        b"Content-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     )
     return head, body

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from hashlens.data.sources import open_source
 from hashlens.errors import ModelError
@@ -27,9 +29,9 @@ def _config() -> TrainingConfig:
     return configure("small", values, image_facts(open_source("digits#train")))[0]
 
 
-def _start(out: Path) -> subprocess.Popen[bytes]:
+def _start(out: Path, epochs: int = EPOCHS) -> subprocess.Popen[bytes]:
     command = "from hashlens.cli.main import main; main()"
-    options = f"--bits 16 --epochs {EPOCHS} --precision fp32 --validation 0.2 --recipe small"
+    options = f"--bits 16 --epochs {epochs} --precision fp32 --validation 0.2 --recipe small"
     return subprocess.Popen(
         [
             sys.executable,
@@ -61,6 +63,15 @@ def _rates(out: Path) -> list[tuple[int, str]]:
                 (int(row["step"]), row["rate"]) for row in csv.DictReader(file) if row.get("rate")
             ]
     return sorted(set(rows))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes: sums over another number of threads are rounded in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +111,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(unbroken: Path, tmp_path: 
 
 def test_ctrl_c_keeps_the_last_epoch_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "m"
-    process = _start(out)
+    process = _start(out, epochs=1000)  # more than can be over before the signal comes
     _wait_for_state(process, out)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0].decode()
