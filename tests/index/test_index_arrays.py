@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,25 @@ def test_bad_arrays_are_named() -> None:
         ArraySearcher(codes, features, ids=np.zeros(9, np.int64))
     with pytest.raises(InvalidInputError, match="only codes are held"):
         ArraySearcher(codes).search_encoded(codes, features, 1)
+
+
+def test_rows_from_a_slow_disk_are_asked_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking ahead changes no distance, in a mapped file or in memory."""
+    features = np.random.default_rng(0).standard_normal((5000, 300)).astype(np.float16)
+    features.tofile(tmp_path / "features")
+    mapped = np.memmap(tmp_path / "features", np.float16, "r", shape=features.shape)
+    rows = np.arange(0, 5000, 7)
+    true = np.sqrt(((features[rows].astype(np.float64) - 1) ** 2).sum(axis=1))
+    asked: list[int] = []
+    will_need = euclidean.will_need
+    monkeypatch.setattr(
+        euclidean, "will_need", lambda a, r: (asked.append(len(r)), will_need(a, r))
+    )
+    for limit, times in ((0.0, 2), (1e9, 2)):
+        monkeypatch.setattr(euclidean, "_SLOW_ROW_SECONDS", limit)
+        for array in (mapped, features):
+            found = euclidean.distances_to_rows(array, rows, np.ones(300, np.float32))
+            np.testing.assert_allclose(found, true, rtol=1e-5)
+        assert asked == [len(rows) - 32] * times

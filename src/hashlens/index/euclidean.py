@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
+from hashlens.index.paging import will_need
 from hashlens.protocols import Features, Ids
 
 # Bytes of float32 features that exhaustive search holds at a time.
 _BLOCK_BYTES = 1 << 26
 _QUERIES_AT_A_TIME = 512
+
+# Where the first rows take so long, they come from a disk, and the rest is asked for all at once.
+_PROBE_ROWS = 32
+_SLOW_ROW_SECONDS = 15e-6
 
 ReadRows = Callable[[int, int], NDArray[Any]]
 
@@ -62,11 +68,16 @@ def distances_to_rows(
     """
     from hashlens.index import kernels
 
-    out = np.empty(len(rows), np.float32)
     if features.dtype == np.float16:
-        kernels.squared_distances_half(_frozen(features.view(np.uint16)), rows, query, out)
+        kernel, values = kernels.squared_distances_half, _frozen(features.view(np.uint16))
     else:
-        kernels.squared_distances(_frozen(features), rows, query, out)
+        kernel, values = kernels.squared_distances, _frozen(features)
+    out = np.empty(len(rows), np.float32)
+    began = time.perf_counter()
+    kernel(values, rows[:_PROBE_ROWS], query, out[:_PROBE_ROWS])
+    if time.perf_counter() - began > _PROBE_ROWS * _SLOW_ROW_SECONDS:
+        will_need(values, rows[_PROBE_ROWS:])
+    kernel(values, rows[_PROBE_ROWS:], query, out[_PROBE_ROWS:])
     return np.sqrt(out, out=out)
 
 

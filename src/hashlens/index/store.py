@@ -117,7 +117,7 @@ class Store:
             yield transaction
             commit = read_meta(transaction.connection, self.database).commit
             transaction.connection.execute("COMMIT")
-        with file_errors(self.path / HEAD):
+        with suppress(OSError):  # the commit stands, with one check less
             _write_head(self.path, commit)
 
     @contextmanager
