@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -71,8 +71,7 @@ def make_index(folder: Path, n: int, width: int, bits: int) -> Path:
                 [f"/photos/{at + i}.jpg" for i in range(len(codes))],
                 [f"class {c}" for c in classes],
             )
-            print(f"\rmaking {at:,} of {n:,}", end="", file=sys.stderr)
-    print(f"\nmade in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    print(f"made in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return path
 
 
@@ -94,34 +93,61 @@ def measure_opening(path: Path) -> dict[str, float]:
     return {"open_s_median": float(np.median(seconds)), "open_rss_mib": max(memory)}
 
 
+def drop_from_memory(path: Path) -> None:
+    """Ask the system to forget the file's pages."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def read_into_memory(path: Path) -> None:
+    """Read the file once, so that its pages are in memory, where there is enough."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(1 << 24):
+            pass
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    found = {f"p{p}": float(np.percentile(times, p)) for p in (50, 99)}
+    return {"min": min(times), **found}
+
+
 def measure_queries(path: Path, width: int, bits: int, queries: int) -> dict[str, Any]:
-    codes, features, _ = Images(width, bits).make(queries + 20, 10**9)
+    """One query after the other: code and feature are ready, ids and distances come back."""
+    codes, features, _ = Images(width, bits).make(queries, 10**9)
     result: dict[str, Any] = {}
-    with HashIndex.open(path, read_only=True) as index:
-        for pool in (None, 200, 5000):
-            times = []
-            for i in range(queries + 20):
-                began = time.perf_counter()
-                index.search_encoded(codes[i : i + 1], features[i : i + 1], 10, pool=pool)
-                times.append(1000 * (time.perf_counter() - began))
-            key = f"hds_ms_pool_{pool or 'default'}"
-            warm = times[20:]
-            result[key] = {
-                "first": times[0],
-                "p50": float(np.percentile(warm, 50)),
-                "p99": float(np.percentile(warm, 99)),
-                "min": min(warm),
-            }
-        times = []
-        for i in range(queries):
+    file = path / "features.1"
+
+    def times(search: Any, count: int, **how: Any) -> list[float]:
+        found = []
+        for i in range(count):
             began = time.perf_counter()
-            index.search_hits(codes[i : i + 1], features[i : i + 1], 10)
-            times.append(1000 * (time.perf_counter() - began))
-        result["hds_with_records_ms_p50"] = float(np.percentile(times, 50))
+            search(codes[i : i + 1], features[i : i + 1], 10, **how)
+            found.append(1000 * (time.perf_counter() - began))
+        return found
+
+    drop_from_memory(file)
+    with HashIndex.open(path, read_only=True) as index:
+        result["first_search_ms"] = times(index.search_encoded, 1)[0]
+        for pool in (200, 1000):
+            drop_from_memory(file)
+            found = times(index.search_encoded, min(queries, 100), pool=pool)
+            result[f"hds_ms_pool_{pool}_from_disk"] = percentiles(found)
+    with HashIndex.open(path, read_only=True) as index:  # pages mapped so far are let go
+        for pool in (200, 1000, 4000):
+            read_into_memory(file)
+            found = times(index.search_encoded, queries, pool=pool)
+            result[f"hds_ms_pool_{pool}"] = percentiles(found)
+        result["hds_ms_with_records"] = percentiles(times(index.search_hits, queries))
+        result["bcs_ms"] = percentiles(times(index.search_encoded, queries, mode="bcs"))
         began = time.perf_counter()
         index.search_encoded(codes[:256], features[:256], 10)
         result["hds_batch_256_ms_per_query"] = 1000 * (time.perf_counter() - began) / 256
-        result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        read_into_memory(file)
+        result["es_ms"] = times(index.search_encoded, 3, mode="es")
+        began = time.perf_counter()
+        index.search_encoded(codes[:256], features[:256], 10, mode="es")
+        result["es_batch_256_ms_per_query"] = 1000 * (time.perf_counter() - began) / 256
     return result
 
 

@@ -19,7 +19,7 @@ from hashlens.index.arrays import ArraySearcher
 from hashlens.models.encoder import Encoder
 from hashlens.models.encoding import encode_source
 
-POOLS = (10, 30, 100, 300, 1000, 3000, 10000)
+POOLS = (10, 30, 100, 200, 400, 1000, 3000, 10000)
 
 
 def main() -> None:

@@ -18,11 +18,14 @@ from hashlens.errors import InvalidInputError
 from hashlens.index.euclidean import check_features, distances_to_rows, nearest_candidates
 from hashlens.protocols import MODES, Codes, Features, Ids, Mode, SearchResult
 
-DEFAULT_POOL = 1000
+DEFAULT_POOL = 200
 """Images that the fine search of ``hds`` looks at for small k, where no radius is given."""
 
 POOL_PER_RESULT = 4
-"""For k above ``DEFAULT_POOL / POOL_PER_RESULT``, the pool holds this many images a result."""
+"""For k above ``DEFAULT_POOL / POOL_PER_RESULT``, the pool holds this many images a result.
+
+Both were chosen on validation images (``benchmarks/hds_pool.py``, docs/results/index.md).
+"""
 
 _NO_HAMMING = np.uint16(65535)
 _POOLS_AT_A_TIME = 64
