@@ -233,7 +233,7 @@ def test_the_pool_of_hds_is_told(browser: Any, tmp_path: Path) -> None:
     with running(tmp_path / "many.idx", None) as service:
         tab = browser.new_page(base_url=service.url)
         tab.goto("/?id=7")
-        expect(tab.locator("#pool")).to_have_text("Pool: the nearest 1,000 of 1,499 images")
+        expect(tab.locator("#pool")).to_have_text("Pool: the nearest 200 of 1,499 images")
         tab.close()
 
 
