@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from hashlens.baselines import METHODS
 from hashlens.data.sources import open_source
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.experiments.comparison import Comparison, Job
@@ -57,11 +58,23 @@ def test_supervised_methods_never_see_other_labels(tmp_path: Path) -> None:
         sealed.queries  # noqa: B018
     run = Comparison(digits_piece(), sealed, tmp_path, "pixels", console=Console(quiet=True))
     for job in run.jobs():
-        if job.method not in ("CNNH", "CNNH+", "Hashlens"):
-            codes = run.encode(job).codes
-            assert codes.shape == (450, 2), job
-    # The networks are handed this source and no other.
-    assert len(sealed.train) == 200
+        if job.method in METHODS:
+            assert run.encode(job).codes.shape == (450, 2), job
+
+
+def test_other_labels_change_no_code(tmp_path: Path) -> None:
+    split = digits_split("54000", Amounts(training=200, database=200, queries=50))
+    labels = split.images.labels.copy()
+    others = np.setdiff1d(np.arange(len(labels)), split.rows.train)
+    labels[others] = (labels[others] + 1) % 10
+    wrong = replace(split, images=replace(split.images, labels=labels))
+    runs = [
+        Comparison(digits_piece(), one, tmp_path / name, "pixels", console=Console(quiet=True))
+        for name, one in (("right", split), ("wrong", wrong))
+    ]
+    for job in runs[0].jobs():
+        codes = [run.encode(job).codes for run in runs]
+        np.testing.assert_array_equal(codes[0], codes[1], err_msg=str(job))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
