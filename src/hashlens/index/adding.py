@@ -6,38 +6,51 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
-from hashlens.index.euclidean import check_features
+from hashlens.index.checks import check_encoded, check_lengths
 from hashlens.index.files import FileState, file_state, file_uri, local_path
 from hashlens.index.records import Metadata, store_metadata, store_text
+from hashlens.index.store import Store
 from hashlens.index.writing import NewImage, append_images
 from hashlens.protocols import EncodedBatch, Encoder, Ids, ImageInput, Skipped
-
-if TYPE_CHECKING:
-    from hashlens.index.index import HashIndex
 
 IMAGES_A_COMMIT = 1024
 SECONDS_A_COMMIT = 5.0
 """While images are encoded, what is done is committed after so many, or so long."""
 
 
+class AddReport(NamedTuple):
+    """What an ``add`` did.
+
+    Attributes
+    ----------
+    ids : ndarray of shape (m,), int64
+        Of the images that were added, in order.
+    skipped : tuple of Skipped
+        Images that could not be read.
+    """
+
+    ids: Ids
+    skipped: tuple[Skipped, ...]
+
+
 def add_images(
-    index: HashIndex,
+    store: Store,
     encoder: Encoder,
     images: Iterable[ImageInput],
     labels: Sequence[Any] | None,
     metadata: Sequence[Metadata | None] | None,
     progress: Callable[[int], None] | None,
     strict: bool,
-) -> tuple[Ids, tuple[Skipped, ...]]:
+) -> AddReport:
     """Encode and add images, in several commits; see ``HashIndex.add``."""
     if isinstance(images, Sequence):
         check_lengths(len(images), labels=labels, metadata=metadata)
+    meta = store.meta()
     ids: list[Ids] = []
     skipped: list[Skipped] = []
     seen: list[tuple[str, FileState | None]] = []
@@ -53,7 +66,8 @@ def add_images(
             skipped += batch.skipped
         at = np.concatenate([batch.positions for batch in batches]).tolist()
         if at:
-            codes, features = index.check_arrays(
+            codes, features = check_encoded(
+                meta,
                 np.concatenate([batch.codes for batch in batches]),
                 np.concatenate([batch.features for batch in batches]),
             )
@@ -64,10 +78,10 @@ def add_images(
                 None if metadata is None else [metadata[i] for i in at],
                 [seen[i][1] for i in at],
             )
-            ids.append(append_images(index.store, codes, features, rows))
+            ids.append(append_images(store, codes, features, rows))
         if progress is not None:
             progress(sum(len(batch.positions) + len(batch.skipped) for batch in batches))
-    return np.concatenate([np.zeros(0, np.int64), *ids]), tuple(skipped)
+    return AddReport(np.concatenate([np.zeros(0, np.int64), *ids]), tuple(skipped))
 
 
 def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
@@ -126,13 +140,6 @@ def _new_image(uri: str, label: Any, metadata: Metadata | None, file: FileState 
     return NewImage(store_text(uri) or "", store_label(label), store_metadata(metadata, uri), file)
 
 
-def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
-    """Raise ``InvalidInputError`` if a sequence does not hold one value an image."""
-    for name, values in given.items():
-        if values is not None and len(values) != count:
-            raise InvalidInputError(f"{name}: expected {count}, one an image, got {len(values)}")
-
-
 def store_label(label: Any) -> str | bytes | None:
     """A label as it is stored: text; whole numbers become text."""
     if label is None:
@@ -155,25 +162,3 @@ def uri_of(image: ImageInput) -> str:
     if isinstance(image, str) and not os.path.exists(name):
         return name
     return file_uri(name)
-
-
-def check_stored_features(features: Any, shape: tuple[int, int], kind: str) -> NDArray[Any]:
-    """Features rounded to the stored type.
-
-    Raises
-    ------
-    InvalidInputError
-        If the shape differs, or a value is not finite or too large for the type.
-    """
-    array = check_features(features)
-    if array.shape != shape:
-        raise InvalidInputError(f"features: expected shape {shape}, got {array.shape}")
-    with np.errstate(over="ignore"):
-        stored = array.astype(kind, copy=False)
-    if not np.isfinite(stored).all():
-        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
-        raise InvalidInputError(
-            f"features: row {row} holds NaN, infinity or a value too large for {kind}; "
-            "make the index with features='float32' if the values are meant"
-        )
-    return stored

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.search import hamming_radius, hamming_topk
-from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
-from hashlens.index.euclidean import check_features, distances_to_rows, nearest_candidates
+from hashlens.index.fine import FineSearch
 from hashlens.protocols import MODES, Codes, Features, Ids, Mode, SearchResult
 
 DEFAULT_POOL = 200
@@ -92,13 +90,9 @@ class ArraySearcher:
         rows: Ids | None = None,
     ) -> None:
         self._codes = CodeDatabase(codes)
-        self._features = None if features is None else check_features(features)
         self._ids = ids
-        self._rows = rows
         n = len(self._codes)
-        held = n if self._features is None or rows is not None else len(self._features)
-        if held != n:
-            raise InvalidInputError(f"features: expected {n} rows, as many as codes, got {held}")
+        self._fine = None if features is None else FineSearch(features, rows, n)
         if ids is not None and (len(ids) != n or bool((np.diff(ids) <= 0).any())):
             raise InvalidInputError(f"ids: expected {n} ascending values, one a code")
 
@@ -175,31 +169,34 @@ class ArraySearcher:
         if mode == "bcs":
             result = self._by_codes(codes, more, radius, allowed)
         else:
-            checked = self._check_queries(codes, features, mode)
+            fine, queries = self._fine_search(codes, features, mode)
             if mode == "hds":
-                size = pool or default_pool(k)
                 result = self._coarse_to_fine(
-                    codes, checked, k, size, radius, allowed, unwanted, trace or SearchTrace()
+                    fine,
+                    codes,
+                    queries,
+                    self._empty_result(len(codes), k, allowed),
+                    pool=pool or default_pool(k),
+                    radius=radius,
+                    allowed=allowed,
+                    unwanted=unwanted,
+                    trace=trace or SearchTrace(),
                 )
                 unwanted = None
             else:
-                result = self._exhaustive(checked, more, allowed)
+                result = self._empty_result(len(codes), more, allowed)
+                fine.nearest(queries, more, allowed, result)
         if unwanted is not None:
             result = _without(result, unwanted, k)
         return SearchResult(self.to_ids(result.ids), result.distances)
 
-    def _check_queries(self, codes: Codes, features: Any, mode: Mode) -> Features:
-        if self._features is None or self._features.shape[1] == 0:
+    def _fine_search(self, codes: Codes, features: Any, mode: Mode) -> tuple[FineSearch, Features]:
+        """What ranks by features, and the queries' features, checked."""
+        if self._fine is None or self._fine.width == 0:
             raise InvalidInputError(f"mode {mode} needs features, and only codes are held; use bcs")
         if features is None:
             raise InvalidInputError(f"mode {mode} needs the queries' features; got codes only")
-        queries = np.ascontiguousarray(check_features(features, "query features"), np.float32)
-        expected = (len(codes), self._features.shape[1])
-        if queries.shape != expected:
-            raise InvalidInputError(f"query features: expected {expected}, got {queries.shape}")
-        if not np.isfinite(queries).all():
-            raise InvalidInputError("query features: expected finite values, got NaN or infinity")
-        return queries
+        return self._fine, self._fine.check_queries(features, len(codes))
 
     def to_ids(self, slots: Ids) -> Ids:
         """Ids of slots (places in ``codes``); -1 stays."""
@@ -227,17 +224,17 @@ class ArraySearcher:
 
     def _coarse_to_fine(
         self,
+        fine: FineSearch,
         codes: Codes,
         features: Features,
-        k: int,
+        result: SearchResult,
+        *,
         pool: int,
         radius: int | None,
         allowed: NDArray[np.bool_] | None,
         unwanted: Ids | None,
         trace: SearchTrace,
     ) -> SearchResult:
-        available = len(self) if allowed is None else int(np.count_nonzero(allowed))
-        result = _empty_result(len(codes), min(k, available))
         for at in range(0, len(codes), _POOLS_AT_A_TIME):
             queries = slice(at, at + _POOLS_AT_A_TIME)
             began = time.perf_counter()
@@ -251,66 +248,18 @@ class ArraySearcher:
                 pools = [p[p != one] for p, one in zip(pools, unwanted[queries], strict=True)]
                 pools = pools if radius is not None else [p[:pool] for p in pools]
             found_pools = time.perf_counter()
-            self._rank(pools, features[queries], result, at)
+            fine.rank(pools, features[queries], result, at)
             trace.coarse += found_pools - began
             trace.fine += time.perf_counter() - found_pools
             trace.pools += [len(members) for members in pools]
         return result
 
-    def _exhaustive(
-        self, features: Features, k: int, allowed: NDArray[np.bool_] | None
+    def _empty_result(
+        self, queries: int, k: int, allowed: NDArray[np.bool_] | None
     ) -> SearchResult:
-        held = self._features
-        available = len(self) if allowed is None else int(np.count_nonzero(allowed))
-        result = _empty_result(len(features), min(k, available))
-        if held is None or available == 0:
-            return result
-        slot_of, mask = self._slot_of_row(allowed)
-        found = nearest_candidates(held, features, k, mask)
-        pools = found if slot_of is None else [slot_of[rows] for rows in found]
-        self._rank(pools, features, result, 0)
-        return result
-
-    def _slot_of_row(
-        self, allowed: NDArray[np.bool_] | None
-    ) -> tuple[Ids | None, NDArray[np.bool_] | None]:
-        """Each feature row's slot, and which rows are allowed."""
-        if self._rows is None or self._features is None:
-            return None, allowed
-        slot_of = np.full(len(self._features), -1, np.int64)
-        slot_of[self._rows] = np.arange(len(self))
-        mask = slot_of >= 0
-        if allowed is not None:
-            mask[self._rows] = allowed
-        return slot_of, mask
-
-    def _rank(self, pools: list[Ids], features: Features, result: SearchResult, at: int) -> None:
-        """Order each pool by Euclidean distance into ``result`` from query ``at`` on."""
-
-        def some(first: int, last: int) -> None:
-            for i in range(first, last):
-                self._rank_one(pools[i], features[i], result.ids[at + i], result.distances[at + i])
-
-        tasks = [partial(some, *part) for part in split(len(pools), thread_count())]
-        if pools:
-            run_all(tasks)
-
-    def _rank_one(self, pool: Ids, query: Any, ids: Any, distances: Any) -> None:
-        if self._features is None or not len(pool) or not len(ids):
-            return
-        slots = np.sort(pool)
-        rows = slots if self._rows is None else self._rows[slots]
-        found = distances_to_rows(self._features, rows, query)
-        k = min(len(ids), len(slots))
-        near = np.flatnonzero(found <= np.partition(found, k - 1)[k - 1])
-        order = near[np.argsort(found[near], kind="stable")[:k]]
-        ids[:k], distances[:k] = slots[order], found[order]
-
-
-def _empty_result(queries: int, k: int) -> SearchResult:
-    return SearchResult(
-        np.full((queries, k), -1, np.int64), np.full((queries, k), np.inf, np.float32)
-    )
+        """Rows to fill: as wide as k, or as many images as are allowed."""
+        shape = (queries, min(k, len(self) if allowed is None else int(np.count_nonzero(allowed))))
+        return SearchResult(np.full(shape, -1, np.int64), np.full(shape, np.inf, np.float32))
 
 
 def _without(result: SearchResult, unwanted: Ids, k: int) -> SearchResult:

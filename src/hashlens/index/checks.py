@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashlens.codes.packing import check_codes, code_bytes
 from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.index.euclidean import check_features
 from hashlens.index.schema import Meta
 from hashlens.protocols import Codes, Encoder, Ids
 
@@ -40,6 +43,48 @@ def check_width(codes: Any, bits: int) -> Codes:
             f"{checked.shape[1]}; use the model that the index was made with"
         )
     return checked
+
+
+def check_encoded(meta: Meta, codes: Any, features: Any) -> tuple[Codes, NDArray[Any]]:
+    """Codes and features of an index's widths, features rounded to its stored type.
+
+    Parameters
+    ----------
+    meta : Meta
+        Of the index.
+    codes : array_like of shape (n, bytes), uint8
+        Packed codes.
+    features : array_like of shape (n, d), floating; or None where the index holds codes only
+        Finite, also once they are rounded.
+
+    Raises
+    ------
+    InvalidInputError
+        If a shape differs, or a value is not finite or too large for the stored type.
+    """
+    codes = check_width(codes, meta.bits)
+    if features is None and meta.feature_dim == 0:
+        features = np.zeros((len(codes), 0), np.float32)
+    array = check_features(features)
+    expected = (len(codes), meta.feature_dim)
+    if array.shape != expected:
+        raise InvalidInputError(f"features: expected shape {expected}, got {array.shape}")
+    with np.errstate(over="ignore"):
+        stored = array.astype(meta.features, copy=False)
+    if not np.isfinite(stored).all():
+        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+        raise InvalidInputError(
+            f"features: row {row} holds NaN, infinity or a value too large for {meta.features}; "
+            "make the index with features='float32' if the values are meant"
+        )
+    return codes, stored
+
+
+def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
+    """Raise ``InvalidInputError`` if a sequence does not hold one value an image."""
+    for name, values in given.items():
+        if values is not None and len(values) != count:
+            raise InvalidInputError(f"{name}: expected {count}, one an image, got {len(values)}")
 
 
 def require_same_model(path: Path, meta: Meta, encoder: Encoder) -> None:

@@ -4,38 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from hashlens.codes.packing import check_bits
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index import adding, compacting, syncing, writing
-from hashlens.index.checks import check_ids, check_width
-from hashlens.index.reader import IndexInfo, IndexReader
+from hashlens.index.adding import AddReport
+from hashlens.index.checks import check_encoded, check_ids
+from hashlens.index.files import file_state, local_path
+from hashlens.index.info import IndexInfo
 from hashlens.index.records import Hit, Metadata, Record, store_metadata, store_text
 from hashlens.index.schema import FEATURE_TYPES, Meta
+from hashlens.index.searcher import IndexSearcher
 from hashlens.index.store import Store
 from hashlens.index.syncing import SyncReport
-from hashlens.protocols import Codes, Encoder, Ids, ImageInput, Skipped
+from hashlens.protocols import Encoder, Ids, ImageInput
 
 __all__ = ["AddReport", "HashIndex", "Hit", "IndexInfo", "Record", "SyncReport"]
-
-
-class AddReport(NamedTuple):
-    """What an ``add`` did.
-
-    Attributes
-    ----------
-    ids : ndarray of shape (m,), int64
-        Of the images that were added, in order.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    """
-
-    ids: Ids
-    skipped: tuple[Skipped, ...]
 
 
 class _Keep:
@@ -45,7 +30,7 @@ class _Keep:
 _KEEP = _Keep()
 
 
-class HashIndex(IndexReader):
+class HashIndex(IndexSearcher):
     """An index in a folder; see ``docs/reference/index-format.md``.
 
     One process may write at a time and any number may search; a search sees one commit, the last.
@@ -179,10 +164,9 @@ class HashIndex(IndexReader):
         IndexStoreError
             If it cannot be written.
         """
-        ids, skipped = adding.add_images(
-            self, self._require_encoder(), images, labels, metadata, progress, strict
+        return adding.add_images(
+            self.store, self._require_encoder(), images, labels, metadata, progress, strict
         )
-        return AddReport(ids, skipped)
 
     def add_encoded(
         self,
@@ -212,7 +196,7 @@ class HashIndex(IndexReader):
         ndarray of shape (n,), int64
             Their ids: consecutive.
         """
-        codes, stored = self.check_arrays(codes, features)
+        codes, stored = check_encoded(self.store.meta(), codes, features)
         images = adding.new_images(len(codes), uris, labels, metadata)
         return writing.append_images(self.store, codes, stored, images)
 
@@ -229,7 +213,7 @@ class HashIndex(IndexReader):
             As in ``add_encoded``.
         """
         ids = check_ids(ids)
-        codes, stored = self.check_arrays(codes, features)
+        codes, stored = check_encoded(self.store.meta(), codes, features)
         if len(codes) != len(ids):
             raise InvalidInputError(f"codes: expected {len(ids)}, one an id, got {len(codes)}")
         if len(ids):
@@ -268,7 +252,7 @@ class HashIndex(IndexReader):
             If there are no paths, though images of the index come from this folder.
         """
         return syncing.sync_folder(
-            self, self._require_encoder(), Path(folder), paths, labels, progress, strict
+            self.store, self._require_encoder(), Path(folder), paths, labels, progress, strict
         )
 
     def remove(self, ids: Any) -> None:
@@ -321,10 +305,14 @@ class HashIndex(IndexReader):
             values["metadata"] = store_metadata(metadata, f"image {image_id}")
         if image is not None:
             self.get(image_id)
+            uri = adding.uri_of(image)
+            state = file_state(local_path(uri)) if uri else None
             codes, features = self._require_encoder().encode([image])
             self.replace_encoded([image_id], codes, features)
-            if uri := adding.uri_of(image):
+            if uri:
                 values["uri"] = store_text(uri)
+            if state:
+                values |= state._asdict()
         if values:
             writing.update_records(self.store, [(int(image_id), values)])
 
@@ -344,13 +332,3 @@ class HashIndex(IndexReader):
                 f"{self.path}: opened without an encoder; give one to HashIndex.open to add images"
             )
         return self._encoder
-
-    def check_arrays(self, codes: Any, features: Any) -> tuple[Codes, NDArray[Any]]:
-        """Codes and features of this index's widths, features as they are stored."""
-        meta = self._meta()
-        codes = check_width(codes, meta.bits)
-        if features is None and meta.feature_dim == 0:
-            features = np.zeros((len(codes), 0), np.float32)
-        return codes, adding.check_stored_features(
-            features, (len(codes), meta.feature_dim), meta.features
-        )

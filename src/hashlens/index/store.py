@@ -93,6 +93,11 @@ class Store:
             sync_folder(path.parent)
         return Store(path)
 
+    def meta(self) -> Meta:
+        """What holds at the last commit."""
+        with self.reading() as transaction:
+            return transaction.meta
+
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """A transaction that sees one commit, whatever is written meanwhile."""

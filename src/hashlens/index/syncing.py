@@ -7,19 +7,19 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hashlens.errors import IndexStoreError
 from hashlens.index import writing
-from hashlens.index.adding import check_lengths, commits, store_label
+from hashlens.index.adding import commits, store_label
+from hashlens.index.checks import check_encoded, check_lengths
 from hashlens.index.files import FileState, file_state, file_uri, local_path
 from hashlens.index.records import load_text, store_text
+from hashlens.index.schema import Meta
+from hashlens.index.store import Store
 from hashlens.protocols import EncodedBatch, Encoder, Skipped
-
-if TYPE_CHECKING:
-    from hashlens.index.index import HashIndex
 
 
 class SyncReport(NamedTuple):
@@ -68,7 +68,7 @@ class _Plan:
 
 
 def sync_folder(
-    index: HashIndex,
+    store: Store,
     encoder: Encoder,
     folder: Path,
     paths: Sequence[Path],
@@ -80,19 +80,19 @@ def sync_folder(
     if labels is not None:
         check_lengths(len(paths), labels=labels)
     names = [None] * len(paths) if labels is None else [store_label(label) for label in labels]
-    plan = _plan(index, folder, paths, names)
+    plan = _plan(store, folder, paths, names)
     if plan.changes:
-        writing.update_records(index.store, plan.changes)
+        writing.update_records(store, plan.changes)
     if plan.gone:
-        index.remove(plan.gone)
-    added, updated, skipped = _encode(index, encoder, plan.jobs, progress, strict)
+        writing.remove_images(store, np.array(plan.gone, np.int64))
+    added, updated, skipped = _encode(store, encoder, plan.jobs, progress, strict)
     return SyncReport(added, updated, plan.moved, len(plan.gone), plan.unchanged, tuple(skipped))
 
 
 def _plan(
-    index: HashIndex, folder: Path, paths: Sequence[Path], labels: Sequence[str | bytes | None]
+    store: Store, folder: Path, paths: Sequence[Path], labels: Sequence[str | bytes | None]
 ) -> _Plan:
-    with index.store.reading() as (connection, _):
+    with store.reading() as (connection, _):
         known = _known_under(connection, folder)
     if known and not paths:
         raise IndexStoreError(
@@ -155,7 +155,7 @@ def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list
 
 
 def _encode(
-    index: HashIndex,
+    store: Store,
     encoder: Encoder,
     jobs: Sequence[_Job],
     progress: Callable[[int, int], None] | None,
@@ -169,12 +169,13 @@ def _encode(
             states[place] = file_state(job.path)
             yield job.path
 
+    meta = store.meta()
     added = updated = done = 0
     skipped: list[Skipped] = []
     for batches in commits(encoder.encode_batches(files(), strict=strict)):
         for batch in batches:
             skipped += batch.skipped
-            new = _commit(index, jobs, batch, states)
+            new = _commit(store, meta, jobs, batch, states)
             added += new
             updated += len(batch.positions) - new
             done += len(batch.positions) + len(batch.skipped)
@@ -184,13 +185,14 @@ def _encode(
 
 
 def _commit(
-    index: HashIndex,
+    store: Store,
+    meta: Meta,
     jobs: Sequence[_Job],
     batch: EncodedBatch,
     states: dict[int, FileState | None],
 ) -> int:
     """Store an encoded batch; return how many of its images are new."""
-    codes, features = index.check_arrays(batch.codes, batch.features)
+    codes, features = check_encoded(meta, batch.codes, batch.features)
     at = batch.positions.tolist()
     new = np.array([jobs[place].id is None for place in at], np.bool_)
     if new.any():
@@ -200,10 +202,10 @@ def _commit(
             )
             for i in batch.positions[new].tolist()
         ]
-        writing.append_images(index.store, codes[new], features[new], images)
+        writing.append_images(store, codes[new], features[new], images)
     if not new.all():
         old = batch.positions[~new].tolist()
         ids = np.array([jobs[place].id for place in old], np.int64)
         files = [states[place] for place in old]
-        writing.replace_images(index.store, ids, codes[~new], features[~new], files)
+        writing.replace_images(store, ids, codes[~new], features[~new], files)
     return int(new.sum())

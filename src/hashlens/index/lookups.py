@@ -1,75 +1,20 @@
-"""From queries to codes, and from ids to records, inside one transaction."""
+"""From ids to records and positions, inside one transaction."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.packing import code_bytes
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.errors import InvalidInputError
 from hashlens.index.records import Hit, Record, load_text, to_record
 from hashlens.index.snapshot import Snapshot
-from hashlens.protocols import Codes, Encoder, Features, Ids, SearchResult
+from hashlens.protocols import Codes, Ids, SearchResult
 
 _COLUMNS = "id, uri, label, metadata"
-
-
-class EncodedQueries(NamedTuple):
-    """Queries of which the images are encoded, and the ids still to be looked up."""
-
-    total: int
-    images: list[int]
-    codes: Codes | None
-    features: Features | None
-    ids: dict[int, int]
-
-
-def encode_queries(queries: Sequence[Any], encoder: Encoder | None, path: Path) -> EncodedQueries:
-    """Encode the queries that are images.
-
-    Raises
-    ------
-    IndexStoreError
-        If there are images and no encoder.
-    ImageError
-        If one cannot be read.
-    """
-    ids = {
-        place: int(query)
-        for place, query in enumerate(queries)
-        if isinstance(query, int | np.integer) and not isinstance(query, bool)
-    }
-    images = [place for place in range(len(queries)) if place not in ids]
-    if not images:
-        return EncodedQueries(len(queries), [], None, None, ids)
-    if encoder is None:
-        raise IndexStoreError(
-            f"{path}: opened without an encoder; give one to HashIndex.open to search by image, "
-            "or search by id"
-        )
-    codes, features = encoder.encode([queries[place] for place in images])
-    return EncodedQueries(len(queries), images, codes, features, ids)
-
-
-def fill_in_ids(
-    connection: sqlite3.Connection, snapshot: Snapshot, queries: EncodedQueries
-) -> tuple[Codes, Features]:
-    """Codes and features of all queries, those given by id from the index."""
-    meta = snapshot.meta
-    codes = np.zeros((queries.total, code_bytes(meta.bits)), np.uint8)
-    features = np.zeros((queries.total, meta.feature_dim), np.float32)
-    if queries.codes is not None and queries.features is not None:
-        codes[queries.images], features[queries.images] = queries.codes, queries.features
-    if queries.ids:
-        places = list(queries.ids)
-        at = positions(connection, np.array(list(queries.ids.values()), np.int64))
-        codes[places], features[places] = snapshot.codes[at], snapshot.features[at]
-    return codes, features
 
 
 def positions(connection: sqlite3.Connection, ids: Ids) -> Ids:
@@ -97,6 +42,19 @@ def records(connection: sqlite3.Connection, ids: Iterable[int] | None) -> list[R
         return [to_record(row) for row in rows]
     sql = f"SELECT {_COLUMNS} FROM images WHERE id = ? AND alive"
     return [to_record(_one(connection, sql, int(image_id))) for image_id in ids]
+
+
+def file_digest(connection: sqlite3.Connection, image_id: int) -> bytes | None:
+    """Digest of a living image's file when it was encoded; None where it is not known.
+
+    Raises
+    ------
+    InvalidInputError
+        If the image is not there.
+    """
+    sql = "SELECT digest FROM images WHERE id = ? AND alive"
+    digest: bytes | None = _one(connection, sql, image_id)[0]
+    return digest
 
 
 def to_hits(
