@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hashlens.data.images import MAX_PIXELS, list_images, load_image
+from hashlens.data.folders import list_images
+from hashlens.data.images import MAX_PIXELS, load_image
 from hashlens.data.uris import path_uri, uri_path
 from hashlens.errors import ImageError, SourceError
 from image_builders import encoded, picture

@@ -86,7 +86,7 @@ class Images(NamedTuple):
 
 def open_images(sources: Sequence[str]) -> Images:
     """Image files, folders and other sources as one list."""
-    from hashlens.data.images import SUFFIXES
+    from hashlens.data.folders import SUFFIXES
     from hashlens.data.sources import open_source
     from hashlens.data.uris import path_uri
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from hashlens.data.images import SUFFIXES, list_images
 from hashlens.data.source import FileImages, Source
 from hashlens.data.uris import path_uri
 from hashlens.errors import SourceError
 
 _SPLIT_NAMES = frozenset({"train", "training", "test", "val", "valid", "validation", "dev"})
+
+SUFFIXES = frozenset(
+    {
+        ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+        ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+"""File names that are taken for images when a folder is listed; case does not matter."""
 
 
 def open_folder(spec: str, folder: Path) -> Source:
@@ -76,3 +84,61 @@ def _notes(root: Path, names: list[str], unlabelled: int) -> tuple[str, ...]:
     if unlabelled:
         notes.append(f"{unlabelled} images lie outside the sub-folders and are unlabelled")
     return tuple(notes)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All image files below a folder, by their suffix, sorted by path.
+
+    Links are followed, loops of links are not; names that start with a dot are left out.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where to look.
+
+    Returns
+    -------
+    list of Path
+        Absolute paths.
+
+    Raises
+    ------
+    SourceError
+        If the folder, or one below it, is missing or may not be read; names it.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(folder)))
+    return sorted(_walk(root, frozenset()))
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    name = path_uri(os.fspath(folder))
+    try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link back to a folder above
+            return
+        entries = list(os.scandir(folder))
+    except FileNotFoundError as error:
+        raise SourceError(f"{name}: no such folder; check the path") from error
+    except NotADirectoryError as error:
+        raise SourceError(f"{name}: expected a folder, got a file") from error
+    except PermissionError as error:
+        raise SourceError(
+            f"{name}: no permission to list this folder; allow reading it or move it away"
+        ) from error
+    except OSError as error:
+        raise SourceError(f"{name}: cannot list this folder ({error.strerror})") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            yield from _walk(folder / entry.name, above | {here})
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield folder / entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles
+        return False

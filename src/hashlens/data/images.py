@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hashlens.data.modes import grey_or_rgb
 from hashlens.data.uris import RawImage, path_uri, resolve
 from hashlens.errors import ImageError, SourceError
 from hashlens.protocols import ImageInput
@@ -20,33 +20,8 @@ from hashlens.protocols import ImageInput
 MAX_PIXELS = 178_956_970
 """Largest width x height that is decoded; checked in the header, before memory is taken."""
 
-SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "gif",
-        "bmp",
-        "webp",
-        "tif",
-        "tiff",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "jp2",
-        "avif",
-    )
-)
-"""File names that are taken for images when a folder is listed; case does not matter."""
-
 # Pillow also opens formats that start other programs or read other files; those stay closed.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_WHITE = 255
-_SIXTEEN_BIT = 65535
 
 
 class UnreadableImageError(ImageError):
@@ -205,7 +180,7 @@ def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image
     if size_hint is not None and getattr(image, "format", None) in ("JPEG", "MPO"):
         image.draft(None, (2 * size_hint, 2 * size_hint))
     image.load()
-    return _eight_bits(_upright(image))
+    return grey_or_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -216,93 +191,3 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block does not spoil the picture
         return image
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Mode L or RGB; grey stays grey."""
-    mode = image.mode
-    if mode in ("L", "RGB") and "transparency" not in image.info:
-        return image
-    if mode.startswith("I;16"):
-        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
-    if mode == "I":
-        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
-    if mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        return _scaled(values, 1 if values.max() <= 1 else 255)
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        grey = mode in ("1", "L", "LA", "La")
-        return _over_white(image, grey)
-    return image.convert("L" if mode == "1" else "RGB")
-
-
-def _scaled(values: NDArray[np.float32], top: int) -> Image.Image:
-    eight = np.rint(np.clip(values, 0, top) * (255 / top)).astype(np.uint8)
-    return Image.fromarray(eight)
-
-
-def _over_white(image: Image.Image, grey: bool) -> Image.Image:
-    if image.mode in ("La", "RGBa"):  # alpha already multiplied in
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    picture = image.convert("RGBA")
-    paper = Image.new("RGBA", picture.size, (_WHITE,) * 4)
-    flat = Image.alpha_composite(paper, picture)
-    return flat.convert("L" if grey else "RGB")
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """All image files below a folder, by their suffix, sorted by path.
-
-    Links are followed, loops of links are not; names that start with a dot are left out.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Where to look.
-
-    Returns
-    -------
-    list of Path
-        Absolute paths.
-
-    Raises
-    ------
-    SourceError
-        If the folder, or one below it, is missing or may not be read; names it.
-    """
-    root = Path(os.path.abspath(os.path.expanduser(folder)))
-    return sorted(_walk(root, frozenset()))
-
-
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    name = path_uri(os.fspath(folder))
-    try:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:  # a link back to a folder above
-            return
-        entries = list(os.scandir(folder))
-    except FileNotFoundError as error:
-        raise SourceError(f"{name}: no such folder; check the path") from error
-    except NotADirectoryError as error:
-        raise SourceError(f"{name}: expected a folder, got a file") from error
-    except PermissionError as error:
-        raise SourceError(
-            f"{name}: no permission to list this folder; allow reading it or move it away"
-        ) from error
-    except OSError as error:
-        raise SourceError(f"{name}: cannot list this folder ({error.strerror})") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            yield from _walk(folder / entry.name, above | {here})
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield folder / entry.name
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads in circles
-        return False

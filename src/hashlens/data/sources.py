@@ -6,8 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from hashlens.data.folders import open_folder
-from hashlens.data.images import list_images
+from hashlens.data.folders import list_images, open_folder
 from hashlens.data.source import Source
 from hashlens.data.uris import path_uri
 from hashlens.errors import SourceError

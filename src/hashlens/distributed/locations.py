@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hashlens.data.images import SUFFIXES
+from hashlens.data.folders import SUFFIXES
 from hashlens.errors import MissingExtraError, SourceError
 
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://.+")
