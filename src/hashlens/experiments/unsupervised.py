@@ -19,6 +19,7 @@ from hashlens.models.card import CARD_NAME, model_card
 from hashlens.models.checkpoint import CONFIG_NAME, save_model, write_atomically
 from hashlens.models.config import ModelConfig
 from hashlens.models.latent import LatentHashNet
+from hashlens.models.memory import keep_freed_memory
 from hashlens.training.inputs import feature_inputs
 
 BACKBONE, SIZE = "timm:mobilenetv2_100", 128
@@ -76,6 +77,7 @@ def train_unsupervised(
         If the features do not suffice for so many bits.
     """
     started = time.monotonic()
+    keep_freed_memory()
     if (out / CONFIG_NAME).exists() and not overwrite:
         raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
     if len(source) < 2 * bits:

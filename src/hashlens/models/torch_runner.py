@@ -11,6 +11,7 @@ from hashlens.models.checkpoint import load_model
 from hashlens.models.config import ModelConfig
 from hashlens.models.encoder import Batch, NetworkOutput
 from hashlens.models.latent import LatentHashNet
+from hashlens.models.memory import keep_freed_memory
 
 
 class TorchRunner:
@@ -27,11 +28,18 @@ class TorchRunner:
     def __init__(self, net: LatentHashNet, device: str = "cpu") -> None:
         self._device = torch.device(device)
         self._net = net.to(self._device).eval()
+        self._layout = torch.contiguous_format
+        if self._device.type == "cpu":
+            keep_freed_memory()
+            # oneDNN's convolutions are faster with the channels of a pixel side by side.
+            self._layout = torch.channels_last
+            self._net = self._net.to(memory_format=self._layout)
 
     @torch.inference_mode()
     def run(self, images: Batch) -> NetworkOutput:
         """Prepared images of shape (n, channels, size, size) to their outputs."""
-        out = self._net(torch.from_numpy(images).to(self._device))
+        batch = torch.from_numpy(images).to(self._device, memory_format=self._layout)
+        out = self._net(batch)
         scores = out.scores.float().cpu().numpy() if out.scores.shape[1] else None
         return NetworkOutput(
             out.latent.float().cpu().numpy(), out.features.float().cpu().numpy(), scores

@@ -22,6 +22,7 @@ from hashlens.data.labels import balanced_weights, require_labels
 from hashlens.data.source import Source
 from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.latent import LatentHashNet
+from hashlens.models.memory import keep_freed_memory
 from hashlens.training.batches import TrainingBatches, ValidationBatches
 from hashlens.training.callbacks import Detectors, KeepStates, ShowProgress, load_best
 from hashlens.training.config import TrainingConfig
@@ -100,6 +101,7 @@ def train(
     """
     started = time.monotonic()
     require_labels(source)
+    keep_freed_memory()
     console = Console(stderr=True, quiet=not progress or not is_first_process())
     first = is_first_process()
     # The same weights at the start in every process and every repetition.
