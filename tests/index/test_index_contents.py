@@ -19,6 +19,7 @@ from pixel_encoder import PixelEncoder, save_pictures
 from hashlens.errors import ImageError, IndexStoreError, InvalidInputError
 from hashlens.index import adding, store
 from hashlens.index.duplicates import group_pairs
+from hashlens.index.files import content_digest
 from hashlens.index.index import HashIndex
 
 HOSTILE = [
@@ -183,6 +184,7 @@ def test_update_by_image_keeps_the_id(
     assert index.get(2).uri == str(pictures[9])
     assert index.get(2).label == "a"
     assert [hit.id for hit in index.search(pictures[9], k=1)] == [2]
+    assert index.file_digest(2) == content_digest(pictures[9].read_bytes())
     assert index.info().removed == 1
     assert index.compact() == 1
     assert [hit.id for hit in index.search(pictures[9], k=1)] == [2]

@@ -7,8 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
+from hashlens.data.folders import list_images
+from hashlens.data.sources import open_source
+from hashlens.index.files import content_digest
+from hashlens.index.index import HashIndex
+from hashlens.models.encoder import Encoder
+from hashlens.service.app import create_app
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 from hashlens.service.thumbnails import Thumbnails
@@ -75,6 +82,67 @@ def test_a_folder_that_became_a_link_is_refused(folder: Path, tmp_path: Path) ->
         Thumbnails(Limits()).get(str(folder / "small.png"))
 
 
+def link_to_folder(folder: Path) -> Path:
+    """The same folder by another way."""
+    link = folder.parent.parent / "link"
+    link.symlink_to(folder.parent)
+    return link / folder.name
+
+
+def test_through_a_link_only_what_was_indexed_is_shown(folder: Path, tmp_path: Path) -> None:
+    path = link_to_folder(folder) / "small.png"
+    digest = content_digest(path.read_bytes())
+    thumbnails = Thumbnails(Limits())
+    assert opened(thumbnails.get(str(path), digest).data).size == (28, 28)
+    with pytest.raises(Refused):
+        thumbnails.get(str(path))
+    elsewhere = tmp_path / "elsewhere" / "cats"
+    elsewhere.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(elsewhere / "small.png")
+    path.parent.parent.unlink()
+    path.parent.parent.symlink_to(elsewhere.parent)
+    with pytest.raises(Refused) as refusal:
+        thumbnails.get(str(path), digest)
+    assert str(tmp_path) not in refusal.value.detail
+
+
+def test_a_file_that_is_itself_a_link_is_shown_while_its_content_stays(folder: Path) -> None:
+    path = folder / "link.jpg"
+    path.symlink_to(folder / "large.jpg")
+    digest = content_digest(path.read_bytes())
+    assert opened(Thumbnails(Limits()).get(str(path), digest).data).size == (320, 160)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(Refused):
+        Thumbnails(Limits()).get(str(path), digest)
+
+
+def test_dots_in_a_path_are_refused_whatever_it_holds(folder: Path) -> None:
+    digest = content_digest((folder / "small.png").read_bytes())
+    with pytest.raises(Refused):
+        Thumbnails(Limits()).get(str(folder / ".." / "cats" / "small.png"), digest)
+
+
+def test_a_folder_reached_through_a_link_is_indexed_served_and_synced(
+    folder: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    linked = link_to_folder(folder).parent
+    with HashIndex.create(tmp_path / "linked.idx", encoder) as index:
+        index.add(open_source(linked).uris)
+        client = TestClient(create_app(index, encoder))
+        with client:
+            answers = [client.get(f"/v1/images/{i}/thumbnail") for i in index.ids()]
+            assert [answer.status_code for answer in answers] == [200, 200]
+            Image.new("L", (28, 28), 3).save(folder / "small.png")  # not what was indexed
+            statuses = [client.get(f"/v1/images/{i}/thumbnail").status_code for i in index.ids()]
+            assert sorted(statuses) == [200, 404]
+            report = index.sync(linked, list_images(linked))
+            assert (report.added, report.updated, report.unchanged) == (0, 1, 1)
+            assert {client.get(f"/v1/images/{i}/thumbnail").status_code for i in index.ids()} == {
+                200
+            }
+
+
 def test_odd_paths_are_refused(folder: Path) -> None:
     thumbnails = Thumbnails(Limits())
     os.mkfifo(folder / "pipe.png")
@@ -85,6 +153,7 @@ def test_odd_paths_are_refused(folder: Path) -> None:
         str(folder / "pipe.png"),
         str(folder / "gone.png"),
         "cats/small.png",
+        "",
         str(folder / "gone.parquet#3"),
     ):
         with pytest.raises(Refused):

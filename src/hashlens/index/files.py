@@ -50,6 +50,11 @@ def local_path(uri: str) -> str:
     return uri
 
 
+def content_digest(data: bytes) -> bytes:
+    """The digest that ``FileState`` keeps of a file with this content."""
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
 def file_state(path: str | os.PathLike[str]) -> FileState | None:
     """How a file looks now; None where there is no regular file that can be read.
 

@@ -108,9 +108,13 @@ class Catalogue:
         """
         return _shown(self._get(image_id))
 
-    def uri(self, image_id: int) -> str:
-        """Where an image is; for this process, never for a client."""
-        return self._get(image_id).uri
+    def place(self, image_id: int) -> tuple[str, bytes | None]:
+        """URI of an image, and its file's digest; for this process, never for a client."""
+        record = self._get(image_id)
+        try:
+            return record.uri, self._index.file_digest(image_id)
+        except InvalidInputError as error:  # removed meanwhile
+            raise Refused(404, str(error)) from None
 
     def _get(self, image_id: int) -> Record:
         try:

@@ -206,7 +206,7 @@ class Engine:
         """One image's thumbnail."""
 
         def make() -> Thumbnail:
-            return self._thumbnails.get(self._catalogue.uri(image_id))
+            return self._thumbnails.get(*self._catalogue.place(image_id))
 
         return await self._run("files", make)
 

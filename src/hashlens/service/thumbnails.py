@@ -17,6 +17,7 @@ from PIL import Image
 from hashlens.data.images import load_image
 from hashlens.data.uris import uri_path
 from hashlens.errors import HashlensError
+from hashlens.index.files import content_digest
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits
 
@@ -44,26 +45,31 @@ class Thumbnails:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, uri: str) -> Thumbnail:
+    def get(self, uri: str, digest: bytes | None = None) -> Thumbnail:
         """The thumbnail of an image of the index.
 
         Parameters
         ----------
         uri : str
             As stored in the index; never a client's own text.
+        digest : bytes, optional
+            Of the file when it was indexed. Where a path leads through a symbolic link, only
+            these very bytes are shown.
 
         Raises
         ------
         Refused
             404 if the image cannot be read any more, or its path leads elsewhere now.
         """
-        version = _version(uri)
+        place = _find(uri, digest)
+        version = uri if place is None else place.version(uri)
         with self._lock:
             found = self._kept.get(version)
             if found is not None:
                 self._kept.move_to_end(version)
                 return found
-        made = self._make(uri, f'"{hashlib.sha256(version.encode()).hexdigest()[:24]}"')
+        source = uri if place is None else _read(place, uri)
+        made = self._make(source, f'"{hashlib.sha256(version.encode()).hexdigest()[:24]}"')
         with self._lock:
             if version not in self._kept:
                 self._kept[version] = made
@@ -73,9 +79,9 @@ class Thumbnails:
                 self._bytes -= len(dropped.data)
         return made
 
-    def _make(self, uri: str, etag: str) -> Thumbnail:
+    def _make(self, source: str | bytes, etag: str) -> Thumbnail:
         try:
-            image = load_image(_read(uri), size_hint=self._side)
+            image = load_image(source, size_hint=self._side)
         except (HashlensError, OSError, ValueError):
             raise _gone() from None
         buffer = io.BytesIO()
@@ -91,49 +97,76 @@ def _gone() -> Refused:
     return Refused(404, "the image's file cannot be read any more")
 
 
-def _file_part(uri: str) -> Path | None:
-    """The file a URI names, whole or as one of its rows; None for an image that is in no file."""
+class _Place(NamedTuple):
+    """Where an image's bytes are.
+
+    Attributes
+    ----------
+    path : Path
+        The image's file, or the file of which it is a row.
+    status : os.stat_result
+        Of that file now.
+    is_row : bool
+        Whether the file holds many images.
+    digest : bytes or None
+        Bytes that the file must have; None where its path is its own.
+    """
+
+    path: Path
+    status: os.stat_result
+    is_row: bool
+    digest: bytes | None
+
+    def version(self, uri: str) -> str:
+        """Names the image and the state of its file."""
+        status = self.status
+        return f"{uri}\n{status.st_mtime_ns}\n{status.st_size}\n{status.st_ino}"
+
+
+def _find(uri: str, digest: bytes | None) -> _Place | None:
+    """The file of an image, or a refusal; None for an image that is in no file.
+
+    Indexed paths are absolute, so one that is not its own resolution leads through a symbolic
+    link. It may have done so when it was indexed, or lead elsewhere since: the content tells.
+    """
+    if not uri:  # an image from memory
+        raise _gone()
     if uri.startswith(("digits#", "hub:")):
         return None
-    path, mark, row = uri.rpartition("#")
-    is_row = bool(mark) and row.isdecimal() and path.lower().endswith(".parquet")
-    return uri_path(path if is_row and not os.path.lexists(uri) else uri)
-
-
-def _check_place(path: Path) -> os.stat_result:
-    """Refuse a path that is not plain, or that leads elsewhere than when it was indexed.
-
-    Indexed paths are absolute and resolved, so a path is its own resolution unless a part of it
-    has become a symbolic link since.
-    """
-    if os.path.realpath(path) != str(path):
+    base, mark, row = uri.rpartition("#")
+    is_row = bool(mark) and row.isdecimal() and base.lower().endswith(".parquet")
+    is_row = is_row and not os.path.lexists(uri)
+    path = uri_path(base if is_row else uri)
+    linked = os.path.realpath(path) != str(path)
+    if linked and (is_row or digest is None or os.path.abspath(path) != str(path)):
         log.warning("no thumbnail of %s: it leads through a link; index the real path", path)
         raise _gone()
     try:
-        status = os.lstat(path)
+        status = os.stat(path) if linked else os.lstat(path)
     except OSError:
         raise _gone() from None
     if not stat.S_ISREG(status.st_mode):
         raise _gone()
-    return status
+    return _Place(path, status, is_row, digest if linked else None)
 
 
-def _version(uri: str) -> str:
-    """Names an image and the state of its file."""
-    path = _file_part(uri)
-    if path is None:
+def _read(place: _Place, uri: str) -> str | bytes:
+    """Bytes of an image's own file; the URI of a row."""
+    if place.is_row:
         return uri
-    status = _check_place(path)
-    return f"{uri}\n{status.st_mtime_ns}\n{status.st_size}\n{status.st_ino}"
-
-
-def _read(uri: str) -> str | bytes:
-    """Bytes of a plain file, opened without following links; the URI itself otherwise."""
-    path = _file_part(uri)
-    if path is None or path != uri_path(uri):
-        return uri
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        data = file.read(_FILE_BYTES + 1)
+    follow = 0 if place.digest else os.O_NOFOLLOW
+    try:
+        with open(os.open(place.path, os.O_RDONLY | os.O_NONBLOCK | follow), "rb") as file:
+            data = file.read(_FILE_BYTES + 1)
+    except OSError:
+        raise _gone() from None
     if len(data) > _FILE_BYTES:
+        raise _gone()
+    if place.digest is not None and content_digest(data) != place.digest:
+        log.warning(
+            "no thumbnail of %s: it leads through a link, and not to what was indexed; "
+            "`hashlens index sync` takes up what is there now",
+            place.path,
+        )
         raise _gone()
     return data
