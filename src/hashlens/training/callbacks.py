@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hashlens.training.scores import chance_warning, stuck_warning
 from hashlens.training.state import read_state, write_state
 
 BEST, LAST = "best.safetensors", "last.safetensors"
+_SECONDS_A_LINE = 2.0
 
 
 class KeepStates(Callback):
@@ -114,6 +117,7 @@ class ShowProgress(Callback):
     def __init__(self, states: KeepStates, console: Console) -> None:
         self._states, self._console = states, console
         self._progress: Progress | None = None
+        self._printed = -math.inf
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Draw the bar, part of it filled where the run is resumed."""
@@ -148,13 +152,17 @@ class ShowProgress(Callback):
         self._progress.update(self._task, advance=1, rate=rate)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Print the epoch's scores on a line of their own."""
+        """Print the epoch's scores on a line of their own, unless epochs take no time."""
         if self._progress is None:
             return
         latest = self._states.history[-1]
         self._progress.update(
             self._task, description=f"epoch {latest['epoch']}/{trainer.max_epochs}"
         )
+        now = time.monotonic()
+        if now - self._printed < _SECONDS_A_LINE and latest["epoch"] != trainer.max_epochs:
+            return
+        self._printed = now
         self._progress.console.print(
             f"epoch {latest['epoch']}: training loss {latest['train_loss']:.4f}, validation "
             f"mAP {latest['map']:.4f}, accuracy {latest['accuracy']:.4f}, "
