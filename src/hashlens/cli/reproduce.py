@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ import typer
 from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hashlens.experiments.comparison import Comparison
     from hashlens.experiments.pieces import Piece
 
 reproduce_app = typer.Typer(no_args_is_help=True, help="Run the paper's comparisons again.")
@@ -41,50 +45,64 @@ _SEED = typer.Option(0, help="Of every split and method.")
 _JSON = typer.Option(False, "--json", help="Print the results as one JSON object.")
 
 
-@reproduce_app.command("cifar10")
-def cifar10_command(
-    data: str | None = _DATA,
-    out: Path | None = _OUT,
-    quick: bool = _QUICK,
-    protocol: str = _PROTOCOL,
-    features: str | None = _FEATURES,
-    model: list[Path] | None = _MODEL,
-    methods: str | None = _METHODS,
-    bits: str | None = _BITS,
-    epochs: int | None = _EPOCHS,
-    seed: int = _SEED,
-    as_json: bool = _JSON,
-) -> None:
+def _comparison(name: str, about: str) -> None:
+    """Register the command that compares all methods on one of the paper's data sets."""
+
+    def command(
+        data: str | None = _DATA,
+        out: Path | None = _OUT,
+        quick: bool = _QUICK,
+        protocol: str = _PROTOCOL,
+        features: str | None = _FEATURES,
+        model: list[Path] | None = _MODEL,
+        methods: str | None = _METHODS,
+        bits: str | None = _BITS,
+        epochs: int | None = _EPOCHS,
+        seed: int = _SEED,
+        as_json: bool = _JSON,
+    ) -> None:
+        from hashlens.data.sources import open_source
+        from hashlens.experiments.comparison import Comparison
+        from hashlens.experiments.pieces import read_piece
+        from hashlens.experiments.splits import make_split
+        from hashlens.models.encoder import Encoder
+
+        piece = _only(read_piece(name, quick=quick), methods, bits, epochs)
+        spec = data or _default_data(name) or piece.hub
+        parts = open_source(f"{spec}#train"), open_source(f"{spec}#test")
+        run = Comparison(
+            piece,
+            make_split(*parts, protocol, piece.amounts, seed),
+            out or Path("runs") / f"reproduce-{name}{'-quick' if quick else ''}",
+            features or piece.features,
+            seed,
+            {Encoder.load(path).bits: path for path in model or []},
+            _console(),
+        )
+        if unused := sorted(set(run.models) - {job.bits for job in run.jobs()}):
+            raise InvalidInputError(
+                f"model: no part of this run has {unused[0]} bits; leave it out"
+            )
+        _compare(run, as_json)
+
+    command.__doc__ = about
+    reproduce_app.command(name)(command)
+
+
+_comparison(
+    "cifar10",
     """Compare all methods on CIFAR-10: precision at k, mean average precision, error.
 
     Example: hashlens reproduce cifar10 --data data/cifar10 --quick
-    """
-    _compare(
-        "cifar10", data, out, quick, protocol, features, model, methods, bits, epochs, seed, as_json
-    )
-
-
-@reproduce_app.command("mnist")
-def mnist_command(
-    data: str | None = _DATA,
-    out: Path | None = _OUT,
-    quick: bool = _QUICK,
-    protocol: str = _PROTOCOL,
-    features: str | None = _FEATURES,
-    model: list[Path] | None = _MODEL,
-    methods: str | None = _METHODS,
-    bits: str | None = _BITS,
-    epochs: int | None = _EPOCHS,
-    seed: int = _SEED,
-    as_json: bool = _JSON,
-) -> None:
+    """,
+)
+_comparison(
+    "mnist",
     """Compare all methods on MNIST: classification error, precision at k.
 
     Example: hashlens reproduce mnist --data data/mnist --quick
-    """
-    _compare(
-        "mnist", data, out, quick, protocol, features, model, methods, bits, epochs, seed, as_json
-    )
+    """,
+)
 
 
 @reproduce_app.command("products")
@@ -109,10 +127,6 @@ def products_command(
 
     Example: hashlens reproduce products photos/ --quick
     """
-    from dataclasses import replace
-
-    from rich.console import Console
-
     from hashlens.data.sources import open_source
     from hashlens.experiments.comparison_report import typed
     from hashlens.experiments.pieces import read_products
@@ -125,12 +139,12 @@ def products_command(
     changes = {"epochs": epochs, "backbone": backbone}
     training = {name: value for name, value in changes.items() if value is not None}
     settings = replace(settings, training={**settings.training, **training})
-    console = Console(stderr=True)
+    console = _console()
     run = ProductsRun(
         open_source(source), settings, out, model, weights, scale, seed, console
     ).prepared()
-    console.print(run.describe(), highlight=False, soft_wrap=True)
-    console.print(_PRODUCTS_TIME, highlight=False, soft_wrap=True)
+    _say(console, run.describe())
+    _say(console, _PRODUCTS_TIME)
     kept = run.run()
     page = write_products(run, kept, typed(sys.argv[1:]))
     if as_json:
@@ -147,57 +161,17 @@ _PRODUCTS_TIME = (
 )
 
 
-def _compare(
-    name: str,
-    data: str | None,
-    out: Path | None,
-    quick: bool,
-    protocol: str,
-    features: str | None,
-    models: list[Path] | None,
-    methods: str | None,
-    bits: str | None,
-    epochs: int | None,
-    seed: int,
-    as_json: bool,
-) -> None:
-    from dataclasses import replace
-
-    from rich.console import Console
-
-    from hashlens.data.sources import open_source
-    from hashlens.experiments.comparison import Comparison, spoken_time
+def _compare(run: Comparison, as_json: bool) -> None:
+    """Say what will run, run it, and tell the scores."""
+    from hashlens.experiments.comparison import spoken_time
     from hashlens.experiments.comparison_report import precision_table, typed, write_comparison
-    from hashlens.experiments.pieces import read_piece
-    from hashlens.experiments.splits import make_split
-    from hashlens.models.encoder import Encoder
 
-    piece = _only(read_piece(name, quick=quick), methods, bits)
-    if epochs is not None:
-        piece = replace(piece, training={**piece.training, "epochs": epochs})
-    spec = data or _default_data(name) or piece.hub
-    split = make_split(
-        open_source(f"{spec}#train"), open_source(f"{spec}#test"), protocol, piece.amounts, seed
-    )
-    console = Console(stderr=True)
-    run = Comparison(
-        piece,
-        split,
-        out or Path("runs") / f"reproduce-{name}{'-quick' if quick else ''}",
-        features or piece.features,
-        seed,
-        {Encoder.load(path).bits: path for path in models or []},
-        console,
-    )
-    if unused := sorted(set(run.models) - {job.bits for job in run.jobs()}):
-        raise InvalidInputError(f"model: no part of this run has {unused[0]} bits; leave it out")
-    expected = spoken_time(run.expected_seconds())
-    console.print(split.describe(), highlight=False, soft_wrap=True)
-    console.print(
-        f"{len(run.jobs())} runs, about {expected} on two cores without a GPU; what is done is "
-        f"kept in {run.out} and not run again.",
-        highlight=False,
-        soft_wrap=True,
+    split = run.split.describe()
+    _say(run.console, split)
+    _say(
+        run.console,
+        f"{len(run.jobs())} runs, about {spoken_time(run.expected_seconds())} on two cores "
+        f"without a GPU; what is done is kept in {run.out} and not run again.",
     )
     kept = run.run()
     page = write_comparison(run, kept, typed(sys.argv[1:]))
@@ -205,18 +179,26 @@ def _compare(
         results: list[dict[str, Any]] = [
             {"name": job.method, "bits": job.bits, **result} for job, result in kept.items()
         ]
-        text = {"piece": name, "split": split.describe(), "report": str(page), "results": results}
+        text = {"piece": run.piece.name, "split": split, "report": str(page), "results": results}
         typer.echo(json.dumps(text))
         return
-    typer.echo(split.describe())
+    typer.echo(split)
     typer.echo(precision_table(run, kept).text())
     typer.echo(f"report: {page}")
 
 
-def _only(piece: Piece, methods: str | None, bits: str | None) -> Piece:
-    """The piece with no other methods and code lengths than those asked for."""
-    from dataclasses import replace
+def _console() -> Console:
+    from rich.console import Console
 
+    return Console(stderr=True)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _only(piece: Piece, methods: str | None, bits: str | None, epochs: int | None) -> Piece:
+    """The piece with no other methods, code lengths and epochs than those asked for."""
     if methods is not None:
         chosen = _listed("methods", methods, piece.methods)
         piece = replace(piece, methods=tuple(name for name in piece.methods if name in chosen))
@@ -230,6 +212,8 @@ def _only(piece: Piece, methods: str | None, bits: str | None) -> Piece:
             bits=tuple(number for number in piece.bits if number in lengths),
             error_bits=tuple(number for number in piece.error_bits if number in lengths),
         )
+    if epochs is not None:
+        piece = replace(piece, training={**piece.training, "epochs": epochs})
     return piece
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hashlens.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from hashlens.training.config import TrainingConfig
+    from hashlens.training.result import TrainingResult
 
 
 def train_command(
@@ -150,8 +154,11 @@ def _run(
         for reason in reasons:
             typer.echo(reason, err=True)
     result = train(source, config, out, channels=facts.channels, **options)
-    if not is_first_process():
-        return
+    if is_first_process():
+        _tell(result, config, as_json)
+
+
+def _tell(result: TrainingResult, config: TrainingConfig, as_json: bool) -> None:
     best = next(scores for scores in result.history if scores["epoch"] == result.best_epoch)
     if as_json:
         answer = {
