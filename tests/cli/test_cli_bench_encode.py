@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import run
 
-from hashlens.cli.main import app
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
 from hashlens.models.config import ModelConfig
 from hashlens.models.latent import LatentHashNet
-
-runner = CliRunner()
 
 
 def _model(directory: Path, *, size: int = 8, seed: int = 0) -> Path:
@@ -30,7 +27,7 @@ def _model(directory: Path, *, size: int = 8, seed: int = 0) -> Path:
 def test_rates_and_equal_bits(tmp_path: Path) -> None:
     first, other = _model(tmp_path / "a"), _model(tmp_path / "b", seed=1)
     arguments = ["bench", "encode", str(first), str(other), "--data", "digits", "--images", "50"]
-    result = runner.invoke(app, [*arguments, "--rounds", "2", "--json"])
+    result = run(*arguments, "--rounds", "2", "--json")
     assert result.exit_code == 0, result.output
     speed = json.loads(result.stdout)
     assert (speed["n_images"], speed["rounds"], speed["batch_size"]) == (50, 2, 32)
@@ -41,14 +38,14 @@ def test_rates_and_equal_bits(tmp_path: Path) -> None:
     assert 0.2 < forward[str(other)]["bits_equal"] < 0.9  # other random weights, other codes
     for one in forward.values():
         assert 0 < one["slow"] <= one["images_per_second"] <= one["fast"]
-    table = runner.invoke(app, [*arguments, "--rounds", "1"])
+    table = run(*arguments, "--rounds", "1")
     assert table.exit_code == 0
     assert "100.000% of bits equal" in table.stdout
 
 
 def test_models_of_other_input_are_refused(tmp_path: Path) -> None:
     models = [str(_model(tmp_path / "a")), str(_model(tmp_path / "b", size=9))]
-    result = runner.invoke(app, ["bench", "encode", *models, "--data", "digits"])
+    result = run("bench", "encode", *models, "--data", "digits")
     assert result.exit_code == 1
     assert "another input" in result.stderr
 
@@ -57,4 +54,4 @@ def test_models_of_other_input_are_refused(tmp_path: Path) -> None:
     ("arguments", "code"), [(["--data", "digits"], 2), (["none/", "--data", "digits"], 1)]
 )
 def test_wrong_usage_and_no_model(arguments: list[str], code: int) -> None:
-    assert runner.invoke(app, ["bench", "encode", *arguments]).exit_code == code
+    assert run("bench", "encode", *arguments).exit_code == code

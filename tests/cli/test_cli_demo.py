@@ -6,16 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from command_line import run
 from PIL import Image
-from typer.testing import CliRunner
 
-from hashlens.cli.main import app
 from hashlens.errors import SourceError
 from hashlens.experiments.demo import NEXT_COMMANDS, demo_sources
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import run
 
-from hashlens.cli.main import app
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
 from hashlens.models.config import ModelConfig
 from hashlens.models.encoder import Encoder
 from hashlens.models.latent import LatentHashNet
-
-runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_float32_says_what_it_wrote(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "model.onnx"
-    result = runner.invoke(app, ["export", str(model), "--onnx", str(path), "--json"])
+    result = run("export", model, "--onnx", path, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["path"] == str(path)
@@ -46,10 +43,9 @@ def test_float32_says_what_it_wrote(model: Path, tmp_path: Path) -> None:
 
 def test_int8_calibrates_on_a_source(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "int8.onnx"
-    result = runner.invoke(
-        app,
-        ["export", str(model), "--onnx", str(path), "--int8", "--calibration", "digits#train",
-         "--calibration-images", "100"],
+    result = run(
+        "export", model, "--onnx", path, "--int8", "--calibration", "digits#train",
+        "--calibration-images", 100,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "on 100 calibration images" in result.stdout
@@ -68,12 +64,12 @@ def test_int8_calibrates_on_a_source(model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage(model: Path, arguments: list[str], code: int, message: str) -> None:
-    result = runner.invoke(app, ["export", str(model), *arguments])
+    result = run("export", model, *arguments)
     assert result.exit_code == code
     assert message in result.stderr
 
 
 def test_no_model_there(tmp_path: Path) -> None:
-    result = runner.invoke(app, ["export", str(tmp_path / "x"), "--onnx", str(tmp_path / "m.onnx")])
+    result = run("export", tmp_path / "x", "--onnx", tmp_path / "m.onnx")
     assert result.exit_code == 1
     assert "no such directory" in result.stderr

@@ -8,15 +8,10 @@ import shutil
 
 import numpy as np
 import pytest
+from command_line import run
 from PIL import Image
-from typer.testing import CliRunner
 
-from hashlens.cli.main import app
 from hashlens.models.encoder import Encoder
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

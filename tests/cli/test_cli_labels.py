@@ -6,20 +6,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from command_line import run
 
-from hashlens.cli.main import app
 from hashlens.data.sources import open_source
 from hashlens.training.fit import image_facts, train
 from hashlens.training.recipes import configure
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from PIL import Image
 
 from hashlens.data.folders import list_images
 from hashlens.data.images import MAX_PIXELS, load_image
-from hashlens.data.uris import path_uri, uri_path
 from hashlens.errors import ImageError, SourceError
+from hashlens.file_uris import path_uri, uri_path
 from image_builders import encoded, picture
 
 REASONS = {

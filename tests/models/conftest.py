@@ -76,3 +76,13 @@ def pictures() -> list[Image.Image]:
         coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         images.append(coarse.resize((20 + 3 * i, 30), Image.Resampling.BICUBIC))
     return images
+
+
+@pytest.fixture
+def photos(pictures: list[Image.Image], tmp_path: Path) -> Path:
+    """The pictures as PNG files in a folder a class, three in each."""
+    for i, picture in enumerate(pictures):
+        folder = tmp_path / "photos" / CLASSES[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{i}.png")
+    return tmp_path / "photos"

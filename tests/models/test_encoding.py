@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hashlens.data.sources import open_source
 from hashlens.errors import ImageError
@@ -15,13 +14,10 @@ from hashlens.models.encoding import encode_source
 
 
 @pytest.fixture
-def folder(pictures: list[Image.Image], tmp_path: Path) -> Path:
-    for i, picture in enumerate(pictures):
-        directory = tmp_path / "photos" / ("cat", "dog", "eel")[i % 3]
-        directory.mkdir(parents=True, exist_ok=True)
-        picture.save(directory / f"{i}.png")
-    (tmp_path / "photos" / "dog" / "1a.png").write_bytes(b"broken")
-    return tmp_path / "photos"
+def folder(photos: Path) -> Path:
+    """The photos, and one that is broken."""
+    (photos / "dog" / "1a.png").write_bytes(b"broken")
+    return photos
 
 
 def test_rows_stay_together(model_dir: Path, folder: Path) -> None:

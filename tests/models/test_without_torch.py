@@ -7,9 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from PIL import Image
-
 # Everything that the extras bring. A module set to None cannot be imported.
 _BLOCKED = [
     *("torch", "torchvision", "timm", "lightning", "tensorboard", "datasets", "safetensors"),
@@ -30,15 +27,6 @@ def _run(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300
     )
-
-
-@pytest.fixture
-def photos(pictures: list[Image.Image], tmp_path: Path) -> Path:
-    for i, picture in enumerate(pictures):
-        folder = tmp_path / "photos" / ("cat", "dog", "eel")[i % 3]
-        folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{i}.png")
-    return tmp_path / "photos"
 
 
 def test_a_blocked_module_is_blocked() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from hashlens.cli.opening import show_skipped
+
 
 def evaluate_command(
     model: Path = typer.Argument(..., help="Folder of a model, or an exported .onnx file."),
@@ -51,10 +53,7 @@ def evaluate_command(
     )
     for warning in scored.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    if scored.skipped:
-        typer.echo(f"skipped {len(scored.skipped)} images that cannot be read:", err=True)
-    for image in scored.skipped:
-        typer.echo(f"  {image.name}: {image.reason}", err=True)
+    show_skipped(scored.skipped)
     page = None if out is None else write_report(scored, out)
     if as_json:
         typer.echo(json.dumps(scored.to_dict(), ensure_ascii=False))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from hashlens.cli.opening import show_skipped
+
 
 def inspect_command(
     model: Path = typer.Argument(..., help="Folder of a model, or an exported .onnx file."),
@@ -32,8 +34,7 @@ def inspect_command(
 
     encoder = Encoder.load(model)
     inspected = inspect_model(encoder, open_source(data), seed=seed, strict=strict, progress=True)
-    for image in inspected.encoded.skipped:
-        typer.echo(f"skipped {image.name}: {image.reason}", err=True)
+    show_skipped(inspected.encoded.skipped)
     page = None if out is None else write_inspection(inspected, out)
     radii = inspected.inspection.radii
     if radii is not None and model.is_dir():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from hashlens.cli.opening import show_skipped
+
 
 def labels_command(
     model: Path = typer.Argument(..., help="Folder of a model, or an exported .onnx file."),
@@ -36,10 +38,7 @@ def labels_command(
     report = examine_labels(encoder, open_source(data), strict=strict, progress=True)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    if report.skipped:
-        typer.echo(f"skipped {len(report.skipped)} images that cannot be read:", err=True)
-    for image in report.skipped:
-        typer.echo(f"  {image.name}: {image.reason}", err=True)
+    show_skipped(report.skipped)
     page = None if out is None else write_label_report(report, out)
     if as_json:
         typer.echo(json.dumps(report.to_dict(first), ensure_ascii=False))

@@ -88,7 +88,7 @@ def open_images(sources: Sequence[str]) -> Images:
     """Image files, folders and other sources as one list."""
     from hashlens.data.folders import SUFFIXES
     from hashlens.data.sources import open_source
-    from hashlens.data.uris import path_uri
+    from hashlens.file_uris import path_uri
 
     found = Images([], [])
     for spec in sources:

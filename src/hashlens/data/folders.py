@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from hashlens.data.source import FileImages, Source
-from hashlens.data.uris import path_uri
 from hashlens.errors import SourceError
+from hashlens.file_uris import path_uri
 
 _SPLIT_NAMES = frozenset({"train", "training", "test", "val", "valid", "validation", "dev"})
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hashlens.data.modes import grey_or_rgb
-from hashlens.data.uris import RawImage, path_uri, resolve
+from hashlens.data.uris import RawImage, resolve
 from hashlens.errors import ImageError, SourceError
+from hashlens.file_uris import path_uri
 from hashlens.protocols import ImageInput
 
 MAX_PIXELS = 178_956_970

@@ -13,8 +13,9 @@ import numpy as np
 
 from hashlens.data.labels import Labels, labels_from_arrow
 from hashlens.data.source import Source
-from hashlens.data.uris import RawImage, path_uri
+from hashlens.data.uris import RawImage
 from hashlens.errors import MissingExtraError, SourceError
+from hashlens.file_uris import path_uri
 
 IMAGE_COLUMN = "image"
 LABEL_COLUMN = "label"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hashlens.data.folders import list_images, open_folder
 from hashlens.data.source import Source
-from hashlens.data.uris import path_uri
 from hashlens.errors import SourceError
+from hashlens.file_uris import path_uri
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHAPES = (

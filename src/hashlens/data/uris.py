@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hashlens.file_uris import uri_path
 
 RawImage: TypeAlias = bytes | Path | NDArray[np.uint8]
 """What a store holds of one image: encoded bytes, a file, or pixels."""
@@ -17,31 +18,6 @@ RawImage: TypeAlias = bytes | Path | NDArray[np.uint8]
 _PARQUET = re.compile(r"(?P<path>.+\.parquet)#(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
 _DIGITS = re.compile(r"digits#(?P<row>\d+)")
 _HUB = re.compile(r"hub:(?P<name>.+)#(?P<split>[^#]+)#(?P<row>\d+)", re.DOTALL)
-
-
-def path_uri(path: str) -> str:
-    """URI of a file: its absolute path, or a ``file:`` URI where the name is not valid UTF-8.
-
-    A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW`` are rows.
-
-    Parameters
-    ----------
-    path : str
-        A path as the operating system gives it; bytes that are no text as surrogates.
-    """
-    absolute = os.path.abspath(path)
-    try:
-        absolute.encode()
-    except UnicodeEncodeError:
-        return Path(absolute).as_uri()
-    return absolute
-
-
-def uri_path(uri: str) -> Path:
-    """The file that a path or a ``file:`` URI names."""
-    if uri.startswith("file://"):
-        return Path(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
-    return Path(os.path.expanduser(uri))
 
 
 def resolve(image: Any) -> RawImage:

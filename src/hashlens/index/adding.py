@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hashlens.errors import InvalidInputError
+from hashlens.file_uris import path_uri, uri_path
 from hashlens.index.checks import check_encoded, check_lengths
-from hashlens.index.files import FileState, file_state, file_uri, local_path
+from hashlens.index.files import FileState, file_state
 from hashlens.index.records import Metadata, store_metadata, store_text
 from hashlens.index.store import Store
 from hashlens.index.writing import NewImage, append_images
@@ -58,7 +59,7 @@ def add_images(
     def named() -> Iterator[ImageInput]:
         for image in images:
             uri = uri_of(image)
-            seen.append((uri, file_state(local_path(uri)) if uri else None))
+            seen.append((uri, file_state(uri_path(uri)) if uri else None))
             yield image
 
     for batches in commits(encoder.encode_batches(named(), strict=strict)):
@@ -161,4 +162,4 @@ def uri_of(image: ImageInput) -> str:
         return f"{os.path.abspath(path)}#{row}"
     if isinstance(image, str) and not os.path.exists(name):
         return name
-    return file_uri(name)
+    return path_uri(name)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes, urlsplit
 
 _DIGEST_BYTES = 16
 
@@ -31,23 +29,6 @@ class FileState(NamedTuple):
 
 
 NO_FILE = (None, None, None)
-
-
-def file_uri(path: str | os.PathLike[str]) -> str:
-    """Absolute path of a file, or a ``file:`` URI where its name is not UTF-8."""
-    absolute = os.path.abspath(path)
-    try:
-        absolute.encode()
-    except UnicodeEncodeError:
-        return Path(absolute).as_uri()
-    return absolute
-
-
-def local_path(uri: str) -> str:
-    """The inverse of ``file_uri``."""
-    if uri.startswith("file://"):
-        return os.fsdecode(unquote_to_bytes(urlsplit(uri).path))
-    return uri
 
 
 def content_digest(data: bytes) -> bytes:

@@ -8,10 +8,11 @@ from typing import Any
 
 from hashlens.codes.packing import check_bits
 from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.file_uris import uri_path
 from hashlens.index import adding, compacting, syncing, writing
 from hashlens.index.adding import AddReport
 from hashlens.index.checks import check_encoded, check_ids
-from hashlens.index.files import file_state, local_path
+from hashlens.index.files import file_state
 from hashlens.index.info import IndexInfo
 from hashlens.index.records import Hit, Metadata, Record, store_metadata, store_text
 from hashlens.index.schema import FEATURE_TYPES, Meta
@@ -306,7 +307,7 @@ class HashIndex(IndexSearcher):
         if image is not None:
             self.get(image_id)
             uri = adding.uri_of(image)
-            state = file_state(local_path(uri)) if uri else None
+            state = file_state(uri_path(uri)) if uri else None
             codes, features = self._require_encoder().encode([image])
             self.replace_encoded([image_id], codes, features)
             if uri:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hashlens.errors import IndexStoreError
+from hashlens.file_uris import path_uri, uri_path
 from hashlens.index import writing
 from hashlens.index.adding import commits, store_label
 from hashlens.index.checks import check_encoded, check_lengths
-from hashlens.index.files import FileState, file_state, file_uri, local_path
+from hashlens.index.files import FileState, file_state
 from hashlens.index.records import load_text, store_text
 from hashlens.index.schema import Meta
 from hashlens.index.store import Store
@@ -102,7 +103,7 @@ def _plan(
     plan = _Plan()
     new: list[tuple[Path, str | bytes | None]] = []
     for path, label in zip(paths, labels, strict=True):
-        entries = known.pop(file_uri(path), None)
+        entries = known.pop(path_uri(path), None)
         if entries is None:
             new.append((path, label))
             continue
@@ -116,7 +117,7 @@ def _plan(
         if image_id is None or state is None:
             plan.jobs.append(_Job(path, None, label))
             continue
-        values = {"uri": store_text(file_uri(path)), "label": label, **state._asdict()}
+        values = {"uri": store_text(path_uri(path)), "label": label, **state._asdict()}
         plan.changes.append((image_id, values))
         plan.moved += 1
         del gone[image_id]
@@ -149,7 +150,7 @@ def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list
     sql = "SELECT id, uri, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
     for image_id, stored, *state in connection.execute(sql):
         uri = load_text(stored) or ""
-        if uri.startswith((root, "file://")) and local_path(uri).startswith(root):
+        if uri.startswith((root, "file://")) and os.fspath(uri_path(uri)).startswith(root):
             known.setdefault(uri, []).append(_Known(image_id, *state))
     return known
 
@@ -198,7 +199,7 @@ def _commit(
     if new.any():
         images = [
             writing.NewImage(
-                store_text(file_uri(jobs[i].path)) or "", jobs[i].label, None, states[i]
+                store_text(path_uri(jobs[i].path)) or "", jobs[i].label, None, states[i]
             )
             for i in batch.positions[new].tolist()
         ]

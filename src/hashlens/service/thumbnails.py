@@ -15,8 +15,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from hashlens.data.images import load_image
-from hashlens.data.uris import uri_path
 from hashlens.errors import HashlensError
+from hashlens.file_uris import uri_path
 from hashlens.index.files import content_digest
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits

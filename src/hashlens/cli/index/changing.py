@@ -24,13 +24,13 @@ def remove_command(
 
     Example: hashlens index remove shop.idx 17 photos/old.jpg
     """
-    from hashlens.index.files import file_uri
+    from hashlens.file_uris import path_uri
 
     with open_index(index, shards=True) as opened:
         by_uri = {} if all(i.isdecimal() for i in images) else opened.uris()
         ids: set[int] = set()
         for image in images:
-            found = by_uri.get(image) or by_uri.get(file_uri(image))
+            found = by_uri.get(image) or by_uri.get(path_uri(image))
             if found:
                 ids.update(found)
             elif image.isascii() and image.isdecimal():
