@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+from costly_files import COSTLY
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -77,6 +78,28 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
         check_header(png_that_claims(*size), LIMITS)
     assert refusal.value.status_code == 413
     assert "pixels" in refusal.value.detail
+
+
+@pytest.mark.parametrize("costly", sorted(COSTLY))
+def test_a_file_that_is_costly_for_its_size_is_refused_before_decoding(costly: str) -> None:
+    with pytest.raises(Refused, match=r"more than 1|run-length") as refusal:
+        check_header(COSTLY[costly](), Limits())
+    assert "\n" not in refusal.value.detail
+
+
+def test_pictures_with_large_metadata_and_many_scans_are_decoded() -> None:
+    picture = Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 60, 3), np.uint8))
+    profile = bytes(900_000)
+    for kind, options in (
+        ("JPEG", {"icc_profile": profile, "exif": b"Exif\0\0" + bytes(60_000)}),
+        ("JPEG", {"progressive": True, "quality": 95}),
+        ("PNG", {"icc_profile": profile}),
+        ("GIF", {"comment": bytes(50_000)}),
+        ("WEBP", {"icc_profile": profile}),
+    ):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        assert decode_upload(buffer.getvalue(), LIMITS).size == (60, 40)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -1,7 +1,7 @@
 """Uploaded bytes become an image, or a refusal in one line.
 
-The format is decided by the bytes, never by a file name or a content type, and the pixel count
-is read from the header before anything is decoded.
+The format is decided by the bytes, never by a file name or a content type; the pixel count is
+read from the header, and what makes a small file costly is counted, before anything is decoded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image
 from hashlens.data.images import UnreadableImageError, load_image
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
+from hashlens.service.structure import find_excess
 
 FORMATS = {
     "JPEG": "jpg",
@@ -49,18 +50,21 @@ async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -
 
 
 def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
-    """The format of an image, from its header alone.
+    """The format of an image, without decoding it.
 
     Raises
     ------
     Refused
-        422 if it is no image of a known format, 413 if it has too many pixels.
+        422 if it is no image of a known format, 413 if it has too many pixels or parts.
     """
+    if excess := find_excess(data):
+        raise Refused(413, f"{name}: {excess}; save the picture anew")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
                 width, height, kind = image.width, image.height, image.format or ""
+                codec = image.tile[0][0] if image.tile else ""
     except Image.DecompressionBombError:
         raise Refused(413, f"{name}: too many pixels; at most {limits.pixels:,}") from None
     except Exception:  # decoders raise anything on hostile bytes
@@ -72,6 +76,8 @@ def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
             f"{name}: {width} x {height} is {width * height:,} pixels; "
             f"at most {limits.pixels:,} are accepted",
         )
+    if codec == "bmp_rle":  # decoded in Python, a pixel at a time
+        raise Refused(422, f"{name}: a BMP with run-length coding; save the picture as PNG")
     if min(width, height) < 1:
         raise Refused(422, f"{name}: the image is empty ({width} x {height} pixels)")
     return kind
