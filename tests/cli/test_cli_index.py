@@ -99,6 +99,8 @@ def test_search_with_conditions_and_a_sheet(index: Path, tmp_path: Path) -> None
     [
         (["search", "{index}", "0", "--mode", "fast"], "expected one of hds, bcs, es"),
         (["search", "{index}", "0", "--mode", "es", "--radius", 2], "--radius goes with"),
+        (["search", "{index}", "0", "--radius", "wide"], "a number of bits from 0, or proposed"),
+        (["search", "{index}", "0", "--radius", "-1"], "a number of bits from 0, or proposed"),
         (["search", "{index}", "0", "--where", "lot"], "expected key=value"),
         (["search", "{index}", "0", "--where", "a=1", "--where", "a<2"], "both equal and"),
         (["index", "create", "{index}2", "--model", "{index}", "--features", "int4"], "float16"),

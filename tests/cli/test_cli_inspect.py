@@ -34,6 +34,28 @@ def test_radius_is_proposed_stored_and_leaves_the_codes_alone(model):
     assert after.fingerprint == before.fingerprint
 
 
+def test_the_stored_radius_is_searched_with(model, tmp_path):
+    place = tmp_path / "digits.idx"
+    assert run("index", "create", place, "digits#test", "--model", model).exit_code == 0
+    search = ["search", place, "0", "-k", 400, "--radius", "proposed"]
+    evaluate = ["evaluate", model, "--database", "digits#test", "--queries", "digits#test"]
+    for command in (search, [*evaluate, "--radius", "proposed"]):
+        refused = run(*command)
+        assert refused.exit_code == 1
+        assert "no radius is stored with this model; run `hashlens inspect" in refused.stderr
+
+    stored = json.loads(run("inspect", model, "--data", "digits#test", "--json").stdout)["radius"]
+    found = run(*search, "--json")
+    assert f"radius: {stored} bits" in found.stderr
+    answer = json.loads(found.stdout)
+    assert answer["radius"] == stored
+    assert answer["results"] == json.loads(run(*search[:-1], stored, "--json").stdout)["results"]
+    distances = {hit["hamming"] for hit in answer["results"][0]["hits"]}
+    assert 0 < max(distances) <= stored
+    scored = run(*evaluate, "--radius", "proposed", "--json")
+    assert json.loads(scored.stdout)["radius"] == stored
+
+
 def test_page_with_pictures(model, tmp_path):
     out = tmp_path / "page"
     result = run("inspect", model, "--data", "digits#test", "--out", out)

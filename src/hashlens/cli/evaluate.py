@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from hashlens.cli.opening import show_skipped
+from hashlens.cli.radius import RADIUS, parse_radius, stored_radius
 
 
 def evaluate_command(
@@ -19,9 +20,7 @@ def evaluate_command(
     out: Path | None = typer.Option(
         None, help="Folder for results.json, report.html, the curves and a picture sheet."
     ),
-    radius: int | None = typer.Option(
-        None, min=0, help="Hamming radius of HDS and BCS. [default: none]"
-    ),
+    radius: str | None = RADIUS,
     pool: int | None = typer.Option(
         None, min=1, help="Images in the pool of HDS, where no radius is given. [default: 4000]"
     ),
@@ -36,17 +35,20 @@ def evaluate_command(
     """
     if radius is not None and pool is not None:
         raise typer.BadParameter("give --radius or --pool, not both")
+    limit = parse_radius(radius)
     from hashlens.data.sources import open_source
     from hashlens.experiments.score_model import score_model
     from hashlens.experiments.score_report import score_table, summary, write_report
     from hashlens.models.encoder import Encoder
 
     encoder = Encoder.load(model)
+    if limit == "proposed":
+        limit = stored_radius(encoder, model)
     scored = score_model(
         encoder,
         open_source(database),
         open_source(queries),
-        radius=radius,
+        radius=limit,
         pool=pool,
         strict=strict,
         progress=True,

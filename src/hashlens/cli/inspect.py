@@ -46,9 +46,11 @@ def inspect_command(
         typer.echo(line)
     if radii is not None:
         typer.echo(f"\n{radius_table(radii).text()}\n")
-        where = (
-            "stored in" if model.is_dir() else "give it to a search with --radius; not stored in"
-        )
-        typer.echo(f"radius {radii.best}: {where} {model}")
+        if model.is_dir():
+            typer.echo(f"radius {radii.best}: stored in {model}; search with --radius proposed")
+        else:
+            typer.echo(
+                f"radius {radii.best}: not stored in {model}; search with --radius {radii.best}"
+            )
     if page is not None:
         typer.echo(f"page: {page}")

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from hashlens.cli.opening import open_index, parse_where
+from hashlens.cli.radius import RADIUS, parse_radius, stored_radius
 from hashlens.errors import IndexStoreError
 
 if TYPE_CHECKING:
     from hashlens.index.index import Hit
+    from hashlens.models.encoder import Encoder
     from hashlens.protocols import Mode
 
 _MODES = ("hds", "bcs", "es")
@@ -27,9 +29,7 @@ def search_command(
     mode: str = typer.Option(
         "hds", help="hds: codes, then features; bcs: codes alone; es: features of all images."
     ),
-    radius: int | None = typer.Option(
-        None, min=0, help="hds and bcs: only images whose code differs in at most so many bits."
-    ),
+    radius: str | None = RADIUS,
     where: list[str] = typer.Option(
         [], "--where", help="Condition on label or metadata: key=value, key<value, key>=value, ..."
     ),
@@ -54,12 +54,15 @@ def search_command(
         raise typer.BadParameter("--radius goes with --mode hds or bcs")
     from hashlens.index.arrays import SearchTrace
 
+    limit = parse_radius(radius)
     conditions = parse_where(where)
     queries: list[Any] = [_query(image) for image in images]
-    encode = any(isinstance(query, str) for query in queries)
+    encode = limit == "proposed" or any(isinstance(query, str) for query in queries)
     trace = SearchTrace()
     with open_index(index, model, encode=encode, read_only=True, shards=True) as opened:
-        found = opened.search(queries, k, cast("Mode", mode), radius, conditions, trace=trace)
+        if limit == "proposed":
+            limit = stored_radius(cast("Encoder", opened.encoder), model or opened.model)
+        found = opened.search(queries, k, cast("Mode", mode), limit, conditions, trace=trace)
         missing = sorted(set(trace.missing))
         if missing and require_all:
             raise IndexStoreError(f"{index}: no answer from {', '.join(missing)}")
@@ -71,7 +74,8 @@ def search_command(
             {"query": query, "hits": [hit._asdict() for hit in hits]}
             for query, hits in zip(queries, found, strict=True)
         ]
-        typer.echo(json.dumps({"mode": mode, "k": k, "results": answers, "missing": missing}))
+        settings = {"mode": mode, "k": k, "radius": limit}
+        typer.echo(json.dumps({**settings, "results": answers, "missing": missing}))
         return
     if missing:
         typer.echo(f"partial: no answer from {', '.join(missing)}", err=True)
