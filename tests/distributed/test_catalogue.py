@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hashlens.distributed.catalogue import (
     FILE_NAME,
     Catalogue,
+    CatalogueFile,
     Shard,
+    change_catalogue,
     is_sharded,
     read_catalogue,
     write_catalogue,
@@ -29,7 +31,7 @@ def _empty(n_shards: int) -> Catalogue:
 def _filled(adds: list[tuple[int, int]], n_shards: int = 3) -> Catalogue:
     catalogue = _empty(n_shards)
     for position, count in adds:
-        catalogue = catalogue.with_added(position, catalogue.shards[position].count, count)
+        catalogue = catalogue.with_added(position, catalogue.shards[position].count + count)
     return catalogue
 
 
@@ -61,6 +63,21 @@ def test_ids_of_earlier_adds_never_change(adds: list[tuple[int, int]]) -> None:
     catalogue = _filled(adds)
     for image_id, (position, local) in enumerate(owner):
         assert catalogue.shards[position].to_global(np.array([local]))[0] == image_id
+
+
+def test_an_add_that_is_known_changes_nothing() -> None:
+    once = _filled([(0, 3), (1, 2)])
+    assert once.with_added(0, 3) == once.with_added(0, 2) == once
+
+
+def test_what_another_process_wrote_is_seen_and_kept(tmp_path: Path) -> None:
+    write_catalogue(tmp_path, _filled([(0, 3)]))
+    ours, theirs = CatalogueFile(tmp_path), CatalogueFile(tmp_path)
+    assert ours.current() is ours.current()
+    change_catalogue(tmp_path, lambda c: c.with_added(1, 2))
+    assert theirs.current() == _filled([(0, 3), (1, 2)])
+    change_catalogue(tmp_path, lambda c: c.with_added(0, 4))
+    assert ours.current() == theirs.current() == _filled([(0, 3), (1, 2), (0, 1)])
 
 
 def test_unknown_ids_map_to_minus_one() -> None:

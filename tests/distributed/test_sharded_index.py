@@ -142,6 +142,53 @@ def test_images_are_added_removed_and_kept_after_a_crash(
     index.close()
 
 
+def test_what_another_process_adds_is_found(
+    cluster: Any, images: dict[str, Any], tmp_path: Path
+) -> None:
+    _make_shards(tmp_path, images, [0, 300, 590])
+    codes, features = _queries(images)
+    with (
+        ShardedIndex.open(tmp_path, deadline=60.0) as reader,
+        ShardedIndex.open(tmp_path, deadline=60.0) as writer,
+    ):
+        reader.search_encoded(codes, features, 20)
+        writer.add_encoded(**_part(images, 590, 600))
+        writer.add_shard()
+        ids = writer.add_encoded(**_part(images, 0, 3))
+        assert ids.tolist() == [600, 601, 602]
+        assert reader.get(602).uri == images["uris"][2]
+        for mode in MODES:
+            got = reader.search_encoded(codes, features, 700, mode=mode)
+            _same(got, writer.search_encoded(codes, features, 700, mode=mode))
+            assert np.isin(ids, got.ids).all()
+        assert len(reader) == 603
+
+
+def test_a_slow_shard_has_a_deadline_and_comes_back(
+    cluster: Any, images: dict[str, Any], one: HashIndex, tmp_path: Path
+) -> None:
+    import ray
+
+    _make_shards(tmp_path, images, [0, 300, 600])
+    codes, features = _queries(images)
+    with ShardedIndex.open(tmp_path, deadline=5.0) as index:
+        actor = index._replicas.actors[1][0]
+        process = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+        os.kill(process, signal.SIGSTOP)
+        try:
+            got = index.search_encoded(codes, features, 10)
+            assert got.missing == ("shard-0001",)
+            assert (got.ids < 300).all()
+            hits = index.search(0, k=5)
+            assert {hit.id < 300 for hit in hits} == {True}
+        finally:
+            os.kill(process, signal.SIGCONT)
+        limit = time.monotonic() + 120
+        while index.search_encoded(codes, features, 10).partial:
+            assert time.monotonic() < limit
+        _same(index.search_encoded(codes, features, 10), one.search_encoded(codes, features, 10))
+
+
 def test_an_actor_killed_during_a_search_is_started_again(
     sharded: ShardedIndex, one: HashIndex, images: dict[str, Any]
 ) -> None:
@@ -149,7 +196,7 @@ def test_an_actor_killed_during_a_search_is_started_again(
 
     index = sharded
     codes, features = _queries(images)
-    process = ray.get(index._replicas._actors[1][0].__ray_call__.remote(lambda _: os.getpid()))
+    process = ray.get(index._replicas.actors[1][0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGKILL)
     got = index.search_encoded(codes, features, 10)
     assert not got.partial
@@ -176,8 +223,8 @@ def test_a_lost_node_is_answered_for_by_replicas_or_named(
             max_restarts=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
-        old = index._replicas._actors[1][0]
-        index._replicas._actors[1][0] = pinned.remote(str(tmp_path), 1)
+        old = index._replicas.actors[1][0]
+        index._replicas.actors[1][0] = pinned.remote(str(tmp_path), 1)
         ray.kill(old)
         assert not index.search_encoded(codes, features, 3).partial
         return index

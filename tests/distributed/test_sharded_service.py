@@ -39,7 +39,7 @@ def test_it_searches_and_answers_206_without_a_shard(
         assert whole.status_code == 200
         assert whole.json()["missing"] == []
         assert len(whole.json()["hits"]) == 50
-        ray.kill(index._replicas._actors[1][0], no_restart=True)
+        ray.kill(index._replicas.actors[1][0], no_restart=True)
         partial = client.post("/v1/search", data=question)
         assert partial.status_code == 206
         assert partial.json()["missing"] == ["shard-0001"]

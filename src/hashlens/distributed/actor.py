@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.packing import code_bytes
-from hashlens.distributed.catalogue import Shard, read_catalogue
+from hashlens.distributed.catalogue import CatalogueFile, Shard
+from hashlens.distributed.memory import peak_memory
 from hashlens.errors import InvalidInputError
 from hashlens.index.euclidean import distances_to_rows
 from hashlens.index.index import HashIndex, Record
@@ -31,28 +32,27 @@ class ShardServer:
     """
 
     def __init__(self, folder: str, position: int) -> None:
-        self._folder = Path(folder)
+        self._catalogue = CatalogueFile(Path(folder))
         self._position = position
-        self._shard = self._read_shard()
-        self._index = HashIndex.open(self._folder / self._shard.folder)
+        self._index = HashIndex.open(Path(folder) / self._shard.folder)
         # maps the arrays and loads the kernels, which is no part of the first query's time
         code = np.zeros((1, code_bytes(self._index.bits)), np.uint8)
         feature = np.zeros((1, self._index.feature_dim), np.float32)
         self._index.search_encoded(code, feature, 1, mode="hds" if feature.size else "bcs")
 
-    def _read_shard(self) -> Shard:
-        return read_catalogue(self._folder).shards[self._position]
+    @property
+    def _shard(self) -> Shard:
+        return self._catalogue.current().shards[self._position]
 
     def refresh(self) -> None:
         """Read the catalogue again, after images were added."""
-        self._shard = self._read_shard()
+        self._catalogue.current(anew=True)
 
-    def held(self) -> tuple[int, int, int]:
-        """Living images; first local id that the catalogue does not know; ids beyond it."""
+    def held(self) -> tuple[int, int]:
+        """Living images, and the first of this shard's own ids that no image ever had."""
         ids = self._index.ids()
         known = max((r.local + r.count for r in self._shard.ranges), default=0)
-        beyond = ids[ids >= known]
-        return len(ids), known, int(beyond.max()) + 1 - known if len(beyond) else 0
+        return len(ids), max(known, int(ids.max(initial=-1)) + 1)
 
     def search(
         self,
@@ -66,17 +66,20 @@ class ShardServer:
         pool: int | None,
     ) -> SearchResult:
         """``search_encoded`` of this shard, in ids of the whole."""
-        found = self._index.search_encoded(
-            codes,
-            features,
-            k,
-            mode=mode,
-            radius=radius,
-            where=where,
-            exclude=None if exclude is None else self._shard.to_local(exclude),
-            pool=pool,
-        )
-        return SearchResult(self._shard.to_global(found.ids), found.distances)
+        shard = self._shard
+        left_out = None if exclude is None else shard.to_local(exclude)
+        more = k
+        while True:
+            found = self._index.search_encoded(
+                codes, features, more, mode=mode, radius=radius, where=where, exclude=left_out,
+                pool=pool,
+            )  # fmt: skip
+            result = SearchResult(shard.to_global(found.ids), found.distances)
+            # images committed here that the catalogue does not know yet must not take places
+            unknown = int(((found.ids >= 0) & (result.ids < 0)).sum(axis=1).max(initial=0))
+            if more >= k + unknown:
+                return result
+            more = k + unknown
 
     def rank(self, features: Features, pools: Ids, k: int) -> SearchResult:
         """Euclidean distances of each query to its pool's images in this shard, nearest first.
@@ -125,6 +128,20 @@ class ShardServer:
             _, codes, features = self._index.encoded(self._local(ids))
         return codes, features
 
+    def file_digest(self, ids: Sequence[int]) -> bytes | None:
+        """Digest of the file of one image that is here."""
+        with self._naming(ids):
+            return self._index.file_digest(self._local(ids)[0])
+
+    def described(self, ids: Sequence[int]) -> tuple[Codes, list[Record]]:
+        """Codes and records of images that are here; one removed meanwhile is passed over."""
+        try:
+            return self.encoded(ids)[0], self.records(ids)
+        except InvalidInputError:
+            local = np.array(self._local(ids), np.int64)
+            ids = np.asarray(ids)[np.isin(local, self._index.ids())].tolist()
+            return self.encoded(ids)[0], self.records(ids)
+
     def uris(self) -> dict[str, list[int]]:
         """Ids of the images that have each URI."""
         return {
@@ -142,6 +159,10 @@ class ShardServer:
     def label_counts(self) -> dict[str | None, int]:
         """Living images with each label."""
         return self._index.label_counts()
+
+    def peak_memory(self) -> int:
+        """Most bytes of memory that this process has had."""
+        return peak_memory()
 
     def info(self) -> dict[str, Any]:
         """``IndexInfo`` as a dictionary."""

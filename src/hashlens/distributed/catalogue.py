@@ -8,8 +8,10 @@ same images agree on every id, and ids never change when shards are added.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from hashlens.errors import IndexStoreError
 from hashlens.protocols import Ids
 
 FILE_NAME = "shards.json"
+LOCK_NAME = "shards.lock"
 FORMAT_VERSION = 1
 
 
@@ -88,14 +91,15 @@ class Catalogue:
                 return position
         return None
 
-    def with_added(self, position: int, local: int, count: int) -> Catalogue:
-        """The catalogue after ``count`` images were added to a shard from its id ``local`` on."""
-        if count == 0:
-            return self
+    def with_added(self, position: int, end: int) -> Catalogue:
+        """The catalogue once a shard's own ids below ``end`` all have ids of the whole."""
         shard = self.shards[position]
         last = shard.ranges[-1] if shard.ranges else None
-        start = self.next_id
-        if last and last.local + last.count == local and last.start + last.count == start:
+        local = last.local + last.count if last else 0
+        start, count = self.next_id, end - local
+        if count <= 0:
+            return self
+        if last and last.start + last.count == start:
             ranges = (*shard.ranges[:-1], replace(last, count=last.count + count))
         else:
             ranges = (*shard.ranges, IdRange(start, local, count))
@@ -134,6 +138,16 @@ def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
     aside.rename(folder / FILE_NAME)
 
 
+def change_catalogue(folder: Path, change: Callable[[Catalogue], Catalogue]) -> None:
+    """Replace the folder's catalogue by what ``change`` makes of it; one process at a time."""
+    with (folder / LOCK_NAME).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = read_catalogue(folder)
+        after = change(before)
+        if after != before:
+            write_catalogue(folder, after)
+
+
 def read_catalogue(folder: str | Path) -> Catalogue:
     """Read and check a folder's catalogue.
 
@@ -163,6 +177,38 @@ def read_catalogue(folder: str | Path) -> Catalogue:
         raise IndexStoreError(
             f"{path}: an entry is missing or of the wrong type: {error}"
         ) from error
+
+
+class CatalogueFile:
+    """A folder's catalogue, read again once it was replaced, by whichever process.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the sharded index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: tuple[tuple[int, int], Catalogue] | None = None
+
+    def current(self, *, anew: bool = False) -> Catalogue:
+        """The catalogue as it is now.
+
+        Parameters
+        ----------
+        anew : bool
+            Open the file even if it looks unchanged: a network file system may be late to tell.
+        """
+        try:
+            status = (self._folder / FILE_NAME).stat()
+            seen = (status.st_ino, status.st_mtime_ns)
+        except FileNotFoundError:
+            seen = (-1, -1)  # reading it says what is wrong
+        known = self._read
+        if known is None or anew or known[0] != seen:
+            known = self._read = (seen, read_catalogue(self._folder))
+        return known[1]
 
 
 def _parse(content: dict[str, Any]) -> Catalogue:

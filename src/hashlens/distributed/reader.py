@@ -13,7 +13,7 @@ from hashlens.distributed.searcher import ShardedResult, ShardedSearcher
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.arrays import SearchTrace
 from hashlens.index.index import Hit, Record
-from hashlens.index.reader import IndexInfo
+from hashlens.index.info import IndexInfo
 from hashlens.protocols import Codes, Encoder, Features, Ids, Mode
 
 
@@ -24,7 +24,7 @@ class ShardedReader(ShardedSearcher):
     """
 
     def __len__(self) -> int:
-        return sum(living for living, _, _ in self._ask_some("held").values())
+        return sum(living for living, _ in self._ask_some("held").values())
 
     def ids(self) -> Ids:
         """Ids of all images, ascending."""
@@ -54,6 +54,12 @@ class ShardedReader(ShardedSearcher):
         wanted = list(ids)
         by_id = {r.id: r for part in self._ask_holders("records", wanted).values() for r in part}
         return [by_id[i] for i in wanted]
+
+    def file_digest(self, image_id: int) -> bytes | None:
+        """As ``HashIndex.file_digest``; encoding on a cluster keeps no digests."""
+        digest: bytes | None
+        (digest,) = self._ask_holders("file_digest", [image_id]).values()
+        return digest
 
     def uris(self) -> dict[str, list[int]]:
         """Ids of the images that have each URI."""
@@ -97,6 +103,15 @@ class ShardedReader(ShardedSearcher):
             for label, count in counts.items():
                 total[label] = total.get(label, 0) + count
         return total
+
+    def actors(self) -> list[list[Any]]:
+        """Ray's actors of each shard, all of which have answered."""
+        self._ask_all("held")
+        return self._replicas.actors
+
+    def peak_memory(self) -> list[int]:
+        """Most bytes of memory that each answering shard's process has had."""
+        return list(self._ask_some("peak_memory").values())
 
     def info(self) -> IndexInfo:
         """Size, kind and origin: as of one index, sizes added up over shards."""
@@ -168,44 +183,56 @@ class ShardedReader(ShardedSearcher):
         trace : SearchTrace, optional
             Times and pools are added to it.
         """
+        trace = trace or SearchTrace()
         found: ShardedResult = self._search(
-            codes, features, k, mode, radius, where, exclude, pool, trace or SearchTrace()
+            codes, features, k, mode, radius, where, exclude, pool, trace
         )
         wanted = np.unique(found.ids[found.ids >= 0])
         if not len(wanted):
             return [[] for _ in codes]
-        _, stored, _ = self.encoded(wanted.tolist())
-        records = {record.id: record for record in self.records(wanted.tolist())}
+        described = self._describe(wanted.tolist(), trace)
         hits = []
         for code, ids, distances in zip(codes, found.ids, found.distances, strict=True):
-            near = np.bitwise_count(stored[np.searchsorted(wanted, ids[ids >= 0])] ^ code)
-            bits = near.sum(axis=1, dtype=np.int64).tolist()
-            hits.append(
-                [
-                    Hit(*records[i], hamming, None if mode == "bcs" else float(distance))
-                    for i, hamming, distance in zip(
-                        ids[ids >= 0].tolist(), bits, distances[ids >= 0], strict=True
-                    )
-                ]
-            )
+            of_query = []
+            for i, distance in zip(ids.tolist(), distances, strict=True):
+                if i in described:
+                    stored, record = described[i]
+                    hamming = int(np.bitwise_count(stored ^ code).sum())
+                    euclidean = None if mode == "bcs" else float(distance)
+                    of_query.append(Hit(*record, hamming, euclidean))
+            hits.append(of_query)
         return hits
 
+    def _describe(self, ids: Sequence[int], trace: SearchTrace) -> dict[int, tuple[Codes, Record]]:
+        """Code and record of each image that is still there and whose shard answers."""
+        answers = self._replicas.ask(self._held_by("described", ids))
+        self._check_missing(answers)
+        trace.missing += [self.shards[i].folder for i in answers.missing]
+        return {
+            record.id: (code, record)
+            for codes, records in answers.values.values()
+            for code, record in zip(codes, records, strict=True)
+        }
+
     def _ask_holders(self, name: str, ids: Sequence[int], *, repeat: bool = True) -> dict[int, Any]:
-        """Ask each shard for those of the ids that it holds."""
-        calls: dict[int, tuple[Any, ...]] = {}
-        held = 0
-        for position, shard in enumerate(self.shards):
-            here = [i for i in ids if shard.to_local(np.array([i]))[0] >= 0]
-            held += len(here)
-            if here:
-                calls[position] = (name, here)
-        if held != len(ids):
-            unknown = next(i for i in ids if self._catalogue.shard_of(i) is None)
-            raise InvalidInputError(f"id {unknown}: no such image in the index")
-        answers = self._replicas.ask(calls, repeat=repeat)
+        """Ask each shard for those of the ids that it holds; raises if one does not answer."""
+        answers = self._replicas.ask(self._held_by(name, ids), repeat=repeat)
         if answers.missing:
             raise self._unanswered(answers.missing)
         return answers.values
+
+    def _held_by(self, name: str, ids: Sequence[int]) -> dict[int, tuple[str, list[int]]]:
+        """The call that asks each shard for those of the ids that it holds."""
+        wanted = np.array(ids, np.int64)
+        calls = {}
+        for position, shard in enumerate(self.shards):
+            here = wanted[shard.to_local(wanted) >= 0]
+            if len(here):
+                calls[position] = (name, here.tolist())
+        if sum(len(here) for _, here in calls.values()) != len(wanted):
+            unknown = next(i for i in ids if self._catalogue.shard_of(i) is None)
+            raise InvalidInputError(f"id {unknown}: no such image in the index")
+        return calls
 
     def _require_encoder(self) -> Encoder:
         if self.encoder is None:

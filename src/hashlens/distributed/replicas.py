@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hashlens.distributed.actor import ShardServer
-from hashlens.distributed.catalogue import Catalogue
+
+START_SECONDS = 120.0
+"""How long actors may take to start."""
+_TURN_SECONDS = 0.05
 
 
 class Answers(NamedTuple):
@@ -38,34 +42,35 @@ class Replicas:
         Connected.
     folder : str
         Folder of the sharded index.
-    catalogue : Catalogue
-        Its shards.
     count : int
         Replicas of each shard, on different nodes where there are enough.
     deadline : float
         Seconds that a replica has for an answer.
     """
 
-    def __init__(
-        self, ray: Any, folder: str, catalogue: Catalogue, count: int, deadline: float
-    ) -> None:
+    def __init__(self, ray: Any, folder: str, count: int, deadline: float) -> None:
         self._ray = ray
         self._folder = folder
         self._count = count
         self._deadline = deadline
         self._actors: list[list[Any]] = []
-        for position in range(len(catalogue.shards)):
-            self.start(position)
+        self._lock = threading.Lock()
 
-    def start(self, position: int) -> None:
-        """Start the actors of one more shard."""
-        server = self._ray.remote(ShardServer).options(
-            num_cpus=0, max_restarts=-1, scheduling_strategy="SPREAD"
-        )
-        self._actors.append([server.remote(self._folder, position) for _ in range(self._count)])
+    @property
+    def actors(self) -> list[list[Any]]:
+        """The actors of each shard that was asked so far."""
+        return self._actors
 
-    def __len__(self) -> int:
-        return len(self._actors)
+    def _reach(self, position: int) -> bool:
+        """Have actors for the shards up to a position; whether some were started."""
+        with self._lock:
+            known = len(self._actors)
+            server = self._ray.remote(ShardServer).options(
+                num_cpus=0, max_restarts=-1, scheduling_strategy="SPREAD"
+            )
+            for new in range(known, position + 1):
+                self._actors.append([server.remote(self._folder, new) for _ in range(self._count)])
+            return len(self._actors) > known
 
     def ask(
         self,
@@ -98,7 +103,8 @@ class Replicas:
         values: dict[int, Any] = {}
         waiting: dict[Any, tuple[int, int, float]] = {}
         tries = dict.fromkeys(calls, 0)
-        seconds = deadline or self._deadline
+        started = bool(calls) and self._reach(max(calls))
+        seconds = deadline or (START_SECONDS if started else self._deadline)
 
         def send(position: int) -> None:
             name, *arguments = calls[position]
@@ -109,13 +115,14 @@ class Replicas:
             tries[position] += 1
 
         for position in calls:
-            for _ in range(self._count if everyone else 1):
+            for _ in range(len(self._actors[position]) if everyone else 1):
                 send(position)
         failed: list[tuple[int, int]] = []
         while waiting:
             first_limit = min(limit for _, _, limit in waiting.values())
-            timeout = max(0.0, first_limit - time.monotonic())
-            ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=timeout)
+            timeout = min(max(0.0, first_limit - time.monotonic()), _TURN_SECONDS)
+            # for all at once, since each wait costs time; in turns, so that a failure is seen soon
+            ready, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout)
             now = time.monotonic()
             late = [ref for ref, (_, _, limit) in waiting.items() if limit <= now]
             for reference in ready or late:
@@ -123,7 +130,7 @@ class Replicas:
                 answered = bool(ready) and self._take(reference, position, values)
                 if not answered:
                     failed.append((position, replica))
-                    if repeat and not everyone and tries[position] < self._count:
+                    if repeat and not everyone and tries[position] < len(self._actors[position]):
                         send(position)
         self._ask_last(failed)
         return Answers(values, tuple(sorted(set(calls) - set(values))))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hashlens.codes.packing import check_codes, code_bytes
-from hashlens.distributed.catalogue import Catalogue, Shard
+from hashlens.distributed.catalogue import Catalogue, CatalogueFile, Shard
 from hashlens.distributed.merge import merge
 from hashlens.distributed.replicas import Answers, Replicas
 from hashlens.errors import IndexStoreError, InvalidInputError
@@ -44,8 +44,6 @@ class ShardedSearcher:
     ----------
     folder : Path
         Folder of the sharded index.
-    catalogue : Catalogue
-        What it holds.
     replicas : Replicas
         Its actors.
     require_all : bool
@@ -57,7 +55,6 @@ class ShardedSearcher:
     def __init__(
         self,
         folder: Path,
-        catalogue: Catalogue,
         replicas: Replicas,
         *,
         require_all: bool = False,
@@ -66,8 +63,12 @@ class ShardedSearcher:
         self.path = folder
         self.encoder = encoder
         self.require_all = require_all
-        self._catalogue = catalogue
+        self._file = CatalogueFile(folder)
         self._replicas = replicas
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return self._file.current()
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -165,7 +166,7 @@ class ShardedSearcher:
             return self._coarse_to_fine(codes, features, k, where, exclude, pool, trace)
         started = time.perf_counter()
         call = ("search", codes, features, k, mode, radius, where, exclude, pool)
-        found, missing = self._gather(dict.fromkeys(range(len(self._replicas)), call))
+        found, missing = self._gather(dict.fromkeys(range(len(self.shards)), call))
         trace.coarse += time.perf_counter() - started
         return self._result(merge(found, k), missing)
 
@@ -183,14 +184,14 @@ class ShardedSearcher:
         spare = 0 if exclude is None else 1
         size = (pool or default_pool(k)) + spare
         coarse = ("search", codes, None, size, "bcs", None, where, None, None)
-        found, missing = self._gather(dict.fromkeys(range(len(self._replicas)), coarse))
+        found, missing = self._gather(dict.fromkeys(range(len(self.shards)), coarse))
         pools = merge(found, size).ids
         trace.pools += (pools >= 0).sum(axis=1).tolist()
         trace.coarse += time.perf_counter() - started
         started = time.perf_counter()
         if exclude is not None:
             pools = np.where(pools == np.asarray(exclude)[:, None], -1, pools)
-        holders = [i for i, s in enumerate(self.shards) if (s.to_local(pools) >= 0).any()]
+        holders = self._holders(pools)
         call = ("rank", np.ascontiguousarray(features, np.float32), pools, k)
         ranked, late = self._gather(dict.fromkeys(holders, call))
         trace.fine += time.perf_counter() - started
@@ -199,6 +200,12 @@ class ShardedSearcher:
             nothing = np.full((len(codes), width), np.inf, np.float32)
             return self._result(SearchResult(np.full(nothing.shape, -1), nothing), missing)
         return self._result(merge(ranked, k), (*missing, *late))
+
+    def _holders(self, ids: Ids) -> list[int]:
+        """Positions of the shards that hold some of the ids."""
+        if ids.max(initial=-1) >= self._catalogue.next_id:  # a shard knows more than we do
+            self._file.current(anew=True)
+        return [i for i, s in enumerate(self.shards) if (s.to_local(ids) >= 0).any()]
 
     def _gather(
         self, calls: Mapping[int, tuple[Any, ...]]
@@ -225,7 +232,7 @@ class ShardedSearcher:
 
     def _ask_all(self, *call: Any, deadline: float | None = None) -> dict[int, Any]:
         """The answers of all shards; raises if one does not answer."""
-        calls = dict.fromkeys(range(len(self._replicas)), call)
+        calls = dict.fromkeys(range(len(self.shards)), call)
         answers = self._replicas.ask(calls, deadline=deadline)
         if answers.missing:
             raise self._unanswered(answers.missing)
@@ -233,6 +240,6 @@ class ShardedSearcher:
 
     def _ask_some(self, *call: Any) -> dict[int, Any]:
         """The answers of the shards that answer; raises if all must, or none does."""
-        answers = self._replicas.ask(dict.fromkeys(range(len(self._replicas)), call))
+        answers = self._replicas.ask(dict.fromkeys(range(len(self.shards)), call))
         self._check_missing(answers)
         return answers.values

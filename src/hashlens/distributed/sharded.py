@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from hashlens.distributed.catalogue import Shard, read_catalogue, write_catalogue
+from hashlens.distributed.catalogue import Catalogue, Shard, change_catalogue, read_catalogue
 from hashlens.distributed.cluster import connect
 from hashlens.distributed.reader import ShardedReader
 from hashlens.distributed.replicas import Replicas
@@ -18,8 +18,6 @@ from hashlens.index.index import AddReport, HashIndex
 from hashlens.protocols import Codes, Encoder, Features, Ids, ImageInput, Skipped
 
 DEADLINE_SECONDS = 10.0
-START_SECONDS = 120.0
-"""How long actors may take to start."""
 _ADD_ROWS = 256
 
 
@@ -73,25 +71,29 @@ class ShardedIndex(ShardedReader):
                 f"{folder}: made by model {catalogue.fingerprint[:12]}, got model "
                 f"{encoder.fingerprint[:12]}; use the index's own model, or index again"
             )
-        actors = Replicas(connect(address), str(folder), catalogue, replicas, deadline)
-        index = cls(folder, catalogue, actors, require_all=require_all, encoder=encoder)
+        actors = Replicas(connect(address), str(folder), replicas, deadline)
+        index = cls(folder, actors, require_all=require_all, encoder=encoder)
         index._adopt()
         return index
 
     def _adopt(self) -> None:
         """Give ids to images that were committed to a shard just before a crash."""
-        changed = False
-        held = self._ask_all("held", deadline=START_SECONDS)
-        for position, (_, known, beyond) in sorted(held.items()):
-            if beyond:
-                self._catalogue = self._catalogue.with_added(position, known, beyond)
-                changed = True
-        if changed:
-            self._publish(range(len(self._replicas)))
+        held = self._ask_all("held")
+        self._publish({position: end for position, (_, end) in held.items()})
 
-    def _publish(self, positions: Iterable[int]) -> None:
-        write_catalogue(self.path, self._catalogue)
-        self._replicas.ask({position: ("refresh",) for position in positions}, everyone=True)
+    def _publish(self, ends: Mapping[int, int]) -> None:
+        """Give ids of the whole to the shards' own ids below each end."""
+
+        def change(catalogue: Catalogue) -> Catalogue:
+            for position, end in sorted(ends.items()):
+                catalogue = catalogue.with_added(position, end)
+            return catalogue
+
+        before = self._catalogue
+        change_catalogue(self.path, change)
+        self._file.current(anew=True)
+        if self._catalogue != before:
+            self._replicas.ask({position: ("refresh",) for position in ends}, everyone=True)
 
     def __enter__(self) -> Self:
         return self
@@ -169,8 +171,7 @@ class ShardedIndex(ShardedReader):
         local = self._ask_one(position, call)
         if not len(local):
             return np.zeros(0, np.int64)
-        self._catalogue = self._catalogue.with_added(position, int(local[0]), len(local))
-        self._publish([position])
+        self._publish({position: int(local[-1]) + 1})
         return self.shards[position].to_global(local)
 
     def remove(self, ids: Any) -> None:
@@ -195,9 +196,9 @@ class ShardedIndex(ShardedReader):
             fingerprint=self.fingerprint,
             model=self.model,
         ).close()
-        self._catalogue = replace(self._catalogue, shards=(*self.shards, shard))
-        write_catalogue(self.path, self._catalogue)
-        self._replicas.start(len(self.shards) - 1)
+        change_catalogue(self.path, lambda c: replace(c, shards=(*c.shards, shard)))
+        self._file.current(anew=True)
+        self._ask_one(len(self.shards) - 1, ("refresh",))
         return shard
 
     def _ask_one(self, position: int, call: tuple[Any, ...]) -> Any:
