@@ -84,7 +84,7 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of weights and preprocessing; equal for equal codes."""
+        """Hexadecimal digest of all that codes depend on: equal for equal codes."""
         ...
 
     def encode(self, images: Sequence[ImageInput]) -> tuple[Codes, Features]:

@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_models import FOLDER, golden_pictures
+from PIL import Image
 
-from hashlens.errors import ModelError
+from hashlens.errors import IndexStoreError, ModelError
+from hashlens.index.index import HashIndex
 from hashlens.models import checkpoint
 from hashlens.models.checkpoint import load_model, read_config, save_model, update_config
+from hashlens.models.encoder import Encoder
 
 
 @pytest.fixture
@@ -46,20 +50,52 @@ def test_round_trip(model_dir: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_the_fingerprint_follows_weights_preprocessing_and_nothing_else(
+def test_the_fingerprint_follows_weights_backbone_preprocessing_and_nothing_else(
     model_dir: Path, tmp_path: Path
 ) -> None:
     net, config = load_model(model_dir)
     prints = [config.fingerprint]
     other = replace(config, preprocessing=replace(config.preprocessing, resize="crop"))
     prints.append(save_model(tmp_path / "preprocessing", net, other).fingerprint)
+    other = replace(config, backbone="resnet9?width=2&pad=same")
+    prints.append(save_model(tmp_path / "backbone", net, other).fingerprint)
     with torch.no_grad():
         net.latent.bias[0] += 1
     prints.append(save_model(tmp_path / "weights", net, config).fingerprint)
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4
     before = read_config(tmp_path / "weights")[0]
     assert update_config(tmp_path / "weights", radius=5).fingerprint == before.fingerprint
     assert read_config(tmp_path / "weights")[0] == replace(before, radius=5)
+
+
+def test_a_model_of_format_1_keeps_its_fingerprint_and_its_index(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(FOLDER / "format-1", model)
+    old = read_config(model)[0]
+    with HashIndex.create(tmp_path / "old.idx", Encoder.load(model)) as index:
+        index.add(golden_pictures())
+    updated = update_config(model, radius=5)
+    assert (updated.format_version, updated.fingerprint) == (1, old.fingerprint)
+    with HashIndex.open(tmp_path / "old.idx", Encoder.load(model)) as index:
+        assert index.search(golden_pictures()[4], k=1)[0].id == 4
+    saved = save_model(tmp_path / "new", *load_model(model))
+    assert saved.format_version == 2
+    assert saved.fingerprint != old.fingerprint
+    with pytest.raises(IndexStoreError, match="made with model"):
+        HashIndex.open(tmp_path / "old.idx", Encoder.load(tmp_path / "new"))
+
+
+def test_backbones_that_differ_in_padding_alone_share_no_index(
+    make_model: Callable[..., Path], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    plain, same = tmp_path / "plain", tmp_path / "same"
+    net, config = load_model(make_model(plain, backbone="timm:mobilenetv2_050", size=32))
+    save_model(same, net, replace(config, backbone=f"{config.backbone}?pad_type=same"))
+    one, other = Encoder.load(plain), Encoder.load(same)
+    assert (one.encode(pictures)[1] != other.encode(pictures)[1]).any()
+    HashIndex.create(tmp_path / "one.idx", one).close()
+    with pytest.raises(IndexStoreError, match="made with model"):
+        HashIndex.open(tmp_path / "one.idx", other)
 
 
 def test_saving_again_leaves_one_set_of_weights_and_other_files(copy: Path) -> None:
@@ -93,7 +129,9 @@ def _change(**changes: object) -> Callable[[Path], None]:
         (lambda d: (d / "model.json").write_bytes(b"\xff\xfe"), "cannot be read"),
         (lambda d: (d / "model.json").write_text("[1]"), "not a Hashlens model"),
         (_change(format="other"), "not a Hashlens model"),
-        (_change(format_version=2), "upgrade"),
+        (_change(format_version=3), "upgrade"),
+        (_change(format_version=1), "not those that"),
+        (_change(backbone="resnet9?width=3"), "not those that"),
         (_change(bits=4), "8 to 1024"),
         (_change(bits=24), "not those that"),
         (_change(preprocessing={}), "missing or wrong"),

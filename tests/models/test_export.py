@@ -64,7 +64,7 @@ def test_one_file_with_its_description(onnx_file: Path) -> None:
     described = json.loads(entry)
     assert described["bits"] == 20
     assert described["classes"] == ["cat", "dog", "eel"]
-    assert described["format_version"] == 1
+    assert described["format_version"] == 2
     assert described["preprocessing"]["size"] == 16
     assert len(described["fingerprint"]) == 64
 
@@ -137,7 +137,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, onnx_file: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "upgrade"),
+        ({"format_version": 3}, "upgrade"),
         ({"format": "x"}, "not a Hashlens model"),
         ({"bits": 21}, "does not fit its description"),
     ],

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hashlens.errors import MissingExtraError, ModelError
 from hashlens.models.card import CARD_NAME
-from hashlens.models.config import ModelConfig, parse_config
+from hashlens.models.config import FORMAT_VERSION, ModelConfig, parse_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +39,12 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
     net : LatentHashNet
         Its latent normalisation is folded into the latent layer.
     config : ModelConfig
-        Its fingerprint is replaced by that of these weights.
+        Its fingerprint is replaced by that of these weights, its format version by the last.
 
     Returns
     -------
     ModelConfig
-        With the fingerprint.
+        With the fingerprint and the format version.
 
     Raises
     ------
@@ -54,6 +54,7 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
     from safetensors.torch import save
 
     state = {name: value.contiguous() for name, value in net.plain_state().items()}
+    config = replace(config, format_version=FORMAT_VERSION)
     config = replace(config, fingerprint=fingerprint(state, config))
     weights_name = f"weights-{config.fingerprint[:12]}.safetensors"
     try:
@@ -193,9 +194,18 @@ def update_config(directory: Path, **changes: Any) -> ModelConfig:
 
 
 def fingerprint(state: Mapping[str, Tensor], config: ModelConfig) -> str:
-    """SHA-256 over weights, preprocessing and bits, in hexadecimal."""
+    """SHA-256 over weights, backbone, preprocessing and bits, in hexadecimal.
+
+    The backbone's name holds what its weights do not, such as how it pads. Models of format 1
+    were digested without it and keep their fingerprint, so that their indexes stay valid.
+    """
     digest = hashlib.sha256()
-    described = {"bits": config.bits, "preprocessing": config.preprocessing.to_dict()}
+    described: dict[str, Any] = {
+        "bits": config.bits,
+        "preprocessing": config.preprocessing.to_dict(),
+    }
+    if config.format_version > 1:
+        described["backbone"] = config.backbone
     digest.update(json.dumps(described, sort_keys=True).encode())
     for name in sorted(state):
         array = state[name].contiguous().numpy()

@@ -13,7 +13,8 @@ from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
 
 FORMAT = "hashlens-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Models of version 1 differ in their fingerprint, which leaves the backbone's name out."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class ModelConfig:
     training : mapping
         What the training reports: data, split, recipe, validation figures, versions. JSON values.
     fingerprint : str
-        Hexadecimal digest of weights, preprocessing and bits; set when the model is saved.
+        Hexadecimal digest of weights, backbone, preprocessing and bits; set when the model is
+        saved.
+    format_version : int
+        Of the file it was read from: says how the fingerprint was made.
     """
 
     bits: int
@@ -55,12 +59,13 @@ class ModelConfig:
     radius: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; :meth:`from_dict` reads it."""
         return {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "bits": self.bits,
             "feature_dim": self.feature_dim,
             "classes": list(self.classes),
@@ -111,6 +116,7 @@ class ModelConfig:
                 radius=None if values["radius"] is None else int(values["radius"]),
                 training=dict(values["training"]),
                 fingerprint=str(values["fingerprint"]),
+                format_version=version,
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(

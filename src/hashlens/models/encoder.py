@@ -115,7 +115,7 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of weights, preprocessing and bits."""
+        """Hexadecimal digest of weights, backbone, preprocessing and bits."""
         return self.config.fingerprint
 
     @property
