@@ -121,6 +121,7 @@ def test_wrong_usage_ends_with_2(words: list[Any], message: str, index: Path) ->
         (["search", "{index}", "99"], "id 99: no such image in the index"),
         (["search", "nowhere.idx", "0"], "nowhere.idx: not an index, no such folder"),
         (["index", "add", "{index}", "nowhere"], "nowhere: no such file or folder"),
+        (["index", "add", "{index}", __file__], "test_cli_index.py: not an image by its name"),
         (["index", "remove", "{index}", "nowhere.png"], "nothing was removed"),
         (["index", "remove", "{index}", "3", "99"], "no image in the index with id 99"),
         (["index", "add", "{index}", "digits", "--model", "nowhere"], "nowhere"),

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
+from command_line import run
 from PIL import Image
-from typer.testing import CliRunner, Result
-
-from hashlens.cli.main import app
 
 _QUICK = "--bits 16 --epochs 2 --precision fp32 --batch-size 128"
 
 
 def _run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["train", *arguments])
+    return run("train", *arguments)
 
 
 def test_train_and_its_json(tmp_path: Path) -> None:
@@ -36,6 +35,8 @@ def test_train_and_its_json(tmp_path: Path) -> None:
     done = _run("digits#train", "--out", out, *_QUICK.split(), "--resume")
     assert done.exit_code == 1
     assert "nothing to resume" in done.stderr
+    told = _run("digits#train", "--out", out, *_QUICK.split(), "--overwrite")
+    assert f"next: hashlens index create INDEX 'digits#train' --model {out}\n" in told.stdout
 
 
 def test_show_config_prints_toml_and_reasons() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import typer
 
-from hashlens.errors import IndexStoreError
+from hashlens.errors import IndexStoreError, SourceError
 
 if TYPE_CHECKING:
     from hashlens.index.index import HashIndex
@@ -96,6 +96,11 @@ def open_images(sources: Sequence[str]) -> Images:
             found.uris.append(path_uri(spec))
             found.labels.append(None)
             continue
+        if Path(spec).is_file() and Path(spec).suffix.lower() != ".parquet":
+            raise SourceError(
+                f"{spec}: not an image by its name; expected one such as x.jpg or x.png (convert "
+                "other kinds first), a folder or a .parquet file"
+            )
         source = open_source(spec)
         for note in source.notes:
             typer.echo(f"note: {note}", err=True)

@@ -23,7 +23,7 @@ _MODES = ("hds", "bcs", "es")
 def search_command(
     index: Path = typer.Argument(..., help="Folder of the index."),
     images: list[str] = typer.Argument(
-        ..., metavar="IMAGE...", help="Image files, or ids of images in the index."
+        ..., metavar="IMAGE", help="Image files, or ids of images in the index."
     ),
     k: int = typer.Option(10, "-k", min=1, help="Results for each image."),
     mode: str = typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -155,10 +156,10 @@ def _run(
             typer.echo(reason, err=True)
     result = train(source, config, out, channels=facts.channels, **options)
     if is_first_process():
-        _tell(result, config, as_json)
+        _tell(result, config, source_spec, as_json)
 
 
-def _tell(result: TrainingResult, config: TrainingConfig, as_json: bool) -> None:
+def _tell(result: TrainingResult, config: TrainingConfig, source: str, as_json: bool) -> None:
     best = next(scores for scores in result.history if scores["epoch"] == result.best_epoch)
     if as_json:
         answer = {
@@ -184,7 +185,7 @@ def _tell(result: TrainingResult, config: TrainingConfig, as_json: bool) -> None
         f"validation mAP {best['map']:.4f}, accuracy {best['accuracy']:.4f} "
         f"({result.validation_images} images), {result.seconds:.0f} s"
     )
-    typer.echo(f"next: hashlens index create INDEX --model {result.out}")
+    _tell_next(source, result.out)
 
 
 def _unsupervised(
@@ -208,4 +209,8 @@ def _unsupervised(
         typer.echo(json.dumps({**answer, "backbone": model.backbone, **model.training}))
         return
     typer.echo(f"{out}: {model.bits} bits by ITQ on features of {model.backbone}, no labels")
-    typer.echo(f"next: hashlens index create INDEX --model {out}")
+    _tell_next(source.spec, out)
+
+
+def _tell_next(source: str, out: Path) -> None:
+    typer.echo(f"next: hashlens index create INDEX {quote(source)} --model {quote(str(out))}")

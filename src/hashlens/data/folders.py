@@ -44,8 +44,8 @@ def open_folder(spec: str, folder: Path) -> Source:
     paths = list_images(folder)
     if not paths:
         raise SourceError(
-            f"{path_uri(str(folder))}: no images found; expected files such as "
-            f"{', '.join(sorted(SUFFIXES)[:3])} in one sub-folder a class"
+            f"{path_uri(str(folder))}: no images found; expected files such as .jpg or "
+            ".png, best in one sub-folder a class"
         )
     root = Path(os.path.abspath(folder))
     parts = [path.relative_to(root).parts for path in paths]

@@ -16,7 +16,7 @@ from hashlens.errors import InvalidInputError
 def remove_command(
     index: Path = INDEX,
     images: list[str] = typer.Argument(
-        ..., metavar="IMAGE...", help="Ids, or paths and URIs as the index has them."
+        ..., metavar="IMAGE", help="Ids, or paths and URIs as the index has them."
     ),
     as_json: bool = JSON,
 ) -> None:

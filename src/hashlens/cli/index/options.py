@@ -10,7 +10,7 @@ import typer
 INDEX = typer.Argument(..., help="Folder of the index.")
 SOURCES = typer.Argument(
     None,
-    metavar="[SOURCE]...",
+    metavar="SOURCE",
     help="Image files, class folders, parquet files, FOLDER#PART, digits or hub names.",
 )
 MODEL = typer.Option(
