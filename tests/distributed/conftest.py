@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from hashlens.distributed.cluster import stay_on_loopback
 
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
 
@@ -19,9 +23,12 @@ def cluster() -> Iterator[Any]:
     """``ray.cluster_utils.Cluster``; this process is connected to it."""
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 2, "object_store_memory": 120 * 2**20, "include_dashboard": False}
-    running = Cluster(initialize_head=True, head_node_args=node)
-    running.add_node(num_cpus=2, object_store_memory=120 * 2**20)
+    # else Serve's one proxy asks the front end of its own node alone
+    os.environ["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
+    stay_on_loopback()
+    node = {"num_cpus": 2, "object_store_memory": 120 * 2**20, "node_ip_address": "127.0.0.1"}
+    running = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    running.add_node(**node)
     ray.init(address=running.address, log_to_driver=False, logging_level="ERROR")
     yield running
     ray.shutdown()
@@ -40,3 +47,28 @@ def images() -> dict[str, Any]:
         "labels": [("cat", "dog", None)[i % 3] for i in range(n)],
         "metadata": [{"shelf": int(i % 5)} for i in range(n)],
     }
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network as it starts, saved."""
+    import torch
+
+    from hashlens.models.backbones import create_backbone
+    from hashlens.models.checkpoint import save_model
+    from hashlens.models.config import ModelConfig
+    from hashlens.models.latent import LatentHashNet
+
+    torch.manual_seed(3)
+    made = create_backbone("smallcnn", channels=1, size=8)
+    net = LatentHashNet(made.module, feature_dim=made.feature_dim, bits=24, classes=10)
+    config = ModelConfig(
+        bits=24,
+        feature_dim=made.feature_dim,
+        classes=tuple("0123456789"),
+        backbone="smallcnn",
+        preprocessing=made.preprocessing,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, net, config)
+    return folder

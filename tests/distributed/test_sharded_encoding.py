@@ -24,31 +24,6 @@ SHARDS = 3
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network as it starts, saved."""
-    import torch
-
-    from hashlens.models.backbones import create_backbone
-    from hashlens.models.checkpoint import save_model
-    from hashlens.models.config import ModelConfig
-    from hashlens.models.latent import LatentHashNet
-
-    torch.manual_seed(3)
-    made = create_backbone("smallcnn", channels=1, size=8)
-    net = LatentHashNet(made.module, feature_dim=made.feature_dim, bits=24, classes=10)
-    config = ModelConfig(
-        bits=24,
-        feature_dim=made.feature_dim,
-        classes=tuple("0123456789"),
-        backbone="smallcnn",
-        preprocessing=made.preprocessing,
-    )
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder, net, config)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> HashIndex:
     """The same images, encoded and indexed in this process."""
     from hashlens.models.encoder import Encoder
@@ -140,6 +115,9 @@ def test_a_killed_driver_goes_on_where_it_was(
     made = first.stat().st_mtime_ns
     with pytest.raises(IndexStoreError, match="unfinished"):
         create_sharded(folder, model, _images(), shards=SHARDS + 1)
+    others = Images("digits#test", _images().uris[::-1], _images().labels[::-1])
+    with pytest.raises(IndexStoreError, match="unfinished"):
+        create_sharded(folder, model, others, shards=SHARDS)
     create_sharded(folder, model, _images(), shards=SHARDS, workers=1)
     assert first.stat().st_mtime_ns == made
     _same(folder, expected)
@@ -163,6 +141,33 @@ def test_objects_behind_a_file_system_are_read_and_bad_ones_listed(
     ((uri, reason),) = catalogue.shards[1].skipped
     assert uri == f"file://{pictures}/dog/broken.png"
     assert "not an image" in reason
+
+
+def test_a_parquet_file_is_read_row_by_row(cluster: Any, model: Path, tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    pictures = []
+    for i in range(7):
+        file = io.BytesIO()
+        Image.new("L", (8, 8), 30 * i).save(file, "PNG")
+        pictures.append(file.getvalue())
+    pictures[4] = b"no picture"
+    words = ["cat", "dog", "cat", "dog", "cat", "dog", "cat"]
+    path = tmp_path / "pictures.parquet"
+    pq.write_table(pa.table({"image": pictures, "label": words}), path, row_group_size=3)
+    images = open_images(str(path))
+    catalogue = create_sharded(tmp_path / "index", model, images, shards=2, workers=1)
+    ((uri, _),) = [entry for shard in catalogue.shards for entry in shard.skipped]
+    assert uri == f"{path}#4"
+    records = []
+    for shard in catalogue.shards:
+        with HashIndex.open(tmp_path / "index" / shard.folder, read_only=True) as index:
+            records += [(record.uri, record.label) for record in index.records()]
+    assert records == [(f"{path}#{i}", words[i]) for i in range(7) if i != 4]
 
 
 def test_bad_requests_are_refused_before_anything_runs(model: Path, tmp_path: Path) -> None:

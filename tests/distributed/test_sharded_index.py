@@ -210,7 +210,9 @@ def test_a_lost_node_is_answered_for_by_replicas_or_named(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     _make_shards(tmp_path, images, [0, 590, 600])
-    doomed = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    doomed = cluster.add_node(
+        num_cpus=1, object_store_memory=100 * 2**20, node_ip_address="127.0.0.1"
+    )
     codes, features = _queries(images)
 
     def open_with_one_on(node_id: str, replicas: int, **options: Any) -> ShardedIndex:

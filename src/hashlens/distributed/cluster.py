@@ -26,6 +26,18 @@ def load_ray() -> Any:
     return ray
 
 
+def stay_on_loopback() -> None:
+    """Have the cluster that is started next listen on 127.0.0.1 alone.
+
+    Ray replaces 127.0.0.1 by an address that other machines reach, unless it is told that there
+    are none, as it is by default on Windows and macOS.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
 def connect(address: str | None = None) -> Any:
     """The ``ray`` module, connected to a cluster.
 
@@ -50,6 +62,7 @@ def connect(address: str | None = None) -> Any:
     try:
         if not address or address == LOCAL:
             os.environ.pop("RAY_ADDRESS", None)
+            stay_on_loopback()
             ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)

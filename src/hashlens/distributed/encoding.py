@@ -10,26 +10,28 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hashlens.codes.packing import code_bytes
 from hashlens.data.sources import open_source
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, is_sharded, write_catalogue
 from hashlens.distributed.cluster import connect
-from hashlens.distributed.locations import is_remote, list_remote, read_remote
-from hashlens.errors import IndexStoreError, InvalidInputError, SourceError
+from hashlens.distributed.encoding_worker import MOST_IMAGES, EncodeBatches
+from hashlens.distributed.locations import is_remote, list_remote
+from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.index import HashIndex
 from hashlens.models.encoder import Encoder
-from hashlens.protocols import ImageInput
 
 PLAN_NAME = "plan.json"
 COMPLETE_NAME = "complete.json"
 _COMMIT_ROWS = 4096
+_MEMORY_USED = 0.5
+_MEMORY_UNKNOWN = 2**32
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ def create_sharded(
     shards: int,
     address: str | None = None,
     workers: int | None = None,
-    gpus_per_worker: float = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Catalogue:
     """Encode images on a Ray cluster into a new sharded index, or go on with a killed run.
@@ -83,11 +84,9 @@ def create_sharded(
     address : str, optional
         Ray's address; see :func:`hashlens.distributed.cluster.connect`.
     workers : int, optional
-        Encoding actors; by default one a CPU of the cluster, or one a GPU.
-    gpus_per_worker : float
-        Share of a GPU that each actor takes.
-    batch_size : int
-        Images in each run of the network.
+        Encoding actors; by default one a GPU of the cluster, or one a CPU where it has none.
+    batch_size : int, optional
+        Images in each run of the network; by default as many as memory allows.
     progress : callable, optional
         Called with the number of images done since the last call.
 
@@ -113,23 +112,23 @@ def create_sharded(
         "images": len(images.uris),
         "shards": shards,
         "fingerprint": encoder.fingerprint,
+        "uris": zlib.crc32("\n".join(images.uris).encode("utf-8", "surrogateescape")),
     }
     _start_or_go_on(folder, plan)
-    bounds = np.linspace(0, len(images.uris), shards + 1).astype(int)
-    ray = connect(address)
-    made = []
-    for position in range(shards):
-        part = slice(bounds[position], bounds[position + 1])
-        shard_folder = folder / f"shard-{position:04d}"
-        skipped = _completed(shard_folder)
-        if skipped is None:
-            batches = _encoded(
-                ray, model, encoder, images.uris[part], workers, gpus_per_worker, batch_size
-            )
-            skipped = _write_shard(shard_folder, encoder, model, images, part, batches, progress)
+    bounds = np.linspace(0, len(images.uris), shards + 1).astype(int).tolist()
+    parts = {folder / f"shard-{i:04d}": range(*bounds[i : i + 2]) for i in range(shards)}
+    left = {}
+    for shard_folder, part in parts.items():
+        if _skipped(shard_folder) is None:
+            shutil.rmtree(shard_folder, ignore_errors=True)
+            left[shard_folder] = part
         elif progress is not None:
-            progress(part.stop - part.start)
-        made.append((shard_folder, skipped))
+            progress(len(part))
+    uris = [images.uris[i] for part in left.values() for i in part]
+    if uris:
+        batches = _encoded(connect(address), model, uris, workers, batch_size)
+        _write_shards(left, encoder, model, images, batches, progress)
+    made = [(shard_folder, _skipped(shard_folder) or []) for shard_folder in parts]
     catalogue = _catalogue(encoder, model, made)
     write_catalogue(folder, catalogue)
     (folder / PLAN_NAME).unlink()
@@ -155,59 +154,24 @@ def _start_or_go_on(folder: Path, plan: dict[str, Any]) -> None:
     path.write_text(json.dumps(plan))
 
 
-def _completed(shard_folder: Path) -> list[tuple[str, str]] | None:
-    """Skipped images of a complete shard; None, and the folder gone, if it is not complete."""
+def _skipped(shard_folder: Path) -> list[tuple[str, str]] | None:
+    """Images that could not be read, of a complete shard; None if it is not complete."""
     try:
         content = json.loads((shard_folder / COMPLETE_NAME).read_text())
         return [(uri, reason) for uri, reason in content["skipped"]]
     except (FileNotFoundError, ValueError, KeyError):
-        shutil.rmtree(shard_folder, ignore_errors=True)
         return None
-
-
-class EncodeBatches:
-    """Ray Data's actor: a batch of URIs to codes, features, and reasons where one failed."""
-
-    def __init__(self, model: str, device: str | None) -> None:
-        self._encoder = Encoder.load(model, device=device)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Columns position and uri to position, codes, features and reason ("" if read)."""
-        n = len(batch["uri"])
-        codes = np.zeros((n, code_bytes(self._encoder.bits)), np.uint8)
-        features = np.zeros((n, self._encoder.feature_dim), np.float32)
-        reasons = np.full(n, "", dtype=object)
-        images: list[ImageInput] = []
-        rows = []
-        for row, uri in enumerate(batch["uri"]):
-            try:
-                images.append(read_remote(uri) if is_remote(uri) else uri)
-                rows.append(row)
-            except SourceError as error:
-                reasons[row] = str(error)
-        for encoded in self._encoder.encode_batches(images, batch_size=max(n, 1)):
-            at = np.array(rows)[encoded.positions]
-            codes[at], features[at] = encoded.codes, encoded.features
-            for image in encoded.skipped:
-                reasons[rows[image.position]] = image.reason
-        return {
-            "position": batch["position"],
-            "codes": codes,
-            "features": features,
-            "reason": reasons.astype(str),
-        }
 
 
 def _encoded(
     ray: Any,
     model: Path,
-    encoder: Encoder,
     uris: Sequence[str],
     workers: int | None,
-    gpus: float,
-    batch_size: int,
+    batch_size: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """Encoded batches in the order of the source."""
+    """Encoded batches of all the images, in order."""
+    import pyarrow
     import ray.data as ray_data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -215,51 +179,67 @@ def _encoded(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     resources = ray.cluster_resources()
-    most = workers or int(resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1))
-    blocks = max(1, min(len(uris) // batch_size, 4 * max(most, 1)))
-    rows = [{"position": i, "uri": uri} for i, uri in enumerate(uris)]
-    data = ray_data.from_items(rows, override_num_blocks=blocks).map_batches(
+    gpus = int(resources.get("GPU", 0))
+    most = max(1, workers or gpus or int(resources.get("CPU", 1)))
+    memory = int(resources.get("memory", _MEMORY_UNKNOWN) * _MEMORY_USED / most)
+    block = max(1, min(batch_size or MOST_IMAGES, len(uris) // (4 * most)))
+    rows = pyarrow.table({"row": np.arange(len(uris)), "uri": pyarrow.array(uris)})
+    blocks = [rows.slice(start, block) for start in range(0, len(uris), block)]
+    data = ray_data.from_arrow(blocks).map_batches(
         EncodeBatches,
-        fn_constructor_args=(str(model.resolve()), "cuda" if gpus else "cpu"),
-        batch_size=batch_size,
-        compute=ray_data.ActorPoolStrategy(min_size=1, max_size=max(most, 1)),
-        num_gpus=gpus or None,
+        fn_constructor_args=(str(model.resolve()), "cuda" if gpus else "cpu", memory, batch_size),
+        batch_size=block,
+        compute=ray_data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_gpus=1 if gpus else None,
     )
     batches: Any = data.iter_batches(batch_size=_COMMIT_ROWS, batch_format="numpy")
     yield from batches
 
 
-def _write_shard(
-    shard_folder: Path,
+def _write_shards(
+    folders: Mapping[Path, range],
     encoder: Encoder,
     model: Path,
     images: Images,
-    part: slice,
     batches: Iterator[dict[str, Any]],
     progress: Callable[[int], None] | None,
+) -> None:
+    """Write encoded batches into one shard after another."""
+    waiting: list[dict[str, Any]] = []
+    for folder, part in folders.items():
+        index = HashIndex.create(folder, encoder, model=str(model.resolve()))
+        skipped: list[tuple[str, str]] = []
+        at = part.start
+        while at < part.stop:
+            batch = waiting.pop() if waiting else next(batches)
+            room = part.stop - at
+            if len(batch["row"]) > room:
+                waiting.append({name: column[room:] for name, column in batch.items()})
+                batch = {name: column[:room] for name, column in batch.items()}
+            skipped += _add(index, images, at, batch)
+            at += len(batch["row"])
+            if progress is not None:
+                progress(len(batch["row"]))
+        index.close()
+        aside = folder / f"{COMPLETE_NAME}.new"
+        aside.write_text(json.dumps({"skipped": skipped}))
+        aside.rename(folder / COMPLETE_NAME)
+
+
+def _add(
+    index: HashIndex, images: Images, start: int, batch: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    index = HashIndex.create(shard_folder, encoder, model=str(model.resolve()))
-    skipped: list[tuple[str, str]] = []
-    for batch in batches:
-        reasons = batch["reason"]
-        good = np.flatnonzero(reasons == "")
-        at = batch["position"] + part.start
-        index.add_encoded(
-            np.ascontiguousarray(batch["codes"][good]),
-            np.ascontiguousarray(batch["features"][good]),
-            [images.uris[int(i)] for i in at[good]],
-            labels=[images.labels[int(i)] for i in at[good]],
-        )
-        skipped += [
-            (images.uris[int(at[i])], str(reasons[i])) for i in np.flatnonzero(reasons != "")
-        ]
-        if progress is not None:
-            progress(len(at))
-    index.close()
-    aside = shard_folder / f"{COMPLETE_NAME}.new"
-    aside.write_text(json.dumps({"skipped": skipped}))
-    aside.rename(shard_folder / COMPLETE_NAME)
-    return skipped
+    """Add the images from ``start`` on in one commit; returns those that could not be read."""
+    reasons = batch["reason"]
+    good = np.flatnonzero(reasons == "")
+    index.add_encoded(
+        np.ascontiguousarray(batch["codes"][good]),
+        np.ascontiguousarray(batch["features"][good]),
+        [images.uris[start + int(i)] for i in good],
+        labels=[images.labels[start + int(i)] for i in good],
+    )
+    bad = np.flatnonzero(reasons != "").tolist()
+    return [(images.uris[start + i], str(reasons[i])) for i in bad]
 
 
 def _catalogue(
