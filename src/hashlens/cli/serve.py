@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
-from hashlens.errors import InvalidInputError, MissingExtraError
+from hashlens.errors import MissingExtraError
+from hashlens.service.keys import KEY_VARIABLE, read_key
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
-
-_KEY_VARIABLE = "HASHLENS_API_KEY"
-_KEY_LENGTH = 16
-_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def serve_command(
@@ -29,7 +26,7 @@ def serve_command(
     port: int = typer.Option(8080, min=0, max=65535, help="Port; 0 takes a free one."),
     api_key_file: Path | None = typer.Option(
         None,
-        help=f"File with the key that adding and removing images needs; or set {_KEY_VARIABLE}. "
+        help=f"File with the key that adding and removing images needs; or set {KEY_VARIABLE}. "
         "Without a key the service is read-only.",
     ),
 ) -> None:
@@ -38,10 +35,11 @@ def serve_command(
     Example: hashlens serve shop.idx --port 8080
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched for a client
-    key = _read_key(api_key_file)
+    key = read_key(api_key_file)
     try:
         from hashlens.service.app import create_app
         from hashlens.service.limits import Limits
+        from hashlens.service.security import LOOPBACK
         from hashlens.service.server import serve
     except ImportError as error:
         raise MissingExtraError("hashlens serve", "serve") from error
@@ -52,24 +50,6 @@ def serve_command(
         typer.echo("no model known: searching by id only; name one with --model", err=True)
     with open_index(index, model, encode=knows_model, read_only=key is None, shards=True) as opened:
         encoder = cast("Encoder | None", opened.encoder)
-        names = _LOOPBACK if host in _LOOPBACK else None
+        names = LOOPBACK if host in LOOPBACK else None
         app = create_app(opened, encoder, Limits(), api_key=key, host_names=names)
         serve(app, host, port, Limits(), lambda url: typer.echo(f"Serving {index} at {url}"))
-
-
-def _read_key(path: Path | None) -> str | None:
-    if path is not None:
-        try:
-            key = path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInputError(f"{path}: expected a file with the API key ({error})") from None
-    else:
-        key = os.environ.get(_KEY_VARIABLE, "").strip()
-        if not key:
-            return None
-    if len(key) < _KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidInputError(
-            f"API key: expected at least {_KEY_LENGTH} printable ASCII characters without spaces, "
-            "for example from: openssl rand -hex 32"
-        )
-    return key

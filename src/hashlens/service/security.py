@@ -19,6 +19,9 @@ from hashlens.service.batching import Slots
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+"""Names that a browser on this machine may ask for."""
+
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
