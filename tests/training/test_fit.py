@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,22 @@ from hashlens.data.source import Source
 from hashlens.data.sources import open_source
 from hashlens.errors import ModelError, SourceError
 from hashlens.models.checkpoint import load_model
+from hashlens.training.callbacks import ShowProgress
 from hashlens.training.config import OBJECTIVES, TrainingConfig
-from hashlens.training.fit import train
+from hashlens.training.fit import TrainingResult, train
 from hashlens.training.recipes import configure
 from hashlens.training.split import image_facts
 
 Quick = Callable[..., TrainingConfig]
 
 
-def _train_folder(folder: Path, out: Path, **values: object) -> object:
+def _train_folder(
+    folder: Path, out: Path, *, resume: bool = False, **values: object
+) -> TrainingResult:
     source = open_source(str(folder))
     defaults = {"bits": 8, "epochs": 1, "validation": 0.2, "precision": "fp32"}
     config, _ = configure("small", {**defaults, **values}, image_facts(source))
-    return train(source, config, out, progress=False)
+    return train(source, config, out, resume=resume, progress=False)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -181,3 +185,41 @@ def test_a_missing_weights_file(folder: Path, tmp_path: Path) -> None:
             backbone="timm:mobilenetv2_100",
             weights=str(tmp_path / "no.pth"),
         )
+
+
+def test_a_frozen_backbone_gets_a_feature_layer_that_learns(folder: Path, tmp_path: Path) -> None:
+    values = {"backbone": "resnet9?width=4", "freeze_backbone": True, "epochs": 2}
+    _train_folder(folder, tmp_path / "m", **values)
+    net, saved = load_model(tmp_path / "m")
+    assert saved.feature_dim == net.feature_dim == 256
+    assert saved.training["configuration"]["feature_layer"] == 256
+    with torch.inference_mode():
+        features = net(torch.rand(3, 3, 16, 16)).features
+    assert features.shape == (3, 256)
+    assert (features >= 0).all()
+    _train_folder(folder, tmp_path / "n", **values, feature_layer=0)
+    net, saved = load_model(tmp_path / "n")
+    assert net.feature_layer is None
+    assert saved.feature_dim == 32  # the backbone's own
+    _train_folder(folder, tmp_path / "o", backbone="resnet9?width=4")
+    assert load_model(tmp_path / "o")[0].feature_layer is None
+
+
+def test_dropout_is_drawn_alike_after_an_interruption(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"backbone": "resnet9?width=4", "freeze_backbone": True, "epochs": 3}
+    whole = _train_folder(folder, tmp_path / "whole", **values)
+    end_epoch = ShowProgress.on_train_epoch_end
+
+    def interrupt(self: ShowProgress, trainer: Any, module: Any) -> None:
+        end_epoch(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShowProgress, "on_train_epoch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            _train_folder(folder, tmp_path / "again", **values)
+    resumed = _train_folder(folder, tmp_path / "again", resume=True, **values)
+    assert resumed.fingerprint == whole.fingerprint

@@ -184,9 +184,10 @@ def _agreement(neighbours: Ids, labels: NDArray[np.int64]) -> NDArray[np.float64
 def _warnings(encoder: Encoder, source: Source) -> tuple[str, ...]:
     training = encoder.config.training
     configuration = training.get("configuration", {})
-    if training.get("source") != source.spec or configuration.get("freeze_backbone") is not False:
+    learned = configuration.get("freeze_backbone") is False or configuration.get("feature_layer")
+    if training.get("source") != source.spec or not learned:
         return ()
     return (
-        "the model's backbone was trained on these labels and may have learned wrong ones by "
-        "heart: expect more to be found with a model trained with --freeze-backbone",
+        "the model's features were trained on these labels and may have learned wrong ones by "
+        "heart: expect more to be found with a model made with hashlens train --unsupervised",
     )

@@ -131,11 +131,13 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
     backbone = create_backbone(
         config.backbone, channels=preprocessing.channels, size=preprocessing.size
     )
+    layered = "feature_layer.weight" in state
     net = LatentHashNet(
         backbone.module,
-        feature_dim=config.feature_dim,
+        feature_dim=backbone.feature_dim if layered else config.feature_dim,
         bits=config.bits,
         classes=len(config.classes),
+        feature_layer=config.feature_dim if layered else 0,
     )
     try:
         net.load_state_dict(state)

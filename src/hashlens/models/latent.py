@@ -6,9 +6,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hashlens.codes.packing import check_bits
 from hashlens.errors import InvalidInputError
+
+DROPOUT = 0.3
+"""Share of a frozen backbone's features that training leaves out before F7."""
 
 
 class LatentOutput(NamedTuple):
@@ -17,7 +21,7 @@ class LatentOutput(NamedTuple):
     Attributes
     ----------
     features : Tensor of shape (n, d)
-        F7, the backbone's output: what fine search compares.
+        F7: what fine search compares. The backbone's output, or that of the trained F7 over it.
     latent : Tensor of shape (n, h)
         Layer H before the sigmoid. Bit j of a code is 1 where ``latent[:, j] >= 0``.
     activations : Tensor of shape (n, h)
@@ -41,9 +45,9 @@ class LatentHashNet(nn.Module):
     Parameters
     ----------
     backbone : Module
-        Maps images (n, channels, size, size) to features (n, d).
+        Maps images (n, channels, size, size) to its features (n, width).
     feature_dim : int
-        Width d of the features.
+        Width of the backbone's features.
     bits : int
         Units h of the latent layer, 8 to 1024.
     classes : int
@@ -53,6 +57,10 @@ class LatentHashNet(nn.Module):
         learned scale and no shift). It keeps the sigmoid away from its flat ends, where many
         classes or a deep backbone otherwise leave it without gradient, and centres each bit on
         its own threshold. A saved or exported network has it folded into the linear layer.
+    feature_layer : int
+        Units of an F7 of its own between backbone and H: dropout, a linear layer, ReLU. A frozen
+        backbone's features know nothing of the classes; those of a trained F7 do. 0: the
+        backbone's features are F7.
     """
 
     def __init__(
@@ -63,14 +71,19 @@ class LatentHashNet(nn.Module):
         bits: int,
         classes: int,
         latent_normalisation: bool = False,
+        feature_layer: int = 0,
     ) -> None:
         super().__init__()
-        if feature_dim < 1 or classes < 0:
+        if feature_dim < 1 or classes < 0 or feature_layer < 0:
             raise InvalidInputError(
-                f"expected feature_dim >= 1 and classes >= 0, got {feature_dim} and {classes}"
+                "expected feature_dim >= 1, classes >= 0 and feature_layer >= 0, "
+                f"got {feature_dim}, {classes} and {feature_layer}"
             )
         self.backbone = backbone
-        self.latent = nn.Linear(feature_dim, check_bits(bits))
+        self.feature_layer: nn.Linear | None = None
+        if feature_layer:
+            self.feature_layer = nn.Linear(feature_dim, feature_layer)
+        self.latent = nn.Linear(feature_layer or feature_dim, check_bits(bits))
         self.normalise: nn.BatchNorm1d | None = None
         if latent_normalisation:
             self.normalise = nn.BatchNorm1d(bits)
@@ -84,7 +97,7 @@ class LatentHashNet(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """Width d of the features."""
+        """Width d of F7."""
         return self.latent.in_features
 
     def forward(self, images: Tensor) -> LatentOutput:
@@ -92,7 +105,10 @@ class LatentHashNet(nn.Module):
         return self.from_features(self.backbone(images))
 
     def from_features(self, features: Tensor) -> LatentOutput:
-        """F7 features (n, d), computed before, to :class:`LatentOutput`."""
+        """The backbone's features (n, width), computed before, to :class:`LatentOutput`."""
+        if self.feature_layer is not None:
+            kept = functional.dropout(features, DROPOUT, self.training)
+            features = torch.relu(self.feature_layer(kept))
         latent = self.latent(features)
         if self.normalise is not None:
             latent = self.normalise(latent)

@@ -39,6 +39,9 @@ class TrainingConfig:
         Fetch the backbone's published weights where no file is given.
     freeze_backbone : bool, optional
         Train the latent layer and the classifier alone, on features computed once.
+    feature_layer : int, optional
+        Units of an F7 of its own, trained over the backbone's features; 0: these are F7. None:
+        256 over a frozen backbone.
     freeze_statistics : bool
         Keep the backbone's batch normalisation at its pre-trained mean and deviation.
     latent_normalisation : bool
@@ -99,6 +102,7 @@ class TrainingConfig:
     weights: str | None = None
     pretrained: bool = True
     freeze_backbone: bool | None = None
+    feature_layer: int | None = None
     freeze_statistics: bool = False
     latent_normalisation: bool = True
     size: int | None = None
@@ -176,6 +180,7 @@ class TrainingConfig:
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("size", 8, 1024),
     ("epochs", 1, 100_000),
+    ("feature_layer", 0, 100_000),
     ("batch_size", 2, 1_000_000),
     ("accumulate", 1, 10_000),
     ("learning_rate", 0.0, 1000.0),

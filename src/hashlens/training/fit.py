@@ -130,6 +130,7 @@ def train(
         bits=config.bits,
         classes=len(source.classes),
         latent_normalisation=config.latent_normalisation,
+        feature_layer=config.feature_layer or 0,
     )
     if config.freeze_backbone:
         net.backbone.requires_grad_(False)

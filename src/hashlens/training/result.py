@@ -111,7 +111,7 @@ def save_result(
         net,
         ModelConfig(
             bits=config.bits,
-            feature_dim=backbone.feature_dim,
+            feature_dim=net.feature_dim,
             classes=source.classes,
             backbone=backbone.name,
             preprocessing=backbone.preprocessing,

@@ -15,6 +15,7 @@ from hashlens.training.config import TrainingConfig
 
 RECIPES = ("auto", "small", "finetune", "paper")
 SMALL_SIDE = 64
+FEATURE_LAYER = 256
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,11 @@ def _open_values(config: TrainingConfig, facts: ImageFacts) -> tuple[dict[str, A
         choose("freeze_backbone", not facts.cuda, f"{where}" if not facts.cuda else "")
         if not facts.cuda:
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
+    # A backbone that stays as it is knows nothing of the classes: a layer above it learns them.
+    frozen = chosen.get("freeze_backbone", config.freeze_backbone)
+    choose("feature_layer", FEATURE_LAYER if frozen else 0)
     choose("batch_size", 64 if facts.images < 5000 else 128 if facts.images < 20000 else 256)
     # Enough passes for a few thousand steps, whatever the number of images.
-    frozen = chosen.get("freeze_backbone", config.freeze_backbone)
     passes = 30 if frozen else (16 if grey or not facts.cuda else 30) if scratch else 10
     few = min(100, -(-80_000 // max(facts.images, 1)))
     choose("epochs", max(passes, few if scratch or frozen else passes))
