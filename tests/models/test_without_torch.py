@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,15 @@ main()
     refused = _run(body, "train", str(photos), "--out", str(tmp_path / "model"))
     assert refused.returncode == 1
     assert "hashlens[train]" in refused.stderr
+
+
+def test_onnx_runtime_reports_to_nobody(onnx_file: Path, tmp_path: Path) -> None:
+    """Its wheels keep a device id and events to send in the user's cache, unless switched off."""
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {key: value for key, value in os.environ.items() if "TELEMETRY" not in key}
+    body = "import sys; from hashlens import Encoder; Encoder.load(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", body, str(onnx_file)], env=environment | home, check=True)
+    assert [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name] == []
 
 
 def test_a_model_directory_says_what_is_missing(model_dir: Path) -> None:
