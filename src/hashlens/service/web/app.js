@@ -86,7 +86,7 @@ function showAnswers(answers) {
   document.title = `${queryName(answer)} · Hashlens`;
   const total = views.milliseconds(answer.timings_ms.total);
   if (state.mode === "compare") {
-    heading("Three ways to search", `among ${views.number(index.images)} images`);
+    heading("Three ways to search", `among ${views.number(answers.es.pool)} images`);
     content(views.comparison(answers, index.bits, link));
   } else if (answer.hits.length) {
     heading(answer.hits.length === 1 ? "The nearest image" : `${answer.hits.length} nearest images`,
@@ -98,6 +98,13 @@ function showAnswers(answers) {
       "Widen the radius, or search without the filter.",
       { text: "Clear radius and filter", run: clearFilters }));
   }
+}
+
+/** What helps after a failed search: the same request again only where the service was at fault. */
+function wayOut({ status }) {
+  if (status === 0 || status === 429 || status >= 500) return { text: "Try again", run: refresh };
+  if (state.id !== null) return { text: "Look at the index", run: () => go(states.defaults()) };
+  return { text: "Choose another picture", run: () => byId("file").click() };
 }
 
 async function showSearch(query) {
@@ -120,7 +127,7 @@ async function showSearch(query) {
     heading("Search");
     const known = error instanceof ApiError ? error : new ApiError(0, "The page met an error.");
     if (!(error instanceof ApiError)) console.error(error);
-    content(views.failure(known, { text: "Try again", run: refresh }));
+    content(views.failure(known, wayOut(known)));
   } finally {
     clearTimeout(slow);
     if (!signal.aborted) byId("results").removeAttribute("aria-busy");
@@ -261,7 +268,10 @@ async function begin() {
   byId("query-image").addEventListener("load", (event) => {
     event.target.classList.toggle("pixels", event.target.naturalWidth <= 16);
   });
-  byId("query-image").addEventListener("error", (event) => { event.target.hidden = true; });
+  byId("query-image").addEventListener("error", (event) => {
+    event.target.hidden = true;
+    byId("invitation").hidden = false;
+  });
   try {
     index = await getIndex();
   } catch (error) {

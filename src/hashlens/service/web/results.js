@@ -128,9 +128,15 @@ export function failure(error, action) {
   const busy = error.status === 503;
   const box = make("div", { className: "error", role: "alert" },
     make("h3", { textContent: busy ? "The service is busy" : "That did not work" }),
-    make("p", { textContent: error.message }));
+    make("p", { textContent: sentence(error.message) }));
   if (action) box.append(button(action));
   return box;
+}
+
+/** A line of the service for people: the page has one field for a picture, so its name says nothing. */
+function sentence(line) {
+  const text = line.replace(/^image: /, "");
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function button({ text, run }) {
