@@ -171,8 +171,10 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     if len(piece.bits) > 1:
         report.heading("Mean average precision by code length")
         report.table(map_table(run, kept), "mAP@1000, binary codes alone.")
-    report.heading("Classification error")
-    report.table(error_table(run, kept), "On the queries. The shallow methods do not classify.")
+    errors = error_table(run, kept)
+    if errors.rows:
+        report.heading("Classification error")
+        report.table(errors, "On the queries. The shallow methods do not classify.")
     ways = ways_table(run, kept)
     if ways is not None:
         report.heading("Ways to search with our network")
