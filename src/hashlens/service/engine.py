@@ -7,6 +7,7 @@ up the others, and work whose caller was cancelled is dropped before it begins.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hashlens.protocols import Codes, Features
 from hashlens.service import catalogue, searching
@@ -88,6 +90,7 @@ class Engine:
         }
         await self._run("search", searching.warm_up, self._index)
         if self._encoder is not None:
+            await self._run("decode", self._decode, _one_pixel(), "image")
             await self._run("encode", _warm_up, self._encoder)
         self._batches.start()
         self.ready = True
@@ -236,6 +239,13 @@ class Engine:
         """Remove an image from the index."""
         async with self.slots.take():
             await self._run("write", searching.remove, self._index, image_id)
+
+
+def _one_pixel() -> bytes:
+    """A PNG: decoding it loads what the first client would wait for."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _warm_up(encoder: Encoder) -> None:
