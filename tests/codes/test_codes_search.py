@@ -238,6 +238,21 @@ def test_many_threads_at_once() -> None:
     np.testing.assert_array_equal(np.stack([a for a in answers if a is not None]), expected)
 
 
+@pytest.mark.parametrize("order", [list, reversed])
+def test_ties_go_to_the_lower_ids_whichever_thread_is_first(
+    monkeypatch: pytest.MonkeyPatch, order: Any
+) -> None:
+    """Threads tell each other how far their k-th nearest is; that must not cost a tie its place."""
+    monkeypatch.setattr(scan, "thread_count", lambda: 4)
+    monkeypatch.setattr(scan, "run_all", lambda tasks: [task() for task in order(tasks)])
+    codes = clustered(np.random.default_rng(2), 20_000, 8, 3)
+    for k in (1, 10, 300):
+        distances, ids = hamming_topk(codes, codes[:60], k)
+        expected_distances, expected_ids = reference.topk(codes, codes[:60], k)
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_array_equal(distances, expected_distances)
+
+
 def test_thread_settings_are_respected_and_kept() -> None:
     from hashlens.codes import threads
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from pixel_encoder import PixelEncoder, save_pictures
 
+from hashlens.index.index import HashIndex
+
 
 @pytest.fixture
 def encoder() -> PixelEncoder:
@@ -16,3 +18,9 @@ def encoder() -> PixelEncoder:
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[Path]:
     return save_pictures(tmp_path / "pictures", 12)
+
+
+@pytest.fixture
+def index(tmp_path: Path, encoder: PixelEncoder) -> HashIndex:
+    """An empty index of the encoder's codes."""
+    return HashIndex.create(tmp_path / "x.idx", encoder, model=tmp_path / "model")

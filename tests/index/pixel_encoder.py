@@ -11,6 +11,7 @@ from PIL import Image
 
 from hashlens.codes.packing import pack_bits
 from hashlens.errors import ImageError
+from hashlens.index.index import HashIndex
 from hashlens.protocols import Codes, EncodedBatch, Features, ImageInput, Skipped
 
 SIDE = 6
@@ -82,3 +83,10 @@ def save_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
         paths.append(folder / f"picture{i:03}.png")
         Image.fromarray(pixels).resize((24, 24), Image.Resampling.BICUBIC).save(paths[-1])
     return paths
+
+
+def add_codes(index: HashIndex, count: int, **columns: Any) -> None:
+    """Add codes and features of the encoder's widths, drawn with a fixed seed."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (count, 6), dtype=np.uint8)
+    index.add_encoded(codes, rng.random((count, 36)), [f"u{i}" for i in range(count)], **columns)

@@ -1,24 +1,19 @@
-"""Adding, filtering, syncing, near-duplicates, export; one index used at once by many."""
+"""Adding, filtering, updating, syncing, export: what an index holds."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import sqlite3
-import threading
 from pathlib import Path
 from typing import Any
 
-import crash_writer
 import numpy as np
 import pytest
 from PIL import Image
-from pixel_encoder import PixelEncoder, save_pictures
+from pixel_encoder import PixelEncoder, add_codes, save_pictures
 
 from hashlens.errors import ImageError, IndexStoreError, InvalidInputError
-from hashlens.index import adding, store
-from hashlens.index.duplicates import group_pairs
+from hashlens.index import adding
 from hashlens.index.files import content_digest
 from hashlens.index.index import HashIndex
 
@@ -33,17 +28,6 @@ HOSTILE = [
     "%_*?",
     "",
 ]
-
-
-@pytest.fixture
-def index(tmp_path: Path, encoder: PixelEncoder) -> HashIndex:
-    return HashIndex.create(tmp_path / "x.idx", encoder, model=tmp_path / "model")
-
-
-def _add_codes(index: HashIndex, count: int, **columns: Any) -> None:
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 256, (count, 6), dtype=np.uint8)
-    index.add_encoded(codes, rng.random((count, 36)), [f"u{i}" for i in range(count)], **columns)
 
 
 def test_add_and_search_by_image_path_and_id(index: HashIndex, pictures: list[Path]) -> None:
@@ -93,7 +77,7 @@ def test_interrupted_adding_keeps_what_was_encoded(
 def test_hostile_text_survives_and_is_found(index: HashIndex) -> None:
     count = len(HOSTILE)
     metadata = [{"text": text, f"key {text}": i} for i, text in enumerate(HOSTILE)]
-    _add_codes(index, count, labels=HOSTILE, metadata=metadata)
+    add_codes(index, count, labels=HOSTILE, metadata=metadata)
     with HashIndex.open(index.path) as reader:
         records = reader.records()
         assert [r.label for r in records] == HOSTILE
@@ -130,7 +114,7 @@ def test_hostile_text_survives_and_is_found(index: HashIndex) -> None:
 )
 def test_where(index: HashIndex, where: dict[str, Any], expected: Any) -> None:
     metadata = [{"n": i, "name": f"item {i}", "even": i % 2 == 0} for i in range(10)]
-    _add_codes(index, 10, labels=["a"] * 5 + ["b"] * 5, metadata=metadata)
+    add_codes(index, 10, labels=["a"] * 5 + ["b"] * 5, metadata=metadata)
     for _ in range(2):  # computed, then kept
         hits = index.search(0, k=99, mode="bcs", where=where)
         assert sorted(hit.id for hit in hits) == list(expected)
@@ -140,7 +124,7 @@ def test_where(index: HashIndex, where: dict[str, Any], expected: Any) -> None:
     "where", [{"n": {"!=": 1}}, {"n": {}}, {1: 2}, {"n": b"x"}, {"n": object()}]
 )
 def test_conditions_that_cannot_be_compared_are_refused(index: HashIndex, where: Any) -> None:
-    _add_codes(index, 2)
+    add_codes(index, 2)
     with pytest.raises(InvalidInputError, match="where"):
         index.search(0, where=where)
 
@@ -157,12 +141,12 @@ def test_conditions_that_cannot_be_compared_are_refused(index: HashIndex, where:
 )
 def test_bad_records_are_refused_whole(index: HashIndex, arguments: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        _add_codes(index, 2, **arguments)
+        add_codes(index, 2, **arguments)
     assert len(index) == 0
 
 
 def test_ids_that_are_not_there_change_nothing(index: HashIndex) -> None:
-    _add_codes(index, 5)
+    add_codes(index, 5)
     index.remove(2)
     with pytest.raises(InvalidInputError, match="no image in the index with id 2, 9"):
         index.remove([1, 2, 9])
@@ -188,6 +172,7 @@ def test_update_by_image_keeps_the_id(
     assert index.info().removed == 1
     assert index.compact() == 1
     assert [hit.id for hit in index.search(pictures[9], k=1)] == [2]
+    assert np.fromfile(index.path / "ids.2", "<i8").tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_sync_encodes_only_what_changed(
@@ -230,39 +215,10 @@ def test_sync_encodes_only_what_changed(
     assert index.verify() == []
 
 
-def test_duplicates_are_grouped_by_chains(index: HashIndex) -> None:
-    base = np.random.default_rng(3).integers(0, 256, (6, 6), dtype=np.uint8)
-    near = base[0].copy()
-    near[0] ^= 3
-    far = near.copy()
-    far[1] ^= 3  # 2 bits from `near`, 4 from base[0]
-    codes = np.array([*base, far, base[4], near, base[4]])
-    index.add_encoded(codes, np.zeros((10, 36)), ["u"] * 10)
-    assert index.duplicates(0) == ([[4, 7, 9]], 3)
-    assert index.duplicates(2) == ([[0, 6, 8], [4, 7, 9]], 5)
-    index.remove([8, 9])
-    assert index.duplicates(2) == ([[4, 7]], 1)
-
-
-def test_grouping_equals_a_plain_search_for_components() -> None:
-    rng = np.random.default_rng(0)
-    left, right = np.sort(rng.integers(0, 300, (2, 200)), axis=0)
-    groups, pairs = group_pairs(300, [(left[:90], right[:90]), (left[90:], right[90:])])
-    members = [{i} for i in range(300)]
-    for a, b in zip(left, right, strict=True):
-        if members[a] is not members[b]:
-            members[a] |= members[b]
-            for i in members[b]:
-                members[i] = members[a]
-    expected = sorted({tuple(sorted(group)) for group in members if len(group) > 1})
-    assert [tuple(group.tolist()) for group in groups] == expected
-    assert pairs == 200
-
-
 def test_exports_hold_the_living_images(index: HashIndex, tmp_path: Path) -> None:
     faiss = pytest.importorskip("faiss")
     parquet = pytest.importorskip("pyarrow.parquet")
-    _add_codes(index, 30, labels=["é"] * 30, metadata=[{"n": i} for i in range(30)])
+    add_codes(index, 30, labels=["é"] * 30, metadata=[{"n": i} for i in range(30)])
     _, codes, features = index.encoded()
     for removed in (0, 2):
         if removed:
@@ -322,69 +278,3 @@ def test_without_an_encoder_images_are_refused(index: HashIndex, pictures: list[
             reader.add_encoded(np.zeros((1, 6), np.uint8), np.zeros((1, 36)), ["u"])
     with pytest.raises(IndexStoreError, match="was closed; open it again"):
         reader.search(0)
-
-
-def test_a_second_writer_gets_a_clear_error(
-    index: HashIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _add_codes(index, 3)
-    monkeypatch.setattr(store, "WRITER_WAIT_SECONDS", 0.1)
-    other = sqlite3.connect(index.path / "index.sqlite", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with HashIndex.open(index.path) as second:
-        with pytest.raises(IndexStoreError, match="another process is writing"):
-            second.remove(0)
-        assert len(second.search(0)) == 3  # reading goes on
-        other.execute("ROLLBACK")
-        second.remove(0)
-    other.close()
-
-
-def test_readers_see_whole_commits_while_another_process_writes(tmp_path: Path) -> None:
-    path = tmp_path / "x.idx"
-    index = HashIndex.create(path, bits=crash_writer.BITS, feature_dim=crash_writer.WIDTH)
-    context = multiprocessing.get_context("forkserver")
-    writer = context.Process(target=crash_writer.add_batches, args=(path, 15))
-    errors: list[BaseException] = []
-    query = crash_writer.encoded([1])
-    done = threading.Event()
-
-    def read() -> None:
-        try:
-            while not done.is_set():
-                hits = index.search_hits(*query, 1000, mode="es")[0]
-                batches = [hit.metadata["batch"] for hit in hits]
-                assert all(batches.count(batch) == 20 for batch in set(batches))
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=read) for _ in range(3)]
-    writer.start()
-    for thread in threads:
-        thread.start()
-    writer.join()
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert writer.exitcode == 0
-    assert len(index) == 12 * 20
-    assert index.verify() == []
-    index.close()
-
-
-def test_threads_may_write_through_one_index(tmp_path: Path) -> None:
-    index = HashIndex.create(tmp_path / "x.idx", bits=64, feature_dim=24)
-
-    def write(seed: int) -> None:
-        for i in range(5):
-            index.add_encoded(*crash_writer.encoded([100 * seed + i]), [f"{seed} {i}"])
-
-    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(index.uris()) == sorted(f"{s} {i}" for s in range(4) for i in range(5))
-    assert [record.id for record in index.records()] == list(range(20))
-    assert index.verify() == []

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,41 +95,56 @@ class ArrayFile:
 
     def check(self, count: int) -> None:
         """Raise ``IndexStoreError`` if the file is missing or holds fewer than ``count`` rows."""
+        with self._open(count):
+            pass
+
+    def map(self, count: int, *, scattered: bool = False) -> NDArray[Any]:
+        """The first ``count`` rows, memory-mapped and read-only, shape (count, width).
+
+        They stay readable when the file is deleted. ``scattered`` rows are read here and there,
+        so that reading ahead would be waste.
+
+        Raises
+        ------
+        IndexStoreError
+            If the file is missing or shorter than that.
+        """
+        length = count * self.row_bytes
+        with self._open(count) as file:
+            if length == 0:
+                return np.empty((count, self.width), self.dtype)
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
+        if scattered and hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, self.dtype).reshape(count, self.width)
+
+    def damaged_blocks(self, rows: NDArray[Any], checksums: Mapping[int, int]) -> Iterator[int]:
+        """Read mapped rows from the first on; yield the blocks that differ from their checksum."""
+        data = rows.reshape(-1).view(np.uint8).data
+        for block in range(-(-len(data) // BLOCK_BYTES)):
+            piece = data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+            if checksums.get(block) != zlib.crc32(piece):
+                yield block
+
+    def require_intact(self, rows: NDArray[Any], checksums: Mapping[int, int]) -> None:
+        """Raise ``IndexStoreError`` that names the first damaged block, if there is one."""
+        for block in self.damaged_blocks(rows, checksums):
+            raise IndexStoreError(self.damage(block))
+
+    def _open(self, count: int) -> BinaryIO:
+        """The file, open for reading, if it holds ``count`` rows or more."""
         try:
-            size = self.path.stat().st_size
+            file = self.path.open("rb")
         except FileNotFoundError:
             raise IndexStoreError(f"{self.path}: the file is missing; {_RESTORE}") from None
+        size = os.fstat(file.fileno()).st_size
         if size < count * self.row_bytes:
+            file.close()
             raise IndexStoreError(
                 f"{self.path}: expected {count * self.row_bytes} bytes or more, got {size}: "
                 f"the file was cut; {_RESTORE}"
             )
-
-    def map(self, count: int) -> NDArray[Any]:
-        """The first ``count`` rows, memory-mapped and read-only, shape (count, width)."""
-        self.check(count)
-        length = count * self.row_bytes
-        if length == 0:
-            return np.empty((count, self.width), self.dtype)
-        with self.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
-        if hasattr(mapped, "madvise"):  # a pool's rows lie anywhere: reading ahead is waste
-            mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, self.dtype).reshape(count, self.width)
-
-    def damaged_blocks(self, count: int, checksums: Mapping[int, int]) -> Iterator[int]:
-        """Read the first ``count`` rows; yield the blocks that differ from their checksum."""
-        length = count * self.row_bytes
-        with self.path.open("rb", buffering=0) as file:
-            for block in range(-(-length // BLOCK_BYTES)):
-                data = file.read(min(BLOCK_BYTES, length - block * BLOCK_BYTES))
-                if checksums.get(block) != zlib.crc32(data):
-                    yield block
-
-    def require_intact(self, count: int, checksums: Mapping[int, int]) -> None:
-        """Raise ``IndexStoreError`` that names the first damaged block, if there is one."""
-        for block in self.damaged_blocks(count, checksums):
-            raise IndexStoreError(self.damage(block))
+        return file
 
     def damage(self, block: int) -> str:
         """A line that says that a block is damaged, and what to do."""

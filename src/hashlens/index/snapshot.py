@@ -39,10 +39,13 @@ class Snapshot:
         connection, meta = transaction
         self.meta = meta
         self.files: dict[str, ArrayFile] = meta.arrays(store.path)
-        arrays = {name: file.map(meta.count) for name, file in self.files.items()}
+        arrays = {  # of a pool's features, rows that lie anywhere are read
+            name: file.map(meta.count, scattered=name == "features")
+            for name, file in self.files.items()
+        }
         self.codes: NDArray[np.uint8] = arrays["codes"]
         self.features: NDArray[Any] = arrays["features"]
-        self.files["ids"].require_intact(meta.count, read_checksums(connection, "ids"))
+        self.files["ids"].require_intact(arrays["ids"], read_checksums(connection, "ids"))
         self.ids: Ids = np.array(arrays["ids"][:, 0], np.int64)
         self.alive: NDArray[np.bool_] | None = None
         dead = [position for (position,) in connection.execute("SELECT position FROM dead")]
@@ -66,8 +69,8 @@ class Snapshot:
         """The search over this commit, made when first asked for; codes are verified then."""
         with self._lock:
             if self._searcher is None:
-                file = self.files["codes"]
-                file.require_intact(self.meta.count, read_checksums(connection, "codes"))
+                checksums = read_checksums(connection, "codes")
+                self.files["codes"].require_intact(self.codes, checksums)
                 order = self._order
                 self._searcher = ArraySearcher(
                     self.codes if order is None else self.codes[order],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from hashlens.index.schema import TABLES, Meta, read_checksums
 from hashlens.index.store import HEAD, Store, read_head
 
 _RESTORE = "restore the folder from a backup"
+_TRIES = 3
 _ROWS = (
     "SELECT id, position, alive, checksum, uri, label, metadata, size, mtime_ns, digest FROM images"
 )
@@ -33,6 +35,15 @@ def find_damage(store: Store, progress: Callable[[int], None] | None = None) -> 
     IndexStoreError
         If the database is too damaged to be read at all.
     """
+    for _ in range(_TRIES):
+        generation = store.meta().generation
+        damage = _find_damage(store, progress)
+        if not damage or store.meta().generation == generation:
+            break  # or else `compact` took the files away while they were read
+    return damage
+
+
+def _find_damage(store: Store, progress: Callable[[int], None] | None) -> list[str]:
     damage = []
     if read_head(store.path) is None:
         damage.append(
@@ -60,11 +71,11 @@ def _damaged_arrays(
 ) -> Iterator[str]:
     for name, file in meta.arrays(store.path).items():
         try:
-            file.check(meta.count)
+            rows = file.map(meta.count)
         except IndexStoreError as error:
             yield str(error)
             continue
-        for block in file.damaged_blocks(meta.count, read_checksums(connection, name)):
+        for block in file.damaged_blocks(rows, read_checksums(connection, name)):
             yield file.damage(block)
         if progress is not None:
             progress(meta.count)
@@ -74,7 +85,7 @@ def _damaged_rows(store: Store, connection: sqlite3.Connection, meta: Meta) -> I
     """Rows against their checksums; positions against the array of ids."""
     file = meta.arrays(store.path)["ids"]
     ids = None
-    if file.path.exists() and file.path.stat().st_size >= meta.count * file.row_bytes:
+    with suppress(IndexStoreError):  # told already
         ids = file.map(meta.count)[:, 0].tolist()
     used = np.zeros(meta.count, np.int64)
     for image_id, position, alive, checksum, *content in connection.execute(_ROWS):

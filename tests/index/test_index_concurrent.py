@@ -1,0 +1,96 @@
+"""One index used at once by many threads and processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import threading
+from pathlib import Path
+
+import crash_writer
+import pytest
+from pixel_encoder import add_codes
+
+from hashlens.errors import IndexStoreError
+from hashlens.index import store
+from hashlens.index.index import HashIndex
+from hashlens.index.snapshot import Snapshot
+
+
+def test_a_second_writer_gets_a_clear_error(
+    index: HashIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_codes(index, 3)
+    monkeypatch.setattr(store, "WRITER_WAIT_SECONDS", 0.1)
+    other = sqlite3.connect(index.path / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with HashIndex.open(index.path) as second:
+        with pytest.raises(IndexStoreError, match="another process is writing"):
+            second.remove(0)
+        assert len(second.search(0)) == 3  # reading goes on
+        other.execute("ROLLBACK")
+        second.remove(0)
+    other.close()
+
+
+def test_readers_see_whole_commits_while_another_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / "x.idx"
+    index = HashIndex.create(path, bits=crash_writer.BITS, feature_dim=crash_writer.WIDTH)
+    context = multiprocessing.get_context("forkserver")
+    writer = context.Process(target=crash_writer.add_batches, args=(path, 15))
+    errors: list[BaseException] = []
+    query = crash_writer.encoded([1])
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                hits = index.search_hits(*query, 1000, mode="es")[0]
+                batches = [hit.metadata["batch"] for hit in hits]
+                assert all(batches.count(batch) == 20 for batch in set(batches))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    writer.start()
+    for thread in threads:
+        thread.start()
+    writer.join()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert writer.exitcode == 0
+    assert len(index) == 12 * 20
+    assert index.verify() == []
+    index.close()
+
+
+def test_a_commit_stays_searchable_when_its_files_were_dropped(index: HashIndex) -> None:
+    add_codes(index, 40)
+    with HashIndex.open(index.path) as other, index.store.reading() as transaction:
+        snapshot = Snapshot(index.store, transaction)
+        other.remove(list(range(30)))
+        assert other.compact() == 30
+        searcher = snapshot.searcher(transaction.connection)
+        assert searcher.search_encoded(snapshot.codes[:1], None, 1, mode="bcs").ids == [[0]]
+        with pytest.raises(IndexStoreError, match="missing"):
+            Snapshot(index.store, transaction)
+    assert index.ids().tolist() == list(range(30, 40))
+
+
+def test_threads_may_write_through_one_index(tmp_path: Path) -> None:
+    index = HashIndex.create(tmp_path / "x.idx", bits=64, feature_dim=24)
+
+    def write(seed: int) -> None:
+        for i in range(5):
+            index.add_encoded(*crash_writer.encoded([100 * seed + i]), [f"{seed} {i}"])
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(index.uris()) == sorted(f"{s} {i}" for s in range(4) for i in range(5))
+    assert [record.id for record in index.records()] == list(range(20))
+    assert index.verify() == []
