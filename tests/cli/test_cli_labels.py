@@ -103,7 +103,7 @@ def test_json_identical_files_and_images_left_out(
 def test_a_backbone_that_learned_these_labels_is_warned_of(model: Path) -> None:
     result = run("labels", model, "--data", "digits#test", "--first", 0)
     assert result.exit_code == 0, result.stderr
-    assert "warning: the model's backbone was trained on these labels" in result.stderr
+    assert "warning: the model's features were trained on these labels" in result.stderr
 
 
 def test_sources_without_labels_are_one_line(

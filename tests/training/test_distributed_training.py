@@ -16,29 +16,29 @@ from hashlens.models.checkpoint import load_model
 from hashlens.training.fit import image_facts, train
 from hashlens.training.recipes import configure
 
-# No layer looks over the batch here: its halves would see other means.
-_VALUES = {
-    "backbone": "resnet9?width=4",
-    "size": 16,
-    "bits": 16,
-    "epochs": 2,
-    "batch_size": 50,
-    "validation": 0.205,
-    "precision": "fp32",
-    "freeze_backbone": True,
-    "latent_normalisation": False,
-}
-_OPTIONS = (
-    "--recipe small --backbone resnet9?width=4 --size 16 --bits 16 --epochs 2 --batch-size 50 "
-    "--validation 0.205 --precision fp32 --freeze-backbone --no-latent-normalisation "
-    "--devices 2 --json"
-)
+# No layer looks over the batch here or draws at random: halves of it would differ.
+_RECIPE = """
+recipe = "small"
+backbone = "resnet9?width=4"
+pretrained = false
+size = 16
+epochs = 2
+batch_size = 50
+validation = 0.205
+precision = "fp32"
+freeze_backbone = true
+feature_layer = 0
+latent_normalisation = false
+"""
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(_RECIPE)
     hashlens = str(Path(sys.executable).with_name("hashlens"))
+    options = f"--recipe {recipe} --out {tmp_path / 'two'} --bits 16 --devices 2 --json"
     answer = subprocess.run(
-        [hashlens, "train", "digits#train", "--out", str(tmp_path / "two"), *_OPTIONS.split()],
+        [hashlens, "train", "digits#train", *options.split()],
         capture_output=True,
         text=True,
         check=False,
@@ -49,7 +49,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     (line,) = answer.stdout.splitlines()  # one JSON object, from the first process alone
     two = json.loads(line)
     source = open_source("digits#train")
-    config, _ = configure("small", _VALUES, image_facts(source))
+    config, _ = configure(str(recipe), {"bits": 16}, image_facts(source))
     one = train(source, config, tmp_path / "one", progress=False)
     best = one.history[one.best_epoch - 1]
     assert two["validation"]["images"] == best["images"] == one.validation_images

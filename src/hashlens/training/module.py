@@ -106,10 +106,6 @@ class HashModule(lightning.LightningModule):
                     part.eval()
         return self
 
-    def on_train_epoch_start(self) -> None:
-        """Seed what the network draws (dropout), so that a resumed run draws the same."""
-        torch.manual_seed((self.config.seed << 16) + self.current_epoch)
-
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """Loss of a batch."""
         losses = self.objective(
