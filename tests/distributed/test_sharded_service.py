@@ -45,3 +45,9 @@ def test_it_searches_and_answers_206_without_a_shard(
         assert partial.json()["missing"] == ["shard-0001"]
         assert np.array(partial.json()["histogram"]).sum() == 399
         assert all(hit["id"] < 400 for hit in partial.json()["hits"])
+        assert client.get("/v1/index").json()["images"] == 400
+        lost = client.post("/v1/search", data={**question, "id": "500"})
+        assert lost.status_code == 503
+        assert str(tmp_path) not in lost.text
+        index.require_all = True
+        assert client.post("/v1/search", data=question).status_code == 503

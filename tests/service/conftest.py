@@ -33,7 +33,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():  # one training pass gives the batch norms real statistics
         net(torch.randn(64, 3, SIDE, SIDE))
     directory = tmp_path_factory.mktemp("service-model") / "model"
-    config = ModelConfig(24, built.feature_dim, LABELS, built.name, built.preprocessing)
+    config = ModelConfig(24, built.feature_dim, LABELS, built.name, built.preprocessing, radius=6)
     save_model(directory, net, config)
     return directory
 

@@ -156,7 +156,7 @@ def test_a_picture_and_an_id_together_are_refused(service: Service, picture: byt
 def test_the_index_describes_itself(service: Service) -> None:
     answer = service.client.get("/v1/index").json()
     assert answer["images"] == 90
-    assert answer["bits"] == 24
+    assert (answer["bits"], answer["radius"]) == (24, 6)
     assert answer["labels"] == [{"label": n, "count": 30} for n in ("circle", "cross", "stripes")]
     fields = {field["key"]: field["values"] for field in answer["metadata"]}
     assert fields["shelf"] == ["left", "right"]
@@ -242,7 +242,8 @@ def test_a_service_without_a_model_searches_by_id(index_dir: Path, picture: byte
         refused = service.client.post("/v1/search", files={"image": picture})
         assert refused.status_code == 422
         assert "model" in refused.json()["detail"]
-        assert service.client.get("/v1/index").json()["searches_images"] is False
+        answer = service.client.get("/v1/index").json()
+        assert (answer["searches_images"], answer["radius"]) == (False, None)
 
 
 def test_what_another_process_adds_is_found(writable_dir: Path, encoder: Encoder) -> None:

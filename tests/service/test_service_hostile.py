@@ -121,7 +121,7 @@ def send_form(client: httpx.Client, random: np.random.Generator) -> int:
     data = MAKERS[random.integers(len(MAKERS))](random)
     name = NAMES[random.integers(len(NAMES))]
     kind = TYPES[random.integers(len(TYPES))]
-    fields = {"k": str(random.integers(-2, 12)), "where": "{}" if random.integers(2) else "[" * 99}
+    fields = {"k": str(random.integers(0, 12)), "where": "{}" if random.integers(10) else "[" * 99}
     field = ("image", "images", "file")[random.choice(3, p=(0.7, 0.2, 0.1))]
     path = "/v1/search/batch" if field == "images" else "/v1/search"
     try:

@@ -67,7 +67,7 @@ def page(browser: Any, service: Service) -> Iterator[Any]:
     expect(tab.locator(".shelf .card")).to_have_count(24)
     yield tab
     context.close()
-    allowed = re.compile(r"status of (413|422|503)")  # the browser logs each refusal itself
+    allowed = re.compile(r"status of (404|413|422|503)")  # the browser logs each refusal itself
     assert [line for line in wrong if not allowed.search(line)] == []
 
 
@@ -173,6 +173,8 @@ def test_filters_and_radius_narrow_the_results(page: Any, service: Service) -> N
     assert set(hits(page).locator(".label").all_text_contents()) == {"circle"}
     page.get_by_label("shelf").select_option(label="left")
     expect(page.locator("#status")).to_contain_text("pool of 15")
+    page.locator("#radius").fill("6")
+    expect(page.locator("#radius-value")).to_have_text("6 bits, as proposed")
     page.locator("#radius").fill("0")
     expect(page.locator("#radius-value")).to_have_text("0 bits")
     fields = {"id": 4, "radius": 0, "where": json.dumps({"label": "circle", "shelf": "left"})}
@@ -183,15 +185,28 @@ def test_filters_and_radius_narrow_the_results(page: Any, service: Service) -> N
 def test_an_empty_result_offers_a_way_out(page: Any) -> None:
     page.goto("/?id=4&where=" + json.dumps({"label": "no such label"}))
     expect(page.locator(".empty")).to_be_visible()
+    expect(page.get_by_label("Label")).to_have_value("no such label")
     page.get_by_text("Clear radius and filter").click()
     expect(hits(page)).to_have_count(24)
 
 
 def test_a_wrong_file_is_told_in_one_line(page: Any, picture: bytes) -> None:
     drop(page, b"%PDF-1.7", "application/pdf", "a.pdf")
-    expect(page.get_by_role("alert")).to_contain_text("not an image")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Not an image; expected one of JPEG")
+    expect(page.locator("#invitation")).to_be_visible()
+    with page.expect_file_chooser():
+        alert.get_by_role("button", name="Choose another picture").click()
     drop(page, picture)
     expect(hits(page)).to_have_count(24)
+
+
+def test_an_address_of_an_image_that_is_gone_leads_to_the_index(page: Any) -> None:
+    page.goto("/?id=999999")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("no such image")
+    alert.get_by_role("button", name="Look at the index").click()
+    expect(page.locator(".shelf .card")).to_have_count(24)
 
 
 def test_a_busy_service_is_told_and_tried_again(

@@ -65,6 +65,7 @@ class Catalogue:
             bits=info.bits,
             feature_dim=info.feature_dim,
             fingerprint=info.fingerprint,
+            radius=None if self._encoder is None else self._encoder.radius,
             labels=sorted(most, key=lambda each: each.label),
             metadata=_fields(self._records(_LOOKED_AT, 0)),
             modes=list(MODES) if info.feature_dim else ["bcs"],

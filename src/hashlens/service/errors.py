@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hashlens.errors import HashlensError
+from hashlens.errors import HashlensError, IndexStoreError
 
 log = logging.getLogger("hashlens.service")
 
@@ -46,6 +46,12 @@ def install(app: FastAPI) -> None:
     async def _refused(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
         return JSONResponse({"detail": str(error.detail)}, error.status_code, headers)
+
+    @app.exception_handler(IndexStoreError)
+    async def _unreadable(request: Request, error: IndexStoreError) -> JSONResponse:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+        line = "the index, or a shard of it, cannot be read now; the server's log says more"
+        return JSONResponse({"detail": line}, 503, {"Retry-After": "5"})
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

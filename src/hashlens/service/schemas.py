@@ -162,6 +162,7 @@ class IndexAnswer(BaseModel):
     bits: int
     feature_dim: int
     fingerprint: str
+    radius: int | None = Field(description="What `hashlens inspect` stored with the model.")
     labels: list[LabelCount] = Field(description="The most frequent, at most 1000.")
     metadata: list[MetadataField] = Field(description="Keys with few values, for filters.")
     modes: list[Mode]

@@ -18,6 +18,7 @@ export class Settings {
     this.counts = null;
     this.nearest = null;
     byId("radius").max = index.bits;
+    if (index.radius !== null) byId("radius-marks").append(make("option", { value: index.radius }));
     for (const { label, count } of index.labels) {
       byId("label").append(make("option", { value: label, textContent: `${label} (${number(count)})` }));
     }
@@ -75,7 +76,12 @@ export class Settings {
     }
     count.value = String(state.k);
     byId("radius").value = state.radius ?? this.index.bits;
-    byId("label").value = state.where.label ?? "";
+    const label = state.where.label ?? "";
+    if (typeof label === "string" && ![...byId("label").options].some((option) => option.value === label)) {
+      byId("label").append(make("option", { value: label, textContent: label }));
+    }
+    byId("label").value = label;
+    byId("count").disabled = state.mode === "compare";
     for (const { key, values, select } of this.fields) {
       const place = values.indexOf(state.where[key]);
       select.value = place >= 0 ? String(place) : "";
@@ -96,7 +102,8 @@ export class Settings {
   #drawRadius(radius) {
     const box = byId("histogram");
     byId("radius-box").hidden = !this.counts;
-    byId("radius-value").textContent = radius === null ? "no limit" : `${radius} ${radius === 1 ? "bit" : "bits"}`;
+    const proposed = radius === this.index.radius ? ", as proposed" : "";
+    byId("radius-value").textContent = radius === null ? "no limit" : `${radius} ${radius === 1 ? "bit" : "bits"}${proposed}`;
     byId("radius").setAttribute("aria-valuetext", byId("radius-value").textContent);
     if (!this.counts) {
       box.replaceChildren();
