@@ -50,7 +50,7 @@ def test_a_local_cluster_stays_on_loopback() -> None:
         check=True,
     )
     addresses, node = json.loads(answer.stdout.splitlines()[-1])
-    assert "127.0.0.1" in addresses
+    assert addresses
     assert set(addresses) <= LOOPBACK
     assert node == "127.0.0.1"
 

@@ -90,12 +90,19 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
 
 _DRIVER = """
 import sys
+import time
 from pathlib import Path
 from hashlens.distributed.encoding import Images, create_sharded, open_images
 whole = open_images("digits#test")
 images = Images(whole.spec, list(whole.uris[:240]), whole.labels[:240])
+done = 0
+def stop_in_the_second_shard(images):
+    global done
+    done += images
+    if done > 80:
+        time.sleep(600)
 create_sharded(Path(sys.argv[1]), Path(sys.argv[2]), images, shards=3, workers=1,
-               address=sys.argv[3])
+               address=sys.argv[3], progress=stop_in_the_second_shard)
 """
 
 

@@ -28,11 +28,13 @@ def open_index(
     encode: bool = False,
     read_only: bool = False,
     shards: bool = False,
+    replicas: int = 1,
+    require_all: bool = False,
 ) -> HashIndex:
     """Open an index; with ``encode``, also the model given or the one that it remembers.
 
     With ``shards``, an index in shards is opened too, on the Ray cluster of ``RAY_ADDRESS`` or one
-    of this process.
+    of this process; ``replicas`` and ``require_all`` are as in ``ShardedIndex.open``.
     """
     from hashlens.distributed.catalogue import is_sharded, read_catalogue
     from hashlens.index.index import HashIndex
@@ -46,7 +48,8 @@ def open_index(
         from hashlens.distributed.sharded import ShardedIndex
 
         encoder = load_encoder(path, model) if encode else None
-        return cast("HashIndex", ShardedIndex.open(path, encoder))
+        opened = ShardedIndex.open(path, encoder, replicas=replicas, require_all=require_all)
+        return cast("HashIndex", opened)
     encoder = load_encoder(path, model) if encode else None
     return HashIndex.open(path, encoder, read_only=read_only)
 

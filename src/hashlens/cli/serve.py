@@ -29,6 +29,14 @@ def serve_command(
         help=f"File with the key that adding and removing images needs; or set {KEY_VARIABLE}. "
         "Without a key the service is read-only.",
     ),
+    replicas: int = typer.Option(
+        1, min=1, help="Of an index in shards: processes that hold each shard."
+    ),
+    require_all: bool = typer.Option(
+        False,
+        "--require-all",
+        help="Of an index in shards: answer 503 if a shard does not answer, rather than 206.",
+    ),
 ) -> None:
     """Open the search page and the HTTP API over an index.
 
@@ -48,7 +56,15 @@ def serve_command(
     knows_model = model is not None or remembered_model(index) is not None
     if not knows_model:
         typer.echo("no model known: searching by id only; name one with --model", err=True)
-    with open_index(index, model, encode=knows_model, read_only=key is None, shards=True) as opened:
+    with open_index(
+        index,
+        model,
+        encode=knows_model,
+        read_only=key is None,
+        shards=True,
+        replicas=replicas,
+        require_all=require_all,
+    ) as opened:
         encoder = cast("Encoder | None", opened.encoder)
         names = LOOPBACK if host in LOOPBACK else None
         app = create_app(opened, encoder, Limits(), api_key=key, host_names=names)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hashlens.codes.packing import code_bytes
 from hashlens.distributed.catalogue import CatalogueFile, Shard
-from hashlens.distributed.memory import peak_memory
+from hashlens.distributed.memory import own_memory
 from hashlens.errors import InvalidInputError
 from hashlens.index.euclidean import distances_to_rows
 from hashlens.index.index import HashIndex, Record
@@ -160,9 +160,9 @@ class ShardServer:
         """Living images with each label."""
         return self._index.label_counts()
 
-    def peak_memory(self) -> int:
-        """Most bytes of memory that this process has had."""
-        return peak_memory()
+    def own_memory(self) -> int:
+        """Bytes of memory that this process has to itself, without files that are mapped."""
+        return own_memory()
 
     def info(self) -> dict[str, Any]:
         """``IndexInfo`` as a dictionary."""

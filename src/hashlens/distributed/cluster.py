@@ -66,8 +66,12 @@ def connect(address: str | None = None) -> Any:
             ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises what it is, or Exception itself
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not address or address == LOCAL:
+            raise HashlensError(
+                f"Ray could not be started on this machine: {first_line}"
+            ) from error
         raise HashlensError(
             f"no Ray cluster answers at {address} ({first_line}); start one with "
             "`ray start --head`, or use --ray local"

@@ -109,9 +109,9 @@ class ShardedReader(ShardedSearcher):
         self._ask_all("held")
         return self._replicas.actors
 
-    def peak_memory(self) -> list[int]:
-        """Most bytes of memory that each answering shard's process has had."""
-        return list(self._ask_some("peak_memory").values())
+    def own_memory(self) -> list[int]:
+        """Bytes of memory of each answering shard's process, without files that are mapped."""
+        return list(self._ask_some("own_memory").values())
 
     def info(self) -> IndexInfo:
         """Size, kind and origin: as of one index, sizes added up over shards."""

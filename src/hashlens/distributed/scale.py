@@ -47,7 +47,7 @@ class Observation:
     front_end : float
         Processor milliseconds of the asking process, all its threads.
     resident : float
-        Most bytes of memory that a shard's process has had, on average.
+        Bytes of memory of a shard's process, without files that are mapped, on average.
     """
 
     shards: int

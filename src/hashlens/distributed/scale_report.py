@@ -167,7 +167,8 @@ to trust it: [scale](../background/scale.md).
 - Machine: {machine["cores"]} cores, {machine["processor"]}, which all shards share with the asking
   process. Python {machine["python"]}; {versions}.
 - Random codes of 64 bits and 64-d features, seed 0; `hds` with a pool of 200 and k = 10, one query
-  at a time, 10 ms apart; medians of 100 queries after 10 that are not counted.
+  at a time, 10 ms apart, the numbers of shards taking turns; medians of 100 queries after 10 that
+  are not counted.
 
 ![Milliseconds of a query by shards, measured here and predicted beyond](shards.png)
 """

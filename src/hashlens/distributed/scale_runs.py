@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,14 @@ from hashlens.distributed.scale import POOL, RESULTS, Observation
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.index.arrays import SearchTrace
 from hashlens.index.index import HashIndex
-from hashlens.protocols import SearchResult
+from hashlens.protocols import Codes, Features, SearchResult
 
 BITS = 64
 FEATURE_DIM = 64
 _ROUNDS = 100
 _WARM_UP = 10
 _BLOCK = 1 << 17
+_PAUSE_SECONDS = 0.01
 
 
 def make_shards(folder: Path, shards: int, images_per_shard: int, *, seed: int = 0) -> list[Shard]:
@@ -50,32 +53,53 @@ def record_bytes(shard: Path) -> float:
         return index.info().bytes_on_disk / len(index) - code_bytes(BITS) - 2 * FEATURE_DIM
 
 
-def observe(folder: Path, shards: Sequence[Shard], *, seed: int = 1) -> Observation:
-    """Time single queries, one at a time, over the given shards of one folder."""
-    write_catalogue(folder, Catalogue(BITS, FEATURE_DIM, "", None, tuple(shards)))
+def observe(
+    folder: Path, shards: Sequence[Shard], counts: Sequence[int], *, seed: int = 1
+) -> list[Observation]:
+    """Time single queries to the first so many shards of one folder, all counts taking turns."""
     rng = np.random.default_rng(seed)
-    stages = []
-    with ShardedIndex.open(folder, deadline=120.0) as index:
+    stages: dict[int, list[tuple[float, ...]]] = {count: [] for count in counts}
+    with ExitStack() as stack:
+        opened = {count: stack.enter_context(_open(folder, shards[:count])) for count in counts}
         for _ in range(_WARM_UP + _ROUNDS):
-            code = rng.integers(0, 256, (1, code_bytes(BITS)), dtype=np.uint8)
-            feature = rng.standard_normal((1, FEATURE_DIM), dtype=np.float32)
-            trace = SearchTrace()
-            began, busy = time.perf_counter(), time.process_time()
-            index.search_hits(code, feature, RESULTS, pool=POOL, trace=trace)
-            whole, busy = time.perf_counter() - began, time.process_time() - busy
-            stages.append((trace.coarse, trace.fine, whole - trace.coarse - trace.fine, busy))
-            time.sleep(0.01)
-        resident = index.peak_memory()
-    coarse, fine, records, front_end = (1e3 * np.median(stages[_WARM_UP:], axis=0)).tolist()
-    return Observation(
-        shards=len(shards),
-        images_per_shard=shards[0].count,
-        coarse=coarse,
-        fine=fine,
-        records=records,
-        front_end=front_end,
-        resident=float(np.mean(resident)),
-    )
+            for count, index in opened.items():
+                code = rng.integers(0, 256, (1, code_bytes(BITS)), dtype=np.uint8)
+                feature = rng.standard_normal((1, FEATURE_DIM), dtype=np.float32)
+                stages[count].append(_stages(index, code, feature))
+                time.sleep(_PAUSE_SECONDS)
+        resident = {count: float(np.mean(index.own_memory())) for count, index in opened.items()}
+    found = []
+    for count, seconds in stages.items():
+        coarse, fine, records, front_end = 1e3 * np.median(seconds[_WARM_UP:], axis=0)
+        found.append(
+            Observation(
+                shards=count,
+                images_per_shard=shards[0].count,
+                coarse=float(coarse),
+                fine=float(fine),
+                records=float(records),
+                front_end=float(front_end),
+                resident=resident[count],
+            )
+        )
+    return found
+
+
+def _open(folder: Path, shards: Sequence[Shard]) -> ShardedIndex:
+    catalogue = folder / f"first-{len(shards)}"
+    catalogue.mkdir(exist_ok=True)
+    beside = tuple(replace(shard, folder=f"../{shard.folder}") for shard in shards)
+    write_catalogue(catalogue, Catalogue(BITS, FEATURE_DIM, "", None, beside))
+    return ShardedIndex.open(catalogue, deadline=120.0)
+
+
+def _stages(index: ShardedIndex, code: Codes, feature: Features) -> tuple[float, ...]:
+    """Seconds of a query's stages, and processor seconds of this process."""
+    trace = SearchTrace()
+    began, busy = time.perf_counter(), time.process_time()
+    index.search_hits(code, feature, RESULTS, pool=POOL, trace=trace)
+    busy, whole = time.process_time() - busy, time.perf_counter() - began
+    return trace.coarse, trace.fine, whole - trace.coarse - trace.fine, busy
 
 
 def measure(
@@ -90,12 +114,11 @@ def measure(
         parent = folder / f"images-{size}"
         parent.mkdir(parents=True, exist_ok=True)
         shards = make_shards(parent, max(counts), size)
-        for count in counts:
-            one = observe(parent, shards[:count])
+        for one in observe(parent, shards, counts):
             found.append(one)
             report(
-                f"{count} shards of {size:,}: coarse {one.coarse:.2f} ms, fine {one.fine:.2f} ms, "
-                f"records {one.records:.2f} ms"
+                f"{one.shards} shards of {size:,}: coarse {one.coarse:.2f} ms, fine "
+                f"{one.fine:.2f} ms, records {one.records:.2f} ms"
             )
     return found
 
