@@ -328,12 +328,24 @@ def test_every_answer_carries_the_protective_headers(service: Service) -> None:
     assert service.client.options("/v1/search").status_code == 405
 
 
-def test_an_error_inside_tells_nothing(index_dir: Path, encoder: Encoder) -> None:
+@pytest.mark.parametrize(
+    ("broken_by", "status", "detail"),
+    [
+        ("a closed index", 503, "the index, or a shard of it, cannot be read now"),
+        ("an index that is none", 500, "internal error"),
+    ],
+)
+def test_an_error_inside_tells_nothing(
+    index_dir: Path, encoder: Encoder, broken_by: str, status: int, detail: str
+) -> None:
     with running(index_dir, encoder) as broken:
-        broken.index.close()
+        if broken_by == "a closed index":
+            broken.index.close()
+        else:
+            broken.index.search_hits = None  # type: ignore[assignment,method-assign]
         response = broken.client.post("/v1/search", data={"id": 1})
-        assert response.status_code == 500
-        assert response.json() == {"detail": "internal error; the server's log says more"}
+        assert response.status_code == status
+        assert response.json() == {"detail": f"{detail}; the server's log says more"}
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
