@@ -14,13 +14,13 @@ from rich.console import Console
 from hashlens.baselines.itq import ITQ
 from hashlens.data.source import Source
 from hashlens.errors import ModelError, SourceError
-from hashlens.models.backbones import create_backbone
+from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.card import CARD_NAME, model_card
 from hashlens.models.checkpoint import CONFIG_NAME, save_model, write_atomically
 from hashlens.models.config import ModelConfig
 from hashlens.models.latent import LatentHashNet
 from hashlens.models.memory import keep_freed_memory
-from hashlens.training.inputs import feature_inputs
+from hashlens.training.inputs import Inputs, feature_inputs
 
 BACKBONE, SIZE = "timm:mobilenetv2_100", 128
 MOST_IMAGES = 50_000
@@ -92,28 +92,11 @@ def train_unsupervised(
         pretrained=weights is None,
     )
     console = Console(stderr=True, quiet=not progress)
-    rows = np.arange(len(source))
-    if len(rows) > MOST_IMAGES:
-        rows = np.sort(np.random.default_rng(seed).choice(len(rows), MOST_IMAGES, replace=False))
-    with TemporaryDirectory() as folder:
-        inputs = feature_inputs(
-            source,
-            base.preprocessing,
-            base.module,
-            Path(folder) / "features",
-            rows=rows,
-            strict=strict,
-            console=console,
-            write=False,
-        )
+    inputs = _features(source, base, seed=seed, strict=strict, console=console)
     for one in inputs.skipped:
         console.print(f"skipped {one.name}: {one.reason}", highlight=False, markup=False)
     features, _ = inputs.pixels.gather(np.arange(len(inputs.rows)))
-    method = ITQ(bits, seed=seed).fit(features.numpy())
-    net = LatentHashNet(base.module, feature_dim=base.feature_dim, bits=bits, classes=0)
-    with torch.no_grad():
-        net.latent.weight.copy_(torch.from_numpy(np.ascontiguousarray(method.weights.T)))
-        net.latent.bias.copy_(torch.from_numpy(method.bias))
+    net = _rotated(base, ITQ(bits, seed=seed).fit(features.numpy()))
     training = {
         "method": "ITQ on the features of the backbone, no labels",
         "source": source.spec,
@@ -138,3 +121,32 @@ def train_unsupervised(
     )
     write_atomically(out / CARD_NAME, model_card(saved).encode())
     return saved
+
+
+def _features(
+    source: Source, base: Backbone, *, seed: int, strict: bool, console: Console
+) -> Inputs:
+    """Features of all images, or of as many as the rotation needs."""
+    rows = np.arange(len(source))
+    if len(rows) > MOST_IMAGES:
+        rows = np.sort(np.random.default_rng(seed).choice(len(rows), MOST_IMAGES, replace=False))
+    with TemporaryDirectory() as folder:
+        return feature_inputs(
+            source,
+            base.preprocessing,
+            base.module,
+            Path(folder) / "features",
+            rows=rows,
+            strict=strict,
+            console=console,
+            write=False,
+        )
+
+
+def _rotated(base: Backbone, method: ITQ) -> LatentHashNet:
+    """A network whose latent layer is the method's projection and rotation."""
+    net = LatentHashNet(base.module, feature_dim=base.feature_dim, bits=method.bits, classes=0)
+    with torch.no_grad():
+        net.latent.weight.copy_(torch.from_numpy(np.ascontiguousarray(method.weights.T)))
+        net.latent.bias.copy_(torch.from_numpy(method.bias))
+    return net

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import time
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -33,10 +27,7 @@ from hashlens.training.result import TrainingResult, save_result
 from hashlens.training.run import RUN, open_run
 from hashlens.training.scores import chance_loss
 from hashlens.training.split import Split, image_facts, split_notes, split_rows
-from hashlens.training.state import SafeCheckpointIO
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from hashlens.training.trainer import make_trainer, run_trainer
 
 __all__ = ["TrainingResult", "image_facts", "is_first_process", "train"]
 
@@ -114,36 +105,23 @@ def train(
         state = out / RUN / "last.safetensors"
     cache = features or out / RUN / FEATURES
     inputs = _inputs(source, config, backbone, cache, strict, console, first)
-    for one in inputs.skipped:
-        console.print(
-            f"skipped {one.name}: {one.reason}", highlight=False, markup=False, soft_wrap=True
-        )
     targets = _targets(source)[inputs.rows]
     split = split_rows(source.labels[inputs.rows], inputs.twins, config)
     notes = split_notes(source, inputs, split)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    torch.manual_seed(config.seed)
-    net = LatentHashNet(
-        backbone.module,
-        feature_dim=backbone.feature_dim,
-        bits=config.bits,
-        classes=len(source.classes),
-        latent_normalisation=config.latent_normalisation,
-        feature_layer=config.feature_layer or 0,
-    )
-    if config.freeze_backbone:
-        net.backbone.requires_grad_(False)
-    module = _module(net, config, backbone, len(source.classes))
+    for line in (
+        *(f"skipped {one.name}: {one.reason}" for one in inputs.skipped),
+        *(f"note: {note}" for note in notes),
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    module = _module(config, backbone, len(source.classes))
     states = KeepStates(out / RUN)
     chance = chance_loss(targets[split.training], config.balanced)
     detectors = Detectors(states, chance, console)
-    trainer = _trainer(
-        config, out, [states, detectors, ShowProgress(states, console)], devices, nodes
-    )
+    callbacks = [states, detectors, ShowProgress(states, console)]
+    trainer = make_trainer(config, out, callbacks, devices, nodes)
     batches = _batches(inputs, targets, split, config, trainer)
-    _fit(trainer, module, batches, state, out, console)
-    load_best(net, out / RUN)
+    run_trainer(trainer, module, batches, state, out, console)
+    load_best(module.net, out / RUN)
     seconds = time.monotonic() - started
     result = TrainingResult(
         out=out,
@@ -156,7 +134,7 @@ def train(
         warnings=(*notes, *detectors.warnings),
         seconds=seconds,
     )
-    return save_result(result, net, config, backbone, source) if first else result
+    return save_result(result, module.net, config, backbone, source) if first else result
 
 
 def _backbone(config: TrainingConfig, channels: int) -> Backbone:
@@ -196,9 +174,18 @@ def _targets(source: Source) -> NDArray[np.int64] | NDArray[np.bool_]:
     return source.labels if source.label_matrix is None else source.label_matrix
 
 
-def _module(
-    net: LatentHashNet, config: TrainingConfig, backbone: Backbone, classes: int
-) -> HashModule:
+def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashModule:
+    torch.manual_seed(config.seed)
+    net = LatentHashNet(
+        backbone.module,
+        feature_dim=backbone.feature_dim,
+        bits=config.bits,
+        classes=classes,
+        latent_normalisation=config.latent_normalisation,
+        feature_layer=config.feature_layer or 0,
+    )
+    if config.freeze_backbone:
+        net.backbone.requires_grad_(False)
     objective = create_objective(
         config.objective,
         bits=config.bits,
@@ -210,35 +197,6 @@ def _module(
     if config.compile:
         net.compile()
     return HashModule(net, objective, config, backbone.preprocessing)
-
-
-def _trainer(
-    config: TrainingConfig, out: Path, callbacks: list[Any], devices: int | str, nodes: int
-) -> lightning.Trainer:
-    if devices == "auto" and not torch.cuda.is_available():
-        devices = 1
-    with _quiet_lightning():
-        return lightning.Trainer(
-            max_epochs=config.epochs,
-            accelerator="gpu" if torch.cuda.is_available() else "cpu",
-            devices=devices,
-            num_nodes=nodes,
-            strategy="auto",
-            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-            accumulate_grad_batches=config.accumulate,
-            callbacks=callbacks,
-            logger=[
-                CSVLogger(out / "logs", name="csv"),
-                TensorBoardLogger(out / "logs", name="tensorboard"),
-            ],
-            plugins=[SafeCheckpointIO()],
-            log_every_n_steps=20,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
 
 
 def _batches(
@@ -272,45 +230,3 @@ def _batches(
             world=world,
         ),
     )
-
-
-def _fit(
-    trainer: lightning.Trainer,
-    module: HashModule,
-    batches: tuple[TrainingBatches, ValidationBatches],
-    state: Path | None,
-    out: Path,
-    console: Console,
-) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with _quiet_lightning():
-            trainer.fit(module, *batches, ckpt_path=None if state is None else str(state))
-    except SystemExit as stop:  # how Lightning ends after Ctrl-C
-        signal.signal(signal.SIGINT, handler)
-        kept = trainer.current_epoch
-        console.print(
-            f"stopped after {kept} complete epoch(s), kept in {out / RUN}; "
-            "to continue, repeat the command with --resume",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise KeyboardInterrupt from stop
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's banners and tips off the screen; errors still raise."""
-    names = ("lightning.pytorch", "lightning.fabric")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
