@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
-from hashlens.distributed.serving import build, parse_options
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.distributed.serving import build
+from hashlens.errors import IndexStoreError
 from hashlens.index.index import HashIndex
 
 httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
@@ -144,21 +144,6 @@ def test_nothing_is_left_when_the_application_is_deleted(client: Any) -> None:
     serve.delete(APP)
     _until(lambda: not any(psutil.pid_exists(p) for p in processes))
     assert APP not in serve.status().applications
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "index=FOLDER"),
-        ({"index": "x", "frontends": "2"}, "got frontends"),
-        ({"index": "x", "front_ends": "two"}, "front_ends: expected a number, got 'two'"),
-        ({"index": "x", "front_ends": "0"}, "front_ends: expected 1 or more"),
-        ({"index": "x", "require_all": "maybe"}, "expected true or false"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(given: dict[str, str], message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        parse_options(given)
 
 
 def test_a_folder_without_an_index_is_refused_before_anything_starts(tmp_path: Path) -> None:
