@@ -20,6 +20,7 @@ from hashlens.service.limits import Limits
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'")
 expect = playwright_api.expect
+expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DROP = """([data, type, name]) => {
