@@ -152,8 +152,11 @@ def test_supervised_methods_say_which_labels_they_need(name: str) -> None:
 
 def test_more_bits_than_dimensions() -> None:
     features, labels = clusters(200, width=20)
+    method = METHODS["ITQ"](32)
     with pytest.raises(InvalidInputError, match=r"at least 32 dimensions for 32 bits, got 20"):
-        METHODS["ITQ"](32).fit(features)
+        method.fit(features)
+    with pytest.raises(InvalidInputError, match="expected fit before encode"):
+        method.encode(features)
     low_rank = np.repeat(features, 2, axis=1)
     with pytest.raises(InvalidInputError, match=r"at least 32 directions, got 20"):
         METHODS["ITQ"](32).fit(low_rank)

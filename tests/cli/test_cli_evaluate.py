@@ -113,6 +113,13 @@ def test_wrong_usage_and_missing_files(digits_model, tmp_path):
     )  # fmt: skip
     assert both.exit_code == 2
     assert run("evaluate", digits_model, "--database", "digits").exit_code == 2
+    (tmp_path / "file").touch()
+    words = ["evaluate", digits_model, "--database", "digits", "--queries", "digits"]
+    taken = run(*words, "--out", tmp_path / "file")
+    assert taken.exit_code == 1
+    assert (
+        taken.stderr == f"error: {tmp_path}/file: file exists; expected a folder that can be made\n"
+    )
     missing = run("evaluate", tmp_path / "no", "--database", "digits", "--queries", "digits")
     assert missing.exit_code == 1
     assert "make one with hashlens train" in missing.stderr

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hashlens.cli.main import app
+from hashlens.cli.main import app, main
 from hashlens.data.sources import open_source
 from hashlens.index.index import HashIndex
 
@@ -90,6 +94,8 @@ def test_search_with_conditions_and_a_sheet(index: Path, tmp_path: Path) -> None
         assert len(result["hits"]) == sum(labels[label] for label in wanted)
     assert Image.open(sheet).width > 1000
     assert run_json("search", index, "0", "--where", "lot=2")["results"][0]["hits"] == []
+    for condition in ("lot < 2", "lot >= 1", "lot = 1", "lot<2"):
+        assert len(run_json("search", index, "0", "--where", condition)["results"][0]["hits"]) == 10
     nearest = run_json("search", index, "0", "--radius", 3, "-k", 40)["results"][0]["hits"]
     assert all(hit["hamming"] <= 3 for hit in nearest)
 
@@ -124,6 +130,9 @@ def test_wrong_usage_ends_with_2(words: list[Any], message: str, index: Path) ->
         (["index", "add", "{index}", __file__], "test_cli_index.py: not an image by its name"),
         (["index", "remove", "{index}", "nowhere.png"], "nothing was removed"),
         (["index", "remove", "{index}", "3", "99"], "no image in the index with id 99"),
+        (["search", "{index}", 10**30], f"id {10**30}: no such image"),
+        (["search", "x" * 300, "0"], "file name too long; check the name"),
+        (["index", "add", "{index}", "x" * 300 + ".png"], "file name too long; check the name"),
         (["index", "add", "{index}", "digits", "--model", "nowhere"], "nowhere"),
     ],
 )
@@ -148,11 +157,51 @@ def test_add_skips_what_is_there_and_what_is_unreadable(
     hit = run_json("search", index, new / "three.png", "--where", "label=mine")["results"][0]
     assert hit["hits"][0]["metadata"] == {"note": "a=b"}
     assert "broken.png" in run("index", "add", index, new, "--strict", code=1)
+    twice = tmp_path / "twice.png"
+    shutil.copy(new / "three.png", twice)
+    result = run_json("index", "add", index, twice, twice)
+    assert (result["added"], result["already_there"], result["images"]) == (1, 1, 42)
 
 
-def test_sync_follows_a_folder(index: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_empty_name_removes_nothing(index: Path) -> None:
+    """Images from memory have it."""
+    with HashIndex.open(index) as opened:
+        _, codes, features = opened.encoded([0, 1])
+        opened.add_encoded(codes, features, ["", ""])
+    assert "nothing was removed" in run("index", "remove", index, "", code=1)
+    assert run_json("index", "info", index)["images"] == 42
+
+
+def test_large_pictures_within_the_limit_are_no_matter(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "large.png"
+    Image.new("1", (10_000, 9_000)).save(large)
+    monkeypatch.setattr(sys, "argv", ["hashlens", "index", "add", str(index), str(large)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SystemExit):
+            main()
+    assert "added 1, skipped 0" in capsys.readouterr().out
+
+
+def test_names_that_are_no_text_are_printed(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = index.rename(index.with_name(os.fsdecode(b"caf\xe9.idx")))
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict", write_through=True)
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "argv", ["hashlens", "index", "verify", os.fspath(odd)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert b"caf\\udce9.idx: intact, 40 images\n" in printed.buffer.getvalue()
+
+
+def test_sync_follows_a_folder(
+    index: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = shutil.copytree(photos, tmp_path / "copy")
-    first = run_json("index", "sync", index, folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = run_json("index", "sync", index, "~/copy")
     assert (first["added"], first["images"]) == (40, 80)
     assert run_json("index", "sync", index, folder)["unchanged"] == 40
     gone = next(folder.rglob("5.png"))

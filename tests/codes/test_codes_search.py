@@ -308,3 +308,7 @@ def test_bad_radius_and_bad_appended_codes() -> None:
         database.append(np.zeros((1, 6), np.uint8))
     with pytest.raises(InvalidInputError, match="rows"):
         database.packed([3])
+    for codes in (database, database.packed()):
+        for row in (-1, 3):
+            with pytest.raises(InvalidInputError, match="rows: expected 0 to 2"):
+                hamming_distances(codes, np.zeros(8, np.uint8), [0, row])

@@ -67,4 +67,5 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(SourceError, match="hub:some-one/some-images: could not be loaded") as error:
         open_source("some-one/some-images")
+    assert str(error.value).startswith("some-one/some-images: no such file or folder; ")
     assert "\n" not in str(error.value)

@@ -219,6 +219,8 @@ def test_folders_pipes_and_missing_files_are_named(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(ImageError, match="no such file"):
         load_image(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match=r"file://\[x: no name of a file"):
+        load_image("file://[x")
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe.jpg")

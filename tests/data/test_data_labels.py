@@ -81,7 +81,7 @@ def source_of(labels: list[int], matrix: list[list[int]] | None = None) -> Sourc
 
 def test_training_needs_two_classes_of_two_images() -> None:
     require_labels(source_of([0, 0, 2, 2, -1]))
-    with pytest.raises(SourceError, match="zoo: training needs labels, and none of the 2 images"):
+    with pytest.raises(SourceError, match="zoo: this needs labels, and none of the 2 images"):
         require_labels(source_of([-1, -1]))
     with pytest.raises(SourceError, match=r"at least 2 classes, got 1 \('bee'\)"):
         require_labels(source_of([1, 1, -1]))

@@ -173,3 +173,5 @@ def test_ranked_relevance_of_a_wrong_shape_is_refused():
         average_precision([True])
     with pytest.raises(InvalidInputError, match="expected 1 or more"):
         precision_at_k([[True]], [0])
+    with pytest.raises(InvalidInputError, match="expected 1 or more"):
+        expected_precision_at_k([[1]], [[1]], [0])

@@ -79,6 +79,53 @@ def test_a_commit_stays_searchable_when_its_files_were_dropped(index: HashIndex)
     assert index.ids().tolist() == list(range(30, 40))
 
 
+def test_compacting_leaves_the_files_of_a_later_compact(
+    index: HashIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes and compacts just after this one has committed."""
+    add_codes(index, 40)
+    index.remove([0])
+    write_head = store._write_head
+
+    def and_another_compacts(folder: Path, commit: int) -> None:
+        monkeypatch.setattr(store, "_write_head", write_head)
+        write_head(folder, commit)
+        with HashIndex.open(index.path) as other:
+            other.remove([1])
+            assert other.compact() == 1
+
+    monkeypatch.setattr(store, "_write_head", and_another_compacts)
+    assert index.compact() == 1
+    assert index.verify() == []
+    with HashIndex.open(index.path) as reader:
+        assert reader.ids().tolist() == list(range(2, 40))
+    assert not list(index.path.glob("codes.[12]"))
+
+
+def test_a_reader_without_permission_sees_what_others_commit(
+    index: HashIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_codes(index, 3)
+    index.close()
+
+    def refuse(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(store.os, "access", refuse)
+    reader = HashIndex.open(index.path, read_only=True)
+    assert len(reader) == 3
+    monkeypatch.undo()
+    writer = HashIndex.open(index.path)
+    add_codes(writer, 2)
+    monkeypatch.setattr(store.os, "access", refuse)
+    with pytest.raises(IndexStoreError, match="wait until its writer has closed it"):
+        len(reader)
+    monkeypatch.undo()
+    writer.close()
+    monkeypatch.setattr(store.os, "access", refuse)
+    assert len(reader) == 5
+
+
 def test_threads_may_write_through_one_index(tmp_path: Path) -> None:
     index = HashIndex.create(tmp_path / "x.idx", bits=64, feature_dim=24)
 

@@ -108,7 +108,11 @@ def test_hostile_text_survives_and_is_found(index: HashIndex) -> None:
         ({"label": ["a", "b"], "n": {"<=": 1}}, [0, 1]),
         ({"label": None}, []),
         ({"n": np.int64(4)}, [4]),
+        ({"n": np.array([4, 7])}, [4, 7]),
+        ({"label": np.array(["b"])}, range(5, 10)),
         ({"n": 2**70}, []),
+        ({"n": 10**400}, []),
+        ({"n": {"<": 10**400, ">": -(10**400)}}, range(10)),
         ({'" OR 1=1 --': 1}, []),
     ],
 )
@@ -157,7 +161,14 @@ def test_ids_that_are_not_there_change_nothing(index: HashIndex) -> None:
     for call in (index.get, index.search):
         with pytest.raises(InvalidInputError, match="id 2: no such image"):
             call(2)
+        with pytest.raises(InvalidInputError, match=f"id {2**70}: no such image"):
+            call(2**70)
+    for number in (2**63, 2**70):
+        with pytest.raises(InvalidInputError, match=f"numbers below .*, got {number}$"):
+            index.remove(number)
     assert len(index) == 4
+    index.remove(index.ids()[0])  # NumPy's number, not Python's
+    assert index.ids().tolist() == [1, 3, 4]
 
 
 def test_update_by_image_keeps_the_id(
@@ -248,6 +259,82 @@ def test_exports_hold_the_living_images(index: HashIndex, tmp_path: Path) -> Non
         index.export(out.with_suffix(".faiss"), "faiss")
     with pytest.raises(InvalidInputError, match="expected one of faiss, parquet, numpy"):
         index.export(tmp_path / "x", "csv")
+
+
+def test_sync_leaves_rows_of_parquet_files_and_labels_of_renamed_images(
+    index: HashIndex, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    paths = save_pictures(folder, 3)
+    index.add(paths, labels=["boots", "boots", "shoes"])
+    table = folder / "more" / "x.parquet"
+    index.add_encoded(np.zeros((1, 6), np.uint8), np.zeros((1, 36)), [f"{table}#17"])
+    paths[0].rename(folder / "zz.png")
+    (folder / "hats").mkdir()
+    paths[2].rename(folder / "hats" / "hat.png")
+    found = sorted(folder.rglob("*.png"))
+    labels = [path.parent.name if path.parent != folder else None for path in found]
+    assert index.sync(folder, found, labels)[:5] == (0, 0, 2, 0, 1)
+    assert [(Path(r.uri).name, r.label) for r in index.records()] == [
+        ("zz.png", "boots"),
+        ("picture001.png", "boots"),
+        ("hat.png", "hats"),
+        ("x.parquet#17", None),
+    ]
+    assert index.verify() == []
+
+
+def test_arrays_of_numpy_are_taken_for_lists(index: HashIndex, pictures: list[Path]) -> None:
+    codes, features = np.zeros((2, 6), np.uint8), np.zeros((2, 36))
+    for labels in (np.array([3, 4]), np.array(["3", "4"])):
+        index.add_encoded(codes, features, np.array(["u", "v"]), labels=labels)
+    names = np.array([str(path) for path in pictures])
+    with pytest.raises(InvalidInputError, match="labels: expected 12, one an image, got 13"):
+        index.add(names, labels=["x"] * 13)
+    index.add(names, labels=np.arange(12))
+    assert [r.label for r in index.records()][:4] == ["3", "4"] * 2
+    assert index.verify() == []
+
+
+def test_one_image_is_not_taken_for_a_list(index: HashIndex, pictures: list[Path]) -> None:
+    for image in (pictures[0], str(pictures[0]), pictures[0].read_bytes()):
+        with pytest.raises(InvalidInputError, match="expected a list, got one image"):
+            index.add(image)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="labels: expected one an image, got 3 for more"):
+        index.add(iter(pictures), labels=["a", "b", "c"])
+    assert len(index) == 0
+
+
+def test_names_that_are_no_text(tmp_path: Path, encoder: PixelEncoder) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.idx")
+    model = tmp_path / os.fsdecode(b"mod\xe9l")
+    with HashIndex.create(path, encoder, model=model) as index:
+        add_codes(index, 2)
+        assert index.model == str(model)
+    with HashIndex.open(path) as index:
+        assert (len(index), index.verify()) == (2, [])
+
+
+def test_places_where_no_index_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IndexStoreError, match="give the index one of its own"):
+        HashIndex.create(".", bits=8, feature_dim=0)
+    for action in (HashIndex.open, lambda path: HashIndex.create(path, bits=8, feature_dim=0)):
+        with pytest.raises(IndexStoreError, match="file name too long; check the name"):
+            action("x" * 300)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("faiss", "faiss"), ("parquet", "pyarrow"), ("numpy", "numpy")]
+)
+def test_an_export_into_a_missing_folder_is_one_line(
+    index: HashIndex, tmp_path: Path, kind: str, module: str
+) -> None:
+    pytest.importorskip(module)
+    with pytest.raises(IndexStoreError, match="make its folder") as error:
+        index.export(tmp_path / "missing" / "x", kind)
+    assert "\n" not in str(error.value)
 
 
 def test_an_empty_index_answers(index: HashIndex) -> None:

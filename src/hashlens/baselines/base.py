@@ -98,7 +98,6 @@ class HashMethod(ABC):
                 f"{name}: expected training features that differ, got {len(array)} equal rows; "
                 "check what computed them"
             )
-        self._width = array.shape[1]
         return array
 
 
@@ -108,7 +107,9 @@ class UnsupervisedMethod(HashMethod):
     supervised = False
 
     def fit(self, features: Any, labels: Any = None) -> Self:
-        self._learn(self._check_training(features))
+        array = self._check_training(features)
+        self._learn(array)
+        self._width = array.shape[1]
         return self
 
     @abstractmethod
@@ -124,6 +125,7 @@ class SupervisedMethod(HashMethod):
     def fit(self, features: Any, labels: Any = None) -> Self:
         array = self._check_training(features)
         self._learn(array, check_labels(labels, len(array), type(self).__name__))
+        self._width = array.shape[1]
         return self
 
     @abstractmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hashlens.cli.opening import show_skipped
+from hashlens.cli.opening import make_folder, show_skipped
 from hashlens.cli.radius import RADIUS, parse_radius, stored_radius
 
 
@@ -41,6 +41,7 @@ def evaluate_command(
     from hashlens.experiments.score_report import score_table, summary, write_report
     from hashlens.models.encoder import Encoder
 
+    make_folder(out)
     encoder = Encoder.load(model)
     if limit == "proposed":
         limit = stored_radius(encoder, model)

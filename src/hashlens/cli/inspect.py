@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hashlens.cli.opening import show_skipped
+from hashlens.cli.opening import make_folder, show_skipped
 
 
 def inspect_command(
@@ -32,6 +32,7 @@ def inspect_command(
     from hashlens.models.checkpoint import update_config
     from hashlens.models.encoder import Encoder
 
+    make_folder(out)
     encoder = Encoder.load(model)
     inspected = inspect_model(encoder, open_source(data), seed=seed, strict=strict, progress=True)
     show_skipped(inspected.encoded.skipped)

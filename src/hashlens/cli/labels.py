@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hashlens.cli.opening import show_skipped
+from hashlens.cli.opening import make_folder, show_skipped
 
 
 def labels_command(
@@ -34,6 +34,7 @@ def labels_command(
     from hashlens.experiments.label_report import summary, write_label_report
     from hashlens.models.encoder import Encoder
 
+    make_folder(out)
     encoder = Encoder.load(model)
     report = examine_labels(encoder, open_source(data), strict=strict, progress=True)
     for warning in report.warnings:

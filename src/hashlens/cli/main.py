@@ -6,7 +6,10 @@ Exit codes: 0 done, 1 it could not be done, 2 wrong usage. A noun's module regis
 
 from __future__ import annotations
 
+import io
 import os
+import sys
+import warnings
 from typing import Any
 
 import typer
@@ -55,7 +58,14 @@ class _ErrorGroup(TyperGroup):
             package = (error.name or "").partition(".")[0]
             if package not in _EXTRAS:
                 raise
-            message = MissingExtraError(f"this command imports {package}; it", _EXTRAS[package])
+            missing = MissingExtraError(f"this command imports {package}; it", _EXTRAS[package])
+            typer.echo(f"error: {missing}", err=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+            reason = (error.strerror or str(error)).lower()
+            message = f"{name}{reason}; check the name, the permissions and the free space"
             typer.echo(f"error: {message}", err=True)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was finished is kept", err=True)
@@ -109,6 +119,10 @@ app.command("pull")(pull_command)
 
 def main() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # Pillow's word on half of the pixels that ``hashlens.data.images`` reads on purpose.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
     try:
         app()
     except BrokenPipeError:  # the reader, such as `head`, has left

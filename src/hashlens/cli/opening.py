@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
     from hashlens.protocols import Skipped
 
-_CONDITION = re.compile(r"(?P<key>.+?)(?P<sign>>=|<=|=|>|<)(?P<value>.*)", re.DOTALL)
+# The sign may stand between spaces, as many before it as after it.
+_CONDITION = re.compile(
+    r"(?P<key>.+?)(?P<gap> *)(?P<sign>>=|<=|=|>|<)(?P=gap)(?P<value>.*)", re.DOTALL
+)
 _SKIPPED_SHOWN = 20
 
 
@@ -110,6 +113,22 @@ def open_images(sources: Sequence[str]) -> Images:
         found.uris.extend(source.uris)
         found.labels.extend(source.label_name(i) for i in range(len(source)))
     return found
+
+
+def make_folder(out: Path | None) -> None:
+    """Make the folder of ``--out``, before the work whose results go there.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be made, or a file stands there.
+    """
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SourceError(f"{out}: {reason}; expected a folder that can be made") from error
 
 
 def show_skipped(skipped: Sequence[Skipped]) -> None:

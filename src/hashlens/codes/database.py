@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashlens.codes.packing import check_codes, code_words, from_words
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Codes
+from hashlens.protocols import Codes, Ids
 
 if TYPE_CHECKING:
     from hashlens.codes.rings import Rings
@@ -195,10 +195,7 @@ class CodeDatabase:
 
         state = self._state
         at = np.arange(state.n) if rows is None else np.asarray(rows, np.int64)
-        if len(at) and not (at.min() >= 0 and at.max() < state.n):
-            raise InvalidInputError(
-                f"rows: expected 0 to {state.n - 1}, got {at.min()}..{at.max()}"
-            )
+        check_rows(at, state.n)
         blocks = state.blocks
         if state.rings is not None:
             blocks, at = state.rings.blocks, self._place_of_ids(state.rings, state.n)[at]
@@ -218,6 +215,12 @@ class CodeDatabase:
     def snapshot(self) -> Snapshot:
         """The codes as they are now, as the kernels read them."""
         return self._state
+
+
+def check_rows(rows: Ids, count: int) -> None:
+    """Raise ``InvalidInputError`` if one of these is not among ``count`` rows."""
+    if rows.size and not (rows.min() >= 0 and rows.max() < count):
+        raise InvalidInputError(f"rows: expected 0 to {count - 1}, got {rows.min()}..{rows.max()}")
 
 
 def flat_rows(codes: Codes) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.database import CodeDatabase, rows_snapshot
+from hashlens.codes.database import CodeDatabase, check_rows, rows_snapshot
 from hashlens.codes.packing import check_codes, to_words
 from hashlens.errors import InvalidInputError
 from hashlens.protocols import Codes, Ids
@@ -109,12 +109,19 @@ def hamming_distances(database: Any, query: Any, rows: Any) -> NDArray[np.uint16
     -------
     ndarray of shape (m,), uint16
         In bits.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes or dtypes do not fit, or a row is not there (-1, say, which stands for no result).
     """
     query = check_codes(np.atleast_2d(query), "query")
     if isinstance(database, CodeDatabase):
         found = database.packed(rows)
     else:
-        found = check_codes(database, "database")[np.asarray(rows, np.int64)]
+        codes, at = check_codes(database, "database"), np.asarray(rows, np.int64)
+        check_rows(at, len(codes))
+        found = codes[at]
     _check_width(found.shape[1], query)
     distances: NDArray[np.uint16] = np.bitwise_count(found ^ query).sum(axis=1, dtype=np.uint16)
     return distances

@@ -174,13 +174,13 @@ def require_labels(source: Source, *, classes: int = 2, images: int = 2) -> None
     if not counts.any():
         note = f" ({source.notes[0]})" if source.notes else ""
         raise SourceError(
-            f"{source.spec}: training needs labels, and none of the {len(source)} images has "
+            f"{source.spec}: this needs labels, and none of the {len(source)} images has "
             f"one{note}; put each class into a sub-folder of its own, or train with --unsupervised"
         )
     present = np.flatnonzero(counts)
     if len(present) < classes:
         raise SourceError(
-            f"{source.spec}: training needs at least {classes} classes, got {len(present)} "
+            f"{source.spec}: this needs at least {classes} classes, got {len(present)} "
             f"('{source.classes[present[0]]}'); add images of another class"
         )
     few = [i for i in present if counts[i] < images]

@@ -55,7 +55,10 @@ def open_source(spec: str | Path) -> Source:
         return _open_part(text, Path(base), part)
     name = base if mark else text
     if _HUB_NAME.fullmatch(name) and not _looks_local(name):
-        return _open_hub(text, text)
+        try:
+            return _open_hub(text, text)
+        except SourceError as error:
+            raise SourceError(f"{text}: no such file or folder; {error}") from error
     raise SourceError(f"{_shown(text)}: no such file or folder; {_SHAPES}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.errors import SourceError
 from hashlens.file_uris import uri_path
 
 RawImage: TypeAlias = bytes | Path | NDArray[np.uint8]
@@ -47,4 +48,7 @@ def resolve(image: Any) -> RawImage:
         from hashlens.data.hub import HubImages
 
         return HubImages(match["name"], match["split"]).read(int(match["row"]))
-    return uri_path(image)
+    try:
+        return uri_path(image)
+    except ValueError as error:
+        raise SourceError(f"no name of a file ({error})") from error

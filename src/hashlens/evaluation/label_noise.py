@@ -164,7 +164,10 @@ def code_neighbours(codes: Codes, k: int) -> Ids:
 
 
 def feature_neighbours(features: Features, k: int) -> Ids:
-    """The k nearest other images of each by the angle between features; ties by position.
+    """The k nearest other images of each by the angle between features.
+
+    Equal angles stand in the order of positions; which of those that tie for the last place are
+    taken is not said.
 
     Parameters
     ----------

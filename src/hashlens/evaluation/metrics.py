@@ -51,8 +51,7 @@ def precision_at_k(relevant: Any, ks: Sequence[int]) -> Scores:
     array([[1. , 0.5, 0.5]])
     """
     ranked = _ranked(relevant)
-    if any(k < 1 for k in ks):
-        raise InvalidInputError(f"ks: expected 1 or more, got {list(ks)}")
+    _check_ks(ks)
     found = np.zeros((len(ranked), ranked.shape[1] + 1), dtype=np.int64)
     np.cumsum(ranked, axis=1, out=found[:, 1:])
     wanted = np.asarray(ks, dtype=np.int64)
@@ -113,9 +112,10 @@ def expected_precision_at_k(sizes: Any, relevant: Any, ks: Sequence[int]) -> Sco
     Raises
     ------
     InvalidInputError
-        If the counts do not fit each other.
+        If the counts do not fit each other, or a k is below 1.
     """
     size, good = _counts(sizes, relevant)
+    _check_ks(ks)
     before = np.cumsum(size, axis=1) - size
     columns = []
     for k in ks:
@@ -243,6 +243,11 @@ def _hypergeometric(x: NDArray[np.int64], size: int, good: int, places: int) -> 
     logs = np.concatenate([[0.0], np.cumsum(np.log(ratio))])
     weights = np.exp(logs - logs.max())
     return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if any(k < 1 for k in ks):
+        raise InvalidInputError(f"ks: expected 1 or more, got {list(ks)}")
 
 
 def _ranked(relevant: Any) -> NDArray[np.bool_]:

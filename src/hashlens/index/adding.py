@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -49,7 +49,11 @@ def add_images(
     strict: bool,
 ) -> AddReport:
     """Encode and add images, in several commits; see ``HashIndex.add``."""
-    if isinstance(images, Sequence):
+    if isinstance(images, str | os.PathLike | bytes):
+        raise InvalidInputError(
+            f"images: expected a list, got one image, {images!r:.80}; put it into a list"
+        )
+    if isinstance(images, Sized):
         check_lengths(len(images), labels=labels, metadata=metadata)
     meta = store.meta()
     ids: list[Ids] = []
@@ -58,6 +62,11 @@ def add_images(
 
     def named() -> Iterator[ImageInput]:
         for image in images:
+            for name, values in (("labels", labels), ("metadata", metadata)):
+                if values is not None and len(values) <= len(seen):
+                    raise InvalidInputError(
+                        f"{name}: expected one an image, got {len(values)} for more images"
+                    )
             uri = uri_of(image)
             seen.append((uri, file_state(uri_path(uri)) if uri else None))
             yield image
@@ -129,9 +138,9 @@ def new_images(
     return map(
         _new_image,
         uris,
-        labels or repeat(None),
-        metadata or repeat(None),
-        files or repeat(None),
+        repeat(None) if labels is None else labels,
+        repeat(None) if metadata is None else metadata,
+        repeat(None) if files is None else files,
     )
 
 

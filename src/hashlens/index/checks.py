@@ -24,11 +24,14 @@ def check_ids(ids: Any) -> Ids:
     InvalidInputError
         If they are no whole numbers, or one comes twice.
     """
-    array = np.atleast_1d(np.asarray(ids if isinstance(ids, np.ndarray | int) else list(ids)))
+    given = ids if isinstance(ids, np.ndarray | np.generic | int) else list(ids)
+    array = np.atleast_1d(np.asarray(given))
     if array.size == 0:
         return np.zeros(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InvalidInputError(f"ids: expected whole numbers, got {array.dtype} {array.shape}")
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.max() > np.iinfo(np.int64).max:
+        raise InvalidInputError(
+            f"ids: expected whole numbers below 2**63 in one dimension, got {given!r:.80}"
+        )
     if len(np.unique(array)) != len(array):
         raise InvalidInputError("ids: expected each id once, got one twice")
     return array.astype(np.int64)

@@ -43,7 +43,8 @@ def compact(store: Store) -> int:
             "UPDATE images SET position = ? WHERE id = ?", enumerate(ids.tolist())
         )
         write_meta(connection, new)
-    drop_stale_files(store.path, new.generation)
+    for file in old_files.values():  # no others: the next writer may be making new ones already
+        file.path.unlink(missing_ok=True)
     store.checkpoint()
     return meta.count - new.count
 

@@ -54,6 +54,7 @@ def _to_faiss(_: Transaction, snapshot: Snapshot, path: Path) -> None:
         index = faiss.IndexBinaryIDMap(index)
         for rows in _pieces(positions):
             index.add_with_ids(np.ascontiguousarray(snapshot.codes[rows]), snapshot.ids[rows])
+    path.touch()  # FAISS says what is wrong with a file in many lines of its own
     faiss.write_index_binary(index, os.fspath(path))
 
 

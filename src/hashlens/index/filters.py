@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +59,8 @@ def compile_where(where: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
 
 def _condition(key: str, wanted: Any) -> tuple[str, list[Any]]:
     column, own = _column(key)
+    if hasattr(wanted, "tolist"):  # NumPy's arrays and scalars
+        wanted = wanted.tolist()
     if isinstance(wanted, Mapping):
         unknown = [sign for sign in wanted if sign not in _COMPARISONS]
         if unknown or not wanted:
@@ -127,5 +130,8 @@ def _bindable(value: Any) -> Any:
     if isinstance(value, str):
         return store_text(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # SQLite reads such a number in JSON as infinite, too
+            return math.inf if value > 0 else -math.inf
     return value

@@ -8,7 +8,7 @@ from typing import Any
 
 from hashlens.codes.packing import check_bits
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.file_uris import uri_path
+from hashlens.file_uris import path_uri, uri_path
 from hashlens.index import adding, compacting, syncing, writing
 from hashlens.index.adding import AddReport
 from hashlens.index.checks import check_encoded, check_ids
@@ -101,7 +101,7 @@ class HashIndex(IndexSearcher):
             feature_dim=int(feature_dim),
             features=features,
             fingerprint=fingerprint or "",
-            model=str(Path(model).absolute()) if model else "",
+            model=path_uri(model) if model else "",
         )
         return cls(Store.create(Path(path), meta), encoder)
 
@@ -232,7 +232,8 @@ class HashIndex(IndexSearcher):
         """Make the index say what a folder holds, encoding only what is new or changed.
 
         A file counts as changed if its size or time differs, and then its content. Images of
-        other folders stay. Commits as it goes: stopped, it goes on where it was.
+        other folders, and rows of parquet files, stay. Commits as it goes: stopped, it goes on
+        where it was.
 
         Parameters
         ----------
@@ -241,7 +242,7 @@ class HashIndex(IndexSearcher):
         paths : sequence of Path
             The image files below the folder.
         labels : sequence of str, optional
-            Class names of new images, one a path.
+            Class names of new and renamed images, one a path; None leaves a renamed one's own.
         progress : callable, optional
             Called with the number of images encoded, and the number to encode.
         strict : bool

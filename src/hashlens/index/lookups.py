@@ -17,7 +17,7 @@ from hashlens.protocols import Codes, Ids, SearchResult
 _COLUMNS = "id, uri, label, metadata"
 
 
-def positions(connection: sqlite3.Connection, ids: Ids) -> Ids:
+def positions(connection: sqlite3.Connection, ids: Iterable[int]) -> Ids:
     """Positions of living images.
 
     Raises
@@ -26,7 +26,7 @@ def positions(connection: sqlite3.Connection, ids: Ids) -> Ids:
         If one is not there.
     """
     sql = "SELECT position FROM images WHERE id = ? AND alive"
-    return np.array([_one(connection, sql, i)[0] for i in ids.tolist()], np.int64)
+    return np.array([_one(connection, sql, int(i))[0] for i in ids], np.int64)
 
 
 def records(connection: sqlite3.Connection, ids: Iterable[int] | None) -> list[Record]:

@@ -64,6 +64,6 @@ def fill_in_ids(
         codes[queries.images], features[queries.images] = queries.codes, queries.features
     if queries.ids:
         places = list(queries.ids)
-        at = positions(connection, np.array(list(queries.ids.values()), np.int64))
+        at = positions(connection, queries.ids.values())
         codes[places], features[places] = snapshot.codes[at], snapshot.features[at]
     return codes, features

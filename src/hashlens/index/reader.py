@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from hashlens.errors import IndexStoreError
+from hashlens.file_uris import uri_path
 from hashlens.index import exporting, lookups, verifying
 from hashlens.index.checks import check_ids, require_same_model
 from hashlens.index.info import IndexInfo, describe
@@ -70,7 +72,8 @@ class IndexReader:
     @property
     def model(self) -> str | None:
         """Where the encoder's model lies, if known."""
-        return self.store.meta().model or None
+        stored = self.store.meta().model
+        return os.fspath(uri_path(stored)) if stored else None
 
     @property
     def bits(self) -> int:
@@ -167,7 +170,7 @@ class IndexReader:
             if ids is None:
                 at = snapshot.living()
             else:
-                at = lookups.positions(transaction.connection, check_ids(ids))
+                at = lookups.positions(transaction.connection, check_ids(ids).tolist())
             return snapshot.ids[at], snapshot.codes[at], snapshot.features[at]
 
     def export(self, path: str | Path, format: str) -> None:

@@ -66,7 +66,10 @@ _encode_ascii = json.JSONEncoder(**_OPTIONS).encode
 
 def store_text(text: str | None) -> str | bytes | None:
     """Text as SQLite takes it: UTF-8 has no lone surrogates, so such text is kept as bytes."""
-    if text is None or text.isascii():
+    if text is None:
+        return None
+    text = str(text)  # NumPy's text has another ``repr``, which checksums are made of
+    if text.isascii():
         return text
     try:
         text.encode()

@@ -47,9 +47,12 @@ class Store:
         self.database = path / DATABASE
         self.read_only = read_only
         self._idle: list[sqlite3.Connection] = []
+        self._immutable = False
         self._lock = threading.Lock()
         self._closed = False
-        if not self.database.is_file():
+        with _looking_at(path):
+            found = self.database.is_file()
+        if not found:
             what = "no such folder" if not path.is_dir() else f"it holds no {DATABASE}"
             raise IndexStoreError(
                 f"{path}: not an index, {what}; make one with `hashlens index create`"
@@ -64,7 +67,14 @@ class Store:
         IndexStoreError
             If something stands at ``path``, or it cannot be written.
         """
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not path.name:
+            raise IndexStoreError(
+                f"{path}: not a folder that can be made; give the index one of its own, such as "
+                "shop.idx"
+            )
+        with _looking_at(path):
+            free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        if not free:
             raise IndexStoreError(
                 f"{path}: exists already; choose another name, or add to it with "
                 "`hashlens index add`"
@@ -154,7 +164,8 @@ class Store:
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         with self._lock:
-            if not self._closed:
+            # An immutable connection would never see what others commit.
+            if not self._closed and not self._immutable:
                 self._idle.append(connection)
                 return
         connection.close()
@@ -166,8 +177,8 @@ class Store:
             mode = "mode=rw"
         elif log.is_file() and log.stat().st_size:
             raise IndexStoreError(
-                f"{log}: holds commits that cannot be read while {self.path} is read-only; make "
-                "it writable and open it once"
+                f"{log}: holds commits that cannot be read while {self.path} is read-only; wait "
+                "until its writer has closed it, or make it writable and open it once"
             )
         else:
             mode = "mode=ro&immutable=1"
@@ -176,8 +187,9 @@ class Store:
                     f"{self.path}: no permission to write there; open it with read_only=True, or "
                     "make the folder writable"
                 )
+        self._immutable = not writable
         connection = sqlite3.connect(
-            f"file:{quote(os.fspath(self.database.absolute()))}?{mode}",
+            f"file:{quote(os.fsencode(self.database.absolute()))}?{mode}",
             uri=True,
             timeout=WRITER_WAIT_SECONDS,
             isolation_level=None,
@@ -228,9 +240,22 @@ def file_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else path
         reason = (error.strerror or str(error)).lower()
+        missing = isinstance(error, FileNotFoundError)
+        remedy = "make its folder" if missing else "free space or allow writing"
         raise IndexStoreError(
-            f"{name}: {reason}; nothing of this step was committed: free space or allow writing, "
-            "then run it again"
+            f"{name}: {reason}; nothing of this step was committed: {remedy}, then run it again"
+        ) from error
+
+
+@contextmanager
+def _looking_at(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` while nothing is written into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise IndexStoreError(
+            f"{path}: {reason}; check the name, and that you may read the folder"
         ) from error
 
 

@@ -117,7 +117,9 @@ def _plan(
         if image_id is None or state is None:
             plan.jobs.append(_Job(path, None, label))
             continue
-        values = {"uri": store_text(path_uri(path)), "label": label, **state._asdict()}
+        values = {"uri": store_text(path_uri(path)), **state._asdict()}
+        if label is not None:  # else the image keeps the one that it was given
+            values["label"] = label
         plan.changes.append((image_id, values))
         plan.moved += 1
         del gone[image_id]
@@ -150,9 +152,17 @@ def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list
     sql = "SELECT id, uri, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
     for image_id, stored, *state in connection.execute(sql):
         uri = load_text(stored) or ""
+        if _is_row(uri):
+            continue
         if uri.startswith((root, "file://")) and os.fspath(uri_path(uri)).startswith(root):
             known.setdefault(uri, []).append(_Known(image_id, *state))
     return known
+
+
+def _is_row(uri: str) -> bool:
+    """Whether a row of a parquet file is named, which no list of image files can hold."""
+    path, _, row = uri.rpartition("#")
+    return path.lower().endswith(".parquet") and row.isdecimal()
 
 
 def _encode(

@@ -30,13 +30,14 @@ def remove_command(
         by_uri = {} if all(i.isdecimal() for i in images) else opened.uris()
         ids: set[int] = set()
         for image in images:
-            found = by_uri.get(image) or by_uri.get(path_uri(image))
+            # The empty name is that of all images from memory, so it names none.
+            found = image and (by_uri.get(image) or by_uri.get(path_uri(image)))
             if found:
                 ids.update(found)
             elif image.isascii() and image.isdecimal():
                 ids.add(int(image))
             else:
-                raise InvalidInputError(f"{image}: not in {index}; nothing was removed")
+                raise InvalidInputError(f"{image!r}: not in {index}; nothing was removed")
         opened.remove(sorted(ids))
         left = len(opened)
     result = {"index": str(index), "removed": sorted(ids), "images": left}

@@ -99,8 +99,9 @@ def _add(
     strict: bool,
     as_json: bool,
 ) -> None:
-    known = index.uris()
-    new = [place for place, uri in enumerate(uris) if uri not in known]
+    known = set(index.uris())
+    first = {uri: place for place, uri in reversed(list(enumerate(uris)))}
+    new = [place for place, uri in enumerate(uris) if uri not in known and first[uri] == place]
     with progress_bar("adding", len(new)) as progress:
         report = index.add(
             [uris[place] for place in new],
@@ -138,8 +139,8 @@ def sync_command(
     """
     from hashlens.data.folders import list_images
 
-    paths = list_images(folder)
-    root = folder.absolute()
+    root = Path(os.path.abspath(folder.expanduser()))
+    paths = list_images(root)
     with open_index(index, model, encode=True) as opened, progress_bar("encoding", None) as bar:
         done = 0
 
@@ -149,7 +150,7 @@ def sync_command(
             done = now
 
         report = opened.sync(
-            folder,
+            root,
             paths,
             [_class_of(path, root) for path in paths],
             progress=progress,
@@ -166,7 +167,7 @@ def sync_command(
 
 def _class_of(path: Path, root: Path) -> str | None:
     """Name of the sub-folder that an image lies in, as for a class folder."""
-    parts = Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).parts
+    parts = path.relative_to(root).parts
     if len(parts) < 2:
         return None
     return os.fsencode(parts[0]).decode("utf-8", "backslashreplace")
