@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving import KEY, Service, draw, png, running
+from serving import KEY, SIDE, Service, draw, png, running
 
 from hashlens.codes import reference
 from hashlens.index.index import HashIndex
 from hashlens.models.encoder import Encoder
+from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
+from hashlens.service.searching import commit
+from hashlens.service.upload_store import UploadStore
 
 AUTHORISED = {"Authorization": f"Bearer {KEY}"}
 
@@ -118,6 +122,13 @@ def test_a_batch_answers_each_query_in_its_place(service: Service, picture: byte
     assert "images[1]" in results[3]["error"]
     one = search(service, picture, k=4)
     assert [hit["id"] for hit in results[4]["hits"]] == [hit["id"] for hit in one["hits"]]
+
+
+def test_a_batch_counts_distances_if_asked_to(service: Service) -> None:
+    data = {"ids": ["5", "100000"], "histogram": "true"}
+    results = service.client.post("/v1/search/batch", data=data).json()["results"]
+    assert results[0]["histogram"] == search(service, id=5, histogram=True)["histogram"]
+    assert results[1]["histogram"] is None
 
 
 @pytest.mark.parametrize(
@@ -234,6 +245,51 @@ def test_adding_and_removing(writable_dir: Path, encoder: Encoder, picture: byte
     assert [path.parent.name for path in kept] == ["uploads"]
     with HashIndex.open(writable_dir) as index:
         assert len(index) == 90
+
+
+@pytest.mark.parametrize(
+    "metadata", ['{"n": 1e400}', '{"n": ' + 300 * "[" + 300 * "]" + "}", '{"label": NaN}']
+)
+def test_metadata_that_no_answer_could_hold_is_refused_without_a_path(
+    writable_dir: Path, encoder: Encoder, picture: bytes, metadata: str
+) -> None:
+    with running(writable_dir, encoder, key=KEY) as service:
+        refused = service.client.post(
+            "/v1/images",
+            files={"image": picture},
+            data={"metadata": metadata},
+            headers=AUTHORISED,
+        )
+        assert refused.status_code == 422
+        assert str(writable_dir) not in refused.text
+        assert len(search(service, id=0, k=100)["hits"]) == 89
+    assert not (writable_dir / "uploads").exists()
+
+
+def test_an_upload_that_cannot_be_stored_is_answered_503(
+    writable_dir: Path, encoder: Encoder, picture: bytes
+) -> None:
+    (writable_dir / "uploads").touch()  # a file where the folder should be
+    with running(writable_dir, encoder, key=KEY) as service:
+        answer = service.client.post("/v1/images", files={"image": picture}, headers=AUTHORISED)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert service.client.get("/v1/index").json()["images"] == 90
+
+
+def test_an_upload_that_fails_half_way_leaves_no_file(tmp_path: Path, picture: bytes) -> None:
+    name = f"{hashlib.sha256(picture).hexdigest()}.png"
+    (tmp_path / "uploads" / name / "in the way").mkdir(parents=True)
+    with pytest.raises(Refused, match="cannot be stored"):
+        UploadStore(tmp_path).keep(picture)
+    assert [path.name for path in (tmp_path / "uploads").iterdir()] == [name]
+
+
+def test_a_refusal_of_the_index_names_no_path(index_dir: Path, encoder: Encoder) -> None:
+    with HashIndex.open(index_dir, encoder) as index:
+        codes, features = encoder.encode([np.zeros((SIDE, SIDE, 3), np.uint8)])
+        with pytest.raises(Refused, match="image: metadata") as refused:
+            commit(index, codes[0], features[0], "/home/me/a.png", None, {"n": float("inf")})
+    assert "/home" not in refused.value.detail
 
 
 def test_a_service_without_a_model_searches_by_id(index_dir: Path, picture: bytes) -> None:

@@ -94,6 +94,20 @@ def test_stopping_leaves_nobody_waiting() -> None:
     assert [type(result) for result in results] == [asyncio.CancelledError] * 3
 
 
+def test_stopping_leaves_nobody_waiting_for_others() -> None:
+    async def scenario() -> list[BaseException | int]:
+        queue = BatchQueue(Recorder().run, size=4, wait=60)
+        queue.start()
+        task = asyncio.create_task(queue.submit(1))
+        await asyncio.sleep(0.01)  # taken into a batch that others may still join
+        await queue.stop()
+        async with asyncio.timeout(5):
+            return await asyncio.gather(task, return_exceptions=True)
+
+    (result,) = asyncio.run(scenario())
+    assert isinstance(result, asyncio.CancelledError)
+
+
 def test_past_its_bound_work_is_refused_and_slots_come_back() -> None:
     async def scenario() -> tuple[Refused, int]:
         slots = Slots(3, "test")

@@ -349,6 +349,19 @@ def test_an_error_inside_tells_nothing(
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/index", "/v1/images", "/v1/images/1", "/v1/images/1/thumbnail", "/metrics"]
+)
+def test_an_index_that_cannot_be_read_is_described_and_answered(
+    index_dir: Path, encoder: Encoder, path: str
+) -> None:
+    with running(index_dir, encoder) as broken:
+        described = broken.client.get("/v1/openapi.json").json()["paths"]
+        assert "503" in described[path.replace("/1", "/{id}")]["get"]["responses"]
+        broken.index.close()
+        assert broken.client.get(path).status_code == 503
+
+
 def test_an_image_with_a_real_orientation_is_turned(service: Service) -> None:
     upright, turned = io.BytesIO(), io.BytesIO()
     picture = draw("stripes", 77).resize((32, 16))

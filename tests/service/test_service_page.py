@@ -322,3 +322,62 @@ def contrast(first: str, second: str) -> float:
 
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_skipping_to_the_results_keeps_them(page: Any, picture: bytes) -> None:
+    drop(page, picture)
+    expect(hits(page)).to_have_count(24)
+    found, asked = ids(page), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#results")).to_be_focused()
+    expect(page.locator("#query-name")).to_have_text("Your picture")
+    assert ids(page) == found
+    assert not [url for url in asked if "/v1/" in url]
+
+
+def test_a_search_that_is_left_does_not_keep_the_page_busy(page: Any, picture: bytes) -> None:
+    page.route("**/v1/search", lambda route: None)  # never answered
+    drop(page, picture)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "true")
+    page.locator("#home").click()
+    expect(page.locator(".shelf .card")).to_have_count(24)
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
+
+
+def test_a_picture_of_before_a_reload_is_not_taken_for_another(page: Any, picture: bytes) -> None:
+    drop(page, picture)
+    expect(hits(page)).to_have_count(24)
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("drop it again")
+    drop(page, picture)
+    expect(hits(page)).to_have_count(24)
+    page.go_back()
+    expect(page.locator("#status")).to_contain_text("drop it again")
+
+
+def test_without_a_model_no_picture_is_asked_for(browser: Any, index_dir: Path) -> None:
+    with running(index_dir, None) as service:
+        context = browser.new_context(base_url=service.url)
+        tab = context.new_page()
+        tab.goto("/")
+        expect(tab.locator(".shelf .card")).to_have_count(24)
+        expect(tab.locator("#choose")).to_be_hidden()
+        expect(tab.locator("#file")).to_be_disabled()
+        expect(tab.locator("#invitation")).not_to_contain_text("Drop a picture")
+        context.close()
+
+
+def test_a_filter_of_the_address_is_seen_and_kept(page: Any) -> None:
+    where = json.dumps({"price": {"<": 20}, "shelf": "left"})
+    page.goto(f"/?id=4&where={where}")
+    expect(hits(page)).to_have_count(10)
+    price = page.get_by_label("price")
+    expect(price.locator("option:checked")).to_have_text('{"<":20}')
+    page.locator("input[value=bcs]").check(force=True)
+    expect(page).to_have_url(re.compile("mode=bcs"))
+    expect(hits(page)).to_have_count(10)
+    price.select_option("any")
+    expect(hits(page)).to_have_count(24)
+    expect(page.get_by_label("shelf").locator("option:checked")).to_have_text("left")

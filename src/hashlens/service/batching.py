@@ -74,7 +74,7 @@ class BatchQueue(Generic[Item, Result]):
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Stop after the batch that runs; items that still wait fail with CancelledError."""
+        """Stop; items of the batch that runs, and those that wait, fail with CancelledError."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -91,10 +91,15 @@ class BatchQueue(Generic[Item, Result]):
     async def _gather(self) -> list[_Waiting[Item, Result]]:
         batch = [await self._queue.get()]
         deadline = asyncio.get_running_loop().time() + self._wait
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                while len(batch) < self._size:
-                    batch.append(await self._queue.get())
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    while len(batch) < self._size:
+                        batch.append(await self._queue.get())
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.done.cancel()
+            raise
         return [waiting for waiting in batch if not waiting.done.done()]
 
     async def _work(self) -> None:

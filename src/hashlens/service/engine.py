@@ -266,7 +266,13 @@ def _times(queries: list[_Encoded], found: list[Found], began: float) -> StageTi
 
 def _item(encoded: _Encoded | BaseException, answers: Any) -> BatchItem:
     if isinstance(encoded, Refused):
-        return BatchItem(query=None, hits=[], pool=0, error=encoded.detail)
+        return BatchItem(query=None, hits=[], pool=0, histogram=None, error=encoded.detail)
     assert isinstance(encoded, _Encoded)
     found: Found = next(answers)
-    return BatchItem(query=encoded.query, hits=found.hits, pool=found.pool, error=None)
+    return BatchItem(
+        query=encoded.query,
+        hits=found.hits,
+        pool=found.pool,
+        histogram=found.histogram,
+        error=None,
+    )

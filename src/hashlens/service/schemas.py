@@ -92,6 +92,9 @@ class BatchItem(BaseModel):
     query: Query | None
     hits: list[Hit]
     pool: int
+    histogram: list[int] | None = Field(
+        description="Images at each Hamming distance 0 to bits, after the filter; if asked for."
+    )
     error: str | None = Field(examples=["images[2]: not an image"])
 
 

@@ -182,9 +182,12 @@ def commit(
     Refused
         422 if label or metadata cannot be stored, 503 if the index cannot be written now.
     """
-    with _refusing(422), _writing():
+    with _writing():
         stored = None if features is None or index.feature_dim == 0 else features[None]
-        return int(index.add_encoded(code[None], stored, [uri], [label], [metadata])[0])
+        try:
+            return int(index.add_encoded(code[None], stored, [uri], [label], [metadata])[0])
+        except InvalidInputError as error:  # names the image by a path that is no client's
+            raise Refused(422, str(error).replace(uri, "image")) from None
 
 
 def remove(index: HashIndex, image_id: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
 from typing import Any
 
@@ -28,6 +29,8 @@ FORMATS = {
     "AVIF": "avif",
 }
 """Formats that are decoded, with the extension they are stored under."""
+
+_DEPTH = 32
 
 
 async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -> bytes:
@@ -126,11 +129,13 @@ def parse_object(text: str | None, limits: Limits, name: str) -> dict[str, Any]:
     if len(text.encode("utf-8", "surrogatepass")) > limits.json_bytes:
         raise Refused(413, f"{name}: at most {limits.json_bytes:,} bytes of JSON are accepted")
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise Refused(422, f'{name}: expected a JSON object such as {{"brand": "x"}}') from None
     if not isinstance(value, dict):
         raise Refused(422, f"{name}: expected a JSON object, got {type(value).__name__}")
+    if _deeper(value, _DEPTH):
+        raise Refused(422, f"{name}: expected at most {_DEPTH} levels of lists and objects")
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -140,3 +145,18 @@ def parse_object(text: str | None, limits: Limits, name: str) -> dict[str, Any]:
 
 def _no_constant(text: str) -> None:
     raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):  # such as 1e400, which no answer could hold
+        raise ValueError(text)
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie in each other more than so many times."""
+    layer = [value]
+    for _ in range(levels):
+        held = (one.values() if isinstance(one, dict) else one for one in layer)
+        layer = [one for many in held for one in many if isinstance(one, dict | list)]
+    return bool(layer)

@@ -28,7 +28,10 @@ async def readyz(request: Request) -> Health:
     "/metrics",
     tags=["service"],
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        503: {"model": ErrorAnswer},
+    },
 )
 async def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
@@ -36,7 +39,7 @@ async def metrics(request: Request) -> Response:
     return Response(await engine.metrics_page(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/v1/index", tags=["index"])
+@router.get("/v1/index", tags=["index"], responses={503: {"model": ErrorAnswer}})
 async def describe_index(request: Request) -> IndexAnswer:
     """Size, bits, labels and metadata for filters, and the limits of a request."""
     engine: Engine = request.app.state.engine

@@ -16,7 +16,7 @@ from hashlens.service.security import require_key
 from hashlens.service.uploads import parse_object, read_upload
 
 ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
-_READ: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (404, 422)}
+_READ: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (404, 422, 503)}
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/webp": {}, "image/png": {}}},
     304: {"description": "Unchanged."},
@@ -31,7 +31,7 @@ def images_router(limits: Limits) -> APIRouter:
     """The image endpoints, bounded by ``limits``."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
 
-    @router.get("", summary="Some images", responses={422: REFUSALS[422]})
+    @router.get("", summary="Some images", responses={s: REFUSALS[s] for s in (422, 503)})
     async def list_images(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=100)] = 24,

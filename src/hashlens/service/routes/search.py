@@ -23,7 +23,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorAnswer, "description": "The body took too long to arrive."},
     413: {"model": ErrorAnswer, "description": "More than the service accepts."},
     422: {"model": ErrorAnswer, "description": "Something in the request does not fit."},
-    503: {"model": ErrorAnswer, "description": "Too busy; Retry-After says when to come back."},
+    503: {
+        "model": ErrorAnswer,
+        "description": "Too busy, or the index cannot be used; Retry-After says when to come back.",
+    },
 }
 
 

@@ -136,6 +136,7 @@ async function showSearch(query) {
 
 function refresh() {
   running?.abort();
+  byId("results").removeAttribute("aria-busy");
   settings.write(state);
   if (state.id !== null) {
     drawQuery(`v1/images/${state.id}/thumbnail`, `image ${state.id}`);
@@ -219,6 +220,11 @@ function listenToLinks() {
     byId("results").focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
   });
+  // As an address of its own the place would be another step of the history, without the picture.
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    byId("results").focus();
+  });
   byId("home").addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -280,7 +286,11 @@ async function begin() {
     return;
   }
   byId("facts").textContent = `${index.name} · ${views.number(index.images)} images · ${index.bits} bits`;
-  if (!index.searches_images) byId("choose").hidden = true;
+  if (!index.searches_images) {
+    byId("choose").hidden = true;
+    byId("file").disabled = true;
+    byId("invitation-line").textContent = "Click an image of the index";
+  }
   settings = new Settings(index, (isMode) => go(settings.read(), { replace: !isMode }));
   listenToFiles();
   listenToLinks();

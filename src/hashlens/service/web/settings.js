@@ -11,6 +11,9 @@ const HINTS = {
   compare: "The three searches, one below the other.",
 };
 const STAGES = ["decode", "encode", "coarse", "fine"];
+const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+const option = (value, place) => make("option", { value: String(place), textContent: shown(value) });
+const placeOf = (value, values) => values.findIndex((one) => JSON.stringify(one) === JSON.stringify(value));
 
 export class Settings {
   constructor(index, changed) {
@@ -34,10 +37,23 @@ export class Settings {
 
   #field({ key, values }) {
     const select = make("select", { id: `where-${key}` }, make("option", { value: "", textContent: "any" }));
-    values.forEach((value, i) => select.append(make("option", { value: String(i), textContent: String(value) })));
+    values.forEach((value, i) => select.append(option(value, i)));
     byId("metadata").append(make("div", { className: "field" },
       make("label", { htmlFor: select.id, textContent: key }), select));
     return { key, values, select };
+  }
+
+  /** Have a condition of the address among the choices: a filter that counts is one that is seen. */
+  #offer(key, value) {
+    if (key === "label") return;
+    let field = this.fields.find((one) => one.key === key);
+    if (!field) {
+      field = this.#field({ key, values: [] });
+      this.fields.push(field);
+    }
+    if (placeOf(value, field.values) >= 0) return;
+    field.values.push(value);
+    field.select.append(option(value, field.values.length - 1));
   }
 
   #listen(changed) {
@@ -82,8 +98,9 @@ export class Settings {
     }
     byId("label").value = label;
     byId("count").disabled = state.mode === "compare";
+    for (const [key, value] of Object.entries(state.where)) this.#offer(key, value);
     for (const { key, values, select } of this.fields) {
-      const place = values.indexOf(state.where[key]);
+      const place = placeOf(state.where[key], values);
       select.value = place >= 0 ? String(place) : "";
     }
     byId("mode-hint").textContent = HINTS[state.mode];

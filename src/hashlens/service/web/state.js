@@ -2,7 +2,7 @@
 
 export const MODES = ["hds", "bcs", "es", "compare"];
 const uploads = new Map();
-let uploadCount = 0;
+let uploadCount = Date.now(); // the history outlives a reload: no number may come twice
 
 /** Where an address says nothing. */
 export const usual = { mode: "hds", k: 24 };
