@@ -32,6 +32,7 @@ def test_a_grown_collection_keeps_its_images_and_changes_the_copies(class_folder
     assert (first != second).any()
     np.testing.assert_array_equal(first, np.asarray(grow(source, 8, seed=0).load(3)))
     assert (first != np.asarray(grow(source, 8, seed=1).load(3))).any()
+    assert grow(source, 8, seed=1).spec != grown.spec  # features are kept by it
     assert len(set(grown.uris)) == 8
     with pytest.raises(InvalidInputError, match="at least the 3 images, got 2"):
         grow(source, 2, seed=0)

@@ -47,6 +47,13 @@ def test_a_grid_is_continued_and_tabled(
     assert [row["seed"] for row in rows] == [0, 1]
     assert all(row["map@1000"] > 0.3 and 0 <= row["error"] < 0.7 for row in rows)
     assert "| auto | latent | 16 |" in capsys.readouterr().out
+    # With another configuration a run is another one, and stands in another table.
+    monkeypatch.setattr(
+        sys, "argv", ["grid", *arguments, *options, "0", *settings, "learning_rate=0.1"]
+    )
+    main()
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3
+    assert capsys.readouterr().out.strip().endswith("| 1 |")
 
 
 def test_table_shows_mean_and_spread() -> None:

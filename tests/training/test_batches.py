@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hashlens.errors import InvalidInputError
 from hashlens.training.batches import Batch, TrainingBatches, ValidationBatches
 from hashlens.training.pixels import MemoryPixels
 
@@ -84,3 +85,10 @@ def test_validation_counts_each_image_once(world: int) -> None:
         rows += _rows(batches)
         assert len(list(batches)) == len(batches)
     assert sorted(rows) == ROWS.tolist()
+
+
+def test_every_process_has_an_image() -> None:
+    with pytest.raises(InvalidInputError, match=r"at least 9 images in a batch, .*, got 8"):
+        _training(world=9)
+    with pytest.raises(InvalidInputError, match=r"at least 3 validation images, .*, got 2"):
+        ValidationBatches(PIXELS, TARGETS, ROWS[:2], batch_size=7, rank=0, world=3)

@@ -20,18 +20,24 @@ from hashlens.training.callbacks import ShowProgress
 from hashlens.training.config import OBJECTIVES, TrainingConfig
 from hashlens.training.fit import TrainingResult, train
 from hashlens.training.recipes import configure
+from hashlens.training.run import open_run
 from hashlens.training.split import image_facts
 
 Quick = Callable[..., TrainingConfig]
 
 
 def _train_folder(
-    folder: Path, out: Path, *, resume: bool = False, **values: object
+    folder: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    features: Path | None = None,
+    **values: object,
 ) -> TrainingResult:
     source = open_source(str(folder))
     defaults = {"bits": 8, "epochs": 1, "validation": 0.2, "precision": "fp32"}
     config, _ = configure("small", {**defaults, **values}, image_facts(source))
-    return train(source, config, out, resume=resume, progress=False)
+    return train(source, config, out, resume=resume, progress=False, features=features)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -205,21 +211,68 @@ def test_a_frozen_backbone_gets_a_feature_layer_that_learns(folder: Path, tmp_pa
     assert load_model(tmp_path / "o")[0].feature_layer is None
 
 
+def _interrupted(
+    folder: Path, out: Path, after: int, patch: pytest.MonkeyPatch, **values: object
+) -> None:
+    """Train so many epochs, then press Ctrl-C."""
+    end_epoch = ShowProgress.on_train_epoch_end
+
+    def interrupt(self: ShowProgress, trainer: Any, module: Any) -> None:
+        end_epoch(self, trainer, module)
+        if trainer.current_epoch == after - 1:
+            raise KeyboardInterrupt
+
+    with patch.context() as patched:
+        patched.setattr(ShowProgress, "on_train_epoch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            _train_folder(folder, out, **values)
+
+
 def test_dropout_is_drawn_alike_after_an_interruption(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"backbone": "resnet9?width=4", "freeze_backbone": True, "epochs": 3}
     whole = _train_folder(folder, tmp_path / "whole", **values)
-    end_epoch = ShowProgress.on_train_epoch_end
-
-    def interrupt(self: ShowProgress, trainer: Any, module: Any) -> None:
-        end_epoch(self, trainer, module)
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ShowProgress, "on_train_epoch_end", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            _train_folder(folder, tmp_path / "again", **values)
+    _interrupted(folder, tmp_path / "again", 2, monkeypatch, **values)
     resumed = _train_folder(folder, tmp_path / "again", resume=True, **values)
     assert resumed.fingerprint == whole.fingerprint
+
+
+def test_a_resumed_run_is_warned_as_an_unbroken_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"backbone": "resnet9?width=4", "epochs": 5, "learning_rate": 0.0}
+    whole = _train_folder(folder, tmp_path / "whole", **values)
+    assert any("after 3 epoch(s)" in warning for warning in whole.warnings)
+    _interrupted(folder, tmp_path / "again", 4, monkeypatch, **values)
+    resumed = _train_folder(folder, tmp_path / "again", resume=True, **values)
+    assert resumed.warnings == whole.warnings
+
+
+def test_a_source_in_another_order_is_not_resumed(
+    digits: Source, quick: Quick, tmp_path: Path
+) -> None:
+    open_run(tmp_path / "m", digits, quick(), resume=False, overwrite=False)
+    assert open_run(tmp_path / "m", digits, quick(), resume=True, overwrite=False) is None
+    other = digits.subset(np.arange(len(digits))[::-1])
+    with pytest.raises(ModelError, match="other images"):
+        open_run(tmp_path / "m", other, quick(), resume=True, overwrite=False)
+
+
+def test_the_average_follows_every_step(digits: Source, quick: Quick, tmp_path: Path) -> None:
+    steps = {"epochs": 1, "batch_size": 64, "accumulate": 2}  # 5 batches: the last is a step alone
+    plain = train(digits, quick(**steps, average=0.0), tmp_path / "plain", progress=False)
+    # an average that forgets at once is the weights themselves
+    averaged = train(digits, quick(**steps, average=1e-9), tmp_path / "average", progress=False)
+    for name, value in plain.history[0].items():
+        assert averaged.history[0][name] == pytest.approx(value, abs=1e-5)
+
+
+def test_kept_features_are_of_the_same_images(folder: Path, tmp_path: Path) -> None:
+    values = {"backbone": "resnet9?width=4", "freeze_backbone": True}
+    kept = tmp_path / "features.safetensors"
+    _train_folder(folder, tmp_path / "a", features=kept, **values)
+    (folder / "dark" / "0.png").rename(folder / "light" / "10.png")  # a label put right
+    moved = _train_folder(folder, tmp_path / "b", features=kept, **values)
+    anew = _train_folder(folder, tmp_path / "c", **values)
+    assert moved.fingerprint == anew.fingerprint

@@ -63,6 +63,17 @@ def test_the_paper_recipe_is_the_authors_solver() -> None:
     assert values["latent_normalisation"] is False
 
 
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_paper_recipe_has_the_backbones_own_size_on_any_hardware(cuda: bool) -> None:
+    facts = dataclasses.replace(CIFAR, side=300, cuda=cuda)
+    for backbone in ("alexnet", "caffenet"):  # the second takes no other
+        assert configure("paper", {"backbone": backbone}, facts)[0].size is None
+
+
+def test_a_size_that_is_left_open_is_chosen() -> None:
+    assert configure("auto", {"size": None}, CIFAR)[0] == configure("auto", {}, CIFAR)[0]
+
+
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('epochs = 2\nobjective = "csq"\n')

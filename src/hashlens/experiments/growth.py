@@ -73,7 +73,7 @@ def grow(source: Source, size: int, seed: int) -> Source:
     chosen = np.arange(size)
     return replace(
         source,
-        spec=f"{source.spec}, grown to {size:,}",
+        spec=f"{source.spec}, grown to {size:,} with seed {seed}",
         store=GrownImages(_Rows(source), size, seed),
         rows=chosen,
         labels=source.labels[chosen % len(source)],

@@ -1,7 +1,7 @@
 """Training compared: recipes, objectives, bits and seeds on one source, a row a run.
 
 ``python -m hashlens.experiments.training_grid SOURCE --queries SOURCE --out DIR ...``; finished
-runs are kept in ``DIR/runs.jsonl`` and not repeated.
+runs are kept in ``DIR/runs.jsonl`` and not repeated with the same images and configuration.
 """
 
 from __future__ import annotations
@@ -162,14 +162,23 @@ def main() -> None:
     queries = queries.subset(np.arange(min(len(queries), asked.query_images or len(queries))))
     asked.out.mkdir(parents=True, exist_ok=True)
     log = asked.out / "runs.jsonl"
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    settings = {
+        "source": asked.source,
+        "queries": asked.queries,
+        "images": len(database),
+        "query_images": len(queries),
+        "set": values,
+    }
+    kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    # Logs of before settings were written are taken as runs of these.
+    done = [row for row in kept if row.get("settings", settings) == settings]
     names = list(Trial.__dataclass_fields__)
     for trial in itertools.starmap(
         Trial, itertools.product(asked.recipes, asked.objectives, asked.bits, asked.seeds)
     ):
         if any({name: row[name] for name in names} == asdict(trial) for row in done):
             continue
-        row = run_trial(trial, values, database, queries, asked.out)
+        row = run_trial(trial, values, database, queries, asked.out) | {"settings": settings}
         done.append(row)
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")

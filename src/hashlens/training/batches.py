@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hashlens.errors import InvalidInputError
 from hashlens.training.pixels import Pixels
 
 DRAWS = 5
@@ -61,6 +62,11 @@ class TrainingBatches:
         Chance of each row to be drawn, with repetition; None: each row once.
     rank, world : int
         This process, and how many there are.
+
+    Raises
+    ------
+    InvalidInputError
+        If a batch has no image for some of the processes.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class TrainingBatches:
         self._batch_size = min(batch_size, len(rows))
         self._seed, self._epoch, self._weights = seed, epoch, weights
         self._rank, self._world = rank, world
+        _check_share("images in a batch", self._batch_size, world)
 
     def __len__(self) -> int:
         return len(self._rows) // self._batch_size
@@ -130,6 +137,11 @@ class ValidationBatches:
         Of each process.
     rank, world : int
         This process, and how many there are.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no image for some of the processes.
     """
 
     def __init__(
@@ -144,6 +156,7 @@ class ValidationBatches:
     ) -> None:
         self._inputs, self._targets = inputs, torch.from_numpy(targets)
         self._rows, self._batch_size = rows[rank::world], batch_size
+        _check_share("validation images", len(rows), world)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
@@ -152,6 +165,14 @@ class ValidationBatches:
         for start in range(0, len(self._rows), self._batch_size):
             rows = self._rows[start : start + self._batch_size]
             yield _readable_batch(self._inputs, self._targets, rows, torch.zeros(len(rows), 0))
+
+
+def _check_share(what: str, images: int, world: int) -> None:
+    if images < world:
+        raise InvalidInputError(
+            f"expected at least {world} {what}, one for each process, got {images}; use fewer "
+            "devices, a larger batch size, or more images"
+        )
 
 
 def _readable_batch(

@@ -80,9 +80,16 @@ class Detectors(Callback):
         self._states, self._chance, self._console = states, chance, console
         self.warnings: list[str] = []
 
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Look at the epochs of the run that is resumed."""
+        for epoch in self._states.history:
+            self._look(trainer, epoch)
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Look at the epoch's loss."""
-        latest = self._states.history[-1]
+        self._look(trainer, self._states.history[-1])
+
+    def _look(self, trainer: lightning.Trainer, latest: dict[str, float]) -> None:
         epochs = int(trainer.max_epochs or 1)
         warning = chance_warning(latest["train_loss"], self._chance, int(latest["epoch"]), epochs)
         if warning and not self.warnings:

@@ -20,8 +20,9 @@ OBJECTIVES = ("latent", "ssdh", "greedyhash", "csq", "cnnh", "cnnh+")
 class TrainingConfig:
     """Everything that decides a training run, besides the images.
 
-    ``None`` means "chosen by the images and the hardware" (``training.recipes.resolve``); a
-    resolved configuration holds none, except ``weights``, and is written into the result.
+    ``None`` means "chosen by the images and the hardware" (``training.recipes.configure``); a
+    resolved configuration holds none, except ``weights``, and ``size`` where the backbone's own is
+    taken, and is written into the result.
 
     Attributes
     ----------
@@ -80,7 +81,7 @@ class TrainingConfig:
         Mirror half of the images; None: for colour images only.
     rotate : float, optional
         Random rotation up to so many degrees, and a tenth of scale where it is not 0; None: for
-        grey images only.
+        grey images of the recipe ``small`` only.
     average : float
         Decay of the moving average of the weights that is validated and kept; 0: none.
     balanced : bool

@@ -121,7 +121,8 @@ def train(
     trainer = make_trainer(config, out, callbacks, devices, nodes)
     batches = _batches(inputs, targets, split, config, trainer)
     run_trainer(trainer, module, batches, state, out, console)
-    load_best(module.net, out / RUN)
+    if first:  # which drops the state of the run, perhaps before the others could read it
+        load_best(module.net, out / RUN)
     seconds = time.monotonic() - started
     result = TrainingResult(
         out=out,

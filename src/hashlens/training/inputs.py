@@ -179,6 +179,8 @@ def _key(
     """Digest of everything that decides features, but the contents of the images."""
     digest = hashlib.blake2b(repr((source.spec, preprocessing.to_dict())).encode())
     digest.update(np.ascontiguousarray(source.rows[rows]).tobytes())
+    for row in rows.tolist():
+        digest.update(f"{source.uris[row]}\n".encode("utf-8", "surrogateescape"))
     for name, value in backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().cpu().numpy().tobytes())

@@ -120,8 +120,10 @@ class HashModule(lightning.LightningModule):
         return total
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        """Move the average of weights after a step of the optimizer."""
-        if self.average is not None and (index + 1) % self.config.accumulate == 0:
+        """Move the average of weights after a step of the optimizer; the last batch has one."""
+        done = index + 1
+        stepped = done % self.config.accumulate == 0 or done == self.trainer.num_training_batches
+        if self.average is not None and stepped:
             self.average.update_parameters(self.net)
 
     def _move(self, old: Any, new: Any, count: Any) -> None:

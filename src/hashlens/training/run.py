@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tomllib
@@ -92,7 +93,7 @@ def _identity(source: Source) -> dict[str, object]:
     return {
         "images": len(source),
         "classes": list(source.classes),
-        "labels": int(np.frombuffer(np.ascontiguousarray(labels).tobytes(), np.uint8).sum()),
+        "order": hashlib.blake2b(np.ascontiguousarray(labels).tobytes()).hexdigest(),
     }
 
 
@@ -110,7 +111,8 @@ def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
             f"{run.parent}: the unfinished run has {values}; resume with the same options, or "
             "start anew with --overwrite"
         )
-    if identity != _identity(source):
+    given = _identity(source)
+    if any(given[key] != value for key, value in identity.items() if key in given):
         raise ModelError(
             f"{run.parent}: the unfinished run had other images ({identity['images']}, now "
             f"{len(source)}) or labels; give the same source, or start anew with --overwrite"

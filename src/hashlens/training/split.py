@@ -24,7 +24,8 @@ class Split(NamedTuple):
     Attributes
     ----------
     training, validation : ndarray of int64
-        No row is in both, and no validation image is an exact copy of a training image.
+        No row is in both, and no validation image is known to be an exact copy of a training
+        image.
     copies : int
         Images that left validation because they were such copies.
     """

@@ -77,6 +77,8 @@ def write_state(state: Any, path: Path) -> None:
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, aside, {"state": text})
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -71,7 +71,8 @@ def configure(
     """
     reasons = []
     if recipe == "auto":
-        recipe = "small" if overrides.get("size", facts.side) <= SMALL_SIDE else "finetune"
+        side = overrides.get("size") or facts.side
+        recipe = "small" if side <= SMALL_SIDE else "finetune"
         if overrides.get("weights"):
             recipe = "finetune"
         reasons.append(
@@ -142,7 +143,7 @@ def _open_values(config: TrainingConfig, facts: ImageFacts) -> tuple[dict[str, A
         name = "timm:resnet50" if facts.cuda else "timm:mobilenetv2_100"
         choose("backbone", name, where)
         choose("freeze_backbone", not facts.cuda, f"{where}" if not facts.cuda else "")
-        if not facts.cuda:
+        if not facts.cuda and config.recipe != "paper":
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
     # A backbone that stays as it is knows nothing of the classes: a layer above it learns them.
     frozen = chosen.get("freeze_backbone", config.freeze_backbone)
