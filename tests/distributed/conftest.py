@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,12 @@ def cluster() -> Iterator[Any]:
     running.add_node(**node)
     ray.init(address=running.address, log_to_driver=False, logging_level="ERROR")
     yield running
-    ray.shutdown()
+    # Leaving may wait for ever for the head's answer; that ends with the head's process.
+    leaving = threading.Thread(target=ray.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(20)
     running.shutdown()
+    leaving.join(20)
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,9 @@ def test_every_method_runs_and_nothing_runs_twice(
         digits_piece(), digits_split(), tmp_path, "pixels", console=Console(quiet=True)
     )
     assert len(run.jobs()) == 10
+    assert run.expected_seconds() > 60
     kept = run.run()
+    assert run.expected_seconds() == 0
     for job, result in kept.items():
         scores = result["scores"]
         assert 0.15 < scores["precision"]["1"] <= 1, job

@@ -30,6 +30,7 @@ from hashlens.protocols import Codes, Features, Mode
 KS = (1, 5, 10, 50, *range(100, 1001, 100))
 NEURAL_DIMENSIONS = 128
 _SHEET_QUERIES, _SHEET_NEAREST = 3, 5
+_TRAINED_SECONDS = 120.0  # encoding and searching with a model that is given
 
 
 class Job(NamedTuple):
@@ -37,6 +38,11 @@ class Job(NamedTuple):
 
     method: str
     bits: int
+
+    @property
+    def name(self) -> str:
+        """What its result is kept under."""
+        return f"{self.method}-{self.bits}"
 
 
 class Coded(NamedTuple):
@@ -87,24 +93,22 @@ class Comparison:
         return list(dict.fromkeys(jobs))
 
     def expected_seconds(self) -> float:
-        """How long all of it takes on two cores, roughly, if nothing is kept yet."""
-        return sum(self._expected(job) for job in self.jobs())
+        """How long what is not kept yet takes on two cores, roughly."""
+        return sum(self._expected(job) for job in self.jobs() if self._kept(job) is None)
 
     def run(self) -> dict[Job, dict[str, Any]]:
         """Run what is not kept yet; returns what is kept of every job."""
-        store = ResultStore(self.out / "results")
         jobs, kept = self.jobs(), {}
         left = self.expected_seconds()
         for position, job in enumerate(jobs, 1):
-            configuration = self.configuration(job)
-            name = f"{job.method}-{job.bits}"
-            found = store.get(name, configuration)
+            found = self._kept(job)
             again = found is not None
             if found is None:
                 self._say(f"[{position}/{len(jobs)}] {job.method}, {job.bits} bits ...")
-                found = store.put(name, configuration, self.score(job))
+                configuration = self.configuration(job)
+                found = self._store.put(job.name, configuration, self.score(job))
+                left -= self._expected(job)
             kept[job] = found
-            left -= self._expected(job)
             scores = found["scores"]
             self._say(
                 f"[{position}/{len(jobs)}] {job.method}, {job.bits} bits: "
@@ -178,6 +182,13 @@ class Comparison:
         scores["seconds"] = time.monotonic() - started
         return scores
 
+    @cached_property
+    def _store(self) -> ResultStore:
+        return ResultStore(self.out / "results")
+
+    def _kept(self, job: Job) -> dict[str, Any] | None:
+        return self._store.get(job.name, self.configuration(job))
+
     def _deep(self, job: Job) -> DeepMethod:
         model = self.models.get(job.bits) if job.method == OURS else None
         return DeepMethod(job.method, job.bits, self.piece.training, self.seed, model)
@@ -234,6 +245,8 @@ class Comparison:
         ]
 
     def _expected(self, job: Job) -> float:
+        if job.method == OURS and job.bits in self.models:
+            return _TRAINED_SECONDS
         return float(self.piece.seconds.get(job.method, 0.0))
 
     def _say(self, text: str) -> None:
