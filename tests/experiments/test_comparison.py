@@ -180,15 +180,17 @@ def test_a_cut_result_is_run_again(tmp_path: Path) -> None:
 
 
 def test_printed_figures_are_those_of_the_authors(tmp_path: Path) -> None:
-    assert printed_precision("cifar10")["KSH"][1000] == 0.45
-    assert printed_precision("cifar10")["CNNH+"][1000] == 0.608
+    assert printed_precision("cifar10", 48)["KSH"][1000] == 0.45
+    assert printed_precision("cifar10", 48)["CNNH+"][1000] == 0.608
     assert printed_map("cifar10")["Hashlens"][48] == 0.8973
-    assert printed_precision("mnist") == {}
+    assert printed_precision("cifar10", 32) == printed_precision("mnist", 48) == {}
     assert printed_figure("mnist", "classification_error", 48) == 0.0047
     piece = replace(read_piece("cifar10"), methods=("KSH",))
     kept = {Job("KSH", bits): {"scores": {"map@1000": bits / 100}} for bits in piece.bits}
     run = Comparison(piece, digits_split(), tmp_path, "gist")
     assert map_table(run, kept).rows == [["KSH", 0.12, 0.303, 0.32, 0.346, 0.48, 0.356]]
+    other = replace(run, split=replace(run.split, protocol="59000"))
+    assert map_table(other, kept).rows == [["KSH", 0.12, None, 0.32, None, 0.48, None]]
 
 
 def test_pieces_name_only_known_methods_and_options() -> None:

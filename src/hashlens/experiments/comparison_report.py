@@ -29,9 +29,15 @@ WAYS = {
 }
 
 
+def _is_theirs(run: Comparison) -> bool:
+    """Whether the printed figures are of this protocol; those of another do not compare."""
+    return run.split.protocol == "paper"
+
+
 def precision_table(run: Comparison, kept: Kept) -> Table:
     """Precision at k of every method at the curves' length, beside the printed one."""
-    bits, printed = run.piece.bits[0], printed_precision(run.piece.name)
+    bits = run.piece.bits[0]
+    printed = printed_precision(run.piece.name, bits) if _is_theirs(run) else {}
     compared = ["printed @1000", "difference"] if printed else []
     headers = ["method", *(f"@{k}" for k in _PRECISION_AT), *compared, "mAP@1000", "over ties"]
     headers += ["training s", "encoding s"]
@@ -57,7 +63,8 @@ def precision_table(run: Comparison, kept: Kept) -> Table:
 
 def map_table(run: Comparison, kept: Kept) -> Table:
     """Mean average precision at 1,000 by code length, each beside the printed one."""
-    lengths, printed = sorted(run.piece.bits), printed_map(run.piece.name)
+    lengths = sorted(run.piece.bits)
+    printed = printed_map(run.piece.name) if _is_theirs(run) else {}
     headers = ["method"]
     for bits in lengths:
         headers += [f"{bits} bits", "printed"]
@@ -150,7 +157,7 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
         + "."
     )
     report.heading(f"Precision at k with {bits} bits")
-    printed = printed_precision(piece.name)
+    printed = printed_precision(piece.name, bits) if _is_theirs(run) else {}
     curves = {
         method: Measured(kept[Job(method, bits)]["scores"]["precision"], printed.get(method, {}))
         for method in piece.methods

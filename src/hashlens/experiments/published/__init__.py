@@ -16,13 +16,14 @@ def _rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def printed_precision(piece: str) -> dict[str, dict[int, float]]:
-    """Printed precision at k with 48 bits, by method; empty where none was printed."""
+def printed_precision(piece: str, bits: int) -> dict[str, dict[int, float]]:
+    """Printed precision at k with so many bits, by method; empty where none was printed."""
     found: dict[str, dict[int, float]] = {}
     if piece == "cifar10":
         for row in _rows("cifar10_precision_at_k.csv"):
-            name = _NAMES.get(row["method"], row["method"])
-            found.setdefault(name, {})[int(row["k"])] = float(row["precision"])
+            if int(row["bits"]) == bits:
+                name = _NAMES.get(row["method"], row["method"])
+                found.setdefault(name, {})[int(row["k"])] = float(row["precision"])
     return found
 
 
