@@ -7,8 +7,9 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +80,7 @@ class ArrayFile:
         """
         data = np.ascontiguousarray(rows, self.dtype).view(np.uint8).reshape(-1).data
         start = count * self.row_bytes
-        self.check(count)
-        with self.path.open("r+b", buffering=0) as file:
+        with self._open(count, "r+b") as file:
             file.truncate(start)
             file.seek(start)
             written = 0
@@ -92,11 +92,6 @@ class ArrayFile:
                 file.truncate(start)  # give the space back
                 raise
         return _extended(data, start, checksums)
-
-    def check(self, count: int) -> None:
-        """Raise ``IndexStoreError`` if the file is missing or holds fewer than ``count`` rows."""
-        with self._open(count):
-            pass
 
     def map(self, count: int, *, scattered: bool = False) -> NDArray[Any]:
         """The first ``count`` rows, memory-mapped and read-only, shape (count, width).
@@ -131,10 +126,10 @@ class ArrayFile:
         for block in self.damaged_blocks(rows, checksums):
             raise IndexStoreError(self.damage(block))
 
-    def _open(self, count: int) -> BinaryIO:
-        """The file, open for reading, if it holds ``count`` rows or more."""
+    def _open(self, count: int, mode: Literal["rb", "r+b"] = "rb") -> FileIO:
+        """The file, open and unbuffered, if it holds ``count`` rows or more."""
         try:
-            file = self.path.open("rb")
+            file = self.path.open(mode, buffering=0)
         except FileNotFoundError:
             raise IndexStoreError(f"{self.path}: the file is missing; {_RESTORE}") from None
         size = os.fstat(file.fileno()).st_size

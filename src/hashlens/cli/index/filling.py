@@ -99,9 +99,11 @@ def _add(
     strict: bool,
     as_json: bool,
 ) -> None:
-    known = set(index.uris())
-    first = {uri: place for place, uri in reversed(list(enumerate(uris)))}
-    new = [place for place, uri in enumerate(uris) if uri not in known and first[uri] == place]
+    known, new = set(index.uris()), []
+    for place, uri in enumerate(uris):
+        if uri not in known:
+            new.append(place)
+            known.add(uri)
     with progress_bar("adding", len(new)) as progress:
         report = index.add(
             [uris[place] for place in new],
