@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sharded_folders import BITS, DIM
 
 from hashlens.distributed.cluster import stay_on_loopback
+from hashlens.index.index import HashIndex
 
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
-
-BITS = 16
-DIM = 6
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +51,15 @@ def images() -> dict[str, Any]:
         "labels": [("cat", "dog", None)[i % 3] for i in range(n)],
         "metadata": [{"shelf": int(i % 5)} for i in range(n)],
     }
+
+
+@pytest.fixture(scope="module")
+def one(images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HashIndex]:
+    """One index of all images."""
+    folder = tmp_path_factory.mktemp("one") / "index"
+    with HashIndex.create(folder, bits=BITS, feature_dim=DIM) as index:
+        index.add_encoded(**images)
+        yield index
 
 
 @pytest.fixture(scope="session")

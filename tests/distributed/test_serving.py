@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from sharded_folders import make_shards
 
-from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
 from hashlens.distributed.serving import build
 from hashlens.errors import IndexStoreError
 from hashlens.index.index import HashIndex
@@ -26,15 +26,6 @@ APP = "hashlens"
 
 
 @pytest.fixture(scope="module")
-def one(images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HashIndex]:
-    """One index of all images."""
-    folder = tmp_path_factory.mktemp("one") / "index"
-    with HashIndex.create(folder, bits=16, feature_dim=6) as index:
-        index.add_encoded(**images)
-        yield index
-
-
-@pytest.fixture(scope="module")
 def client(
     cluster: Any, images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
@@ -42,12 +33,7 @@ def client(
     from ray import serve
 
     folder = tmp_path_factory.mktemp("sharded")
-    for name, rows in (("shard-0000", slice(0, 400)), ("shard-0001", slice(400, 600))):
-        with HashIndex.create(folder / name, bits=16, feature_dim=6) as shard:
-            shard.add_encoded(**{key: values[rows] for key, values in images.items()})
-    ranges = ((IdRange(0, 0, 400),), (IdRange(400, 0, 200),))
-    shards = tuple(Shard(f"shard-000{i}", r) for i, r in enumerate(ranges))
-    write_catalogue(folder, Catalogue(16, 6, "", None, shards))
+    make_shards(folder, images, [0, 400, 600])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -6,43 +6,18 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sharded_folders import BITS, DIM, make_shards, part
 
-from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.index import HashIndex
 
-BITS, DIM = 16, 6
 MODES = ("bcs", "hds", "es")
-
-
-def _part(images: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    return {name: values[start:stop] for name, values in images.items()}
-
-
-def _make_shards(folder: Path, images: dict[str, Any], bounds: list[int]) -> None:
-    shards = []
-    for i, (start, stop) in enumerate(pairwise(bounds)):
-        name = f"shard-{i:04d}"
-        with HashIndex.create(folder / name, bits=BITS, feature_dim=DIM) as shard:
-            shard.add_encoded(**_part(images, start, stop))
-        shards.append(Shard(name, (IdRange(start, 0, stop - start),)))
-    write_catalogue(folder, Catalogue(BITS, DIM, "", None, tuple(shards)))
-
-
-@pytest.fixture(scope="module")
-def one(images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HashIndex]:
-    """One index of all images."""
-    folder = tmp_path_factory.mktemp("one") / "index"
-    with HashIndex.create(folder, bits=BITS, feature_dim=DIM) as index:
-        index.add_encoded(**images)
-        yield index
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +26,7 @@ def sharded(
 ) -> Iterator[ShardedIndex]:
     """The same images in three shards; for tests that do not change it."""
     folder = tmp_path_factory.mktemp("sharded")
-    _make_shards(folder, images, [0, 250, 260, 600])
+    make_shards(folder, images, [0, 250, 260, 600])
     with ShardedIndex.open(folder, deadline=60.0) as index:
         yield index
 
@@ -113,14 +88,14 @@ def test_errors_of_a_shard_reach_the_caller(sharded: ShardedIndex) -> None:
 def test_images_are_added_removed_and_kept_after_a_crash(
     cluster: Any, images: dict[str, Any], tmp_path: Path
 ) -> None:
-    _make_shards(tmp_path, images, [0, 350, 600])
+    make_shards(tmp_path, images, [0, 350, 600])
     with HashIndex.open(tmp_path / "shard-0001") as beyond:  # the catalogue does not know these
-        beyond.add_encoded(**_part(images, 0, 5))
+        beyond.add_encoded(**part(images, 0, 5))
     index = ShardedIndex.open(tmp_path, deadline=60.0, replicas=2)
     assert len(index) == 605
     assert index.get(600).uri == images["uris"][0]
     shard = index.add_shard()
-    more = _part(images, 0, 40)
+    more = part(images, 0, 40)
     ids = index.add_encoded(**more)
     assert ids.tolist() == list(range(605, 645))
     assert index.shards[2].folder == shard.folder
@@ -130,7 +105,7 @@ def test_images_are_added_removed_and_kept_after_a_crash(
         index.remove([4, 255])
     with HashIndex.create(tmp_path / "expected", bits=BITS, feature_dim=DIM) as expected:
         expected.add_encoded(**images)
-        expected.add_encoded(**_part(images, 0, 5))
+        expected.add_encoded(**part(images, 0, 5))
         expected.add_encoded(**more)
         expected.remove([3, 255, 644])
         codes, features = _queries(images)
@@ -145,16 +120,16 @@ def test_images_are_added_removed_and_kept_after_a_crash(
 def test_what_another_process_adds_is_found(
     cluster: Any, images: dict[str, Any], tmp_path: Path
 ) -> None:
-    _make_shards(tmp_path, images, [0, 300, 590])
+    make_shards(tmp_path, images, [0, 300, 590])
     codes, features = _queries(images)
     with (
         ShardedIndex.open(tmp_path, deadline=60.0) as reader,
         ShardedIndex.open(tmp_path, deadline=60.0) as writer,
     ):
         reader.search_encoded(codes, features, 20)
-        writer.add_encoded(**_part(images, 590, 600))
+        writer.add_encoded(**part(images, 590, 600))
         writer.add_shard()
-        ids = writer.add_encoded(**_part(images, 0, 3))
+        ids = writer.add_encoded(**part(images, 0, 3))
         assert ids.tolist() == [600, 601, 602]
         assert reader.get(602).uri == images["uris"][2]
         for mode in MODES:
@@ -169,7 +144,7 @@ def test_a_slow_shard_has_a_deadline_and_comes_back(
 ) -> None:
     import ray
 
-    _make_shards(tmp_path, images, [0, 300, 600])
+    make_shards(tmp_path, images, [0, 300, 600])
     codes, features = _queries(images)
     with ShardedIndex.open(tmp_path, deadline=5.0) as index:
         actor = index._replicas.actors[1][0]
@@ -209,7 +184,7 @@ def test_a_lost_node_is_answered_for_by_replicas_or_named(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    _make_shards(tmp_path, images, [0, 590, 600])
+    make_shards(tmp_path, images, [0, 590, 600])
     doomed = cluster.add_node(
         num_cpus=1, object_store_memory=100 * 2**20, node_ip_address="127.0.0.1"
     )

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sharded_folders import make_shards
 
-from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
 from hashlens.distributed.sharded import ShardedIndex
-from hashlens.index.index import HashIndex
 
 testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'serve'")
 
@@ -23,12 +22,7 @@ def test_it_searches_and_answers_206_without_a_shard(
     from hashlens.service.app import create_app
     from hashlens.service.limits import Limits
 
-    for name, rows in (("shard-0000", slice(0, 400)), ("shard-0001", slice(400, 600))):
-        with HashIndex.create(tmp_path / name, bits=16, feature_dim=6) as shard:
-            shard.add_encoded(**{key: values[rows] for key, values in images.items()})
-    ranges = ((IdRange(0, 0, 400),), (IdRange(400, 0, 200),))
-    shards = tuple(Shard(f"shard-000{i}", r) for i, r in enumerate(ranges))
-    write_catalogue(tmp_path, Catalogue(16, 6, "", None, shards))
+    make_shards(tmp_path, images, [0, 400, 600])
     with (
         ShardedIndex.open(tmp_path, deadline=60.0) as index,
         testclient.TestClient(create_app(index, None, Limits(), api_key=None)) as client,
