@@ -10,17 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sharded_folders import BITS, DIM
 
 from hashlens.distributed.cluster import stay_on_loopback
 from hashlens.index.index import HashIndex
 
+from .sharded_folders import BITS, DIM
+
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Any]:
-    """``ray.cluster_utils.Cluster``; this process is connected to it."""
+    """``ray.cluster_utils.Cluster``; this process is connected to it.
+
+    It ends with this folder's tests, so that no idle node takes part in those that follow.
+    """
     from ray.cluster_utils import Cluster
 
     # else Serve's one proxy asks the front end of its own node alone
@@ -31,12 +35,18 @@ def cluster() -> Iterator[Any]:
     running.add_node(**node)
     ray.init(address=running.address, log_to_driver=False, logging_level="ERROR")
     yield running
-    # Leaving may wait for ever for the head's answer; that ends with the head's process.
+    leave(running)
+
+
+def leave(running: Any) -> None:
+    """Disconnect from `running` and end its processes, also when its head no longer answers."""
     leaving = threading.Thread(target=ray.shutdown, daemon=True)
     leaving.start()
     leaving.join(20)
+    if leaving.is_alive():  # it waits for the head, without limit, as long as the head lives
+        running.head_node.kill_gcs_server(check_alive=False)
+        leaving.join(20)
     running.shutdown()
-    leaving.join(20)
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from sharded_folders import make_shards
 
 from hashlens.distributed.serving import build
 from hashlens.errors import IndexStoreError
 from hashlens.index.index import HashIndex
+
+from .sharded_folders import make_shards
 
 httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sharded_folders import BITS, DIM, make_shards, part
 
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.index import HashIndex
+
+from .sharded_folders import BITS, DIM, make_shards, part
 
 MODES = ("bcs", "hds", "es")
 

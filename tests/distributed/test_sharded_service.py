@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sharded_folders import make_shards
 
 from hashlens.distributed.sharded import ShardedIndex
+
+from .sharded_folders import make_shards
 
 testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra 'serve'")
 
