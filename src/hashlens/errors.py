@@ -7,6 +7,11 @@ line prints it as it is, without a traceback.
 from __future__ import annotations
 
 
+def system_reason(error: OSError) -> str:
+    """What the system says of a failure, such as ``permission denied``."""
+    return (error.strerror or str(error)).lower()
+
+
 class HashlensError(Exception):
     """Base of every error that Hashlens raises on purpose."""
 

@@ -73,6 +73,14 @@ def test_neighbours_are_those_of_a_plain_loop(n: int, k: int, seed: int) -> None
         assert [distances[1][i][j] for j in found] == pytest.approx(nearest, abs=1e-4)
 
 
+def test_equal_angles_stand_in_the_order_of_positions() -> None:
+    features = np.array([[1, 0], [0, 1], [2, 0], [4, 0], [1, 0], [0, 3]], np.float32)
+    for k in range(1, 6):
+        found = feature_neighbours(np.repeat(features, 3, axis=0), k)
+        assert found[0].tolist() == [1, 2, 6, 7, 8][:k]
+        assert found[3].tolist() == [4, 5, 15, 16, 17][:k]
+
+
 def test_votes_by_hand() -> None:
     neighbours = np.array([[1, 2], [0, 3], [-1, 3], [-1, -1]])
     votes = neighbour_votes(neighbours, [0, 1, 1, 2], 3)

@@ -271,7 +271,7 @@ def test_sync_leaves_rows_of_parquet_files_and_labels_of_renamed_images(
     index.add_encoded(np.zeros((1, 6), np.uint8), np.zeros((1, 36)), [f"{table}#17"])
     paths[0].rename(folder / "zz.png")
     (folder / "hats").mkdir()
-    paths[2].rename(folder / "hats" / "hat.png")
+    paths[2].rename(folder / "hats" / "hat.png")  # to another class
     found = sorted(folder.rglob("*.png"))
     labels = [path.parent.name if path.parent != folder else None for path in found]
     assert index.sync(folder, found, labels)[:5] == (0, 0, 2, 0, 1)
@@ -281,6 +281,13 @@ def test_sync_leaves_rows_of_parquet_files_and_labels_of_renamed_images(
         ("hat.png", "hats"),
         ("x.parquet#17", None),
     ]
+    hat = index.records()[2].id
+    index.update(hat, label="caps")
+    (folder / "hats" / "hat.png").rename(folder / "hats" / "cap.png")  # within its class
+    found = sorted(folder.rglob("*.png"))
+    labels = [path.parent.name if path.parent != folder else None for path in found]
+    assert index.sync(folder, found, labels)[:5] == (0, 0, 1, 0, 2)
+    assert (Path(index.get(hat).uri).name, index.get(hat).label) == ("cap.png", "caps")
     assert index.verify() == []
 
 

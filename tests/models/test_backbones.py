@@ -97,6 +97,7 @@ def _safetensors(path: Path, **tensors: torch.Tensor) -> Path:
         ("resnet9?depth=3", {}, "takes no options"),
         ("smallcnn?x", {}, "KEY=VALUE"),
         ("resnet9?width=wide", {}, "whole number"),
+        ("resnet9?width=True", {}, "whole number"),
         ("smallcnn", {"size": 7}, "8 to 64"),
         ("resnet9", {"size": 8}, "at least 16"),
         ("caffenet", {"size": 128}, "227"),

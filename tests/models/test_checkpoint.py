@@ -121,6 +121,7 @@ def _change(**changes: object) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (shutil.rmtree, "no such directory"),
+        (lambda d: [shutil.rmtree(d), d.touch()], "expected the folder of a model"),
         (lambda d: (d / "model.json").unlink(), "no model here"),
         (lambda d: _weights(d).unlink(), "missing; copy the whole"),
         (lambda d: os.truncate(_weights(d), _weights(d).stat().st_size // 2), "cut or damaged"),

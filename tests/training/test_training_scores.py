@@ -86,7 +86,8 @@ def test_chance_warning() -> None:
     assert "still at chance (4.605)" in warning
     assert "--learning-rate" in warning
     assert chance_warning(4.0, 4.605, 3, 30) is None
-    assert "rate is too high" in str(chance_warning(math.nan, 4.605, 3, 30))
+    for diverged in (math.nan, math.inf, 300.0):
+        assert "rate is too high" in str(chance_warning(diverged, 4.605, 3, 30))
 
 
 def test_stuck_warning() -> None:

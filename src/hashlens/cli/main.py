@@ -28,7 +28,7 @@ from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.search import search_command
 from hashlens.cli.serve import serve_command
 from hashlens.cli.train import train_command
-from hashlens.errors import HashlensError, MissingExtraError
+from hashlens.errors import HashlensError, MissingExtraError, system_reason
 
 # The extra that brings a package which the base installation lacks.
 _EXTRAS = {
@@ -64,7 +64,7 @@ class _ErrorGroup(TyperGroup):
             raise
         except OSError as error:
             name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-            reason = (error.strerror or str(error)).lower()
+            reason = system_reason(error)
             message = f"{name}{reason}; check the name, the permissions and the free space"
             typer.echo(f"error: {message}", err=True)
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import typer
 
-from hashlens.errors import IndexStoreError, SourceError
+from hashlens.errors import IndexStoreError, SourceError, system_reason
 
 if TYPE_CHECKING:
     from hashlens.index.index import HashIndex
@@ -127,7 +127,7 @@ def make_folder(out: Path | None) -> None:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         raise SourceError(f"{out}: {reason}; expected a folder that can be made") from error
 
 

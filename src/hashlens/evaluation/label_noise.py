@@ -166,8 +166,7 @@ def code_neighbours(codes: Codes, k: int) -> Ids:
 def feature_neighbours(features: Features, k: int) -> Ids:
     """The k nearest other images of each by the angle between features.
 
-    Equal angles stand in the order of positions; which of those that tie for the last place are
-    taken is not said.
+    Equal angles stand in the order of positions.
 
     Parameters
     ----------
@@ -191,6 +190,9 @@ def feature_neighbours(features: Features, k: int) -> Ids:
         cosines[rows, rows + start] = -np.inf
         if wanted:
             nearest = np.argpartition(-cosines, wanted - 1, axis=1)[:, :wanted]
+            last = np.take_along_axis(cosines, nearest, axis=1).min(axis=1, keepdims=True)
+            for row in np.flatnonzero((cosines >= last).sum(axis=1) > wanted):  # tied for the last
+                nearest[row] = np.argsort(-cosines[row], kind="stable")[:wanted]
             nearest.sort(axis=1)
             order = np.argsort(-np.take_along_axis(cosines, nearest, axis=1), kind="stable")
             found[start : start + step] = np.take_along_axis(nearest, order, axis=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from hashlens.errors import IndexStoreError
+from hashlens.errors import IndexStoreError, system_reason
 from hashlens.index.filters import METADATA_FUNCTION, metadata_value
 from hashlens.index.schema import DATABASE, Meta, create_tables, read_meta
 
@@ -239,7 +239,7 @@ def file_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else path
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         missing = isinstance(error, FileNotFoundError)
         remedy = "make its folder" if missing else "free space or allow writing"
         raise IndexStoreError(
@@ -253,7 +253,7 @@ def _looking_at(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         raise IndexStoreError(
             f"{path}: {reason}; check the name, and that you may read the folder"
         ) from error

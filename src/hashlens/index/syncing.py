@@ -109,8 +109,10 @@ def _plan(
             continue
         for entry in entries:
             _compare(plan, path, entry)
-    gone = {entry.id: entry.digest for entries in known.values() for entry in entries}
-    by_digest = {digest: image_id for image_id, digest in gone.items() if digest}
+    gone = {entry.id: uri for uri, entries in known.items() for entry in entries}
+    by_digest = {
+        entry.digest: entry.id for entries in known.values() for entry in entries if entry.digest
+    }
     for path, label in new:
         state = file_state(path) if by_digest else None
         image_id = by_digest.pop(state.digest, None) if state else None
@@ -118,11 +120,11 @@ def _plan(
             plan.jobs.append(_Job(path, None, label))
             continue
         values = {"uri": store_text(path_uri(path)), **state._asdict()}
-        if label is not None:  # else the image keeps the one that it was given
+        renamed = uri_path(gone.pop(image_id)).parent == path.parent
+        if label is not None and not renamed:  # else the image keeps the one that it was given
             values["label"] = label
         plan.changes.append((image_id, values))
         plan.moved += 1
-        del gone[image_id]
     plan.gone = sorted(gone)
     return plan
 

@@ -166,6 +166,10 @@ def read_config(directory: Path) -> tuple[ModelConfig, Path]:
             f"{directory}: {what} ({CONFIG_NAME} is missing); make one with hashlens train "
             f"SOURCE --out {directory}"
         ) from error
+    except NotADirectoryError as error:
+        raise ModelError(
+            f"{directory}: expected the folder of a model that was trained, got a file"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); check its permissions") from error
     config, values = parse_config(text, path)

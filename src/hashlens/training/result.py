@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -99,7 +100,7 @@ def save_result(
         "validation": {
             "map": scores["map"],
             "accuracy": scores["accuracy"],
-            "loss": scores["loss"],
+            "loss": scores["loss"] if math.isfinite(scores["loss"]) else None,
             "stuck bits": int(scores["stuck_bits"]),
         },
         "seconds": round(result.seconds, 1),

@@ -151,10 +151,10 @@ def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str |
     """
     if epoch < min(3, epochs) or (math.isfinite(loss) and loss < 0.97 * chance):
         return None
-    if not math.isfinite(loss):
+    if not loss <= 3 * chance:  # or not a number
         return (
-            f"the loss is {loss} after {epoch} epoch(s): the rate is too high; "
-            "try a tenth of --learning-rate, or --precision fp32"
+            f"the loss is {loss:.4g} after {epoch} epoch(s), and {chance:.3f} by chance: the rate "
+            "is too high; try a tenth of --learning-rate, or --precision fp32"
         )
     return (
         f"the loss {loss:.3f} is still at chance ({chance:.3f}) after {epoch} epoch(s): nothing is "

@@ -57,7 +57,7 @@ def create_resnet9(*, channels: int, size: int | None, width: int = 64) -> Backb
             f"resnet9 takes images of at least {MIN_SIZE} px, got {size}; use smallcnn for "
             "smaller ones"
         )
-    if not isinstance(width, int) or width < 1:
+    if type(width) is not int or width < 1:
         raise ModelError(f"resnet9's width is a whole number from 1, got {width!r}")
     module = nn.Sequential(
         _convolution(channels, width),
