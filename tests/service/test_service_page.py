@@ -81,6 +81,7 @@ def hits(page: Any) -> Any:
 
 
 def ids(page: Any) -> list[int]:
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
     anchors = page.locator(".grid:not(.skeleton) a[data-id]")
     return [int(value) for value in anchors.evaluate_all("all => all.map(a => a.dataset.id)")]
 
@@ -135,15 +136,15 @@ def test_a_result_is_a_query_and_back_returns(page: Any, picture: bytes) -> None
 def test_an_address_shows_what_it_showed(page: Any, service: Service) -> None:
     where = json.dumps({"label": "cross"})
     page.goto(f"/?id=4&mode=bcs&k=12&radius=9&where={where}")
-    expect(page.locator("#content .grid, #content .empty")).to_be_visible()
+    expect(hits(page)).to_have_count(12)
     fields = {"id": 4, "mode": "bcs", "k": 12, "radius": 9, "where": where}
     answer = service.client.post("/v1/search", data=fields).json()
     assert ids(page) == [hit["id"] for hit in answer["hits"]]
-    assert page.locator("input[value=bcs]").is_checked()
-    assert page.locator("#radius").input_value() == "9"
-    assert page.locator("#label").input_value() == "cross"
+    expect(page.locator("input[value=bcs]")).to_be_checked()
+    expect(page.locator("#radius")).to_have_value("9")
+    expect(page.locator("#label")).to_have_value("cross")
     page.reload()
-    expect(page.locator("#content .grid, #content .empty")).to_be_visible()
+    expect(hits(page)).to_have_count(12)
     assert ids(page) == [hit["id"] for hit in answer["hits"]]
 
 
@@ -157,7 +158,7 @@ def test_modes_switch_and_compare_side_by_side(page: Any) -> None:
     page.get_by_text("Compare", exact=True).click()
     rows = page.locator(".comparison section")
     expect(rows).to_have_count(3)
-    assert rows.locator("h3").all_text_contents() == ["ES", "BCS", "HDS"]
+    expect(rows.locator("h3")).to_have_text(["ES", "BCS", "HDS"])
     for i in range(3):
         expect(rows.nth(i).locator("li")).to_have_count(6)
         expect(rows.nth(i).locator(".agree")).to_contain_text("share the label")
@@ -268,7 +269,7 @@ def test_everything_can_be_reached_by_keyboard(page: Any) -> None:
     assert any(str(name).isdecimal() for name in reached), "the results come after the settings"
     page.keyboard.press("Enter")
     expect(hits(page)).to_have_count(24)
-    assert page.evaluate("document.activeElement.id") == "results"
+    expect(page.locator("#results")).to_be_focused()
 
 
 def test_a_phone_shows_the_page_without_sideways_scrolling(browser: Any, service: Service) -> None:
