@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from hashlens import Encoder, hamming_topk
 from hashlens.data.sources import open_source
 from hashlens.evaluation.metrics import average_precision
 from hashlens.models.checkpoint import read_config
-from hashlens.models.encoding import encode_source
 from hashlens.training.config import TrainingConfig
 from hashlens.training.inputs import decoded_inputs
 from hashlens.training.split import split_rows
+
+_BATCH = 64
 
 
 def main() -> None:
@@ -36,11 +38,16 @@ def main() -> None:
             source, config.preprocessing, strict=True, console=Console(stderr=True)
         )
         trained = TrainingConfig(**config.training["configuration"])
-        split = split_rows(source.labels[inputs.rows], inputs.twins, trained)
-        database, queries = inputs.rows[split.training], inputs.rows[split.validation]
-        codes = encode_source(Encoder.load(model), source).codes
+        labels = source.labels[inputs.rows]
+        split = split_rows(labels, inputs.twins, trained)
+        database, queries = split.training, split.validation
+        encoder = Encoder.load(model)
+        batches = np.split(np.arange(len(labels)), range(_BATCH, len(labels), _BATCH))
+        codes = np.concatenate(
+            [encoder.encode_pixels(inputs.pixels.gather(rows)[0].numpy())[0] for rows in batches]
+        )
         _, found = hamming_topk(codes[database], codes[queries], 1000)
-        relevant = source.labels[database][found] == source.labels[queries][:, None]
+        relevant = labels[database][found] == labels[queries][:, None]
         print(
             f"{model}: {len(queries)} held-out images search {len(database)}: "
             f"mAP@1000 {average_precision(relevant).mean():.4f}, "
