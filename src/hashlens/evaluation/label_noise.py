@@ -192,7 +192,9 @@ def feature_neighbours(features: Features, k: int) -> Ids:
             nearest = np.argpartition(-cosines, wanted - 1, axis=1)[:, :wanted]
             last = np.take_along_axis(cosines, nearest, axis=1).min(axis=1, keepdims=True)
             for row in np.flatnonzero((cosines >= last).sum(axis=1) > wanted):  # tied for the last
-                nearest[row] = np.argsort(-cosines[row], kind="stable")[:wanted]
+                nearer = np.flatnonzero(cosines[row] > last[row])
+                tied = np.flatnonzero(cosines[row] == last[row])
+                nearest[row] = np.concatenate([nearer, tied])[:wanted]
             nearest.sort(axis=1)
             order = np.argsort(-np.take_along_axis(cosines, nearest, axis=1), kind="stable")
             found[start : start + step] = np.take_along_axis(nearest, order, axis=1)
