@@ -262,7 +262,7 @@ def test_exports_hold_the_living_images(index: HashIndex, tmp_path: Path) -> Non
 
 
 def test_sync_leaves_rows_of_parquet_files_and_labels_of_renamed_images(
-    index: HashIndex, tmp_path: Path
+    index: HashIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "photos"
     paths = save_pictures(folder, 3)
@@ -288,6 +288,11 @@ def test_sync_leaves_rows_of_parquet_files_and_labels_of_renamed_images(
     labels = [path.parent.name if path.parent != folder else None for path in found]
     assert index.sync(folder, found, labels)[:5] == (0, 0, 1, 0, 2)
     assert (Path(index.get(hat).uri).name, index.get(hat).label) == ("cap.png", "caps")
+    (folder / "hats" / "cap.png").rename(folder / "hats" / "top.png")
+    monkeypatch.chdir(tmp_path)
+    found = sorted(Path("photos").rglob("*.png"))
+    assert index.sync(folder, found, ["x"] * 3)[:5] == (0, 0, 1, 0, 2)
+    assert (Path(index.get(hat).uri).name, index.get(hat).label) == ("top.png", "caps")
     assert index.verify() == []
 
 

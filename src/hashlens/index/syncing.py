@@ -119,8 +119,9 @@ def _plan(
         if image_id is None or state is None:
             plan.jobs.append(_Job(path, None, label))
             continue
-        values = {"uri": store_text(path_uri(path)), **state._asdict()}
-        renamed = uri_path(gone.pop(image_id)).parent == path.parent
+        uri = path_uri(path)
+        values = {"uri": store_text(uri), **state._asdict()}
+        renamed = uri_path(gone.pop(image_id)).parent == uri_path(uri).parent
         if label is not None and not renamed:  # else the image keeps the one that it was given
             values["label"] = label
         plan.changes.append((image_id, values))
