@@ -47,6 +47,7 @@ class HashModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.net, self.objective, self.config = net, objective, config
+        self._folded = {part for part in net.backbone.modules() if is_folded(part)}
         # Pixels are 0 to 255 here, and channels come last.
         self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean), persistent=False)
         self.register_buffer("deviation", 255 * torch.tensor(preprocessing.std), persistent=False)
@@ -98,13 +99,19 @@ class HashModule(lightning.LightningModule):
         return result
 
     def train(self, mode: bool = True) -> HashModule:
-        """Switch to training, the backbone's statistics apart where they are frozen."""
+        """Switch to training, except batch normalisation whose statistics stay frozen."""
         super().train(mode)
-        if mode and self.config.freeze_statistics:
+        if mode:
             for part in self.net.backbone.modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
+                    self.config.freeze_statistics or part in self._folded
+                ):
                     part.eval()
         return self
+
+    def on_train_start(self) -> None:
+        """Freeze what stays frozen: Lightning keeps each part's mode and never calls ``train``."""
+        self.train()
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """Loss of a batch."""
@@ -182,3 +189,17 @@ class HashModule(lightning.LightningModule):
             sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
         self._loss_sum = torch.zeros(2)
         return float(sums[0] / sums[1].clamp(min=1))
+
+
+def is_folded(part: nn.Module) -> bool:
+    """Whether a batch normalisation's statistics are folded into its neighbours.
+
+    Such a part has mean 0 and variance 1 - eps, so that it only scales and shifts. Statistics of
+    a batch would undo what the weights before it were scaled for, so they stay frozen whatever the
+    recipe says. A new part has a variance of exactly 1.
+    """
+    if not isinstance(part, nn.modules.batchnorm._BatchNorm) or part.running_var is None:
+        return False
+    mean, variance = part.running_mean, part.running_var
+    folded = mean is not None and (mean == 0).all()
+    return bool(folded and ((variance - (1 - part.eps)).abs() < part.eps / 2).all())
