@@ -13,11 +13,10 @@ import time
 
 import numpy as np
 
-from hashlens.data.sources import open_source
-from hashlens.data.splits import split_validation
-from hashlens.index.arrays import ArraySearcher
-from hashlens.models.encoder import Encoder
-from hashlens.models.encoding import encode_source
+from hashlens.data.labels import split_validation
+from hashlens.data.opening import open_source
+from hashlens.index.ranking import ArraySearcher
+from hashlens.models.encoder import Encoder, encode_source
 
 POOLS = (10, 30, 100, 200, 400, 1000, 3000, 10000)
 

@@ -15,11 +15,11 @@ import numpy as np
 from rich.console import Console
 
 from hashlens import Encoder, hamming_topk
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.evaluation.metrics import average_precision
 from hashlens.models.checkpoint import read_config
 from hashlens.training.config import TrainingConfig
-from hashlens.training.inputs import decoded_inputs
+from hashlens.training.data import decoded_inputs
 from hashlens.training.split import split_rows
 
 _BATCH = 64

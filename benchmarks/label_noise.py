@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from hashlens import __version__
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.evaluation.label_noise import (
     ClassScores,
     feature_neighbours,
@@ -30,13 +30,13 @@ from hashlens.evaluation.label_noise import (
     neighbour_votes,
     suspicion,
 )
-from hashlens.evaluation.tables import Table
-from hashlens.experiments.score_model import encode
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
-from hashlens.models.config import ModelConfig
+from hashlens.models.description import ModelConfig
 from hashlens.models.encoder import Encoder
 from hashlens.models.latent import LatentHashNet
+from hashlens.report.table import Table
+from hashlens.workflows.score import encode
 
 Labels = NDArray[np.int64]
 

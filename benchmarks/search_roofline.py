@@ -15,12 +15,12 @@ from functools import partial
 import numba
 import numpy as np
 
-from hashlens.benchmarks.search_speed import clustered_codes
-from hashlens.codes import kernels, ring_kernels
+from hashlens.bench.search import clustered_codes
+from hashlens.codes import kernels, rings
 from hashlens.codes.database import CodeDatabase, flat_rows
 from hashlens.codes.search import hamming_topk
 from hashlens.codes.vector import GROUP, any_below
-from hashlens.protocols import Codes
+from hashlens.types import Codes
 
 N, NONE = 1_124_087, np.zeros(0, np.bool_)
 CALLS = ((1, 10), (256, 10), (256, 1000))
@@ -67,7 +67,7 @@ def main() -> None:
         begin = time.process_time()
         database.organise()
         print(f"{bits} bits, clustering: {time.process_time() - begin:.3f} s of processor time")
-        rings(bits, queries, database)
+        measure_rings(bits, queries, database)
 
 
 def scan(bits: int, codes: Codes, queries: Codes, database: CodeDatabase) -> None:
@@ -91,7 +91,7 @@ def scan(bits: int, codes: Codes, queries: Codes, database: CodeDatabase) -> Non
         show(f"scan, {q} queries, k = {k}", seconds, q * N)
 
 
-def rings(bits: int, queries: Codes, database: CodeDatabase) -> None:
+def measure_rings(bits: int, queries: Codes, database: CodeDatabase) -> None:
     """The search of clustered codes and its first step."""
     found = database.snapshot()
     assert found.rings is not None
@@ -99,7 +99,7 @@ def rings(bits: int, queries: Codes, database: CodeDatabase) -> None:
     no_codes = found.rings._replace(starts=found.rings.starts * 0, size=0)
     asked, order = np.ascontiguousarray(queries.view(np.uint64)), np.arange(256)
     arguments = (asked, order, words, NONE, np.uint64(1), np.zeros(256, np.int64))
-    seconds = best(partial(ring_kernels.within_rings, no_codes, *arguments))
+    seconds = best(partial(rings.within_rings, no_codes, *arguments))
     each = 1e6 * seconds / 256
     print(f"{bits} bits, rings: distances to {pivots} pivots, {each:.2f} us a query")
     for q, k in CALLS:

@@ -11,27 +11,31 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "hashlens"
 
-# What each part may import, besides itself. `codes` is the floor, `cli` a leaf.
-_BASE = {"errors", "file_uris", "protocols"}
-_LEARNING = _BASE | {"codes", "data", "models"}
+# What each part may import, besides itself. `types` is the floor, `cli` the roof.
+_FLOOR = {"errors", "types", "files", "machine"}
+_LEARNING = _FLOOR | {"codes", "data", "models", "report"}
 _LIBRARY = _LEARNING | {"training", "index", "baselines", "evaluation"}
+_PRODUCT = _LIBRARY | {"workflows", "paper"}
 ALLOWED = {
     "errors": set(),
-    "file_uris": set(),
-    "protocols": {"errors"},
-    "codes": _BASE,
-    "index": _BASE | {"codes"},
-    "baselines": _BASE | {"codes"},
-    "evaluation": _BASE | {"codes"},
-    "benchmarks": _LIBRARY,
-    "data": _BASE,
-    "models": _BASE | {"codes", "data"},
+    "types": {"errors"},
+    "files": {"errors", "types"},
+    "machine": {"errors", "types"},
+    "codes": _FLOOR,
+    "index": _FLOOR | {"codes"},
+    "baselines": _FLOOR | {"codes"},
+    "evaluation": _FLOOR | {"codes"},
+    "report": _FLOOR | {"evaluation"},
+    "data": _FLOOR,
+    "models": _FLOOR | {"codes", "data"},
     "training": _LEARNING | {"evaluation", "baselines"},
-    "experiments": _LIBRARY,
+    "workflows": _LIBRARY,
+    "paper": _LIBRARY | {"workflows"},
     "service": _LIBRARY,
     "distributed": _LIBRARY | {"service"},
+    "bench": _PRODUCT | {"distributed"},
+    "cli": _PRODUCT | {"bench", "service", "distributed"},
     "__main__": {"cli"},
-    "cli": _LIBRARY | {"benchmarks", "experiments", "service", "distributed"},
 }
 
 

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from hashlens.codes.packing import pack_bits, unpack_bits
     from hashlens.codes.search import hamming_radius, hamming_topk
     from hashlens.errors import HashlensError
-    from hashlens.index.index import HashIndex, Hit
+    from hashlens.index.hash_index import HashIndex, Hit
     from hashlens.models.encoder import Encoder
-    from hashlens.protocols import Searcher, SearchResult
+    from hashlens.types import Searcher, SearchResult
 
 _HOMES = {
     "Encoder": "hashlens.models.encoder",
-    "HashIndex": "hashlens.index.index",
+    "HashIndex": "hashlens.index.hash_index",
     "HashlensError": "hashlens.errors",
-    "Hit": "hashlens.index.index",
-    "SearchResult": "hashlens.protocols",
-    "Searcher": "hashlens.protocols",
+    "Hit": "hashlens.index.hash_index",
+    "SearchResult": "hashlens.types",
+    "Searcher": "hashlens.types",
     "hamming_radius": "hashlens.codes.search",
     "hamming_topk": "hashlens.codes.search",
     "pack_bits": "hashlens.codes.packing",

@@ -17,7 +17,6 @@ from sklearn.datasets import load_digits
 
 from hashlens.baselines.base import random_rotation
 from hashlens.baselines.bre import BRE, best_step, reconstruction_loss
-from hashlens.baselines.cnnh import class_codes, decompose_similarity
 from hashlens.baselines.itq import ITERATIONS, ITQ, rotate_to_corners
 from hashlens.baselines.itq_cca import ITQCCA, _canonical_directions
 from hashlens.baselines.ksh import KSH, _Residual
@@ -26,7 +25,8 @@ from hashlens.baselines.mlh import MLH, loss_augmented_codes, pair_loss
 from hashlens.baselines.spectral import SpectralHashing
 from hashlens.codes.packing import pack_bits, unpack_bits
 from hashlens.codes.reference import topk
-from hashlens.protocols import Codes
+from hashlens.training.objectives.cnnh import class_codes, decompose_similarity
+from hashlens.types import Codes
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 24-bit model of ``digits#train``. Copy it before changing it."""
-    from hashlens.data.sources import open_source
+    from hashlens.data.opening import open_source
     from hashlens.training.fit import image_facts, train
     from hashlens.training.recipes import configure
 

@@ -11,7 +11,7 @@ from command_line import run
 
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
-from hashlens.models.config import ModelConfig
+from hashlens.models.description import ModelConfig
 from hashlens.models.latent import LatentHashNet
 
 

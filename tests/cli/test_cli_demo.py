@@ -10,7 +10,7 @@ from command_line import run
 from PIL import Image
 
 from hashlens.errors import SourceError
-from hashlens.experiments.demo import NEXT_COMMANDS, demo_sources
+from hashlens.workflows.demo import NEXT_COMMANDS, demo_sources
 
 
 @pytest.fixture(scope="module")

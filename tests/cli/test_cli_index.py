@@ -16,8 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hashlens.cli.main import app, main
-from hashlens.data.sources import open_source
-from hashlens.index.index import HashIndex
+from hashlens.data.opening import open_source
+from hashlens.index.hash_index import HashIndex
 
 runner = CliRunner()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command_line import run
 
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.training.fit import image_facts, train
 from hashlens.training.recipes import configure
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hashlens.data.decoding import decode_source, iter_decoded
-from hashlens.data.images import load_image
+from hashlens.data.image import load_image
+from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.data.sources import open_source
 from hashlens.errors import ImageError, InvalidInputError
-from hashlens.protocols import ImageInput
+from hashlens.types import ImageInput
 from image_builders import encoded, picture
 
 SMALL = Preprocessing(12)

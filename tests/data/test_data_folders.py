@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hashlens.data.labels import require_labels
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.errors import SourceError
 from image_builders import CLASSES, picture, write_class_folder
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hashlens.data.folders import list_images
-from hashlens.data.images import MAX_PIXELS, load_image
+from hashlens.data.image import MAX_PIXELS, load_image
 from hashlens.errors import ImageError, SourceError
-from hashlens.file_uris import path_uri, uri_path
+from hashlens.files import path_uri, uri_path
 from image_builders import encoded, picture
 
 REASONS = {
@@ -47,7 +47,7 @@ def test_broken_images_are_named_with_a_reason(bad_images: dict[str, Path]) -> N
 
 def test_a_bomb_is_refused_before_it_is_decoded(bad_images: dict[str, Path]) -> None:
     code = (
-        "import re, sys; from hashlens.data.images import load_image\n"
+        "import re, sys; from hashlens.data.image import load_image\n"
         "try: load_image(sys.argv[1])\n"
         "except Exception as error: print(type(error).__name__)\n"
         # ru_maxrss would begin at the peak of the process that started this one
@@ -273,8 +273,8 @@ def test_folders_and_files_without_permission_are_named() -> None:
     code = (
         "import os, sys\n"
         "from PIL import Image\n"
-        "from hashlens.data.images import load_image\n"
-        "from hashlens.data.sources import open_source\n"
+        "from hashlens.data.image import load_image\n"
+        "from hashlens.data.opening import open_source\n"
         "from hashlens.errors import HashlensError\n"
         "Image.init()  # all that is imported is imported before rights are given up\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"

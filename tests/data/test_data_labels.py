@@ -11,13 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashlens.data.decoding import decode_source
-from hashlens.data.labels import balanced_weights, class_counts, imbalance, require_labels
-from hashlens.data.leakage import content_hashes, find_leakage, pixel_hashes, same_content
+from hashlens.data.labels import (
+    balanced_weights,
+    class_counts,
+    imbalance,
+    require_labels,
+    split_validation,
+)
+from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import FileImages, Source
-from hashlens.data.sources import open_source
-from hashlens.data.splits import split_validation
 from hashlens.errors import InvalidInputError, SourceError
+from hashlens.workflows.labels import content_hashes, find_leakage, pixel_hashes, same_content
 from image_builders import picture, write_class_folder
 
 label_lists = st.lists(st.integers(-1, 6), max_size=120)

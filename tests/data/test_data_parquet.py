@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from picture_tables import PICTURES, assert_same_pictures, write_table
 
-from hashlens.data import parquet
-from hashlens.data.images import load_image
+from hashlens.data import tables
+from hashlens.data.image import load_image
 from hashlens.data.labels import require_labels
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.errors import ImageError, SourceError
 from image_builders import CLASSES, encoded, picture
 
@@ -178,7 +178,7 @@ def test_a_changed_table_is_read_anew(tmp_path: Path) -> None:
 def test_row_groups_beyond_the_cache_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 1)
+    monkeypatch.setattr(tables, "CACHE_BYTES", 1)
     source = open_source(write_table(tmp_path / "x.parquet", [0] * 9, group=2))
     assert_same_pictures(source)
     with ThreadPoolExecutor(4) as pool:

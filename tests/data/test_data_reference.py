@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hashlens.data.folders import SUFFIXES
-from hashlens.data.images import MAX_PIXELS
+from hashlens.data.image import MAX_PIXELS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "sources.md").read_text()
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picture_tables import PICTURES, assert_same_pictures, write_table
 
-from hashlens.data.images import load_image
-from hashlens.data.sources import open_source
+from hashlens.data.image import load_image
+from hashlens.data.opening import open_source
 from hashlens.errors import InvalidInputError, SourceError
 from image_builders import encoded, picture, write_class_folder
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hashlens.distributed.cluster import stay_on_loopback
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 
 from .sharded_folders import BITS, DIM
 
@@ -79,7 +79,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from hashlens.models.backbones import create_backbone
     from hashlens.models.checkpoint import save_model
-    from hashlens.models.config import ModelConfig
+    from hashlens.models.description import ModelConfig
     from hashlens.models.latent import LatentHashNet
 
     torch.manual_seed(3)

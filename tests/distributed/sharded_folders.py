@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 
 BITS, DIM = 16, 6
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hashlens.data.sources import open_source
-from hashlens.distributed.encoding_worker import MOST_IMAGES, EncodeBatches, images_at_once
+from hashlens.data.opening import open_source
+from hashlens.distributed.encoding import MOST_IMAGES, EncodeBatches, images_at_once
 from hashlens.models.encoder import Encoder
 
 N = 20

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashlens.codes import reference
-from hashlens.distributed.merge import merge
-from hashlens.protocols import SearchResult
+from hashlens.distributed.replicas import merge
+from hashlens.types import SearchResult
 
 
 @given(

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
-from hashlens.distributed.scale import (
+from hashlens.bench.shards import (
     POOL,
     CostModel,
     Machine,
     Observation,
     fewest_shards,
     fit,
+    make_shards,
+    observe,
     plan,
     quickest_shards,
+    run,
     shards_asked,
+    write,
 )
-from hashlens.distributed.scale_report import write
-from hashlens.distributed.scale_results import run
-from hashlens.distributed.scale_runs import make_shards, observe
 
 MADE_BY = CostModel(3.0, 0.5, 2e-5, 1.0, 0.25, 0.6, 0.2, 0.4, 0.3, 1.5e8, 32.0)
 

@@ -16,7 +16,7 @@ import pytest
 
 from hashlens.distributed.serving import build
 from hashlens.errors import IndexStoreError
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 
 from .sharded_folders import make_shards
 

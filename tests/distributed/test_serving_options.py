@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hashlens.distributed.serving_options import parse_options
+from hashlens.distributed.serving import parse_options
 from hashlens.errors import InvalidInputError
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashlens.distributed.actor import ShardServer
 from hashlens.distributed.catalogue import (
     Catalogue,
     IdRange,
@@ -15,7 +14,8 @@ from hashlens.distributed.catalogue import (
     change_catalogue,
     write_catalogue,
 )
-from hashlens.index.index import HashIndex
+from hashlens.distributed.replicas import ShardServer
+from hashlens.index.hash_index import HashIndex
 
 KNOWN, NEW = 12, 5
 

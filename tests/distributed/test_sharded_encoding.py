@@ -17,7 +17,7 @@ import pytest
 
 from hashlens.distributed.encoding import COMPLETE_NAME, Images, create_sharded, open_images
 from hashlens.errors import IndexStoreError, InvalidInputError, SourceError
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 
 N = 240
 SHARDS = 3

@@ -10,11 +10,15 @@ import pytest
 from hashlens.codes import reference
 from hashlens.codes.packing import pack_bits
 from hashlens.errors import InvalidInputError
-from hashlens.evaluation.metrics import PRECISION_AT, expected_average_precision
-from hashlens.evaluation.relevance import counts_by_distance, shares_label
+from hashlens.evaluation.metrics import (
+    PRECISION_AT,
+    counts_by_distance,
+    expected_average_precision,
+    shares_label,
+)
 from hashlens.evaluation.results import EncodedSet
-from hashlens.evaluation.runner import evaluate, top_class_error
-from hashlens.protocols import SearchResult
+from hashlens.evaluation.scoring import evaluate, top_class_error
+from hashlens.types import SearchResult
 
 BITS = 12
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from hashlens.errors import ImageError
-from hashlens.index import adding
-from hashlens.index.index import HashIndex
-from hashlens.protocols import Codes, EncodedBatch, Features, Skipped
+from hashlens.index import writing
+from hashlens.index.hash_index import HashIndex
+from hashlens.types import Codes, EncodedBatch, Features, Skipped
 
 BITS, WIDTH = 64, 24
 
@@ -91,7 +91,7 @@ def read_numbers(folder: Path) -> dict[str, int]:
 
 def write_forever(path: Path, folder: Path, journal_path: Path, seed: int) -> None:
     """Add, remove, update, replace, compact and sync at random."""
-    adding.IMAGES_A_COMMIT = 3  # many commits a sync
+    writing.IMAGES_A_COMMIT = 3  # many commits a sync
     rng = random.Random(seed)
     journal = Journal(journal_path)
     index = HashIndex.open(path, NumberEncoder())

@@ -11,8 +11,8 @@ from PIL import Image
 
 from hashlens.codes.packing import pack_bits
 from hashlens.errors import ImageError
-from hashlens.index.index import HashIndex
-from hashlens.protocols import Codes, EncodedBatch, Features, ImageInput, Skipped
+from hashlens.index.hash_index import HashIndex
+from hashlens.types import Codes, EncodedBatch, Features, ImageInput, Skipped
 
 SIDE = 6
 

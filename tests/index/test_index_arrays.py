@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from hashlens.codes import reference
 from hashlens.errors import InvalidInputError
-from hashlens.index import euclidean
-from hashlens.index.arrays import ArraySearcher, SearchTrace, default_pool
-from hashlens.protocols import Searcher
+from hashlens.index import features as feature_rows
+from hashlens.index.ranking import ArraySearcher, SearchTrace, default_pool
+from hashlens.types import Searcher
 
 
 def _arrays(seed: int, n: int, width: int, kind: str) -> tuple[Any, Any]:
@@ -99,7 +99,7 @@ def test_exhaustive_search_is_exact_among_near_equal_features(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A matrix product alone would mix these up: distances are far below the norms."""
-    monkeypatch.setattr(euclidean, "_BLOCK_BYTES", 4 * 512 * 64)
+    monkeypatch.setattr(feature_rows, "_BLOCK_BYTES", 4 * 512 * 64)
     rng = np.random.default_rng(0)
     base = rng.standard_normal(512) * 30
     features = (base + 1e-2 * rng.standard_normal((700, 512))).astype(kind)
@@ -119,7 +119,7 @@ def test_every_float16_value_is_widened() -> None:
     halves = bits.view(np.float16)
     halves = halves[np.isfinite(halves)][:, None]
     rows = np.arange(len(halves))
-    distances = euclidean.distances_to_rows(halves, rows, np.zeros(1, np.float32))
+    distances = feature_rows.distances_to_rows(halves, rows, np.zeros(1, np.float32))
     np.testing.assert_array_equal(distances, np.abs(halves[:, 0].astype(np.float32)))
 
 
@@ -176,13 +176,13 @@ def test_rows_from_a_slow_disk_are_asked_for_together(
     rows = np.arange(0, 5000, 7)
     true = np.sqrt(((features[rows].astype(np.float64) - 1) ** 2).sum(axis=1))
     asked: list[int] = []
-    will_need = euclidean.will_need
+    will_need = feature_rows.will_need
     monkeypatch.setattr(
-        euclidean, "will_need", lambda a, r: (asked.append(len(r)), will_need(a, r))
+        feature_rows, "will_need", lambda a, r: (asked.append(len(r)), will_need(a, r))
     )
     for limit, times in ((0.0, 2), (1e9, 2)):
-        monkeypatch.setattr(euclidean, "_SLOW_ROW_SECONDS", limit)
+        monkeypatch.setattr(feature_rows, "_SLOW_ROW_SECONDS", limit)
         for array in (mapped, features):
-            found = euclidean.distances_to_rows(array, rows, np.ones(300, np.float32))
+            found = feature_rows.distances_to_rows(array, rows, np.ones(300, np.float32))
             np.testing.assert_allclose(found, true, rtol=1e-5)
         assert asked == [len(rows) - 32] * times

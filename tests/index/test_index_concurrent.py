@@ -13,7 +13,7 @@ from pixel_encoder import add_codes
 
 from hashlens.errors import IndexStoreError
 from hashlens.index import store
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.index.snapshot import Snapshot
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from pixel_encoder import PixelEncoder, add_codes, save_pictures
 
 from hashlens.errors import ImageError, IndexStoreError, InvalidInputError
-from hashlens.index import adding
+from hashlens.index import writing
 from hashlens.index.files import content_digest
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 
 HOSTILE = [
     "plain",
@@ -62,7 +62,7 @@ def test_unreadable_images_are_skipped_or_stop(index: HashIndex, pictures: list[
 def test_interrupted_adding_keeps_what_was_encoded(
     index: HashIndex, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adding, "IMAGES_A_COMMIT", 64)
+    monkeypatch.setattr(writing, "IMAGES_A_COMMIT", 64)
 
     def images() -> Any:
         yield from pictures * 10

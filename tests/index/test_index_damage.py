@@ -15,8 +15,8 @@ import pytest
 from pixel_encoder import PixelEncoder
 
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.index import array_file
-from hashlens.index.index import HashIndex
+from hashlens.index import layout
+from hashlens.index.hash_index import HashIndex
 
 COUNT = 40
 FILES = ("index.sqlite", "codes.1", "features.1", "ids.1", "head")
@@ -198,7 +198,7 @@ def _without_root_powers() -> list[str]:
 
 def test_a_read_only_folder_is_searched_and_not_changed(whole: Path) -> None:
     code = (
-        "import sys; from hashlens.index.index import HashIndex\n"
+        "import sys; from hashlens.index.hash_index import HashIndex\n"
         "from hashlens.errors import IndexStoreError\n"
         "index = HashIndex.open(sys.argv[1], read_only=True)\n"
         "print(len(index.search(0, k=3)), index.verify())\n"
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_last_commit(whole: Path, monkeypatch: pytest.Mon
     with HashIndex.open(whole) as index:
         sizes = {name: (whole / name).stat().st_size for name in FILES[1:4]}
         with monkeypatch.context() as patch:
-            patch.setattr(array_file.os, "fsync", no_space)
+            patch.setattr(layout.os, "fsync", no_space)
             with pytest.raises(IndexStoreError, match=r"no space left on device.*free space"):
                 index.add_encoded(*new)
             assert {name: (whole / name).stat().st_size for name in sizes} == sizes

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 
 BITS, WIDTH = 12, 3
 LABELS = st.sampled_from(["cat", "dog", "naïve \"quoted'", None])

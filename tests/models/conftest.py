@@ -12,7 +12,7 @@ from PIL import Image
 
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
-from hashlens.models.config import ModelConfig
+from hashlens.models.description import ModelConfig
 from hashlens.models.latent import LatentHashNet
 
 CLASSES = ("cat", "dog", "eel")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hashlens.models.config import FORMAT_VERSION
+from hashlens.models.description import FORMAT_VERSION
 
 FOLDER = Path(__file__).parents[1] / "data" / "models"
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     from hashlens.models.backbones import create_backbone
     from hashlens.models.checkpoint import save_model
-    from hashlens.models.config import ModelConfig
+    from hashlens.models.description import ModelConfig
     from hashlens.models.encoder import Encoder
     from hashlens.models.export import export_onnx
     from hashlens.models.latent import LatentHashNet

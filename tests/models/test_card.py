@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hashlens.models.card import model_card
 from hashlens.models.checkpoint import read_config
+from hashlens.models.description import model_card
 
 
 def test_states_data_figures_and_licence(model_dir: Path) -> None:

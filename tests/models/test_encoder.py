@@ -14,7 +14,7 @@ from PIL import Image
 from hashlens.errors import ImageError, InvalidInputError, ModelError
 from hashlens.models.checkpoint import load_model
 from hashlens.models.encoder import Encoder
-from hashlens.protocols import Encoder as EncoderProtocol
+from hashlens.types import Encoder as EncoderProtocol
 
 
 @pytest.fixture(params=["torch", "onnx"])

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.errors import ImageError
-from hashlens.models.encoder import Encoder
-from hashlens.models.encoding import encode_source
+from hashlens.models.encoder import Encoder, encode_source
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from PIL import Image
 from hashlens.codes.packing import unpack_bits
 from hashlens.errors import ModelError
 from hashlens.models import export
-from hashlens.models.encoder import Encoder
+from hashlens.models.encoder import METADATA_KEY, Encoder
 from hashlens.models.export import export_onnx
-from hashlens.models.onnx_runner import METADATA_KEY
 
 
 def _noise(n: int, size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_models import FOLDER, golden_pictures
 
-from hashlens.models.config import FORMAT_VERSION
+from hashlens.models.description import FORMAT_VERSION
 from hashlens.models.encoder import Encoder
 
 

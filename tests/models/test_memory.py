@@ -12,7 +12,7 @@ import pytest
 _RESIDENT = """
 import sys
 import numpy as np
-from hashlens.models.memory import keep_freed_memory
+from hashlens.machine import keep_freed_memory
 
 told = keep_freed_memory() if sys.argv[1] == "keep" else False
 block = np.ones(200 << 20, dtype=np.uint8)

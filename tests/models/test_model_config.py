@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.config import ModelConfig, parse_config
+from hashlens.models.description import ModelConfig, parse_config
 
 CONFIG = ModelConfig(48, 512, ("a", "b"), "resnet9", Preprocessing(32), radius=3)
 KEYS = sorted(CONFIG.to_dict())

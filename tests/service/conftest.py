@@ -12,7 +12,7 @@ pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 
 from serving import LABELS, SIDE, Service, draw, png, running
 
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 
 
@@ -22,7 +22,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch", reason="needs the extra 'train'")
     from hashlens.models.backbones import create_backbone
     from hashlens.models.checkpoint import save_model
-    from hashlens.models.config import ModelConfig
+    from hashlens.models.description import ModelConfig
     from hashlens.models.latent import LatentHashNet
 
     torch.manual_seed(5)

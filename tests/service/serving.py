@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.service.app import create_app
 from hashlens.service.limits import Limits

@@ -14,12 +14,12 @@ from PIL import Image
 from serving import KEY, SIDE, Service, draw, png, running
 
 from hashlens.codes import reference
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
+from hashlens.service.engine import commit
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
-from hashlens.service.searching import commit
-from hashlens.service.upload_store import UploadStore
+from hashlens.service.uploads import UploadStore
 
 AUTHORISED = {"Authorization": f"Bearer {KEY}"}
 

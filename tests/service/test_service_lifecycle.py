@@ -17,7 +17,7 @@ from serving import KEY, draw, png, process, running
 from typer.testing import CliRunner
 
 from hashlens.cli.main import app as command_line
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.service.limits import Limits
 
@@ -160,7 +160,7 @@ def test_an_onnx_model_serves_without_torch(
 import sys
 sys.modules["torch"] = None
 from fastapi.testclient import TestClient
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.service.app import create_app
 encoder = Encoder.load({str(onnx_file)!r})

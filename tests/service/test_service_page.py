@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from serving import Service, running
 
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.service.limits import Limits
 

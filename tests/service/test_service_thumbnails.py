@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from hashlens.data.folders import list_images
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.index.files import content_digest
-from hashlens.index.index import HashIndex
+from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.service.app import create_app
 from hashlens.service.errors import Refused

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hashlens.data.opening import open_source
 from hashlens.data.source import Source
-from hashlens.data.sources import open_source
 from hashlens.training.config import TrainingConfig
 from hashlens.training.recipes import configure
 from hashlens.training.split import image_facts

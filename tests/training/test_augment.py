@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashlens.training.augment import rotate_and_scale, shift_and_flip
+from hashlens.training.module import rotate_and_scale, shift_and_flip
 
 
 @pytest.mark.parametrize("flip", [False, True])

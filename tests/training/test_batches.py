@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from hashlens.errors import InvalidInputError
-from hashlens.training.batches import Batch, TrainingBatches, ValidationBatches
-from hashlens.training.pixels import MemoryPixels
+from hashlens.training.data import Batch, MemoryPixels, TrainingBatches, ValidationBatches
 
 PIXELS = MemoryPixels(np.arange(50 * 4, dtype=np.uint8).reshape(50, 2, 2, 1))
 TARGETS = np.arange(50) % 3

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hashlens.baselines.cnnh import class_codes
 from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import create_objective
+from hashlens.training.objectives.cnnh import class_codes
 
 
 def _output(latent: torch.Tensor, classifier: nn.Module) -> LatentOutput:

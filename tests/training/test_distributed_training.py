@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.models.checkpoint import load_model
 from hashlens.training.fit import image_facts, train
 from hashlens.training.recipes import configure

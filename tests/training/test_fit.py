@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from hashlens.data.opening import open_source
 from hashlens.data.source import Source
-from hashlens.data.sources import open_source
 from hashlens.errors import ModelError, SourceError
 from hashlens.models.checkpoint import load_model
-from hashlens.training.callbacks import ShowProgress
 from hashlens.training.config import OBJECTIVES, TrainingConfig
 from hashlens.training.fit import TrainingResult, train
+from hashlens.training.folder import open_run
 from hashlens.training.recipes import configure
-from hashlens.training.run import open_run
 from hashlens.training.split import image_facts
+from hashlens.training.trainer import ShowProgress
 
 Quick = Callable[..., TrainingConfig]
 
@@ -122,7 +122,7 @@ def test_images_too_many_for_memory_are_streamed(
 ) -> None:
     (folder / "dark" / "cut.png").write_bytes((folder / "dark" / "0.png").read_bytes()[:100])
     held = _train_folder(folder, tmp_path / "m", epochs=2)
-    monkeypatch.setattr("hashlens.training.inputs.memory_budget", lambda: 1000)
+    monkeypatch.setattr("hashlens.training.data.memory_budget", lambda: 1000)
     streamed = _train_folder(folder, tmp_path / "n", epochs=2)
     assert held.history[-1].keys() == streamed.history[-1].keys()
     assert sorted(Path(one.name).name for one in streamed.skipped) == ["cut.png"]

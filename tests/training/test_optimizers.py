@@ -7,7 +7,7 @@ from torch import nn
 
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.config import TrainingConfig
-from hashlens.training.optimizers import create_optimizer, parameter_groups
+from hashlens.training.module import create_optimizer, parameter_groups
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hashlens.data.sources import open_source
+from hashlens.data.opening import open_source
 from hashlens.errors import ModelError
 from hashlens.training.config import TrainingConfig
 from hashlens.training.fit import train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hashlens.training.schedules import rate_share
+from hashlens.training.module import rate_share
 
 
 def test_step_is_the_authors_schedule() -> None:

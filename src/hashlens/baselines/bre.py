@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import SupervisedMethod, one_hot
-from hashlens.baselines.kernel import AnchorKernel
-from hashlens.protocols import Features, Ids
+from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot
+from hashlens.types import Features, Ids
 
 
 class BRE(SupervisedMethod):

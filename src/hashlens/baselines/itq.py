@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hashlens.baselines.base import UnsupervisedMethod, random_rotation
 from hashlens.baselines.pca import principal_components
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Features
+from hashlens.types import Features
 
 ITERATIONS = 50
 """As in the paper, section 3.2."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hashlens.baselines.base import SupervisedMethod, one_hot
 from hashlens.baselines.itq import rotate_to_corners
-from hashlens.protocols import Features, Ids
+from hashlens.types import Features, Ids
 
 RIDGE = 1e-4
 """Added to each covariance, as a share of its mean variance."""

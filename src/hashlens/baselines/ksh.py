@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import SupervisedMethod, one_hot
-from hashlens.baselines.kernel import AnchorKernel
-from hashlens.protocols import Features, Ids
+from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot
+from hashlens.types import Features, Ids
 
 STEPS = 100
 """Accelerated gradient steps a bit."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.baselines.base import UnsupervisedMethod
-from hashlens.protocols import Features
+from hashlens.types import Features
 
 
 class LSH(UnsupervisedMethod):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hashlens.baselines.base import SupervisedMethod
 from hashlens.baselines.pca import principal_components
-from hashlens.protocols import Features, Ids
+from hashlens.types import Features, Ids
 
 PAIRS = 100
 """Pairs a step (the authors' mini-batch)."""

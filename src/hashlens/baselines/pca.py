@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hashlens.baselines.base import check_features
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Features
+from hashlens.types import Features
 
 
 class Components(NamedTuple):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hashlens.baselines.base import UnsupervisedMethod
 from hashlens.baselines.pca import principal_components
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Features
+from hashlens.types import Features
 
 
 class SpectralHashing(UnsupervisedMethod):

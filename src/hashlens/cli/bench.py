@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import typer
-
-from hashlens.cli.bench_encode import encode_command
-from hashlens.cli.bench_shards import shards_command
 
 bench_app = typer.Typer(
     no_args_is_help=True, help="Measure speed beside other libraries.", rich_markup_mode=None
@@ -41,8 +40,7 @@ def search_command(
 
     Example: hashlens bench search --quick --out results/
     """
-    from hashlens.benchmarks.search_report import text, write
-    from hashlens.benchmarks.search_speed import PARTS, Plan, run
+    from hashlens.bench.search import PARTS, Plan, run, text, write
 
     if quick and full:
         raise typer.BadParameter("give --quick or --full, not both")
@@ -55,6 +53,91 @@ def search_command(
         option = " --quick" if quick else " --full" if full else ""
         option += "".join(f" --part {name}" for name in part)
         page = write(results, out, f"hashlens bench search{option} --seed {seed}")
+        typer.echo(f"page: {page}", err=True)
+    typer.echo(json.dumps(results) if as_json else text(results))
+
+
+def encode_command(
+    models: list[Path] = typer.Argument(
+        ..., help="A model's folder or .onnx file; more of them are run in turns with it."
+    ),
+    data: str = typer.Option(..., "--data", help="Source of images, such as photos/."),
+    images: int = typer.Option(1000, min=1, help="Images to measure with, drawn with a seed."),
+    batch_size: int = typer.Option(32, min=1, help="Images in a run of the network."),
+    rounds: int = typer.Option(5, min=1, help="Times that each network sees the images."),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+) -> None:
+    """Measure how fast images are decoded, transformed, encoded and written.
+
+    Example: hashlens bench encode model/ model.onnx --data photos/ --images 1000
+    """
+    from hashlens.bench.encode import measure_encoding
+    from hashlens.data.opening import open_source
+    from hashlens.models.encoder import Encoder
+    from hashlens.report.progress import progress_bar
+
+    source = open_source(data)
+    encoders = {str(path): Encoder.load(path) for path in models}
+    batches = -(-min(images, len(source)) // batch_size)
+    with progress_bar("batches", rounds * batches) as done:
+        speed = measure_encoding(
+            encoders, source, n_images=images, batch_size=batch_size, rounds=rounds, progress=done
+        )
+    if as_json:
+        typer.echo(json.dumps(speed.to_dict()))
+        return
+    typer.echo(
+        f"{speed.n_images} images, batches of {speed.batch_size}, {speed.workers} decoding "
+        f"threads, {speed.rounds} rounds; images a second (networks: median of batches):"
+    )
+    for stage in ("decode", "transform", "write", "together"):
+        typer.echo(f"  {stage:10} {getattr(speed, stage):10,.0f}")
+    for name, forward in speed.forward.items():
+        typer.echo(
+            f"  forward    {forward.images_per_second:10,.0f}  ({forward.slow:,.0f} to "
+            f"{forward.fast:,.0f}), {forward.bits_equal:.3%} of bits equal  {name}"
+        )
+
+
+def shards_command(
+    folder: Path | None = typer.Option(
+        None, help="Where the shards are made and kept; by default a folder that is removed."
+    ),
+    size: int = typer.Option(
+        1_000_000, min=8000, help="Images in the larger shards that the model is fitted on."
+    ),
+    check: int = typer.Option(
+        4_000_000, min=1000, help="Images in the shards that check the model's prediction."
+    ),
+    address: str | None = typer.Option(None, "--ray", help="Address of the Ray cluster, or local."),
+    out: Path | None = typer.Option(None, help="Folder for shards.md, shards.png and shards.json."),
+    as_json: bool = typer.Option(False, "--json", help="Print the figures as one JSON object."),
+) -> None:
+    """Measure search over 1 to 8 shards, fit a model of its time, and check it on a larger run.
+
+    Eight shards of the larger size take about 200 bytes an image on disk, 6.5 GB by default.
+
+    Example: hashlens bench shards --out results/
+    """
+    from hashlens.bench.shards import run, text, write
+    from hashlens.bench.timing import environment
+    from hashlens.distributed.cluster import connect
+
+    ray = connect(address)
+
+    def report(line: str) -> None:
+        typer.echo(line, err=True)
+
+    cores = os.cpu_count() or 1
+    if folder is not None:
+        results = run(folder.absolute(), size, check, cores, report)
+    else:
+        with tempfile.TemporaryDirectory() as made:
+            results = run(Path(made), size, check, cores, report)
+    results["environment"] = environment(cores)
+    results["environment"]["versions"]["ray"] = ray.__version__
+    if out is not None:
+        page = write(results, out, f"hashlens bench shards --size {size} --check {check}")
         typer.echo(f"page: {page}", err=True)
     typer.echo(json.dumps(results) if as_json else text(results))
 

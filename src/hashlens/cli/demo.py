@@ -24,7 +24,7 @@ def demo_command(
     """
     import json
 
-    from hashlens.experiments.demo import NEXT_COMMANDS, run_demo
+    from hashlens.workflows.demo import NEXT_COMMANDS, run_demo
 
     def say(line: str) -> None:
         typer.echo(line, err=True)

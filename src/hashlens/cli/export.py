@@ -39,7 +39,7 @@ def export_command(
 
     pixels = None
     if calibration is not None:
-        from hashlens.data.sources import open_source
+        from hashlens.data.opening import open_source
 
         pixels = calibration_pixels(model, open_source(calibration), calibration_images)
     report = export_onnx(model, onnx, calibration=pixels)
@@ -52,3 +52,38 @@ def export_command(
         f"against PyTorch on {report.n_compared} {kind}: {report.bits_equal:.2%} of bits equal, "
         f"features off by at most {report.feature_error:.1e} of the largest"
     )
+
+
+def push_command(
+    model: Path = typer.Argument(..., help="Folder of a model."),
+    repo: str = typer.Argument(..., help="Repository on the hub, such as me/shop-codes."),
+    endpoint: str | None = typer.Option(
+        None, help="Address of the hub. [default: HF_ENDPOINT, or huggingface.co]"
+    ),
+    public: bool = typer.Option(False, "--public", help="A new repository is for all to see."),
+) -> None:
+    """Upload a model: description, weights and card, nothing else of the folder.
+
+    Example: hashlens push model/ me/shop-codes
+    """
+    from hashlens.models.hub import push_model
+
+    typer.echo(push_model(model, repo, endpoint=endpoint, private=not public))
+
+
+def pull_command(
+    repo: str = typer.Argument(..., help="Repository on the hub, such as me/shop-codes."),
+    out: Path = typer.Option(..., "--out", help="Folder of the model."),
+    revision: str | None = typer.Option(None, help="Branch, tag or commit. [default: main]"),
+    endpoint: str | None = typer.Option(
+        None, help="Address of the hub. [default: HF_ENDPOINT, or huggingface.co]"
+    ),
+) -> None:
+    """Download a model; a model in --out is replaced once the new one is whole.
+
+    Example: hashlens pull me/shop-codes --out model/
+    """
+    from hashlens.models.hub import pull_model
+
+    pull_model(repo, out, revision=revision, endpoint=endpoint)
+    typer.echo(f"{out}: model of {repo}")

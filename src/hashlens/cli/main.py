@@ -18,12 +18,9 @@ from typer.core import TyperGroup
 from hashlens import __version__
 from hashlens.cli.bench import bench_app
 from hashlens.cli.demo import demo_command
-from hashlens.cli.evaluate import evaluate_command
-from hashlens.cli.export import export_command
-from hashlens.cli.hub import pull_command, push_command
+from hashlens.cli.evaluate import evaluate_command, inspect_command, labels_command
+from hashlens.cli.export import export_command, pull_command, push_command
 from hashlens.cli.index import index_app
-from hashlens.cli.inspect import inspect_command
-from hashlens.cli.labels import labels_command
 from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.search import search_command
 from hashlens.cli.serve import serve_command
@@ -121,7 +118,7 @@ def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
-    # Pillow's word on half of the pixels that ``hashlens.data.images`` reads on purpose.
+    # Pillow's word on half of the pixels that ``hashlens.data.image`` reads on purpose.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
     try:
         app()

@@ -6,16 +6,17 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import typer
 
-from hashlens.errors import IndexStoreError, SourceError, system_reason
+from hashlens.errors import IndexStoreError, ModelError, SourceError, system_reason
 
 if TYPE_CHECKING:
-    from hashlens.index.index import HashIndex
+    from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
-    from hashlens.protocols import Skipped
+    from hashlens.types import Skipped
+
 
 # The sign may stand between spaces, as many before it as after it.
 _CONDITION = re.compile(
@@ -40,7 +41,7 @@ def open_index(
     of this process; ``replicas`` and ``require_all`` are as in ``ShardedIndex.open``.
     """
     from hashlens.distributed.catalogue import is_sharded, read_catalogue
-    from hashlens.index.index import HashIndex
+    from hashlens.index.hash_index import HashIndex
 
     if is_sharded(path):
         if not shards:
@@ -60,7 +61,7 @@ def open_index(
 def remembered_model(path: Path) -> str | None:
     """Where the index at ``path`` says its model lies, if it does."""
     from hashlens.distributed.catalogue import is_sharded, read_catalogue
-    from hashlens.index.index import HashIndex
+    from hashlens.index.hash_index import HashIndex
 
     if is_sharded(path):
         return read_catalogue(path).model
@@ -93,8 +94,8 @@ class Images(NamedTuple):
 def open_images(sources: Sequence[str]) -> Images:
     """Image files, folders and other sources as one list."""
     from hashlens.data.folders import SUFFIXES
-    from hashlens.data.sources import open_source
-    from hashlens.file_uris import path_uri
+    from hashlens.data.opening import open_source
+    from hashlens.files import path_uri
 
     found = Images([], [])
     for spec in sources:
@@ -181,3 +182,42 @@ def _scalar(text: str) -> Any:
     except ValueError:
         return text
     return text if isinstance(value, str | list | dict) else value
+
+
+RADIUS = typer.Option(
+    None,
+    metavar="BITS",
+    help="hds and bcs: only images whose code differs in at most so many bits; a number, or "
+    "proposed for the one that hashlens inspect stored with the model.",
+)
+
+
+def parse_radius(text: str | None) -> int | Literal["proposed"] | None:
+    """What was written after ``--radius``; usage that is wrong ends the command."""
+    if text is None:
+        return None
+    if text == "proposed":
+        return "proposed"
+    if not (text.isascii() and text.isdecimal()):
+        raise typer.BadParameter(
+            f"--radius: expected a number of bits from 0, or proposed, got {text!r}"
+        )
+    return int(text)
+
+
+def stored_radius(encoder: Encoder, model: str | Path | None) -> int:
+    """The radius that is stored with a model.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    if encoder.radius is None:
+        again = ", and export it again" if str(model).endswith(".onnx") else ""
+        raise ModelError(
+            f"{model}: no radius is stored with this model; run `hashlens inspect MODEL --data "
+            f"SOURCE` with its folder{again}, or give --radius a number"
+        )
+    typer.echo(f"radius: {encoder.radius} bits, as stored with the model", err=True)
+    return encoder.radius

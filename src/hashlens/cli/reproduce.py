@@ -17,8 +17,8 @@ from hashlens.errors import InvalidInputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hashlens.experiments.comparison import Comparison
-    from hashlens.experiments.pieces import Piece
+    from hashlens.paper.comparison import Comparison
+    from hashlens.paper.run import Piece
 
 reproduce_app = typer.Typer(no_args_is_help=True, help="Run the paper's comparisons again.")
 
@@ -61,11 +61,11 @@ def _comparison(name: str, about: str) -> None:
         seed: int = _SEED,
         as_json: bool = _JSON,
     ) -> None:
-        from hashlens.data.sources import open_source
-        from hashlens.experiments.comparison import Comparison
-        from hashlens.experiments.pieces import read_piece
-        from hashlens.experiments.splits import make_split
+        from hashlens.data.opening import open_source
         from hashlens.models.encoder import Encoder
+        from hashlens.paper.comparison import Comparison
+        from hashlens.paper.run import read_piece
+        from hashlens.paper.splits import make_split
 
         piece = _only(read_piece(name, quick=quick), methods, bits, epochs)
         spec = data or _default_data(name) or piece.hub
@@ -127,11 +127,10 @@ def products_command(
 
     Example: hashlens reproduce products photos/ --quick
     """
-    from hashlens.data.sources import open_source
-    from hashlens.experiments.comparison_report import typed
-    from hashlens.experiments.pieces import read_products
-    from hashlens.experiments.products import ProductsRun
-    from hashlens.experiments.products_report import summary, ways_table, write_products
+    from hashlens.data.opening import open_source
+    from hashlens.paper.comparison import typed
+    from hashlens.paper.products import ProductsRun, summary, ways_table, write_products
+    from hashlens.paper.run import read_products
 
     settings = read_products(quick=quick)
     if bits is not None:
@@ -163,8 +162,7 @@ _PRODUCTS_TIME = (
 
 def _compare(run: Comparison, as_json: bool) -> None:
     """Say what will run, run it, and tell the scores."""
-    from hashlens.experiments.comparison import spoken_time
-    from hashlens.experiments.comparison_report import precision_table, typed, write_comparison
+    from hashlens.paper.comparison import precision_table, spoken_time, typed, write_comparison
 
     split = run.split.describe()
     _say(run.console, split)

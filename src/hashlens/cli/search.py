@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from hashlens.cli.opening import open_index, parse_where
-from hashlens.cli.radius import RADIUS, parse_radius, stored_radius
+from hashlens.cli.opening import RADIUS, open_index, parse_radius, parse_where, stored_radius
 from hashlens.errors import IndexStoreError
 
 if TYPE_CHECKING:
-    from hashlens.index.index import Hit
+    from hashlens.index.hash_index import Hit
     from hashlens.models.encoder import Encoder
-    from hashlens.protocols import Mode
+    from hashlens.types import Mode
 
 _MODES = ("hds", "bcs", "es")
 
@@ -52,7 +51,7 @@ def search_command(
         raise typer.BadParameter(f"--mode: expected one of {', '.join(_MODES)}, got {mode!r}")
     if mode == "es" and radius is not None:
         raise typer.BadParameter("--radius goes with --mode hds or bcs")
-    from hashlens.index.arrays import SearchTrace
+    from hashlens.index.ranking import SearchTrace
 
     limit = parse_radius(radius)
     conditions = parse_where(where)
@@ -111,8 +110,8 @@ def printable(text: str) -> str:
 
 def write_sheet(path: Path, answers: list[tuple[str, str, list[Hit]]]) -> None:
     """Queries and their nearest pictures as one picture."""
-    from hashlens.data.images import load_image
-    from hashlens.evaluation.sheets import Neighbour, SheetQuery, picture_sheet
+    from hashlens.data.image import load_image
+    from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 
     queries = [
         SheetQuery(

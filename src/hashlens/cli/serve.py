@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from hashlens.errors import MissingExtraError
-from hashlens.service.keys import KEY_VARIABLE, read_key
+from hashlens.service.limits import KEY_VARIABLE, read_key
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder

@@ -13,7 +13,7 @@ from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from hashlens.training.config import TrainingConfig
-    from hashlens.training.result import TrainingResult
+    from hashlens.training.folder import TrainingResult
 
 
 def train_command(
@@ -137,7 +137,7 @@ def _run(
         values = {} if recipe == "auto" else recipe_values(recipe)
         typer.echo(TrainingConfig().with_values({**values, **overrides}).to_toml(), nl=False)
         return
-    from hashlens.data.sources import open_source
+    from hashlens.data.opening import open_source
 
     source = open_source(source_spec)
     if unsupervised:
@@ -191,7 +191,7 @@ def _tell(result: TrainingResult, config: TrainingConfig, source: str, as_json: 
 def _unsupervised(
     source: Any, out: Path | None, overrides: dict[str, Any], as_json: bool, options: dict[str, Any]
 ) -> None:
-    from hashlens.experiments.unsupervised import train_unsupervised
+    from hashlens.training.unsupervised import train_unsupervised
 
     taken = {"bits", "backbone", "weights", "size", "seed"}
     if odd := sorted(set(overrides) - taken):

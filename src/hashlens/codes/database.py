@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashlens.codes.packing import check_codes, code_words, from_words
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Codes, Ids
+from hashlens.types import Codes, Ids
 
 if TYPE_CHECKING:
     from hashlens.codes.rings import Rings

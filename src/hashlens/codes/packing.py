@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Codes
+from hashlens.types import Codes
 
 MIN_BITS = 8
 MAX_BITS = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.protocols import Codes, Ids
+from hashlens.types import Codes, Ids
 
 
 def distances(database: Codes, queries: Codes) -> NDArray[np.uint16]:

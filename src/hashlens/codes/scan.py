@@ -13,7 +13,7 @@ from hashlens.codes import kernels
 from hashlens.codes.database import Snapshot, rows_snapshot
 from hashlens.codes.packing import from_words
 from hashlens.codes.threads import run_all, split, thread_count
-from hashlens.protocols import Ids
+from hashlens.types import Ids
 
 _FAR = 1 << 62
 # Candidates are buffered where at most this part of the codes is wanted, else all are counted.

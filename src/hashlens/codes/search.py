@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from hashlens.codes.database import CodeDatabase, check_rows, rows_snapshot
 from hashlens.codes.packing import check_codes, to_words
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Codes, Ids
+from hashlens.types import Codes, Ids
 
 if TYPE_CHECKING:
-    from hashlens.codes.ring_search import RingSearch
+    from hashlens.codes.rings import RingSearch
     from hashlens.codes.scan import Scan
 
 # Where fewer than one code in so many is allowed, the allowed ones are gathered and searched.
@@ -142,7 +142,7 @@ class _Call(NamedTuple):
 
 def _prepare(database: Any, queries: Any, allowed: Any) -> _Call:
     """Check what came, and choose how to search it."""
-    from hashlens.codes.ring_search import RingSearch
+    from hashlens.codes.rings import RingSearch
     from hashlens.codes.scan import Scan
 
     queries = check_codes(queries, "queries")

@@ -12,11 +12,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashlens.data.images import UnreadableImageError, image_name, load_image
+from hashlens.data.image import UnreadableImageError, image_name, load_image
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError
-from hashlens.protocols import ImageInput, Skipped
+from hashlens.types import ImageInput, Skipped
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (images done, images in all)."""

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.data.labels import split_validation
 from hashlens.data.source import Source
-from hashlens.data.splits import split_validation
 from hashlens.data.uris import RawImage
 from hashlens.errors import MissingExtraError, SourceError
 

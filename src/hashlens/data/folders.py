@@ -10,7 +10,7 @@ import numpy as np
 
 from hashlens.data.source import FileImages, Source
 from hashlens.errors import SourceError
-from hashlens.file_uris import path_uri
+from hashlens.files import path_uri
 
 _SPLIT_NAMES = frozenset({"train", "training", "test", "val", "valid", "validation", "dev"})
 

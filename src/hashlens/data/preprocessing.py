@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashlens.data.images import load_image
+from hashlens.data.image import load_image
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import ImageInput
+from hashlens.types import ImageInput
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

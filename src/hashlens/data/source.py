@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from hashlens.data.images import UnreadableImageError, decode
+from hashlens.data.image import UnreadableImageError, decode
 from hashlens.data.uris import RawImage
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.file_uris import path_uri
+from hashlens.files import path_uri
 
 
 class ImageStore(Protocol):

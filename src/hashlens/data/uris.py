@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import SourceError
-from hashlens.file_uris import uri_path
+from hashlens.files import uri_path
 
 RawImage: TypeAlias = bytes | Path | NDArray[np.uint8]
 """What a store holds of one image: encoded bytes, a file, or pixels."""
@@ -37,7 +37,7 @@ def resolve(image: Any) -> RawImage:
     if not isinstance(image, str):
         return Path(image)
     if match := _PARQUET.fullmatch(image):
-        from hashlens.data.parquet import open_parquet
+        from hashlens.data.tables import open_parquet
 
         return open_parquet(os.path.expanduser(match["path"])).read(int(match["row"]))
     elif match := _DIGITS.fullmatch(image):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hashlens.errors import IndexStoreError
-from hashlens.protocols import Ids
+from hashlens.types import Ids
 
 FILE_NAME = "shards.json"
 LOCK_NAME = "shards.lock"

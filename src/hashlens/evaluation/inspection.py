@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 
 from hashlens.codes.packing import check_codes, unpack_bits
 from hashlens.errors import InvalidInputError
-from hashlens.evaluation.metrics import Scores, precision_within_radius
-from hashlens.evaluation.relevance import Labels, check_labels, counts_by_distance
-from hashlens.protocols import Codes
+from hashlens.evaluation.metrics import (
+    Labels,
+    Scores,
+    check_labels,
+    counts_by_distance,
+    precision_within_radius,
+)
+from hashlens.types import Codes
 
 STUCK_SHARE = 0.005
 TWIN_CORRELATION = 0.95

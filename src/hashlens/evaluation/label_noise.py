@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hashlens.codes.search import hamming_topk
 from hashlens.errors import InvalidInputError
-from hashlens.protocols import Codes, Features, Ids
+from hashlens.types import Codes, Features, Ids
 
 ClassScores = NDArray[np.float64]
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.evaluation.metrics import PRECISION_AT, Scores
-from hashlens.evaluation.relevance import Labels
-from hashlens.protocols import Codes, Features, Ids, Mode
+from hashlens.evaluation.metrics import PRECISION_AT, Labels, Scores
+from hashlens.types import Codes, Features, Ids, Mode
 
 
 @dataclass(frozen=True)

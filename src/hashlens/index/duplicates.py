@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.pairs import hamming_pairs
-from hashlens.index.arrays import ArraySearcher
-from hashlens.protocols import Ids
+from hashlens.index.ranking import ArraySearcher
+from hashlens.types import Ids
 
 
 class DuplicateGroups(NamedTuple):

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError
-from hashlens.index.records import load_text
+from hashlens.index.rows import load_text
 from hashlens.index.snapshot import Snapshot
 from hashlens.index.store import Transaction, file_errors
-from hashlens.protocols import Ids
+from hashlens.types import Ids
 
 FORMATS = ("faiss", "parquet", "numpy")
 _ROWS_AT_A_TIME = 16384

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from hashlens.errors import IndexStoreError, system_reason
-from hashlens.index.filters import METADATA_FUNCTION, metadata_value
-from hashlens.index.schema import DATABASE, Meta, create_tables, read_meta
+from hashlens.index.layout import DATABASE, Meta, create_tables, read_meta
+from hashlens.index.where import METADATA_FUNCTION, metadata_value
 
 WRITER_WAIT_SECONDS = 20.0
 """How long a writer waits for another one."""

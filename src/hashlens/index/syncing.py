@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hashlens.errors import IndexStoreError
-from hashlens.file_uris import path_uri, uri_path
+from hashlens.files import path_uri, uri_path
 from hashlens.index import writing
-from hashlens.index.adding import commits, store_label
-from hashlens.index.checks import check_encoded, check_lengths
 from hashlens.index.files import FileState, file_state
-from hashlens.index.records import load_text, store_text
-from hashlens.index.schema import Meta
+from hashlens.index.layout import Meta
+from hashlens.index.rows import check_encoded, check_lengths, load_text, store_text
 from hashlens.index.store import Store
-from hashlens.protocols import EncodedBatch, Encoder, Skipped
+from hashlens.index.writing import commits, store_label
+from hashlens.types import EncodedBatch, Encoder, Skipped
 
 
 class SyncReport(NamedTuple):

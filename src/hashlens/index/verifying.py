@@ -9,8 +9,8 @@ from contextlib import suppress
 import numpy as np
 
 from hashlens.errors import IndexStoreError
-from hashlens.index.records import row_checksum
-from hashlens.index.schema import TABLES, Meta, read_checksums
+from hashlens.index.layout import TABLES, Meta, read_checksums
+from hashlens.index.rows import row_checksum
 from hashlens.index.store import HEAD, Store, read_head
 
 _RESTORE = "restore the folder from a backup"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
-from hashlens.index.files import NO_FILE, FileState
-from hashlens.index.records import row_checksum
-from hashlens.index.schema import ARRAYS, Meta, last_checksum, write_checksums, write_meta
-from hashlens.index.store import Store
-from hashlens.protocols import Codes, Ids
+from hashlens.files import path_uri, uri_path
+from hashlens.index.files import NO_FILE, FileState, file_state
+from hashlens.index.layout import (
+    ARRAYS,
+    ArrayFile,
+    Meta,
+    last_checksum,
+    write_checksums,
+    write_meta,
+)
+from hashlens.index.rows import (
+    Metadata,
+    check_encoded,
+    check_lengths,
+    row_checksum,
+    store_metadata,
+    store_text,
+)
+from hashlens.index.store import Store, sync_folder
+from hashlens.types import Codes, EncodedBatch, Encoder, Ids, ImageInput, Skipped
 
 _INSERT = "INSERT INTO images VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?)"
 _CONTENT = "uri, label, metadata, size, mtime_ns, digest"
@@ -144,3 +162,211 @@ def _set(connection: sqlite3.Connection, image_id: int, values: dict[str, Any]) 
 
 def _commit(connection: sqlite3.Connection, meta: Meta, **changes: Any) -> None:
     write_meta(connection, replace(meta, commit=meta.commit + 1, **changes))
+
+
+IMAGES_A_COMMIT = 1024
+SECONDS_A_COMMIT = 5.0
+"""While images are encoded, what is done is committed after so many, or so long."""
+
+
+class AddReport(NamedTuple):
+    """What an ``add`` did.
+
+    Attributes
+    ----------
+    ids : ndarray of shape (m,), int64
+        Of the images that were added, in order.
+    skipped : tuple of Skipped
+        Images that could not be read.
+    """
+
+    ids: Ids
+    skipped: tuple[Skipped, ...]
+
+
+def add_images(
+    store: Store,
+    encoder: Encoder,
+    images: Iterable[ImageInput],
+    labels: Sequence[Any] | None,
+    metadata: Sequence[Metadata | None] | None,
+    progress: Callable[[int], None] | None,
+    strict: bool,
+) -> AddReport:
+    """Encode and add images, in several commits; see ``HashIndex.add``."""
+    if isinstance(images, str | os.PathLike | bytes):
+        raise InvalidInputError(
+            f"images: expected a list, got one image, {images!r:.80}; put it into a list"
+        )
+    if isinstance(images, Sized):
+        check_lengths(len(images), labels=labels, metadata=metadata)
+    meta = store.meta()
+    ids: list[Ids] = []
+    skipped: list[Skipped] = []
+    seen: list[tuple[str, FileState | None]] = []
+
+    def named() -> Iterator[ImageInput]:
+        for image in images:
+            for name, values in (("labels", labels), ("metadata", metadata)):
+                if values is not None and len(values) <= len(seen):
+                    raise InvalidInputError(
+                        f"{name}: expected one an image, got {len(values)} for more images"
+                    )
+            uri = uri_of(image)
+            seen.append((uri, file_state(uri_path(uri)) if uri else None))
+            yield image
+
+    for batches in commits(encoder.encode_batches(named(), strict=strict)):
+        for batch in batches:
+            skipped += batch.skipped
+        at = np.concatenate([batch.positions for batch in batches]).tolist()
+        if at:
+            codes, features = check_encoded(
+                meta,
+                np.concatenate([batch.codes for batch in batches]),
+                np.concatenate([batch.features for batch in batches]),
+            )
+            rows = new_images(
+                len(at),
+                [seen[i][0] for i in at],
+                None if labels is None else [labels[i] for i in at],
+                None if metadata is None else [metadata[i] for i in at],
+                [seen[i][1] for i in at],
+            )
+            ids.append(append_images(store, codes, features, rows))
+        if progress is not None:
+            progress(sum(len(batch.positions) + len(batch.skipped) for batch in batches))
+    return AddReport(np.concatenate([np.zeros(0, np.int64), *ids]), tuple(skipped))
+
+
+def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
+    """Gather batches until enough images or seconds have come together.
+
+    When the batches end with an error, or the caller is interrupted, what was gathered comes
+    out before the error goes on.
+    """
+    gathered: list[EncodedBatch] = []
+    images, began = 0, time.monotonic()
+    try:
+        for batch in batches:
+            gathered.append(batch)
+            images += len(batch.positions)
+            if images >= IMAGES_A_COMMIT or time.monotonic() - began >= SECONDS_A_COMMIT:
+                ready, gathered = gathered, []
+                yield ready
+                images, began = 0, time.monotonic()
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if gathered:
+            yield gathered
+        raise
+    if gathered:
+        yield gathered
+
+
+def new_images(
+    count: int,
+    uris: Sequence[str],
+    labels: Sequence[Any] | None,
+    metadata: Sequence[Metadata | None] | None,
+    files: Sequence[FileState | None] | None = None,
+) -> Iterator[NewImage]:
+    """Rows to be of ``count`` images; each is checked when it is taken.
+
+    Raises
+    ------
+    InvalidInputError
+        If lengths differ, at once; if a value does not fit, when its row is taken.
+    """
+    check_lengths(count, uris=uris, labels=labels, metadata=metadata)
+    return map(
+        _new_image,
+        uris,
+        repeat(None) if labels is None else labels,
+        repeat(None) if metadata is None else metadata,
+        repeat(None) if files is None else files,
+    )
+
+
+def _new_image(uri: str, label: Any, metadata: Metadata | None, file: FileState | None) -> NewImage:
+    if not isinstance(uri, str):
+        raise InvalidInputError(f"uris: expected text, got {uri!r}")
+    return NewImage(store_text(uri) or "", store_label(label), store_metadata(metadata, uri), file)
+
+
+def store_label(label: Any) -> str | bytes | None:
+    """A label as it is stored: text; whole numbers become text."""
+    if label is None:
+        return None
+    if isinstance(label, str):
+        return store_text(str(label))
+    if isinstance(label, int | np.integer) and not isinstance(label, bool):
+        return str(int(label))
+    raise InvalidInputError(f"label: expected a class name, got {label!r}")
+
+
+def uri_of(image: ImageInput) -> str:
+    """Where an image can be found again: an absolute path or a URI; empty for one in memory."""
+    if not isinstance(image, str | os.PathLike):
+        return ""
+    name = os.fspath(image)
+    path, mark, row = name.rpartition("#")
+    if mark and not os.path.exists(name) and os.path.exists(path):
+        return f"{os.path.abspath(path)}#{row}"
+    if isinstance(image, str) and not os.path.exists(name):
+        return name
+    return path_uri(name)
+
+
+_COPY_BYTES = 1 << 26
+
+
+def compact(store: Store) -> int:
+    """Drop dead rows, and order the rest by id; return the number of rows dropped.
+
+    The files of the next generation are written and synced beside the old ones. The commit that
+    names them switches all readers at once; a kill before it leaves the old generation whole,
+    and the new files are dropped by the next writer.
+    """
+    with store.writing() as (connection, meta):
+        rows = list(connection.execute("SELECT id, position FROM images WHERE alive ORDER BY id"))
+        ids, positions = np.array(rows, np.int64).reshape(-1, 2).T
+        if np.array_equal(positions, np.arange(meta.count)):
+            return 0
+        drop_stale_files(store.path, meta.generation)
+        new = replace(meta, generation=meta.generation + 1, count=len(ids), commit=meta.commit + 1)
+        connection.execute("DELETE FROM blocks")
+        old_files = meta.arrays(store.path)
+        for name, file in new.arrays(store.path).items():
+            write_checksums(connection, name, _copy(old_files[name], file, meta.count, positions))
+        sync_folder(store.path)
+        connection.execute("DELETE FROM images WHERE NOT alive")
+        connection.execute("DELETE FROM dead")
+        connection.executemany(
+            "UPDATE images SET position = ? WHERE id = ?", enumerate(ids.tolist())
+        )
+        write_meta(connection, new)
+    for file in old_files.values():  # no others: the next writer may be making new ones already
+        file.path.unlink(missing_ok=True)
+    store.checkpoint()
+    return meta.count - new.count
+
+
+def _copy(old: ArrayFile, new: ArrayFile, count: int, positions: Ids) -> dict[int, int]:
+    """Write the rows at these positions to a new file; return its checksums."""
+    source = old.map(count)
+    checksums: dict[int, int] = {}
+    new.create()
+    done = 0
+    for rows in _pieces(source, positions):
+        # Only the last block can be partly filled, so only its checksum goes on.
+        checksums.update(new.append(rows, done, checksums))
+        done += len(rows)
+    return checksums
+
+
+def _pieces(source: NDArray[Any], positions: Ids) -> Iterator[NDArray[Any]]:
+    step = max(1, _COPY_BYTES // max(1, source.shape[1] * source.itemsize))
+    for at in range(0, len(positions), step):
+        yield source[positions[at : at + step]]

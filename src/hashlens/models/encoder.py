@@ -5,9 +5,10 @@ Importing this module imports neither torch nor onnxruntime; ``Encoder.load`` do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from hashlens.codes.packing import code_bytes, pack_bits
 from hashlens.data.decoding import iter_decoded
 from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
-from hashlens.models.config import ModelConfig
-from hashlens.protocols import Codes, EncodedBatch, Features, ImageInput
+from hashlens.models.description import ModelConfig, parse_config
+from hashlens.types import Codes, EncodedBatch, Features, Ids, ImageInput, Skipped
 
 Batch = NDArray[np.float32]
 
@@ -48,7 +50,7 @@ class Runner(Protocol):
 
 
 class Encoder:
-    """Turns images into codes and features (:class:`hashlens.protocols.Encoder`).
+    """Turns images into codes and features (:class:`hashlens.types.Encoder`).
 
     Codes of one image are equal from run to run. In batches of another size, or with another
     runtime, sums are rounded in another order: a bit whose latent value lies within rounding of
@@ -87,8 +89,6 @@ class Encoder:
         """
         path = Path(path)
         if path.suffix == ".onnx":
-            from hashlens.models.onnx_runner import load_onnx
-
             return cls(*load_onnx(path))
         if path.is_file():
             raise ModelError(
@@ -96,7 +96,7 @@ class Encoder:
                 "holds model.json"
             )
         try:
-            from hashlens.models.torch_runner import load_torch
+            from hashlens.models.checkpoint import load_torch
         except ImportError as error:
             raise MissingExtraError(
                 f"{path}: a model directory (an exported .onnx file does without)", "train"
@@ -233,3 +233,178 @@ class Encoder:
         """
         out = self._runner.run(images)
         return pack_bits(out.latent >= 0), out.features, out.scores
+
+
+_T = TypeVar("_T", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """The m readable images of a source, encoded.
+
+    Attributes
+    ----------
+    codes : ndarray of shape (m, ceil(bits / 8)), uint8
+    features : ndarray of shape (m, d), float32
+    scores : ndarray of shape (m, classes), float32, or None
+        Class scores before the softmax, where the encoder has a classifier.
+    labels : ndarray of shape (m,), int64
+        Places in the source's ``classes``; -1 where unlabelled.
+    label_matrix : ndarray of shape (m, classes), bool, or None
+        For multi-label sources.
+    uris : tuple of str
+        Where each image came from.
+    positions : ndarray of shape (m,), int64
+        Where each image stood in the source; ascending.
+    skipped : tuple of Skipped
+        Images that could not be read.
+    """
+
+    codes: Codes
+    features: Features
+    scores: NDArray[np.float32] | None
+    labels: NDArray[np.int64]
+    label_matrix: NDArray[np.bool_] | None
+    uris: tuple[str, ...]
+    positions: Ids
+    skipped: tuple[Skipped, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def encode_source(
+    encoder: Encoder,
+    source: Source,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+    strict: bool = False,
+) -> EncodedImages:
+    """Encode every readable image of a source.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The model.
+    source : Source
+        Images and labels; may be empty.
+    batch_size : int
+        Images in each run of the network.
+    progress : callable, optional
+        Called with the number of images done since the last call.
+    strict : bool
+        Raise on an unreadable image instead of skipping it.
+
+    Raises
+    ------
+    ImageError
+        If strict and an image cannot be read.
+    """
+    batches: list[EncodedBatch] = []
+    for batch in encoder.encode_batches(source.uris, batch_size=batch_size, strict=strict):
+        batches.append(batch)
+        if progress is not None:
+            progress(len(batch.positions) + len(batch.skipped))
+    positions = _joined([batch.positions for batch in batches], np.zeros(0, np.int64))
+    scores = [batch.scores for batch in batches if batch.scores is not None]
+    no_scores = np.zeros((0, len(encoder.classes)), np.float32) if encoder.classes else None
+    return EncodedImages(
+        codes=_joined(
+            [batch.codes for batch in batches], np.zeros((0, code_bytes(encoder.bits)), np.uint8)
+        ),
+        features=_joined(
+            [batch.features for batch in batches], np.zeros((0, encoder.feature_dim), np.float32)
+        ),
+        scores=np.concatenate(scores) if scores else no_scores,
+        labels=source.labels[positions],
+        label_matrix=None if source.label_matrix is None else source.label_matrix[positions],
+        uris=tuple(source.uris[position] for position in positions),
+        positions=positions,
+        skipped=tuple(image for batch in batches for image in batch.skipped),
+    )
+
+
+def _joined(arrays: list[NDArray[_T]], empty: NDArray[_T]) -> NDArray[_T]:
+    return np.concatenate(arrays) if arrays else empty
+
+
+METADATA_KEY = "hashlens"
+INPUT = "images"
+OUTPUTS = ("latent", "features", "scores")
+
+
+class OnnxRunner:
+    """Runs an ONNX Runtime session.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+        With input ``images`` and outputs ``latent``, ``features`` and, with a classifier,
+        ``scores``.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        held = {output.name for output in session.get_outputs()}
+        self._outputs = [name for name in OUTPUTS if name in held]
+
+    def run(self, images: Batch) -> NetworkOutput:
+        """Prepared images of shape (n, channels, size, size) to their outputs."""
+        values = dict(
+            zip(self._outputs, self._session.run(self._outputs, {INPUT: images}), strict=True)
+        )
+        return NetworkOutput(values["latent"], values["features"], values.get("scores"))
+
+
+def load_onnx(path: Path) -> tuple[ModelConfig, OnnxRunner]:
+    """Load a file that ``hashlens export`` wrote.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, cut, not from Hashlens, or of a newer version.
+    """
+    if not path.is_file():
+        raise ModelError(f"no file at {path}; make one with hashlens export MODEL --onnx {path}")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions; warnings are for exporters
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise ModelError(
+            f"{path}: ONNX Runtime cannot read it ({str(error).splitlines()[0][:200]}); the file "
+            "is cut, foreign, or needs a newer onnxruntime: export it again"
+        ) from error
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ModelError(
+            f"{path}: this ONNX file is not from Hashlens (it carries no model description); "
+            "make one with hashlens export"
+        )
+    config, _ = parse_config(text, path)
+    _check_graph(session, config, path)
+    return config, OnnxRunner(session)
+
+
+def _check_graph(session: Any, config: ModelConfig, path: Path) -> None:
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    preprocessing = config.preprocessing
+    expected = [preprocessing.channels, preprocessing.size, preprocessing.size]
+    fits = (
+        list(inputs) == [INPUT]
+        and inputs[INPUT][1:] == expected
+        and outputs.get("latent", [None])[-1] == config.bits
+        and outputs.get("features", [None])[-1] == config.feature_dim
+        and (not config.classes or outputs.get("scores", [None])[-1] == len(config.classes))
+    )
+    if not fits:
+        raise ModelError(
+            f"{path}: its graph (inputs {inputs}, outputs {outputs}) does not fit its description "
+            f"({config.bits} bits, {config.feature_dim} features); export it again"
+        )

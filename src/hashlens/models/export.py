@@ -18,9 +18,16 @@ from hashlens.data.decoding import decode_source
 from hashlens.data.source import Source
 from hashlens.errors import MissingExtraError, ModelError
 from hashlens.models.checkpoint import load_model, read_config, write_atomically
-from hashlens.models.config import ModelConfig
-from hashlens.models.encoder import Batch, NetworkOutput, Runner
-from hashlens.models.onnx_runner import INPUT, METADATA_KEY, OUTPUTS, load_onnx
+from hashlens.models.description import ModelConfig
+from hashlens.models.encoder import (
+    INPUT,
+    METADATA_KEY,
+    OUTPUTS,
+    Batch,
+    NetworkOutput,
+    Runner,
+    load_onnx,
+)
 
 if TYPE_CHECKING:
     from hashlens.models.latent import LatentHashNet
@@ -88,7 +95,7 @@ def export_onnx(
         import onnx
     except ImportError as error:
         raise MissingExtraError("hashlens export", "train") from error
-    from hashlens.models.torch_runner import TorchRunner
+    from hashlens.models.checkpoint import TorchRunner
 
     with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
         exported = Path(folder) / "float32.onnx"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hashlens.errors import HashlensError, MissingExtraError, ModelError
-from hashlens.models.card import CARD_NAME
 from hashlens.models.checkpoint import CONFIG_NAME, load_model, read_config, replace_model
+from hashlens.models.description import CARD_NAME
 
 
 def push_model(

@@ -12,17 +12,15 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from hashlens import __version__
-from hashlens.service import errors
+from hashlens.service import errors, routes
 from hashlens.service.engine import Engine
 from hashlens.service.limits import Limits
 from hashlens.service.metrics import CountRequests, Metrics
-from hashlens.service.routes import health
-from hashlens.service.routes.images import images_router
-from hashlens.service.routes.search import search_router
+from hashlens.service.routes import images_router, search_router
 from hashlens.service.security import BodyGuard, HostGuard, SecureHeaders
 
 if TYPE_CHECKING:
-    from hashlens.index.index import HashIndex
+    from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
 
 _WEB = Path(__file__).parent / "web"
@@ -79,7 +77,7 @@ def create_app(
     errors.install(app)
     app.include_router(search_router(limits))
     app.include_router(images_router(limits))
-    app.include_router(health.router)
+    app.include_router(routes.router)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hashlens.protocols import Mode
+from hashlens.types import Mode
 
 _HIT: dict[str, Any] = {
     "id": 17,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hashlens.data.images import load_image
+from hashlens.data.image import load_image
 from hashlens.errors import HashlensError
-from hashlens.file_uris import uri_path
+from hashlens.files import uri_path
 from hashlens.index.files import content_digest
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits

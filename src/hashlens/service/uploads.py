@@ -6,19 +6,99 @@ read from the header, and what makes a small file costly is counted, before anyt
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import logging
 import math
+import os
 import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from fastapi import UploadFile
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
-from hashlens.data.images import UnreadableImageError, load_image
+from hashlens.data.image import UnreadableImageError, load_image
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
-from hashlens.service.structure import find_excess
+
+SCANS = 100
+"""Passes of a progressive JPEG over all its pixels; encoders write about 10."""
+SEGMENTS = 1_000
+"""Of a JPEG before its first scan: a profile of 16 MiB takes 250."""
+CHUNKS = 10_000
+"""Of a PNG: 16 MiB are about 2,000. Of a GIF, its blocks before the first image."""
+
+_SCAN = 0xFFDA
+
+
+def find_excess(data: bytes) -> str | None:
+    """What a file has too many of, in a few words; None for an ordinary one.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of a file of any kind.
+    """
+    if data.startswith(b"\xff\xd8"):
+        # inside compressed data 0xFF is always followed by 0, so this counts scans
+        if data.count(_SCAN.to_bytes(2)) > SCANS:
+            return f"more than {SCANS} scans"
+        return _more_than(SEGMENTS, "segments", _jpeg_segments(data))
+    if data.startswith(b"\x89PNG"):
+        return _more_than(CHUNKS, "chunks", _png_chunks(data))
+    if data.startswith(b"GIF8"):
+        return _more_than(CHUNKS, "blocks", _gif_blocks(data))
+    return None
+
+
+def _more_than(count: int, what: str, parts: Iterator[int]) -> str | None:
+    over = next(islice(parts, count, None), None) is not None
+    return f"more than {count:,} {what}" if over else None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    """Position of each step that Pillow takes up to the first scan; padding is a step a byte."""
+    at = 2
+    while at + 4 <= len(data):
+        yield at
+        marker = int.from_bytes(data[at : at + 2])
+        if marker == _SCAN:
+            return
+        if data[at] != 0xFF or marker == 0xFFFF:
+            at += 1
+            continue
+        _, _, has_length = JpegImagePlugin.MARKER.get(marker, ("", "", None))
+        at += 2 + (int.from_bytes(data[at + 2 : at + 4]) if has_length else 0)
+
+
+def _png_chunks(data: bytes) -> Iterator[int]:
+    """Position of each chunk."""
+    at = 8
+    while at < len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4])
+
+
+def _gif_blocks(data: bytes) -> Iterator[int]:
+    """Position of each block and sub-block up to the first image."""
+    if len(data) < 13:
+        return
+    at = 13 + (6 << (data[10] & 7) if data[10] & 0x80 else 0)
+    while at < len(data) and data[at] not in b",;":
+        yield at
+        if data[at] != ord("!"):
+            at += 1
+            continue
+        at += 2
+        while at < len(data) and data[at]:
+            yield at
+            at += 1 + data[at]
+        at += 1
+
 
 FORMATS = {
     "JPEG": "jpg",
@@ -160,3 +240,70 @@ def _deeper(value: Any, levels: int) -> bool:
         held = (one.values() if isinstance(one, dict) else one for one in layer)
         layer = [one for many in held for one in many if isinstance(one, dict | list)]
     return bool(layer)
+
+
+log = logging.getLogger("hashlens.service")
+
+FOLDER = "uploads"
+
+
+class UploadStore:
+    """Files ``uploads/<sha256>.<extension>`` of one index; a client's file name plays no part.
+
+    Parameters
+    ----------
+    index : Path
+        The index's folder.
+    """
+
+    def __init__(self, index: Path) -> None:
+        self._folder = index.resolve() / FOLDER
+
+    def keep(self, data: bytes) -> str:
+        """Store an image durably; returns its URI.
+
+        Parameters
+        ----------
+        data : bytes
+            An image that was decoded before.
+
+        Raises
+        ------
+        Refused
+            503 if it cannot be written, for example because the disk is full.
+        """
+        with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
+            extension = FORMATS[image.format or "PNG"]
+        path = self._folder / f"{hashlib.sha256(data).hexdigest()}.{extension}"
+        if path.is_file() and path.stat().st_size == len(data):
+            return str(path)
+        try:
+            self._write(path, data)
+        except OSError as error:
+            log.error("%s: an image could not be stored: %s", self._folder, error)
+            raise Refused(503, "the image cannot be stored now", Retry_After="5") from None
+        return str(path)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if not self._folder.is_dir():
+            self._folder.mkdir(exist_ok=True)
+            _sync(self._folder.parent)
+        aside = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync(self._folder)
+
+
+def _sync(folder: Path) -> None:
+    """Make new names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -14,20 +14,32 @@ from rich.console import Console
 
 from hashlens.data.labels import balanced_weights, require_labels
 from hashlens.data.source import Source
+from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.latent import LatentHashNet
-from hashlens.models.memory import keep_freed_memory
-from hashlens.training.batches import TrainingBatches, ValidationBatches
-from hashlens.training.callbacks import Detectors, KeepStates, ShowProgress, load_best
 from hashlens.training.config import TrainingConfig
-from hashlens.training.inputs import FEATURES, Inputs, decoded_inputs, feature_inputs
+from hashlens.training.data import (
+    FEATURES,
+    Inputs,
+    TrainingBatches,
+    ValidationBatches,
+    decoded_inputs,
+    feature_inputs,
+)
+from hashlens.training.folder import TrainingResult, open_run, save_result
 from hashlens.training.module import HashModule
 from hashlens.training.objectives import create_objective
-from hashlens.training.result import TrainingResult, save_result
-from hashlens.training.run import RUN, open_run
 from hashlens.training.scores import chance_loss
 from hashlens.training.split import Split, image_facts, split_notes, split_rows
-from hashlens.training.trainer import make_trainer, run_trainer
+from hashlens.training.state import RUN
+from hashlens.training.trainer import (
+    Detectors,
+    KeepStates,
+    ShowProgress,
+    load_best,
+    make_trainer,
+    run_trainer,
+)
 
 __all__ = ["TrainingResult", "image_facts", "is_first_process", "train"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import math
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning
 import torch
@@ -12,12 +13,169 @@ from torch.optim.swa_utils import AveragedModel
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.models.latent import LatentHashNet, LatentOutput
-from hashlens.training.augment import rotate_and_scale, shift_and_flip
-from hashlens.training.batches import Batch
 from hashlens.training.config import TrainingConfig
-from hashlens.training.optimizers import create_optimizer
-from hashlens.training.schedules import rate_share
+from hashlens.training.data import Batch
 from hashlens.training.scores import ValidationScores, validation_scores
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentHashNet
+
+
+_LEVELS = 8
+
+
+def create_optimizer(net: LatentHashNet, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Create the optimizer that a configuration asks for.
+
+    Rates: the latent layer's is the base; F8's and the backbone's are multiples of it, and the
+    backbone's falls geometrically towards its first layer (``layer_decay``). Biases and
+    normalisation weights are not decayed.
+
+    Parameters
+    ----------
+    net : LatentHashNet
+        The network; weights that need no gradient are left out.
+    config : TrainingConfig
+        Resolved.
+    """
+    groups = parameter_groups(net, config)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    nesterov = config.schedule != "step" and config.momentum > 0
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov
+    )
+
+
+def parameter_groups(net: LatentHashNet, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Weights by rate and decay.
+
+    Parameters
+    ----------
+    net : LatentHashNet
+        The network; weights that need no gradient are left out.
+    config : TrainingConfig
+        Resolved.
+
+    Returns
+    -------
+    list of dict
+        As torch's optimizers take them.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    backbone = [name for name, _ in net.named_parameters() if name.startswith("backbone.")]
+    place = {name: index / max(1, len(backbone) - 1) for index, name in enumerate(backbone)}
+    for name, weight in net.named_parameters():
+        if not weight.requires_grad:
+            continue
+        rate = config.learning_rate
+        if name in place:
+            below = round((1 - place[name]) * _LEVELS) / _LEVELS
+            rate *= config.backbone_rate * config.layer_decay**below
+        elif name.startswith("classifier."):
+            rate *= config.classifier_rate
+        decay = config.weight_decay if weight.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(weight)
+    return [
+        {"params": weights, "lr": rate, "weight_decay": decay}
+        for (rate, decay), weights in groups.items()
+    ]
+
+
+def rate_share(schedule: str, step: int, total: int, warmup: float = 0.0) -> float:
+    """Share of the peak learning rate at a step.
+
+    Parameters
+    ----------
+    schedule : {"step", "onecycle", "cosine"}
+        ``step``: 1, then 0.1 from half of the steps on (the authors' solver: x0.1 after 25,000 of
+        50,000 iterations). ``onecycle``: rises and falls in straight lines. ``cosine``: rises in a
+        straight line, then falls as half a cosine.
+    step : int
+        Optimizer steps done, 0 to total.
+    total : int
+        Optimizer steps of the whole run.
+    warmup : float
+        Share of the steps in which ``onecycle`` and ``cosine`` rise.
+
+    Returns
+    -------
+    float
+        0 to 1; never 0 before the last step.
+    """
+    if schedule == "step":
+        return 1.0 if 2 * step < total else 0.1
+    rise = warmup * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    left = max(0.0, (total - step) / max(total - rise, 1.0))
+    if schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * min(left, 1.0)))
+    return min(left, 1.0)
+
+
+def shift_and_flip(
+    pixels: torch.Tensor, draws: torch.Tensor, crop: float, flip: bool
+) -> torch.Tensor:
+    """Shift each image, its border mirrored, and mirror half of them: one gather.
+
+    Parameters
+    ----------
+    pixels : tensor of shape (b, size, size, channels), any type
+        Images.
+    draws : tensor of shape (b, 3 or more), float32
+        Uniform in [0, 1): mirrored from 0.5 on, horizontal shift, vertical shift.
+    crop : float
+        Largest shift as a share of the side.
+    flip : bool
+        Whether images are mirrored at all.
+
+    Returns
+    -------
+    tensor like ``pixels``
+    """
+    size = pixels.shape[1]
+    reach = round(crop * size)
+    if reach == 0 and not flip:
+        return pixels
+    line = torch.arange(size, device=pixels.device)
+    shifts = (draws[:, 1:3] * (2 * reach + 1)).long() - reach
+    columns, rows = line + shifts[:, :1], line + shifts[:, 1:2]
+    if flip:
+        columns = torch.where(draws[:, :1] >= 0.5, size - 1 - columns, columns)
+    images = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    return pixels[images, _reflect(rows, size)[:, :, None], _reflect(columns, size)[:, None, :]]
+
+
+def _reflect(places: torch.Tensor, size: int) -> torch.Tensor:
+    last = size - 1
+    return last - (last - places.abs()).abs()
+
+
+def rotate_and_scale(images: torch.Tensor, draws: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Turn each image, and scale it by up to a tenth; what is missing is mirrored.
+
+    Parameters
+    ----------
+    images : tensor of shape (b, channels, size, size), float
+        Images.
+    draws : tensor of shape (b, 5), float32
+        The fourth number decides the angle, the fifth the scale.
+    degrees : float
+        Largest angle to either side; 0 leaves the images as they are.
+
+    Returns
+    -------
+    tensor like ``images``
+    """
+    if degrees == 0:
+        return images
+    angle = (2 * draws[:, 3] - 1) * math.radians(degrees)
+    scale = 0.9 + 0.2 * draws[:, 4]
+    cosine, sine, zero = torch.cos(angle) * scale, torch.sin(angle) * scale, torch.zeros_like(angle)
+    turns = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(turns.to(images.dtype), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 class HashModule(lightning.LightningModule):

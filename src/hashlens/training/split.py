@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.data.labels import require_labels
+from hashlens.data.labels import require_labels, split_validation
 from hashlens.data.source import Source
-from hashlens.data.splits import split_validation
 from hashlens.errors import SourceError
 from hashlens.training.config import TrainingConfig
-from hashlens.training.inputs import Inputs
+from hashlens.training.data import Inputs
 from hashlens.training.recipes import ImageFacts, hardware
 
 _PROBES = 24

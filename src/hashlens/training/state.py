@@ -16,6 +16,8 @@ from hashlens.errors import ModelError
 
 _TENSOR, _PAIRS, _TUPLE = "__tensor__", "__pairs__", "__tuple__"
 
+RUN, BEST, LAST = "run", "best.safetensors", "last.safetensors"
+
 
 class SafeCheckpointIO(CheckpointIO):
     """Keeps Lightning's checkpoint without pickle: written aside, then renamed over the old one."""

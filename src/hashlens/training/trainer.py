@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
+import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +13,209 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hashlens.training.batches import TrainingBatches, ValidationBatches
 from hashlens.training.config import TrainingConfig
+from hashlens.training.data import TrainingBatches, ValidationBatches
 from hashlens.training.module import HashModule
-from hashlens.training.run import RUN
-from hashlens.training.state import SafeCheckpointIO
+from hashlens.training.scores import chance_warning, stuck_warning
+from hashlens.training.state import BEST, LAST, RUN, SafeCheckpointIO, read_state, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_SECONDS_A_LINE = 2.0
+
+
+class KeepStates(Callback):
+    """Keeps the best weights by validation score, and the last state to resume from.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets ``best.safetensors`` (weights) and ``last.safetensors`` (everything).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.history: list[dict[str, float]] = []
+        self.best_epoch = 0
+        self.best_map = -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know."""
+        return {
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_map": self.best_map,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what the interrupted run knew."""
+        self.history = list(state_dict["history"])
+        self.best_epoch = state_dict["best_epoch"]
+        self.best_map = state_dict["best_map"]
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Keep both states."""
+        scores, loss = module.scores, module.end_epoch()
+        if scores is None:
+            return
+        epoch = trainer.current_epoch + 1
+        self.history.append({"epoch": epoch, "train_loss": loss, **scores._asdict()})
+        if scores.map > self.best_map:
+            self.best_map, self.best_epoch = scores.map, epoch
+            if trainer.is_global_zero:
+                write_state(module.judged.state_dict(), self._folder / BEST)
+        trainer.save_checkpoint(self._folder / LAST)
+
+
+class Detectors(Callback):
+    """Says once where the loss stays at chance, and at the end which bits are stuck.
+
+    Parameters
+    ----------
+    states : KeepStates
+        Holds the scores of each epoch; it must come first among the callbacks.
+    chance : float
+        Loss of the best constant answer.
+    console : Console
+        Where warnings are printed.
+    """
+
+    def __init__(self, states: KeepStates, chance: float, console: Console) -> None:
+        self._states, self._chance, self._console = states, chance, console
+        self.warnings: list[str] = []
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Look at the epochs of the run that is resumed."""
+        for epoch in self._states.history:
+            self._look(trainer, epoch)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Look at the epoch's loss."""
+        self._look(trainer, self._states.history[-1])
+
+    def _look(self, trainer: lightning.Trainer, latest: dict[str, float]) -> None:
+        epochs = int(trainer.max_epochs or 1)
+        warning = chance_warning(latest["train_loss"], self._chance, int(latest["epoch"]), epochs)
+        if warning and not self.warnings:
+            self._warn(trainer, warning)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Look at the bits of the best epoch."""
+        kept = [e for e in self._states.history if e["epoch"] == self._states.best_epoch]
+        for epoch in kept[-1:]:
+            if warning := stuck_warning(int(epoch["stuck_bits"]), module.config.bits):
+                self._warn(trainer, warning)
+
+    def _warn(self, trainer: lightning.Trainer, warning: str) -> None:
+        self.warnings.append(warning)
+        if trainer.is_global_zero:
+            self._console.print(
+                f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True
+            )
+
+
+class ShowProgress(Callback):
+    """A bar over the whole run: images a second, time left, and the scores of the last epoch.
+
+    Parameters
+    ----------
+    states : KeepStates
+        Holds the scores of each epoch; it must come first among the callbacks.
+    console : Console
+        Where the bar is drawn.
+    """
+
+    def __init__(self, states: KeepStates, console: Console) -> None:
+        self._states, self._console = states, console
+        self._progress: Progress | None = None
+        self._printed = -math.inf
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Draw the bar, part of it filled where the run is resumed."""
+        if not trainer.is_global_zero:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+        )
+        steps = int(trainer.num_training_batches)
+        epochs = int(trainer.max_epochs or 1)
+        self._task = self._progress.add_task(
+            "training", total=steps * epochs, completed=steps * trainer.current_epoch, rate=""
+        )
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Move the bar."""
+        if self._progress is None:
+            return
+        speed = self._progress.tasks[self._task].speed
+        images = len(batch.rows) * trainer.world_size
+        rate = f"{speed * images:,.0f} images/s" if speed else ""
+        self._progress.update(self._task, advance=1, rate=rate)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Print the epoch's scores on a line of their own, unless epochs take no time."""
+        if self._progress is None:
+            return
+        latest = self._states.history[-1]
+        self._progress.update(
+            self._task, description=f"epoch {latest['epoch']}/{trainer.max_epochs}"
+        )
+        now = time.monotonic()
+        if now - self._printed < _SECONDS_A_LINE and latest["epoch"] != trainer.max_epochs:
+            return
+        self._printed = now
+        self._progress.console.print(
+            f"epoch {latest['epoch']}: training loss {latest['train_loss']:.4f}, validation "
+            f"mAP {latest['map']:.4f}, accuracy {latest['accuracy']:.4f}, "
+            f"loss {latest['loss']:.4f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Take the bar away."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: Any, exception: BaseException
+    ) -> None:
+        """Take the bar away."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def load_best(net: torch.nn.Module, folder: Path) -> None:
+    """Put the best weights into a network.
+
+    Parameters
+    ----------
+    net : Module
+        Of the same structure.
+    folder : Path
+        Where ``KeepStates`` kept them.
+    """
+    net.load_state_dict(read_state(folder / BEST))
 
 
 def make_trainer(

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from hashlens.errors import ModelError
-from hashlens.models.backbones.backbone import Backbone, StartWeights
+from hashlens.models.backbones.base import Backbone, StartWeights
 
 __all__ = ["NAMES", "Backbone", "StartWeights", "create_backbone"]
 

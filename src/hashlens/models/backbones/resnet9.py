@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones.backbone import Backbone, StartWeights
+from hashlens.models.backbones.base import Backbone, StartWeights
 
 _MEAN = (0.4914, 0.4822, 0.4465)
 _STD = (0.2470, 0.2435, 0.2616)

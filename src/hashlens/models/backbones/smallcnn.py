@@ -6,7 +6,7 @@ from torch import nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones.backbone import Backbone, StartWeights
+from hashlens.models.backbones.base import Backbone, StartWeights
 
 MIN_SIZE, MAX_SIZE = 8, 64
 FEATURE_DIM = 256

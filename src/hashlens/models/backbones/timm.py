@@ -11,8 +11,13 @@ from torch import nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import MissingExtraError, ModelError
-from hashlens.models.backbones.backbone import Backbone, StartWeights
-from hashlens.models.backbones.weights import read_metadata, read_weights, start_from_file
+from hashlens.models.backbones.base import (
+    Backbone,
+    StartWeights,
+    read_metadata,
+    read_weights,
+    start_from_file,
+)
 
 FILTERS = ("bilinear", "bicubic", "lanczos")
 

@@ -2,17 +2,147 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from hashlens.baselines.cnnh import class_codes
+from hashlens.baselines.base import check_labels
+from hashlens.codes.packing import check_bits
 from hashlens.training.objectives.classification import Losses, classification_loss
 
 if TYPE_CHECKING:
     from hashlens.models.latent import LatentOutput
+
+
+SWEEPS = 5
+_PER_CLASS = 50
+
+
+class Decomposition(NamedTuple):
+    """Target codes, and how well they rebuild the similarities.
+
+    Attributes
+    ----------
+    bits : ndarray of shape (n, h), uint8
+        0 and 1.
+    losses : list of float
+        Mean of (S_ij - H_i . H_j / h)^2 over pairs i != j before the first and after each
+        sweep, H still relaxed; never rises.
+    """
+
+    bits: NDArray[np.uint8]
+    losses: list[float]
+
+
+def decompose_similarity(
+    labels: Any, bits: int, *, sweeps: int = SWEEPS, seed: int = 0
+) -> Decomposition:
+    """Codes whose inner products approximate the similarity matrix of the labels.
+
+    R. Xia, Y. Pan, H. Lai, C. Liu, S. Yan, *Supervised hashing for image retrieval via image
+    representation learning*, AAAI 2014, stage 1: minimise ||S - H H' / q||_F^2 over H in
+    [-1, 1]^(n x q) (equation 1), one entry at a time (equations 3 to 5), then take signs. S is
+    1 for two images of one class and -1 for others; it is held as class sums of H, so an entry
+    costs q, not n, and all training images take part. The diagonal of S, which any code
+    fulfils after the signs, is left out: each entry then has an exact optimum.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n,), int
+        Class of each training image.
+    bits : int
+        Length q of a code.
+    sweeps : int
+        Passes over all entries.
+    seed : int
+        Of the first H.
+
+    Raises
+    ------
+    InvalidInputError
+        If labels are unlabelled (-1), not integers, or of a single class.
+    """
+    check_bits(bits)
+    array = np.asarray(labels)
+    classes = check_labels(array, array.size, "CNNH")
+    relaxed = np.random.default_rng(seed).uniform(-1, 1, (len(classes), bits))
+    losses = [_loss(relaxed, classes)]
+    for _ in range(sweeps):
+        _sweep(relaxed, classes, int(classes.max()) + 1)
+        losses.append(_loss(relaxed, classes))
+    return Decomposition((relaxed >= 0).astype(np.uint8), losses)
+
+
+def _loss(relaxed: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
+    """Mean of (S - H H' / q)^2 off the diagonal, without n x n."""
+    n, bits = relaxed.shape
+    sums = np.zeros((int(classes.max()) + 1, bits))
+    np.add.at(sums, classes, relaxed)
+    gram, total = relaxed.T @ relaxed / bits, sums.sum(axis=0)
+    cross = (2 * np.square(sums).sum() - np.square(total).sum()) / bits
+    diagonal = np.square(1 - np.square(relaxed).sum(axis=1) / bits).sum()
+    return float((n * n - 2 * cross + np.square(gram).sum() - diagonal) / (n * (n - 1)))
+
+
+@njit(cache=True)
+def _sweep(relaxed, classes, n_classes):  # type: ignore[no-untyped-def] # pragma: no cover
+    """One pass of coordinate descent over H (n, q), in place; plain loops for the compiler."""
+    n, bits = relaxed.shape
+    gram = relaxed.T @ relaxed
+    sums = np.zeros((n_classes, bits))
+    total = np.zeros(bits)
+    for i in range(n):
+        sums[classes[i]] += relaxed[i]
+        total += relaxed[i]
+    for i in range(n):
+        row = relaxed[i]
+        own = sums[classes[i]]
+        for j in range(bits):
+            # Sums over all images but i of H_lj (H_i . H_l), H_lj S_il and H_lj^2.
+            inner = 0.0
+            for k in range(bits):
+                inner += row[k] * (gram[k, j] - row[k] * row[j])
+            wanted = 2.0 * (own[j] - row[j]) - (total[j] - row[j])
+            curvature = gram[j, j] - row[j] * row[j]
+            if curvature <= 0.0:
+                continue
+            moved = min(1.0, max(-1.0, row[j] - (inner - bits * wanted) / curvature))
+            change = moved - row[j]
+            for k in range(bits):
+                if k != j:
+                    gram[k, j] += change * row[k]
+                    gram[j, k] = gram[k, j]
+            gram[j, j] += moved * moved - row[j] * row[j]
+            own[j] += change
+            total[j] += change
+            row[j] = moved
+
+
+def class_codes(classes: int, bits: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """Target code of each class, shape (classes, bits), 0 and 1.
+
+    With similarities from labels, stage 1 gives all images of a class one code: their rows of S
+    are equal. So a few images a class stand for all, as long as no class outweighs the others.
+
+    Parameters
+    ----------
+    classes : int
+        Number of classes, at least 2.
+    bits : int
+        Length of a code.
+    seed : int
+        Of the first H.
+    """
+    labels = np.repeat(np.arange(classes), _PER_CLASS)
+    found = decompose_similarity(labels, bits, sweeps=4 * SWEEPS, seed=seed).bits
+    votes = found.reshape(classes, _PER_CLASS, bits).sum(axis=1)
+    codes: NDArray[np.uint8] = (2 * votes >= _PER_CLASS).astype(np.uint8)
+    return codes
 
 
 class Cnnh(nn.Module):

@@ -1,0 +1,215 @@
+"""How fast a model takes in images: decode, transform, forward, write, and all together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes.packing import unpack_bits
+from hashlens.data.decoding import default_workers
+from hashlens.data.image import load_image
+from hashlens.data.source import Source
+from hashlens.errors import ImageError, InvalidInputError, SourceError
+from hashlens.index.hash_index import HashIndex
+from hashlens.models.encoder import Encoder
+from hashlens.types import Codes
+
+
+class ForwardSpeed(NamedTuple):
+    """One model's network alone.
+
+    Attributes
+    ----------
+    images_per_second : float
+        Median over all batches of all rounds.
+    slow, fast : float
+        The first and the last decile of the same.
+    bits_equal : float
+        Share of its bits that equal the first model's; NaN where the lengths differ.
+    """
+
+    images_per_second: float
+    slow: float
+    fast: float
+    bits_equal: float
+
+
+class EncodingSpeed(NamedTuple):
+    """Rates in images a second.
+
+    Attributes
+    ----------
+    n_images, batch_size, workers, rounds : int
+        Images measured, images in a run of the network, decoding threads, and rounds.
+    decode, transform, write : float
+        Files to pictures; pictures to the network's input; codes and features to an index.
+    together : float
+        Files to codes with the first model, decoding while the network runs.
+    forward : mapping of str to ForwardSpeed
+        Each model's network alone, on the same input, in turns.
+    """
+
+    n_images: int
+    batch_size: int
+    workers: int
+    rounds: int
+    decode: float
+    transform: float
+    write: float
+    together: float
+    forward: dict[str, ForwardSpeed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON object."""
+        forward = {name: speed._asdict() for name, speed in self.forward.items()}
+        return {**self._asdict(), "forward": forward}
+
+
+def measure_encoding(
+    encoders: Mapping[str, Encoder],
+    source: Source,
+    *,
+    n_images: int = 1000,
+    batch_size: int = 32,
+    rounds: int = 5,
+    progress: Callable[[int], None] | None = None,
+) -> EncodingSpeed:
+    """Measure each stage of encoding, and compare networks in turns.
+
+    Parameters
+    ----------
+    encoders : mapping of str to Encoder
+        At least one; all take the input of the first.
+    source : Source
+        Images; a seeded sample of the readable ones is used.
+    n_images : int
+        At most this many.
+    batch_size : int
+        Images in a run of the network.
+    rounds : int
+        Times that each network sees all images, models in turn within each batch; one warm-up
+        batch each goes before.
+    progress : callable, optional
+        Called with 1 after each batch of each round.
+
+    Raises
+    ------
+    InvalidInputError
+        If the models do not take the same input.
+    SourceError
+        If no image can be read.
+    """
+    first = next(iter(encoders.values()))
+    preprocessing = first.preprocessing
+    for name, encoder in encoders.items():
+        if encoder.preprocessing != preprocessing:
+            raise InvalidInputError(f"{name}: takes another input than the first model")
+    drawn = np.random.default_rng(0).permutation(len(source))[:n_images]
+    uris = _readable([source.uris[int(row)] for row in np.sort(drawn)], preprocessing.size_hint)
+    if not uris:
+        raise SourceError(f"{source.spec}: no image can be read, so there is nothing to measure")
+    with ThreadPoolExecutor(default_workers()) as pool:
+        start = perf_counter()
+        pictures = list(
+            pool.map(lambda uri: load_image(uri, size_hint=preprocessing.size_hint), uris)
+        )
+        decoded = perf_counter()
+        pixels = np.stack(list(pool.map(preprocessing.pixels, pictures)))
+        for batch in _batches(pixels, batch_size):
+            preprocessing.normalise(batch)
+        transformed = perf_counter()
+    forward, codes, features = _forward(encoders, pixels, batch_size, rounds, progress)
+    write = _write_seconds(first, codes, features, uris)
+    start_together = perf_counter()
+    for _ in first.encode_batches(uris, batch_size=batch_size):
+        pass
+    together = perf_counter() - start_together
+    n = len(uris)
+    return EncodingSpeed(
+        n_images=n,
+        batch_size=batch_size,
+        workers=default_workers(),
+        rounds=rounds,
+        decode=n / (decoded - start),
+        transform=n / (transformed - decoded),
+        write=n / write,
+        together=n / together,
+        forward=forward,
+    )
+
+
+def _readable(uris: list[str], size_hint: int) -> list[str]:
+    """Those that open; also reads each file once, so that all stages see a warm disk."""
+
+    def opens(uri: str) -> bool:
+        try:
+            load_image(uri, size_hint=size_hint)
+        except ImageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        return [uri for uri, good in zip(uris, pool.map(opens, uris), strict=True) if good]
+
+
+def _batches(pixels: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(pixels), size):
+        yield pixels[start : start + size]
+
+
+def _forward(
+    encoders: Mapping[str, Encoder],
+    pixels: NDArray[np.uint8],
+    batch_size: int,
+    rounds: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[dict[str, ForwardSpeed], Codes, NDArray[np.float32]]:
+    """Speeds of the networks in turns, and the first one's codes and features."""
+    rates: dict[str, list[float]] = {name: [] for name in encoders}
+    answers: dict[str, list[tuple[Codes, NDArray[np.float32]]]] = {name: [] for name in encoders}
+    names = list(encoders)
+    prepare = encoders[names[0]].preprocessing.normalise
+    for encoder in encoders.values():
+        encoder.encode_pixels(pixels[:batch_size])
+    for turn in range(rounds):
+        for number, batch in enumerate(_batches(pixels, batch_size)):
+            images = prepare(batch)
+            shift = (turn + number) % len(names)  # nobody is always the first
+            for name in names[shift:] + names[:shift]:
+                start = perf_counter()
+                codes, features, _ = encoders[name].encode_prepared(images)
+                rates[name].append(len(batch) / (perf_counter() - start))
+                if turn == 0:
+                    answers[name].append((codes, features))
+            if progress is not None:
+                progress(1)
+    joined = {name: np.concatenate([part[0] for part in parts]) for name, parts in answers.items()}
+    reference = encoders[names[0]]
+    speeds = {}
+    for name in names:
+        slow, middle, fast = np.quantile(rates[name], [0.1, 0.5, 0.9])
+        equal = float("nan")
+        if encoders[name].bits == reference.bits:
+            bits = [unpack_bits(joined[key], reference.bits) for key in (name, names[0])]
+            equal = float((bits[0] == bits[1]).mean())
+        speeds[name] = ForwardSpeed(float(middle), float(slow), float(fast), equal)
+    return speeds, joined[names[0]], np.concatenate([part[1] for part in answers[names[0]]])
+
+
+def _write_seconds(
+    encoder: Encoder, codes: Codes, features: NDArray[np.float32], uris: list[str]
+) -> float:
+    with tempfile.TemporaryDirectory(prefix="hashlens-bench-") as folder:
+        index = HashIndex.create(Path(folder) / "bench.idx", encoder)
+        start = perf_counter()
+        index.add_encoded(codes, features, uris)
+        taken = perf_counter() - start
+        index.close()
+    return taken

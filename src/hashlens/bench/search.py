@@ -1,0 +1,573 @@
+"""The search benchmark as a page: tables, a plot, and the figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.bench.timing import as_rows, environment, interleaved
+from hashlens.codes.database import CodeDatabase
+from hashlens.codes.packing import pack_bits, to_words
+from hashlens.codes.search import hamming_distances, hamming_topk
+from hashlens.codes.threads import thread_count
+from hashlens.errors import HashlensError, MissingExtraError
+from hashlens.types import Codes
+
+if TYPE_CHECKING:
+    pass
+
+
+BITS, K, QUERIES = 128, 10, 256
+
+Answer = Callable[[], NDArray[Any]]
+
+
+def recall(plan: Plan, threads: int, report: Report) -> list[dict[str, Any]]:
+    """Each index at several settings: time a query, and recall at 10.
+
+    A result counts as right when it is no farther than the true tenth, so ties are fair; its
+    distance is computed here, not taken from the index.
+    """
+
+    codes = clustered_codes(plan.recall_n, BITS, plan.seed)
+    queries = clustered_codes(QUERIES, BITS, plan.seed, stream=1)
+    reach = hamming_topk(codes, queries, K)[0][:, -1]
+    faiss = import_faiss()
+    rows = []
+    for engine, build, settings in _engines(plan, faiss, codes, queries, threads):
+        report(f"recall: {engine} over {plan.recall_n:,} codes of {BITS} bits")
+        begin = time.perf_counter()
+        prepared = build()
+        built = time.perf_counter() - begin
+        for setting, answer in settings(prepared):
+            ids = np.asarray(answer())
+            found = _found(codes, queries, ids, reach)
+            cell = {"n": plan.recall_n, "bits": BITS, "queries": QUERIES, "k": K}
+            timing = interleaved({engine: answer}, QUERIES, min(plan.seconds, 3.0))
+            rows += [
+                {**row, "setting": setting, "recall": found, "build_seconds": built}
+                for row in as_rows(cell, timing)
+            ]
+        if engine == FLAT:
+            prepared.reset()
+    return rows
+
+
+def _found(codes: Codes, queries: Codes, ids: NDArray[Any], reach: NDArray[np.uint16]) -> float:
+    right = 0
+    for query, row, limit in zip(queries, ids, reach, strict=True):
+        rows = np.unique(row[(row >= 0) & (row < len(codes))].astype(np.int64))
+        right += int((hamming_distances(codes, query, rows) <= limit).sum())
+    return right / (len(queries) * K)
+
+
+def _engines(
+    plan: Plan, faiss: Any, codes: Codes, queries: Codes, threads: int
+) -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], Iterator[tuple[str, Answer]]]]]:
+    """Name, how it is built, and its settings with how each answers all queries."""
+
+    def ours() -> Any:
+        database = CodeDatabase(codes)
+        database.organise()
+        return database
+
+    def exact(database: Any) -> Iterator[tuple[str, Answer]]:
+        yield "exact", lambda: hamming_topk(database, queries, K)[1]
+
+    def added(index: Any) -> Any:
+        if not index.is_trained:
+            index.train(codes[:: max(1, len(codes) // 50_000)])
+        index.add(codes)
+        return index
+
+    def swept(
+        name: str, values: tuple[int, ...], owner: Callable[[Any], Any] = lambda index: index
+    ) -> Callable[[Any], Iterator[tuple[str, Answer]]]:
+        def settings(index: Any) -> Iterator[tuple[str, Answer]]:
+            for value in values:
+                setattr(owner(index), name, value)
+                yield f"{name}={value}", lambda: index.search(queries, K)[1]
+
+        return settings
+
+    def flat(index: Any) -> Iterator[tuple[str, Answer]]:
+        yield "exact", lambda: index.search(queries, K)[1]
+
+    def usearch_index() -> Any:
+        module = import_usearch()
+        index = module.Index(
+            ndim=BITS, metric=module.MetricKind.Hamming, dtype=module.ScalarKind.B1
+        )
+        index.add(np.arange(len(codes)), codes, threads=threads)
+        return index
+
+    def usearch_settings(index: Any) -> Iterator[tuple[str, Answer]]:
+        for value in (64, 256, 1024):
+            index.expansion_search = value
+            yield f"expansion={value}", lambda: index.search(queries, K, threads=threads).keys
+
+    lists = int(4 * len(codes) ** 0.5)
+    yield DATABASE, ours, exact
+    yield FLAT, lambda: added(faiss.IndexBinaryFlat(BITS)), flat
+    yield (
+        "FAISS IndexBinaryHNSW",
+        lambda: added(faiss.IndexBinaryHNSW(BITS, 16)),
+        swept("efSearch", (16, 64, 256, 1024), lambda index: index.hnsw),
+    )
+    yield (
+        "FAISS IndexBinaryMultiHash",
+        lambda: added(faiss.IndexBinaryMultiHash(BITS, 4, 16)),
+        swept("nflip", (0, 1, 2, 3)),
+    )
+    yield (
+        "FAISS IndexBinaryIVF",
+        lambda: added(faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(BITS), BITS, lists)),
+        swept("nprobe", (1, 4, 16, 64)),
+    )
+    yield "USearch", usearch_index, usearch_settings
+
+
+CLASSES = 116
+FLIPPED = 0.1
+ARRAY, DATABASE = "hashlens (array)", "hashlens (CodeDatabase)"
+FLAT, USEARCH = "FAISS IndexBinaryFlat", "USearch exact"
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes
+    ----------
+    n : int
+        Codes in the exact comparison; the authors' largest collection has 1,124,087.
+    bits : tuple of int
+        Code lengths of the exact comparison.
+    batches, ks : tuples of int
+        Queries a call, and results a query.
+    seconds : float
+        For each cell of the exact comparison.
+    recall_n : int
+        Codes beside the approximate indexes, whose building takes minutes when they are many.
+    sizes : tuple of int
+        Numbers of 64-bit codes to show growth.
+    features_n, features_dim : int
+        Float32 features for exhaustive Euclidean search.
+    seed : int
+        Of all data.
+    """
+
+    n: int = 1_124_087
+    bits: tuple[int, ...] = (48, 64, 128, 256)
+    batches: tuple[int, ...] = (1, 32, 256)
+    ks: tuple[int, ...] = (10, 1000)
+    seconds: float = 8.0
+    recall_n: int = 200_000
+    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    features_n: int = 200_000
+    features_dim: int = 4096
+    seed: int = 0
+
+    def quick(self) -> Plan:
+        """About a minute."""
+        return replace(
+            self,
+            bits=(128,),
+            seconds=2.0,
+            recall_n=20_000,
+            sizes=(10_000, 100_000, 1_000_000),
+            features_n=20_000,
+        )
+
+    def full(self) -> Plan:
+        """Everything, up to 100 million codes; the approximate indexes take long to build."""
+        return replace(self, recall_n=self.n, sizes=(*self.sizes, 100_000_000))
+
+
+def clustered_codes(n: int, bits: int, seed: int, stream: int = 0) -> Codes:
+    """Codes around CLASSES random centres, each bit flipped with probability FLIPPED.
+
+    Parameters
+    ----------
+    n, bits : int
+        Number of codes and their length.
+    seed : int
+        Fixes the centres.
+    stream : int
+        Independent draws around the same centres: one for the database, one for the queries.
+    """
+    shape = (CLASSES, bits // 8)
+    centres = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    rng = np.random.default_rng((seed, stream, bits))
+    codes = np.empty((n, bits // 8), np.uint8)
+    for at in range(0, n, 1 << 17):
+        part = codes[at : at + (1 << 17)]
+        part[:] = centres[rng.integers(0, CLASSES, len(part))]
+        part ^= pack_bits(rng.random((len(part), bits), dtype=np.float32) < FLIPPED)
+    return codes
+
+
+PARTS = ("exact", "recall", "growth", "features")
+
+
+def run(plan: Plan, report: Report, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Measure; ``report`` hears one line as each comparison begins.
+
+    Parameters
+    ----------
+    plan : Plan
+        How much is measured.
+    report : function of a str
+        Told what is being measured.
+    parts : sequence of str
+        Which of PARTS.
+
+    Raises
+    ------
+    MissingExtraError
+        If FAISS or USearch is not installed.
+    HashlensError
+        If an exact engine's distances differ from ours.
+    """
+
+    faiss = import_faiss()
+    import_usearch()
+    threads = thread_count()
+    faiss.omp_set_num_threads(threads)
+    warm_up(plan)
+    measure: dict[str, Callable[[], Any]] = {
+        "exact": lambda: [row for bits in plan.bits for row in exact(plan, bits, threads, report)],
+        "recall": lambda: recall(plan, threads, report),
+        "growth": lambda: growth(plan, report),
+        "features": lambda: features(plan, report),
+    }
+    return {
+        "plan": dict(vars(plan)),
+        "environment": environment(threads),
+        **{part: measure[part]() for part in parts},
+    }
+
+
+def import_faiss() -> Any:
+    """FAISS, or an error that says how to install it."""
+    try:
+        import faiss
+    except ImportError:
+        raise MissingExtraError("the search benchmark (FAISS)", "bench") from None
+    return faiss
+
+
+def import_usearch() -> Any:
+    """USearch's index module, or an error that says how to install it."""
+    try:
+        import usearch.index
+    except ImportError:
+        raise MissingExtraError("the search benchmark (USearch)", "bench") from None
+    return usearch.index
+
+
+def warm_up(plan: Plan) -> None:
+    """Compile what will be timed."""
+    for bits in {*plan.bits, 64}:
+        few = clustered_codes(70_000, bits, plan.seed)
+        database = CodeDatabase(few)
+        for organise in (False, True):
+            if organise:
+                database.organise()
+            for k in (1, 10_000):
+                hamming_topk(database, few[:2], k)
+        hamming_topk(few, few[:2], 1)
+
+
+def exact(plan: Plan, bits: int, threads: int, report: Report) -> list[dict[str, Any]]:
+    """Exact engines side by side."""
+    faiss, usearch = import_faiss(), import_usearch()
+    codes = clustered_codes(plan.n, bits, plan.seed)
+    asked = clustered_codes(max(plan.batches), bits, plan.seed, stream=1)
+    database = CodeDatabase(codes)
+    database.organise()
+    flat = faiss.IndexBinaryFlat(bits)
+    flat.add(codes)
+    rows = []
+    for q in plan.batches:
+        queries = np.ascontiguousarray(asked[:q])
+        for k in plan.ks:
+            report(f"exact: {plan.n:,} codes of {bits} bits, {q} queries, k = {k}")
+
+            contestants: dict[str, Callable[[], Any]] = {
+                FLAT: partial(flat.search, queries, k),
+                DATABASE: partial(hamming_topk, database, queries, k),
+                ARRAY: partial(hamming_topk, codes, queries, k),
+            }
+            _check_equal(contestants)
+            if q == 32:
+                contestants[USEARCH] = partial(
+                    usearch.search, codes, queries, k, usearch.MetricKind.Hamming,
+                    exact=True, threads=threads, dtype=usearch.ScalarKind.B1,
+                )  # fmt: skip
+            cell = {"bits": bits, "n": plan.n, "queries": q, "k": k}
+            found = as_rows(cell, interleaved(contestants, q, plan.seconds))
+            base = next(row["minimum"] for row in found if row["engine"] == FLAT)
+            rows += [{**row, "times_faster": base / row["minimum"]} for row in found]
+    return rows
+
+
+def _check_equal(contestants: dict[str, Callable[[], Any]]) -> None:
+    """Stop where an exact engine finds other distances."""
+    right = np.asarray(contestants[FLAT]()[0])
+    for name in (DATABASE, ARRAY):
+        if not np.array_equal(contestants[name]()[0], right):
+            raise HashlensError(f"{name}: distances differ from {FLAT}'s; please report this")
+
+
+def growth(plan: Plan, report: Report) -> list[dict[str, Any]]:
+    """One query, k = 10, over more and more codes of 64 bits, clustered and uniform."""
+    faiss = import_faiss()
+    rows: list[dict[str, Any]] = []
+    for n in plan.sizes:
+        report(f"growth: {n:,} codes of 64 bits")
+        for kind in ("clustered", "uniform"):
+            rows += _growth_at(faiss, plan, n, kind)
+    return rows
+
+
+def _growth_at(faiss: Any, plan: Plan, n: int, kind: str) -> list[dict[str, Any]]:
+    from hashlens.codes.scan import Scan
+
+    codes: NDArray[np.uint8]
+    if kind == "clustered":
+        codes = clustered_codes(n, 64, plan.seed)
+        query = clustered_codes(1, 64, plan.seed, stream=1)
+    else:
+        rng = np.random.default_rng(plan.seed)
+        codes = rng.integers(0, 1 << 64, n, dtype=np.uint64).view(np.uint8).reshape(n, 8)
+        query = rng.integers(0, 256, (1, 8), dtype=np.uint8)
+    database = CodeDatabase(codes)
+    scan = Scan(database.snapshot(), to_words(query), np.zeros(0, np.bool_))
+    contestants: dict[str, Callable[[], Any]] = {"hashlens (scan)": partial(scan.nearest, 10)}
+    organised = None
+    if kind == "clustered":
+        organised = CodeDatabase(codes)
+        contestants[DATABASE] = lambda: hamming_topk(organised, query, 10)
+    if n <= 10_000_000:
+        flat = faiss.IndexBinaryFlat(64)
+        flat.add(codes)
+        contestants[FLAT] = lambda: flat.search(query, 10)
+    del codes
+    if organised is not None and not organised.organise():
+        del contestants[DATABASE]
+    cell = {"bits": 64, "n": n, "queries": 1, "k": 10, "data": kind}
+    return as_rows(cell, interleaved(contestants, 1, min(plan.seconds, 4.0)))
+
+
+def features(plan: Plan, report: Report) -> list[dict[str, Any]]:
+    """Exhaustive Euclidean search over features against binary codes: the paper's comparison.
+
+    FAISS searches the array in place, with the functions of IndexFlatL2, which would copy it.
+    """
+    faiss = import_faiss()
+    dim = plan.features_dim
+    rows: list[dict[str, Any]] = []
+    base = np.empty((plan.features_n, dim), np.float32)
+    rng = np.random.default_rng(plan.seed)
+    for at in range(0, len(base), 4096):
+        part = base[at : at + 4096]
+        part[:] = rng.random(part.shape, dtype=np.float32)
+    queries = np.random.default_rng(plan.seed + 1).random((32, dim), dtype=np.float32)
+    for n in (plan.features_n // 2, plan.features_n):
+        report(f"Euclidean: {n:,} features of {dim} dimensions")
+        for q in (1, 32):
+            asked = queries[:q]
+            contestants = {"FAISS IndexFlatL2": partial(faiss.knn, asked, base[:n], 10)}
+            cell = {"n": n, "dimensions": dim, "queries": q, "k": 10}
+            rows += as_rows(cell, interleaved(contestants, q, min(plan.seconds, 4.0)))
+    return rows
+
+
+PAPER_TIMES = 971.3
+"""How many times faster than exhaustive search binary codes were, in the paper."""
+
+
+def write(results: dict[str, Any], out: Path, command: str) -> Path:
+    """Write search.json, search.png and search.md; return the page's path.
+
+    Parts that were measured before, and not this time, stay as they were.
+
+    Parameters
+    ----------
+    results : dict
+        From ``search_speed.run``.
+    out : Path
+        Folder, made where it is missing.
+    command : str
+        The command that made the figures, for the page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    figures = out / "search.json"
+    known = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+    made = {part: command for part in _TABLES if part in results}
+    results = {**known, **results, "commands": {**known.get("commands", {}), **made}}
+    figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    plot(results, out / "search.png")
+    page = out / "search.md"
+    page.write_text(f"{_header(results)}\n{text(results)}", encoding="utf-8")
+    return page
+
+
+def text(results: dict[str, Any]) -> str:
+    """Tables of all parts that were measured, as Markdown."""
+    parts = []
+    for part, (title, columns) in _TABLES.items():
+        if part in results:
+            parts += [f"## {title}\n", _table(columns, results[part])]
+    if "features" in results and "exact" in results:
+        parts.append("\n".join(features_summary(results)) + "\n")
+    return "\n".join(parts)
+
+
+def features_summary(results: dict[str, Any]) -> list[str]:
+    """How many times faster binary codes are than 4096-d features, a sentence for each batch."""
+    plan, lines = results["plan"], []
+    for q in sorted({row["queries"] for row in results["features"]}):
+        es = [row for row in results["features"] if row["queries"] == q]
+        codes = [
+            row
+            for row in results["exact"]
+            if (row["engine"], row["bits"], row["queries"], row["k"]) == (DATABASE, 128, q, 10)
+        ]
+        if not codes:
+            continue
+        half, whole = es[0], es[-1]
+        scaled = whole["minimum"] * plan["n"] / whole["n"]
+        lines.append(
+            f"- Batches of {q}: twice the features take {whole['minimum'] / half['minimum']:.2f} "
+            f"times as long, so {plan['n']:,} would take {scaled:,.0f} ms a query; 128-bit codes "
+            f"take {codes[0]['minimum']:.4f} ms, {scaled / codes[0]['minimum']:,.0f} times less "
+            f"(paper: {PAPER_TIMES})."
+        )
+    return lines
+
+
+_EXACT = (
+    ("bits", "bits", "d"), ("queries", "queries", "d"), ("k", "k", "d"), ("engine", "engine", "s"),
+    ("ms a query, minimum", "minimum", ".4f"), ("median", "median", ".4f"),
+    ("rounds", "rounds", "d"), ("times faster than FAISS", "times_faster", ".1f"),
+)  # fmt: skip
+_RECALL = (
+    ("engine", "engine", "s"), ("setting", "setting", "s"), ("recall at 10", "recall", ".3f"),
+    ("ms a query, minimum", "minimum", ".4f"), ("median", "median", ".4f"),
+    ("seconds to build", "build_seconds", ".2f"),
+)  # fmt: skip
+_GROWTH = (
+    ("codes", "n", ",d"), ("data", "data", "s"), ("engine", "engine", "s"),
+    ("ms a query, minimum", "minimum", ".3f"), ("median", "median", ".3f"),
+)  # fmt: skip
+_FEATURES = (
+    ("features", "n", ",d"), ("dimensions", "dimensions", "d"), ("queries", "queries", "d"),
+    ("engine", "engine", "s"), ("ms a query, minimum", "minimum", ".2f"),
+    ("median", "median", ".2f"),
+)  # fmt: skip
+
+_TABLES = {
+    "exact": ("Exact search", _EXACT),
+    "recall": ("Speed against recall", _RECALL),
+    "growth": ("Growth with the number of codes", _GROWTH),
+    "features": ("Exhaustive Euclidean search", _FEATURES),
+}
+
+
+def _table(columns: Sequence[tuple[str, str, str]], rows: Iterable[dict[str, Any]]) -> str:
+    lines = [" | ".join(title for title, _, _ in columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(format(row[key], form) for _, key, form in columns) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _header(results: dict[str, Any]) -> str:
+    plan, machine = results["plan"], results["environment"]
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(results["commands"].values()))
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return f"""# Search speed
+
+Made by {commands}; the figures are in [search.json](search.json).
+
+- Machine: {machine["cores"]} cores, {machine["processor"]}; {machine["threads"]} threads for every
+  engine. Python {machine["python"]}; {versions}.
+- Codes: {CLASSES} random class centres, each bit flipped with probability {FLIPPED}, seed
+  {plan["seed"]}; queries are other draws around the same centres.
+- In each cell the engines take turns in the same run. The ratio is that of the minima. Before
+  timing, distances of every exact engine were checked to be equal.
+- `{ARRAY}` is `hamming_topk` over a NumPy array, with nothing prepared; `{DATABASE}` holds the same
+  codes prepared once, as FAISS does on `add`. How both work, and where the time goes:
+  [Hamming search](../background/hamming-search.md).
+
+![Speed by batch, recall and size](search.png)
+"""
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """A panel each: exact engines, speed against recall, growth with n."""
+    from matplotlib.figure import Figure
+
+    panels = {"exact": _plot_exact, "recall": _plot_recall, "growth": _plot_growth}
+    shown = [part for part in panels if part in results]
+    figure = Figure(figsize=(5 * max(len(shown), 1), 4.5), layout="constrained")
+    for part, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
+        panels[part](axes, results[part])
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _plot_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        own = [row for row in rows if row["engine"] == engine]
+        axes.plot(
+            [row["recall"] for row in own],
+            [1000 / row["minimum"] for row in own],
+            marker="*" if engine == DATABASE else "o",
+            markersize=14 if engine == DATABASE else 6,
+            label=engine,
+        )
+    axes.set(xlabel="recall at 10", ylabel="queries a second", yscale="log")
+    axes.set_title(f"{rows[0]['n']:,} codes of 128 bits, batches of 256")
+
+
+def _plot_growth(axes: Any, rows: list[dict[str, Any]]) -> None:
+    for engine, data in dict.fromkeys((row["engine"], row["data"]) for row in rows):
+        own = [row for row in rows if (row["engine"], row["data"]) == (engine, data)]
+        axes.plot(
+            [row["n"] for row in own],
+            [row["minimum"] for row in own],
+            marker="o",
+            linestyle="-" if data == "clustered" else "--",
+            label=f"{engine}, {data}",
+        )
+    axes.set(xlabel="codes of 64 bits", ylabel="ms for one query", xscale="log", yscale="log")
+    axes.set_title("growth, k = 10")
+
+
+def _plot_exact(axes: Any, rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in rows if row["bits"] == 128]
+    cells = list(dict.fromkeys((row["queries"], row["k"]) for row in rows))
+    engines = [FLAT, ARRAY, DATABASE]
+    for e, engine in enumerate(engines):
+        times = [
+            next(
+                row["minimum"]
+                for row in rows
+                if (row["engine"], row["queries"], row["k"]) == (engine, *cell)
+            )
+            for cell in cells
+        ]
+        axes.bar([c + 0.27 * (e - 1) for c in range(len(cells))], times, 0.26, label=engine)
+    axes.set_xticks(range(len(cells)), [f"{q} queries\nk = {k}" for q, k in cells], fontsize=8)
+    axes.set(ylabel="ms a query", yscale="log", title=f"{rows[0]['n']:,} codes of 128 bits")

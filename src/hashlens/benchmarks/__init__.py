@@ -1,1 +1,0 @@
-"""Speed beside recall, against other libraries, in one run."""

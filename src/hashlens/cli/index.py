@@ -1,0 +1,407 @@
+"""``hashlens index``: make, fill, change and check an index."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hashlens.cli.opening import open_images, open_index, parse_metadata, show_skipped, skipped_json
+from hashlens.cli.search import printable, save_picture
+from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.report.progress import progress_bar
+
+if TYPE_CHECKING:
+    from hashlens.index.hash_index import HashIndex
+
+
+index_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Make, fill, change and check an index."
+)
+
+
+INDEX = typer.Argument(..., help="Folder of the index.")
+SOURCES = typer.Argument(
+    None,
+    metavar="SOURCE",
+    help="Image files, class folders, parquet files, FOLDER#PART, digits or hub names.",
+)
+MODEL = typer.Option(
+    None, help="Model directory or .onnx file; by default the one the index remembers."
+)
+STRICT = typer.Option(False, "--strict", help="Stop at an unreadable image.")
+METADATA = typer.Option([], "--metadata", help="key=value for all these images.")
+JSON = typer.Option(False, "--json", help="Print the result as one JSON object.")
+
+
+def tell(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print the result as one JSON object, or as text."""
+    typer.echo(json.dumps(result) if as_json else text)
+
+
+def create_command(
+    index: Path = typer.Argument(..., help="Folder to make."),
+    sources: list[str] = SOURCES,
+    model: Path = typer.Option(..., help="Model directory or .onnx file that encodes."),
+    features: str = typer.Option("float16", help="How features are stored: float16 or float32."),
+    metadata: list[str] = METADATA,
+    strict: bool = STRICT,
+    shards: int | None = typer.Option(
+        None, min=1, help="Make an index in so many shards, encoded on a Ray cluster."
+    ),
+    ray: str | None = typer.Option(
+        None, help="Address of the Ray cluster, or local; by default RAY_ADDRESS, else local."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Make an index, and add images to it.
+
+    Stopped while it adds, it keeps what it has; `hashlens index add` goes on. In shards, the same
+    command goes on.
+
+    Example: hashlens index create shop.idx photos/ --model model/
+    """
+    if ray is not None and shards is None:
+        raise typer.BadParameter("--ray goes with --shards, for example --shards 4")
+    if shards is not None:
+        if len(sources or []) != 1 or metadata or strict or features != "float16":
+            raise typer.BadParameter(
+                "--shards takes one SOURCE, without --metadata, --strict or --features"
+            )
+        create_in_shards(index, sources[0], model, shards, ray, as_json)
+        return
+    from hashlens.index.hash_index import HashIndex
+    from hashlens.index.layout import FEATURE_TYPES
+    from hashlens.models.encoder import Encoder
+
+    if features not in FEATURE_TYPES:
+        raise typer.BadParameter(f"--features: expected float16 or float32, got {features!r}")
+    shared = parse_metadata(metadata)
+    images = open_images(sources or [])
+    encoder = Encoder.load(model)
+    with HashIndex.create(index, encoder, features=features, model=model) as made:
+        _add(made, images.uris, images.labels, shared, strict, as_json)
+
+
+def add_command(
+    index: Path = INDEX,
+    sources: list[str] = SOURCES,
+    label: str | None = typer.Option(None, help="Label of all these images."),
+    metadata: list[str] = METADATA,
+    model: Path | None = MODEL,
+    strict: bool = STRICT,
+    as_json: bool = JSON,
+) -> None:
+    """Add images that are not in the index yet.
+
+    Example: hashlens index add shop.idx new-photos/ --metadata season=spring
+    """
+    shared = parse_metadata(metadata)
+    if not sources:
+        raise typer.BadParameter("expected at least one image, folder or other source")
+    images = open_images(sources)
+    labels = images.labels if label is None else [label] * len(images.uris)
+    with open_index(index, model, encode=True, shards=True) as opened:
+        _add(opened, images.uris, labels, shared, strict, as_json)
+
+
+def _add(
+    index: HashIndex,
+    uris: list[str],
+    labels: Sequence[str | None],
+    metadata: dict[str, Any],
+    strict: bool,
+    as_json: bool,
+) -> None:
+    known, new = set(index.uris()), []
+    for place, uri in enumerate(uris):
+        if uri not in known:
+            new.append(place)
+            known.add(uri)
+    with progress_bar("adding", len(new)) as progress:
+        report = index.add(
+            [uris[place] for place in new],
+            [labels[place] for place in new],
+            [metadata] * len(new) if metadata else None,
+            progress=progress,
+            strict=strict,
+        )
+    show_skipped([] if as_json else report.skipped)
+    result = {
+        "index": str(index.path),
+        "added": len(report.ids),
+        "skipped": skipped_json(report.skipped),
+        "already_there": len(uris) - len(new),
+        "images": len(index),
+    }
+    text = f"added {len(report.ids)}, skipped {len(report.skipped)}"
+    if len(new) < len(uris):
+        text += f", {len(uris) - len(new)} were there already"
+    tell(result, f"{text}; {index.path} holds {len(index)} images", as_json)
+
+
+def sync_command(
+    index: Path = INDEX,
+    folder: Path = typer.Argument(..., help="Folder of images; sub-folders name classes."),
+    model: Path | None = MODEL,
+    strict: bool = STRICT,
+    as_json: bool = JSON,
+) -> None:
+    """Make the index say what a folder holds, encoding only what is new or changed.
+
+    Images of the index that came from other places stay. Stopped, it goes on where it was.
+
+    Example: hashlens index sync shop.idx photos/
+    """
+    from hashlens.data.folders import list_images
+
+    root = Path(os.path.abspath(folder.expanduser()))
+    paths = list_images(root)
+    with open_index(index, model, encode=True) as opened, progress_bar("encoding", None) as bar:
+        done = 0
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            bar(now - done)
+            done = now
+
+        report = opened.sync(
+            root,
+            paths,
+            [_class_of(path, root) for path in paths],
+            progress=progress,
+            strict=strict,
+        )
+        images = len(opened)
+    show_skipped([] if as_json else report.skipped)
+    counts = {key: value for key, value in report._asdict().items() if key != "skipped"}
+    result = {"index": str(index), **counts, "skipped": skipped_json(report.skipped)}
+    counts["skipped"] = len(report.skipped)
+    text = ", ".join(f"{value} {key}" for key, value in counts.items())
+    tell({**result, "images": images}, f"{text}; {index} holds {images} images", as_json)
+
+
+def _class_of(path: Path, root: Path) -> str | None:
+    """Name of the sub-folder that an image lies in, as for a class folder."""
+    parts = path.relative_to(root).parts
+    if len(parts) < 2:
+        return None
+    return os.fsencode(parts[0]).decode("utf-8", "backslashreplace")
+
+
+def create_in_shards(
+    index: Path, source: str, model: Path, shards: int, address: str | None, as_json: bool
+) -> None:
+    """Encode a source into a new index in shards, or go on with one that was stopped."""
+    from hashlens.distributed.encoding import create_sharded, open_images
+    from hashlens.types import Skipped
+
+    images = open_images(source)
+    with progress_bar("encoding", len(images.uris)) as progress:
+        catalogue = create_sharded(
+            index, model, images, shards=shards, address=address, progress=progress
+        )
+    skipped = [Skipped(-1, uri, why) for shard in catalogue.shards for uri, why in shard.skipped]
+    if as_json:
+        result = {
+            "index": str(index),
+            "added": catalogue.next_id,
+            "shards": {shard.folder: shard.count for shard in catalogue.shards},
+            "skipped": skipped_json(skipped),
+        }
+        typer.echo(json.dumps(result))
+        return
+    show_skipped(skipped)
+    typer.echo(
+        f"added {catalogue.next_id}, skipped {len(skipped)}; {index} has {shards} shards of "
+        f"{min(s.count for s in catalogue.shards)} to {max(s.count for s in catalogue.shards)}"
+    )
+
+
+def remove_command(
+    index: Path = INDEX,
+    images: list[str] = typer.Argument(
+        ..., metavar="IMAGE", help="Ids, or paths and URIs as the index has them."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Take images out of the index; the files stay.
+
+    Example: hashlens index remove shop.idx 17 photos/old.jpg
+    """
+    from hashlens.files import path_uri
+
+    with open_index(index, shards=True) as opened:
+        by_uri = {} if all(i.isdecimal() for i in images) else opened.uris()
+        ids: set[int] = set()
+        for image in images:
+            # The empty name is that of all images from memory, so it names none.
+            found = image and (by_uri.get(image) or by_uri.get(path_uri(image)))
+            if found:
+                ids.update(found)
+            elif image.isascii() and image.isdecimal():
+                ids.add(int(image))
+            else:
+                raise InvalidInputError(f"{image!r}: not in {index}; nothing was removed")
+        opened.remove(sorted(ids))
+        left = len(opened)
+    result = {"index": str(index), "removed": sorted(ids), "images": left}
+    tell(result, f"removed {len(ids)}; {index} holds {left} images", as_json)
+
+
+def update_command(
+    index: Path = INDEX,
+    image_id: int = typer.Argument(..., metavar="ID", help="An image of the index."),
+    label: str | None = typer.Option(None, help="New label; an empty one takes it away."),
+    metadata: list[str] = typer.Option(
+        [], "--metadata", help="key=value; keys that are not named stay as they are."
+    ),
+    image: Path | None = typer.Option(None, help="Picture to take its place."),
+    model: Path | None = MODEL,
+    as_json: bool = JSON,
+) -> None:
+    """Change an image's label or metadata, or put another picture in its place.
+
+    Example: hashlens index update shop.idx 17 --label boots --metadata price=20
+    """
+    changes: dict[str, Any] = {}
+    if label is not None:
+        changes["label"] = label or None
+    if not changes and not metadata and image is None:
+        raise typer.BadParameter("expected --label, --metadata or --image")
+    with open_index(index, model, encode=image is not None) as opened:
+        if metadata:
+            changes["metadata"] = {**opened.get(image_id).metadata, **parse_metadata(metadata)}
+        opened.update(image_id, image=image, **changes)
+        record = opened.get(image_id)
+    tell(record._asdict(), f"updated {image_id}: {printable(str(record._asdict()))}", as_json)
+
+
+def info_command(index: Path = INDEX, as_json: bool = JSON) -> None:
+    """Say what an index holds.
+
+    Example: hashlens index info shop.idx
+    """
+    with open_index(index, read_only=True, shards=True) as opened:
+        info = asdict(opened.info())
+        labels = opened.label_counts()
+    lines = [f"{key.replace('_', ' '):<15} {printable(str(value))}" for key, value in info.items()]
+    lines.append(f"{'labels':<15} {sum(label is not None for label in labels)}")
+    named = {label: count for label, count in labels.items() if label is not None}
+    unlabelled = labels.get(None, 0)
+    tell({**info, "labels": named, "unlabelled": unlabelled}, "\n".join(lines), as_json)
+
+
+def verify_command(index: Path = INDEX, as_json: bool = JSON) -> None:
+    """Read every byte against its checksum, and name what is damaged.
+
+    Example: hashlens index verify shop.idx
+    """
+    with open_index(index, read_only=True) as opened:
+        info = opened.info()
+        with progress_bar("reading", 3 * (info.images + info.removed)) as progress:
+            damage = opened.verify(progress)
+    result = {"index": str(index), "intact": not damage, "damage": damage}
+    tell(result, "\n".join(damage) or f"{index}: intact, {info.images} images", as_json)
+    if damage:
+        raise typer.Exit(1)
+
+
+def compact_command(index: Path = INDEX, as_json: bool = JSON) -> None:
+    """Free the space of removed images; searches go on meanwhile.
+
+    Example: hashlens index compact shop.idx
+    """
+    with open_index(index) as opened:
+        before = opened.info().bytes_on_disk
+        dropped = opened.compact()
+        after = opened.info().bytes_on_disk
+    result = {"index": str(index), "dropped": dropped, "bytes": after, "bytes_before": before}
+    text = f"dropped {dropped} rows; {before:,} bytes before, {after:,} now"
+    tell(result, text, as_json)
+
+
+_GROUPS_SHOWN, _PICTURES_SHOWN = 50, 12
+
+
+def duplicates_command(
+    index: Path = INDEX,
+    radius: int = typer.Option(2, min=0, help="Bits in which codes may differ; 0: equal codes."),
+    as_json: bool = JSON,
+    sheet: Path | None = typer.Option(None, help="Write a sheet of the groups, as PNG or JPEG."),
+) -> None:
+    """Find near-duplicates: groups of images with nearly equal codes.
+
+    Example: hashlens index duplicates shop.idx --radius 2 --sheet twins.png
+    """
+    with open_index(index, read_only=True) as opened:
+        with progress_bar("pairs found", None) as progress:
+            found = opened.duplicates(radius, progress=progress)
+        groups = [opened.records(group) for group in found.groups]
+    if sheet is not None:
+        _write_group_sheet(sheet, groups)
+    if as_json:
+        named = [{"ids": [r.id for r in g], "uris": [r.uri for r in g]} for g in groups]
+        typer.echo(json.dumps({"radius": radius, "pairs": found.pairs, "groups": named}))
+        return
+    for group in groups:
+        typer.echo("  ".join(f"{r.id}:{printable(r.uri)}" for r in group))
+    images = sum(map(len, groups))
+    typer.echo(f"{len(groups)} groups of {images} images, {found.pairs} pairs within {radius} bits")
+
+
+def _write_group_sheet(path: Path, groups: list[Any]) -> None:
+    from hashlens.data.image import load_image
+    from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
+
+    if not groups:
+        raise IndexStoreError(f"{path}: no near-duplicates to draw; try a larger --radius")
+    queries = [
+        SheetQuery(
+            first.uri,
+            str(first.id),
+            {"": [Neighbour(r.uri, str(r.id), r.label or "") for r in others[:_PICTURES_SHOWN]]},
+        )
+        for first, *others in groups[:_GROUPS_SHOWN]
+    ]
+    save_picture(picture_sheet(queries, load_image), path)
+
+
+def export_command(
+    index: Path = INDEX,
+    out: Path = typer.Argument(..., help="File or folder to write; must not exist."),
+    format: str = typer.Option(
+        "faiss", help="faiss: IndexBinaryFlat; parquet: one table; numpy: a folder of arrays."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Write the index as a file that other libraries read.
+
+    Example: hashlens index export shop.idx shop.faiss --format faiss
+    """
+    from hashlens.index.exporting import FORMATS
+
+    if format not in FORMATS:
+        raise typer.BadParameter(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    with open_index(index, read_only=True) as opened:
+        opened.export(out, format)
+        images = len(opened)
+    result = {"index": str(index), "out": str(out), "format": format, "images": images}
+    tell(result, f"wrote {images} images to {out}", as_json)
+
+
+index_app.command("create")(create_command)
+index_app.command("add")(add_command)
+index_app.command("sync")(sync_command)
+index_app.command("remove")(remove_command)
+index_app.command("update")(update_command)
+index_app.command("info")(info_command)
+index_app.command("verify")(verify_command)
+index_app.command("compact")(compact_command)
+index_app.command("duplicates")(duplicates_command)
+index_app.command("export")(export_command)

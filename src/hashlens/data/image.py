@@ -1,0 +1,233 @@
+"""One image: from a path, a URI, bytes or an array to an upright picture in grey or colour."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hashlens.data.uris import RawImage, resolve
+from hashlens.errors import ImageError, SourceError
+from hashlens.files import path_uri
+from hashlens.types import ImageInput
+
+_WHITE = 255
+_SIXTEEN_BIT = 65535
+
+
+def grey_or_rgb(image: Image.Image) -> Image.Image:
+    """A picture in mode ``L`` or ``RGB``; grey stays grey.
+
+    16-bit values are scaled to 8 bits, floats from 0 to 1 (else from 0 to 255) likewise;
+    transparency is laid over white; CMYK and palettes become RGB.
+    """
+    mode = image.mode
+    if mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if mode.startswith("I;16"):
+        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
+    if mode == "I":
+        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
+    if mode == "F":
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        return _scaled(values, 1 if values.max() <= 1 else 255)
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        grey = mode in ("1", "L", "LA", "La")
+        return _over_white(image, grey)
+    return image.convert("L" if mode == "1" else "RGB")
+
+
+def _scaled(values: NDArray[np.float32], top: int) -> Image.Image:
+    eight = np.rint(np.clip(values, 0, top) * (255 / top)).astype(np.uint8)
+    return Image.fromarray(eight)
+
+
+def _over_white(image: Image.Image, grey: bool) -> Image.Image:
+    if image.mode in ("La", "RGBa"):  # alpha already multiplied in
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    picture = image.convert("RGBA")
+    paper = Image.new("RGBA", picture.size, (_WHITE,) * 4)
+    flat = Image.alpha_composite(paper, picture)
+    return flat.convert("L" if grey else "RGB")
+
+
+MAX_PIXELS = 178_956_970
+"""Largest width x height that is decoded; checked in the header, before memory is taken."""
+
+# Pillow also opens formats that start other programs or read other files; those stay closed.
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+
+class UnreadableImageError(ImageError):
+    """One image could not be read.
+
+    Parameters
+    ----------
+    name : str
+        The image: its URI, or its position where it has no name.
+    reason : str
+        What was wrong, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def load_image(image: ImageInput, *, size_hint: int | None = None) -> Image.Image:
+    """Decode one image, turn it upright, and make it grey or colour of 8 bits.
+
+    The first frame of an animation is taken; transparency is laid over white; 16-bit values are
+    scaled to 8 bits; CMYK and palettes become RGB.
+
+    Parameters
+    ----------
+    image : str, Path, bytes, PIL image or ndarray
+        A path or URI (``/abs/x.parquet#ROW``, ``digits#ROW``, ``hub:NAME#SPLIT#ROW``, ``file:``),
+        encoded bytes, a picture, or a uint8 array of shape (H, W) or (H, W, 3).
+    size_hint : int, optional
+        Side in pixels that is needed in the end. A JPEG more than twice as large is decoded at
+        1/2, 1/4 or 1/8 of its size, never below twice the hint: much faster, hardly different.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode ``L`` (grey) or ``RGB``.
+
+    Raises
+    ------
+    ImageError
+        If it is missing, is no image, is cut, or has more than ``MAX_PIXELS``; names the image.
+    """
+    name = image_name(image)
+    if isinstance(image, Image.Image | np.ndarray | bytes):
+        return decode(image, name, size_hint=size_hint)
+    try:
+        raw = resolve(image)
+    except UnreadableImageError:
+        raise
+    except SourceError as error:
+        raise UnreadableImageError(name, str(error)) from error
+    return decode(raw, name, size_hint=size_hint)
+
+
+def image_name(image: ImageInput, position: int | None = None) -> str:
+    """What to call an image in a message: its path or URI, else its kind and position."""
+    if isinstance(image, str):
+        return image.encode("utf-8", "backslashreplace").decode()
+    if isinstance(image, os.PathLike):
+        return path_uri(os.fspath(image))
+    kind = "bytes" if isinstance(image, bytes) else "image"
+    return kind if position is None else f"{kind} at position {position}"
+
+
+def decode(raw: RawImage | Image.Image, name: str, *, size_hint: int | None = None) -> Image.Image:
+    """Decode what a store or a caller holds; parameters and errors as in ``load_image``."""
+    try:
+        if isinstance(raw, np.ndarray):
+            return _from_array(raw, name)
+        if isinstance(raw, Image.Image):
+            return _finish(raw, name, None)  # the caller's picture must not change
+        if isinstance(raw, bytes):
+            if not raw:
+                raise UnreadableImageError(name, "empty (0 bytes)")
+            with Image.open(io.BytesIO(raw), formats=_known_formats()) as picture:
+                return _finish(picture, name, size_hint)
+        with _open_regular(raw, name) as file:
+            return _decode_file(file, name, size_hint)
+    except UnreadableImageError:
+        raise
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(name, f"over the limit of {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(name, "not an image in a known format") from error
+    except OSError as error:
+        raise UnreadableImageError(name, _os_reason(error)) from error
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        reason = f"damaged ({type(error).__name__}: {error})".replace("\n", " ")
+        raise UnreadableImageError(name, reason) from error
+
+
+def _decode_file(file: io.BufferedReader, name: str, size_hint: int | None) -> Image.Image:
+    if os.fstat(file.fileno()).st_size == 0:
+        raise UnreadableImageError(name, "empty (0 bytes)")
+    with Image.open(file, formats=_known_formats()) as picture:
+        return _finish(picture, name, size_hint)
+
+
+def _open_regular(path: Path, name: str) -> io.BufferedReader:
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise UnreadableImageError(name, "a folder, expected an image file")
+    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
+        raise UnreadableImageError(name, "not a regular file")
+    return open(path, "rb")
+
+
+def _os_reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if error.strerror:
+        return error.strerror.lower()
+    return f"damaged ({error})".replace("\n", " ")
+
+
+_formats: list[str] = []
+
+
+def _known_formats() -> list[str]:
+    global _formats
+    if not _formats:
+        Image.init()
+        _formats = [name for name in _FORMATS if name in Image.OPEN]
+    return _formats
+
+
+def _from_array(array: NDArray[Any], name: str) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise UnreadableImageError(name, f"expected an array of uint8, got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise UnreadableImageError(name, f"expected shape (H, W) or (H, W, 3), got {array.shape}")
+    if 0 in array.shape:
+        raise UnreadableImageError(name, f"empty array of shape {array.shape}")
+    return _finish(Image.fromarray(np.ascontiguousarray(array)), name, None)
+
+
+def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(
+            name, f"{width} x {height} pixels are over the limit of {MAX_PIXELS:,}"
+        )
+    if width == 0 or height == 0:
+        raise UnreadableImageError(name, "no pixels")
+    if size_hint is not None and getattr(image, "format", None) in ("JPEG", "MPO"):
+        image.draft(None, (2 * size_hint, 2 * size_hint))
+    image.load()
+    return grey_or_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    info = image.info
+    if "exif" not in info and "xmp" not in info and "Raw profile type exif" not in info:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block does not spoil the picture
+        return image

@@ -1,0 +1,223 @@
+"""Euclidean distances over features that may be float16, and may be memory-mapped."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.errors import InvalidInputError
+from hashlens.types import Features, Ids
+
+
+def will_need(array: NDArray[Any], rows: Ids) -> None:
+    """Tell the system that these rows are about to be read, so that it fetches them side by side.
+
+    Touching a row that is not in memory waits for the disk, one row after the other; a disk is
+    fastest when asked for many at a time. Does nothing for arrays that are not contiguous or on
+    systems without ``madvise``; harmless for arrays that are no files.
+
+    Parameters
+    ----------
+    array : ndarray of shape (n, d)
+        Rows that lie one after the other.
+    rows : ndarray of shape (m,), int64
+        Which of them; ascending order is fastest.
+    """
+    advise = _madvise()
+    if advise is None or not array.flags.c_contiguous:
+        return
+    length = array.strides[0]
+    starts = array.ctypes.data + rows * length
+    pages = starts & -mmap.PAGESIZE
+    lengths = starts + length - pages
+    for start, size in zip(pages.tolist(), lengths.tolist(), strict=True):
+        advise(start, size, mmap.MADV_WILLNEED)
+
+
+@lru_cache(maxsize=1)
+def _madvise() -> Any:
+    if not hasattr(mmap, "MADV_WILLNEED"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
+
+
+# Bytes of float32 features that exhaustive search holds at a time.
+_BLOCK_BYTES = 1 << 26
+_QUERIES_AT_A_TIME = 512
+
+# Where the first rows take so long, they come from a disk, and the rest is asked for all at once.
+_PROBE_ROWS = 32
+_SLOW_ROW_SECONDS = 15e-6
+
+ReadRows = Callable[[int, int], NDArray[Any]]
+
+
+def check_features(features: Any, name: str = "features") -> NDArray[Any]:
+    """Return features (n, d) as float16 or float32, or raise.
+
+    Parameters
+    ----------
+    features : array_like of shape (n, d), floating
+        float64 is rounded to float32.
+    name : str
+        What to call them in an error message.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape is not (n, d) or the values are not floating point.
+    """
+    array = np.asarray(features)
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise InvalidInputError(
+            f"{name}: expected floats of shape (n, d), got {array.dtype} of shape {array.shape}"
+        )
+    return array if array.dtype in (np.float16, np.float32) else array.astype(np.float32)
+
+
+def distances_to_rows(
+    features: NDArray[Any], rows: Ids, query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Distances of one query to some rows.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d), float16 or float32
+        Only the given rows are read.
+    rows : ndarray of shape (m,), int64
+        In any order; ascending order reads a file fastest.
+    query : ndarray of shape (d,), float32
+        The query's features.
+
+    Returns
+    -------
+    ndarray of shape (m,), float32
+        One row's distance does not depend on the other rows, so equal rows tie exactly.
+    """
+    from hashlens.index import kernels
+
+    if features.dtype == np.float16:
+        kernel, values = kernels.squared_distances_half, _frozen(features.view(np.uint16))
+    else:
+        kernel, values = kernels.squared_distances, _frozen(features)
+    out = np.empty(len(rows), np.float32)
+    began = time.perf_counter()
+    kernel(values, rows[:_PROBE_ROWS], query, out[:_PROBE_ROWS])
+    if time.perf_counter() - began > _PROBE_ROWS * _SLOW_ROW_SECONDS:
+        will_need(values, rows[_PROBE_ROWS:])
+    kernel(values, rows[_PROBE_ROWS:], query, out[_PROBE_ROWS:])
+    return np.sqrt(out, out=out)
+
+
+def nearest_candidates(
+    features: NDArray[Any],
+    queries: Features,
+    k: int,
+    allowed: NDArray[np.bool_] | None,
+) -> list[Ids]:
+    """For each query the rows that may be among its k nearest, ascending: never one too few.
+
+    Distances come from a matrix product, |x|^2 - 2 x.q + |q|^2. Its rounding error is bounded by
+    2 (d + 8) 2^-24 (|x|^2 + |q|^2); rows within twice that of the k-th are kept, for the caller
+    to settle with ``distances_to_rows``.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d), float16 or float32
+        Read once for each 512 queries, from the first row to the last.
+    queries : ndarray of shape (q, d), float32
+        Features of the queries.
+    k : int
+        At least 1.
+    allowed : ndarray of shape (n,), bool, optional
+        Only rows where this is true are results.
+    """
+    found: list[Ids] = []
+    for at in range(0, len(queries), _QUERIES_AT_A_TIME):
+        found += _candidates(features, queries[at : at + _QUERIES_AT_A_TIME], k, allowed)
+    return found
+
+
+def _candidates(
+    features: NDArray[Any], queries: Features, k: int, allowed: NDArray[np.bool_] | None
+) -> list[Ids]:
+    n, d = features.shape
+    step = max(1, min(n, _BLOCK_BYTES // (4 * max(d, 1))))
+    collectors = [_Collector(k) for _ in queries]
+    transposed = np.ascontiguousarray(queries.T)
+    query_norms = np.einsum("ij,ij->i", queries, queries)
+    buffer = np.empty((step, d), np.float32)
+    products = np.empty((step, len(queries)), np.float32)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        mask = None if allowed is None else allowed[start:stop]
+        if mask is not None and not mask.any():
+            continue
+        values, norms = _widened(features[start:stop], buffer)
+        product = products[: stop - start]
+        np.dot(values, transposed, out=product)
+        product *= -2
+        product += norms[:, None]
+        bound = 2 * (d + 8) * 2.0**-24 * (query_norms + norms.max())
+        rows = np.arange(start, stop) if mask is None else start + np.flatnonzero(mask)
+        squared = product if mask is None else product[mask]
+        for collector, column, margin in zip(collectors, squared.T, bound, strict=True):
+            collector.offer(np.ascontiguousarray(column), rows, float(margin))
+    return [collector.rows() for collector in collectors]
+
+
+class _Collector:
+    """Keeps one query's rows that may be among its k nearest."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._margin = 0.0
+        self._limit = np.inf  # k-th smallest value seen
+        self._values = np.zeros(0, np.float32)
+        self._rows = np.zeros(0, np.int64)
+
+    def offer(self, values: NDArray[np.float32], rows: Ids, margin: float) -> None:
+        self._margin = max(self._margin, margin)
+        near = values <= self._limit + 2 * self._margin
+        if not near.any():
+            return
+        self._values = np.concatenate([self._values, values[near]])
+        self._rows = np.concatenate([self._rows, rows[near]])
+        if len(self._values) >= self._k:
+            self._limit = float(np.partition(self._values, self._k - 1)[self._k - 1])
+            keep = self._values <= self._limit + 2 * self._margin
+            self._values, self._rows = self._values[keep], self._rows[keep]
+
+    def rows(self) -> Ids:
+        return self._rows
+
+
+def _widened(
+    block: NDArray[Any], buffer: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A block as float32, in ``buffer`` where it is float16, and its rows' squared norms."""
+    from hashlens.index import kernels
+
+    values: NDArray[np.float32] = block
+    if block.dtype == np.float16:
+        values = buffer[: len(block)]
+        kernels.widen_half(_frozen(block.view(np.uint16)), values.view(np.uint32))
+    norms = np.empty(len(block), np.float32)
+    kernels.squared_norms(_frozen(values), norms)
+    return values, norms
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only plain view: one type for the compiler, whoever owns the array."""
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view

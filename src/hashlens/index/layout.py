@@ -1,0 +1,306 @@
+"""One append-only array on disk: rows of bytes, and a checksum for each block of them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from io import FileIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes.packing import code_bytes
+from hashlens.errors import IndexStoreError
+
+FORMAT_VERSION = 1
+APPLICATION_ID = 0x484C4E53  # "HLNS"
+FEATURE_TYPES = ("float16", "float32")
+DATABASE = "index.sqlite"
+ARRAYS = ("codes", "features", "ids")
+
+TABLES = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE images (id INTEGER PRIMARY KEY, uri TEXT NOT NULL, label TEXT, metadata TEXT, "
+    "position INTEGER NOT NULL, alive INTEGER NOT NULL, size INTEGER, mtime_ns INTEGER, "
+    "digest BLOB, checksum INTEGER NOT NULL)",
+    "CREATE TABLE dead (position INTEGER PRIMARY KEY)",
+    "CREATE TABLE blocks (array TEXT NOT NULL, block INTEGER NOT NULL, checksum INTEGER NOT NULL, "
+    "PRIMARY KEY (array, block)) WITHOUT ROWID",
+)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What holds for the whole index at one commit.
+
+    Attributes
+    ----------
+    bits : int
+        Length of a code.
+    feature_dim : int
+        Width of a feature vector; 0 where the index holds codes only.
+    features : str
+        "float16" or "float32".
+    fingerprint : str
+        Of the encoder; empty where codes come from elsewhere.
+    model : str
+        Path of the model; empty where unknown.
+    generation : int
+        Number in the names of the array files; each ``compact`` begins a new one.
+    count : int
+        Rows of the arrays that are committed.
+    next_id : int
+        Id that the next image gets.
+    commit : int
+        Number of this commit.
+    """
+
+    bits: int
+    feature_dim: int
+    features: str
+    fingerprint: str
+    model: str
+    generation: int = 1
+    count: int = 0
+    next_id: int = 0
+    commit: int = 0
+
+    def arrays(self, folder: Path) -> dict[str, ArrayFile]:
+        """The array files of this generation, by name."""
+        shapes = {
+            "codes": (np.dtype("u1"), code_bytes(self.bits)),
+            "features": (np.dtype(self.features).newbyteorder("<"), self.feature_dim),
+            "ids": (np.dtype("<i8"), 1),
+        }
+        return {
+            name: ArrayFile(folder / f"{name}.{self.generation}", dtype, width)
+            for name, (dtype, width) in shapes.items()
+        }
+
+
+def create_tables(connection: sqlite3.Connection, meta: Meta) -> None:
+    """Make the tables of a new index; the caller commits."""
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+    for table in TABLES:
+        connection.execute(table)
+    write_meta(connection, meta)
+
+
+def write_meta(connection: sqlite3.Connection, meta: Meta) -> None:
+    """Store ``meta`` with its checksum."""
+    rows = {key: str(value) for key, value in asdict(meta).items()}
+    rows["checksum"] = str(_checksum(rows))
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows.items())
+
+
+def read_meta(connection: sqlite3.Connection, path: Path) -> Meta:
+    """Read and check ``meta``.
+
+    Raises
+    ------
+    IndexStoreError
+        If the file is of another kind, of a newer version, or damaged.
+    """
+    version = _pragma(connection, "user_version")
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        raise IndexStoreError(
+            f"{path}: not the database of a Hashlens index; give the folder that "
+            "`hashlens index create` made"
+        )
+    if version != FORMAT_VERSION:
+        raise IndexStoreError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {version}: a newer hashlens "
+            "wrote it, so upgrade with `pip install -U hashlens` (or the file is damaged)"
+        )
+    rows: dict[str, Any] = dict(connection.execute("SELECT key, value FROM meta"))
+    checksum = rows.pop("checksum", None)
+    if checksum != str(_checksum(rows)):
+        raise IndexStoreError(
+            f"{path}: its description of the index fails its checksum: the file is damaged; "
+            "restore the folder from a backup"
+        )
+    for field in fields(Meta):
+        if field.type == "int":
+            rows[field.name] = int(rows[field.name])
+    return Meta(**rows)
+
+
+def read_checksums(connection: sqlite3.Connection, array: str) -> dict[int, int]:
+    """Checksums of an array's blocks."""
+    sql = "SELECT block, checksum FROM blocks WHERE array = ?"
+    return dict(connection.execute(sql, (array,)))
+
+
+def last_checksum(connection: sqlite3.Connection, array: str) -> dict[int, int]:
+    """Checksum of an array's last block alone."""
+    sql = "SELECT block, checksum FROM blocks WHERE array = ? ORDER BY block DESC LIMIT 1"
+    return dict(connection.execute(sql, (array,)))
+
+
+def write_checksums(connection: sqlite3.Connection, array: str, checksums: dict[int, int]) -> None:
+    """Store checksums of blocks."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)",
+        [(array, block, checksum) for block, checksum in checksums.items()],
+    )
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> Any:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def _checksum(rows: dict[str, Any]) -> int:
+    return zlib.crc32(repr(sorted(rows.items())).encode())
+
+
+BLOCK_BYTES = 1 << 20
+"""Bytes under one checksum."""
+
+_RESTORE = "restore the folder from a backup, or make the index anew with `hashlens index create`"
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """A file of fixed-size rows; how many of them count is said by the database beside it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    dtype : numpy.dtype
+        Of one value; little-endian.
+    width : int
+        Values a row; 0 where the index holds no such array.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    width: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes a row."""
+        return int(self.dtype.itemsize) * self.width
+
+    def create(self) -> None:
+        """Make the file, empty; what stood there is dropped."""
+        with self.path.open("wb") as file:
+            os.fsync(file.fileno())
+
+    def append(
+        self, rows: NDArray[Any], count: int, checksums: Mapping[int, int]
+    ) -> dict[int, int]:
+        """Write rows behind the first ``count``, and sync them to the disk.
+
+        What stands past ``count`` was left by a writer that died, and is dropped.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m, width)
+            The new rows.
+        count : int
+            Rows that are committed.
+        checksums : mapping of int to int
+            Checksum of the last block, if it is partly filled.
+
+        Returns
+        -------
+        dict of int to int
+            Checksums of the blocks that were touched.
+
+        Raises
+        ------
+        IndexStoreError
+            If the file is missing or shorter than what is committed.
+        OSError
+            If it cannot be written, as on a full disk.
+        """
+        data = np.ascontiguousarray(rows, self.dtype).view(np.uint8).reshape(-1).data
+        start = count * self.row_bytes
+        with self._open(count, "r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            written = 0
+            try:
+                while written < len(data):
+                    written += file.write(data[written:])
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(start)  # give the space back
+                raise
+        return _extended(data, start, checksums)
+
+    def map(self, count: int, *, scattered: bool = False) -> NDArray[Any]:
+        """The first ``count`` rows, memory-mapped and read-only, shape (count, width).
+
+        They stay readable when the file is deleted. ``scattered`` rows are read here and there,
+        so that reading ahead would be waste.
+
+        Raises
+        ------
+        IndexStoreError
+            If the file is missing or shorter than that.
+        """
+        length = count * self.row_bytes
+        with self._open(count) as file:
+            if length == 0:
+                return np.empty((count, self.width), self.dtype)
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
+        if scattered and hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, self.dtype).reshape(count, self.width)
+
+    def damaged_blocks(self, rows: NDArray[Any], checksums: Mapping[int, int]) -> Iterator[int]:
+        """Read mapped rows from the first on; yield the blocks that differ from their checksum."""
+        data = rows.reshape(-1).view(np.uint8).data
+        for block in range(-(-len(data) // BLOCK_BYTES)):
+            piece = data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+            if checksums.get(block) != zlib.crc32(piece):
+                yield block
+
+    def require_intact(self, rows: NDArray[Any], checksums: Mapping[int, int]) -> None:
+        """Raise ``IndexStoreError`` that names the first damaged block, if there is one."""
+        for block in self.damaged_blocks(rows, checksums):
+            raise IndexStoreError(self.damage(block))
+
+    def _open(self, count: int, mode: Literal["rb", "r+b"] = "rb") -> FileIO:
+        """The file, open and unbuffered, if it holds ``count`` rows or more."""
+        try:
+            file = self.path.open(mode, buffering=0)
+        except FileNotFoundError:
+            raise IndexStoreError(f"{self.path}: the file is missing; {_RESTORE}") from None
+        size = os.fstat(file.fileno()).st_size
+        if size < count * self.row_bytes:
+            file.close()
+            raise IndexStoreError(
+                f"{self.path}: expected {count * self.row_bytes} bytes or more, got {size}: "
+                f"the file was cut; {_RESTORE}"
+            )
+        return file
+
+    def damage(self, block: int) -> str:
+        """A line that says that a block is damaged, and what to do."""
+        at = block * BLOCK_BYTES
+        return (
+            f"{self.path}: block {block} (from byte {at}) differs from its checksum in "
+            f"index.sqlite; {_RESTORE}"
+        )
+
+
+def _extended(data: Any, start: int, checksums: Mapping[int, int]) -> dict[int, int]:
+    """Checksums of the blocks that ``data`` touches when it is written at byte ``start``."""
+    result: dict[int, int] = {}
+    at = 0
+    while at < len(data):
+        block, inside = divmod(start + at, BLOCK_BYTES)
+        piece = data[at : at + BLOCK_BYTES - inside]
+        result[block] = zlib.crc32(piece, checksums[block] if inside else 0)
+        at += len(piece)
+    return result

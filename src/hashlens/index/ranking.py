@@ -1,0 +1,380 @@
+"""Coarse to fine over arrays: binary codes first, Euclidean distances inside the pool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes.database import CodeDatabase
+from hashlens.codes.search import hamming_radius, hamming_topk
+from hashlens.codes.threads import run_all, split, thread_count
+from hashlens.errors import InvalidInputError
+from hashlens.index.features import check_features, distances_to_rows, nearest_candidates
+from hashlens.types import MODES, Codes, Features, Ids, Mode, SearchResult
+
+
+class FineSearch:
+    """Features that belong to n codes; a code is named by its slot, 0 to n - 1.
+
+    Parameters
+    ----------
+    features : array_like of shape (m, d), float16 or float32
+        Kept as it is, and read only where a search needs it.
+    rows : ndarray of shape (n,), int64, or None
+        Row of ``features`` that belongs to each slot, where they are stored in another order.
+    slots : int
+        n; without ``rows``, also m.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes or dtypes do not fit.
+    """
+
+    def __init__(self, features: Any, rows: Ids | None, slots: int) -> None:
+        self._features = check_features(features)
+        self._rows = rows
+        self._slots = slots
+        held = len(self._features) if rows is None else len(rows)
+        if held != slots:
+            raise InvalidInputError(
+                f"features: expected {slots} rows, as many as codes, got {held}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Width d of a feature vector."""
+        return int(self._features.shape[1])
+
+    def check_queries(self, features: Any, count: int) -> Features:
+        """Features of ``count`` queries as float32, or ``InvalidInputError``."""
+        queries = np.ascontiguousarray(check_features(features, "query features"), np.float32)
+        expected = (count, self.width)
+        if queries.shape != expected:
+            raise InvalidInputError(f"query features: expected {expected}, got {queries.shape}")
+        if not np.isfinite(queries).all():
+            raise InvalidInputError("query features: expected finite values, got NaN or infinity")
+        return queries
+
+    def nearest(
+        self, queries: Features, k: int, allowed: NDArray[np.bool_] | None, result: SearchResult
+    ) -> None:
+        """Write the k nearest of all allowed slots into ``result``, of at most k columns."""
+        if not result.ids.shape[1]:
+            return
+        slot_of, mask = self._slot_of_row(allowed)
+        found = nearest_candidates(self._features, queries, k, mask)
+        pools = found if slot_of is None else [slot_of[rows] for rows in found]
+        self.rank(pools, queries, result, 0)
+
+    def rank(self, pools: list[Ids], queries: Features, result: SearchResult, at: int) -> None:
+        """Order each pool of slots into a row of ``result``, ties by slot.
+
+        Parameters
+        ----------
+        pools : list of ndarray, int64
+            Slots, in any order; one pool a query.
+        queries : ndarray of shape (len(pools), d), float32
+            Features of the queries.
+        result : SearchResult
+            Filled from row ``at`` on, with as many as its width or the pool allows.
+        at : int
+            Row of the first query.
+        """
+
+        def some(first: int, last: int) -> None:
+            for i in range(first, last):
+                self._rank_one(pools[i], queries[i], result.ids[at + i], result.distances[at + i])
+
+        tasks = [partial(some, *part) for part in split(len(pools), thread_count())]
+        if pools:
+            run_all(tasks)
+
+    def _rank_one(self, pool: Ids, query: Any, ids: Any, distances: Any) -> None:
+        if not len(pool) or not len(ids):
+            return
+        slots = np.sort(pool)
+        rows = slots if self._rows is None else self._rows[slots]
+        found = distances_to_rows(self._features, rows, query)
+        k = min(len(ids), len(slots))
+        near = np.flatnonzero(found <= np.partition(found, k - 1)[k - 1])
+        order = near[np.argsort(found[near], kind="stable")[:k]]
+        ids[:k], distances[:k] = slots[order], found[order]
+
+    def _slot_of_row(
+        self, allowed: NDArray[np.bool_] | None
+    ) -> tuple[Ids | None, NDArray[np.bool_] | None]:
+        """Each feature row's slot, and which rows are allowed."""
+        if self._rows is None:
+            return None, allowed
+        slot_of = np.full(len(self._features), -1, np.int64)
+        slot_of[self._rows] = np.arange(self._slots)
+        mask = slot_of >= 0
+        if allowed is not None:
+            mask[self._rows] = allowed
+        return slot_of, mask
+
+
+DEFAULT_POOL = 200
+"""Images that the fine search of ``hds`` looks at for small k, where no radius is given."""
+
+POOL_PER_RESULT = 4
+"""For k above ``DEFAULT_POOL / POOL_PER_RESULT``, the pool holds this many images a result.
+
+Both were chosen on validation images (``benchmarks/hds_pool.py``, docs/results/index.md).
+"""
+
+_NO_HAMMING = np.uint16(65535)
+_POOLS_AT_A_TIME = 64
+
+
+def default_pool(k: int) -> int:
+    """Size of the pool for k results, where neither pool nor radius is given."""
+    return max(DEFAULT_POOL, POOL_PER_RESULT * k)
+
+
+@dataclass
+class SearchTrace:
+    """What coarse-to-fine searches did; they add to it.
+
+    Attributes
+    ----------
+    coarse, fine : float
+        Seconds in each stage.
+    pools : list of int
+        Size of each query's pool.
+    missing : list of str
+        Shards that did not answer; only an index in shards has any.
+    """
+
+    coarse: float = 0.0
+    fine: float = 0.0
+    pools: list[int] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+class ArraySearcher:
+    """The three ways to search, over codes and features in memory or memory-mapped.
+
+    Parameters
+    ----------
+    codes : array_like of shape (n, bytes), uint8
+        Packed codes; copied.
+    features : array_like of shape (n, d), float16 or float32, optional
+        Needed by ``hds`` and ``es``; kept as it is, and read only where a search needs it.
+    ids : ndarray of shape (n,), int64, optional
+        Ascending; 0, 1, 2, ... by default.
+    rows : ndarray of shape (n,), int64, optional
+        Row of ``features`` that belongs to each code, where they are stored in another order.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes or dtypes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> searcher = ArraySearcher(np.array([[0], [3], [1]], np.uint8))
+    >>> searcher.search_encoded(np.array([[1]], np.uint8), None, 2, mode="bcs").ids
+    array([[2, 0]])
+    """
+
+    def __init__(
+        self,
+        codes: Any,
+        features: Any = None,
+        *,
+        ids: Ids | None = None,
+        rows: Ids | None = None,
+    ) -> None:
+        self._codes = CodeDatabase(codes)
+        self._ids = ids
+        n = len(self._codes)
+        self._fine = None if features is None else FineSearch(features, rows, n)
+        if ids is not None and (len(ids) != n or bool((np.diff(ids) <= 0).any())):
+            raise InvalidInputError(f"ids: expected {n} ascending values, one a code")
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @property
+    def codes(self) -> CodeDatabase:
+        """The codes, prepared for searching."""
+        return self._codes
+
+    def search_encoded(
+        self,
+        codes: Codes,
+        features: Features | None,
+        k: int,
+        *,
+        mode: Mode = "hds",
+        radius: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        exclude: Ids | None = None,
+        pool: int | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+        trace: SearchTrace | None = None,
+    ) -> SearchResult:
+        """Search with q encoded queries (:class:`hashlens.types.Searcher`).
+
+        Parameters
+        ----------
+        codes : ndarray of shape (q, bytes), uint8
+            Packed codes of the queries.
+        features : ndarray of shape (q, d), float32, or None
+            Needed by ``hds`` and ``es``.
+        k : int
+            At most k results a query.
+        mode : {"hds", "bcs", "es"}
+            Coarse then fine, binary codes only, or exhaustive over features.
+        radius : int, optional
+            ``hds`` and ``bcs``: only images within this Hamming distance.
+        where : mapping, optional
+            Arrays carry no labels or metadata, so anything but empty is refused.
+        exclude : ndarray of shape (q,), int64, optional
+            One id a query that is left out of that query's results (-1: none).
+        pool : int, optional
+            ``hds`` without radius: images that the fine search looks at; ``default_pool(k)``.
+        allowed : ndarray of shape (n,), bool, optional
+            Only codes where this is true are results.
+        trace : SearchTrace, optional
+            ``hds`` adds its times and pools.
+
+        Returns
+        -------
+        SearchResult
+            Of shape (q, k), or fewer columns where less than k images are allowed.
+
+        Raises
+        ------
+        InvalidInputError
+            If an argument does not fit.
+        """
+        if where:
+            raise InvalidInputError("where: arrays hold no labels or metadata; use a HashIndex")
+        if mode not in MODES:
+            raise InvalidInputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        if k < 1 or (pool is not None and pool < 1):
+            raise InvalidInputError(f"expected k and pool of 1 or more, got k={k}, pool={pool}")
+        if radius is not None and (mode == "es" or radius < 0):
+            raise InvalidInputError(
+                f"radius: expected 0 or more, with mode hds or bcs, got {radius} with {mode}"
+            )
+        unwanted = None if exclude is None else self._slots_of(np.asarray(exclude), len(codes))
+        # One more than asked for, so that leaving one out leaves enough.
+        more = k if unwanted is None else k + 1
+        if mode == "bcs":
+            result = self._by_codes(codes, more, radius, allowed)
+        else:
+            fine, queries = self._fine_search(codes, features, mode)
+            if mode == "hds":
+                result = self._coarse_to_fine(
+                    fine,
+                    codes,
+                    queries,
+                    self._empty_result(len(codes), k, allowed),
+                    pool=pool or default_pool(k),
+                    radius=radius,
+                    allowed=allowed,
+                    unwanted=unwanted,
+                    trace=trace or SearchTrace(),
+                )
+                unwanted = None
+            else:
+                result = self._empty_result(len(codes), more, allowed)
+                fine.nearest(queries, more, allowed, result)
+        if unwanted is not None:
+            result = _without(result, unwanted, k)
+        return SearchResult(self.to_ids(result.ids), result.distances)
+
+    def _fine_search(self, codes: Codes, features: Any, mode: Mode) -> tuple[FineSearch, Features]:
+        """What ranks by features, and the queries' features, checked."""
+        if self._fine is None or self._fine.width == 0:
+            raise InvalidInputError(f"mode {mode} needs features, and only codes are held; use bcs")
+        if features is None:
+            raise InvalidInputError(f"mode {mode} needs the queries' features; got codes only")
+        return self._fine, self._fine.check_queries(features, len(codes))
+
+    def to_ids(self, slots: Ids) -> Ids:
+        """Ids of slots (places in ``codes``); -1 stays."""
+        if self._ids is None or not slots.size:
+            return slots
+        return np.where(slots >= 0, self._ids[slots], -1)
+
+    def _slots_of(self, ids: Ids, count: int) -> Ids:
+        """Slots of one id a query, -1 where there is none."""
+        if ids.shape != (count,):
+            raise InvalidInputError(f"exclude: expected shape ({count},), got {ids.shape}")
+        if self._ids is None:
+            return np.where(ids < len(self), ids, -1)
+        slots = np.minimum(np.searchsorted(self._ids, ids), len(self) - 1)
+        return np.where(self._ids[slots] == ids, slots, -1) if len(self) else np.full(count, -1)
+
+    def _by_codes(
+        self, codes: Codes, k: int, radius: int | None, allowed: NDArray[np.bool_] | None
+    ) -> SearchResult:
+        distances, slots = hamming_topk(self._codes, codes, k, allowed=allowed)
+        if radius is not None:
+            beyond = distances > radius
+            slots[beyond], distances[beyond] = -1, _NO_HAMMING
+        return SearchResult(slots, distances)
+
+    def _coarse_to_fine(
+        self,
+        fine: FineSearch,
+        codes: Codes,
+        features: Features,
+        result: SearchResult,
+        *,
+        pool: int,
+        radius: int | None,
+        allowed: NDArray[np.bool_] | None,
+        unwanted: Ids | None,
+        trace: SearchTrace,
+    ) -> SearchResult:
+        for at in range(0, len(codes), _POOLS_AT_A_TIME):
+            queries = slice(at, at + _POOLS_AT_A_TIME)
+            began = time.perf_counter()
+            if radius is None:
+                more = pool if unwanted is None else pool + 1
+                pools = list(hamming_topk(self._codes, codes[queries], more, allowed=allowed)[1])
+            else:
+                found = hamming_radius(self._codes, codes[queries], radius, allowed=allowed)
+                pools = np.split(found.ids, found.offsets[1:-1])
+            if unwanted is not None:
+                pools = [p[p != one] for p, one in zip(pools, unwanted[queries], strict=True)]
+                pools = pools if radius is not None else [p[:pool] for p in pools]
+            found_pools = time.perf_counter()
+            fine.rank(pools, features[queries], result, at)
+            trace.coarse += found_pools - began
+            trace.fine += time.perf_counter() - found_pools
+            trace.pools += [len(members) for members in pools]
+        return result
+
+    def _empty_result(
+        self, queries: int, k: int, allowed: NDArray[np.bool_] | None
+    ) -> SearchResult:
+        """Rows to fill: as wide as k, or as many images as are allowed."""
+        shape = (queries, min(k, len(self) if allowed is None else int(np.count_nonzero(allowed))))
+        return SearchResult(np.full(shape, -1, np.int64), np.full(shape, np.inf, np.float32))
+
+
+def _without(result: SearchResult, unwanted: Ids, k: int) -> SearchResult:
+    """Leave one slot a query out; a row that did not hold it loses its last."""
+    found = (result.ids == unwanted[:, None]) & (result.ids >= 0)
+    order = np.argsort(found, axis=1, kind="stable")
+    ids = np.take_along_axis(result.ids, order, axis=1)
+    distances = np.take_along_axis(result.distances, order, axis=1)
+    if ids.shape[1]:
+        last = found.any(axis=1)
+        ids[last, -1] = -1
+        distances[last, -1] = _NO_HAMMING if distances.dtype == np.uint16 else np.inf
+    return SearchResult(ids[:, :k], distances[:, :k])

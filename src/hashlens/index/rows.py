@@ -1,0 +1,228 @@
+"""Checks of what callers hand to an index."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.codes.packing import check_codes, code_bytes
+from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.index.features import check_features
+from hashlens.index.layout import Meta
+from hashlens.types import Codes, Encoder, Ids
+
+Metadata = Mapping[str, Any]
+
+
+class Record(NamedTuple):
+    """An image of an index.
+
+    Attributes
+    ----------
+    id : int
+        Stays the same for as long as the image is in the index; never given again.
+    uri : str
+        Absolute path or URI; empty where the image came from memory.
+    label : str or None
+        Class name.
+    metadata : dict
+        What the user gave, as JSON values.
+    """
+
+    id: int
+    uri: str
+    label: str | None
+    metadata: dict[str, Any]
+
+
+class Hit(NamedTuple):
+    """An image found by a search.
+
+    Attributes
+    ----------
+    id, uri, label, metadata
+        As in ``Record``.
+    hamming : int or None
+        Bits that differ from the query's code.
+    euclidean : float or None
+        Distance of features; None for mode ``bcs``.
+    """
+
+    id: int
+    uri: str
+    label: str | None
+    metadata: dict[str, Any]
+    hamming: int | None
+    euclidean: float | None
+
+
+# A circle is met as a RecursionError, so that watching for one need not cost time.
+_OPTIONS: dict[str, Any] = {
+    "allow_nan": False,
+    "check_circular": False,
+    "separators": (",", ":"),
+}
+_encode = json.JSONEncoder(ensure_ascii=False, **_OPTIONS).encode
+_encode_ascii = json.JSONEncoder(**_OPTIONS).encode
+
+
+def store_text(text: str | None) -> str | bytes | None:
+    """Text as SQLite takes it: UTF-8 has no lone surrogates, so such text is kept as bytes."""
+    if text is None:
+        return None
+    text = str(text)  # NumPy's text has another ``repr``, which checksums are made of
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def load_text(stored: str | bytes | None) -> str | None:
+    """The inverse of ``store_text``."""
+    return stored.decode("utf-8", "surrogatepass") if isinstance(stored, bytes) else stored
+
+
+def store_metadata(metadata: Metadata | None, name: str) -> str | None:
+    """Metadata as JSON text, None where there is none.
+
+    Parameters
+    ----------
+    metadata : mapping or None
+        String keys, JSON values.
+    name : str
+        The image, for an error message.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be written as JSON and read back.
+    """
+    if not metadata:
+        return None
+    if not isinstance(metadata, Mapping) or {*map(type, metadata)} != {str}:
+        raise InvalidInputError(f"{name}: metadata: expected a mapping with text keys")
+    try:
+        text = _encode(metadata if type(metadata) is dict else dict(metadata))
+        if text.isascii():
+            return text
+        text.encode()
+    except UnicodeEncodeError:
+        return _encode_ascii(dict(metadata))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{name}: metadata: expected text, whole or finite numbers, true, false, null, lists "
+            f"and mappings of these ({error})"
+        ) from None
+    return text
+
+
+def row_checksum(*values: str | bytes | int | None) -> int:
+    """CRC-32 over a row's id, URI, label, metadata and file state."""
+    return zlib.crc32(repr(values).encode())
+
+
+def to_record(row: tuple[Any, ...]) -> Record:
+    """A record from the columns (id, uri, label, metadata)."""
+    image_id, uri, label, metadata = row
+    return Record(
+        image_id, load_text(uri) or "", load_text(label), json.loads(metadata) if metadata else {}
+    )
+
+
+def check_ids(ids: Any) -> Ids:
+    """Ids as an array, each once.
+
+    Raises
+    ------
+    InvalidInputError
+        If they are no whole numbers, or one comes twice.
+    """
+    given = ids if isinstance(ids, np.ndarray | np.generic | int) else list(ids)
+    array = np.atleast_1d(np.asarray(given))
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.max() > np.iinfo(np.int64).max:
+        raise InvalidInputError(
+            f"ids: expected whole numbers below 2**63 in one dimension, got {given!r:.80}"
+        )
+    if len(np.unique(array)) != len(array):
+        raise InvalidInputError("ids: expected each id once, got one twice")
+    return array.astype(np.int64)
+
+
+def check_width(codes: Any, bits: int) -> Codes:
+    """Packed codes of an index's width."""
+    checked = check_codes(codes)
+    if checked.shape[1] != code_bytes(bits):
+        raise InvalidInputError(
+            f"codes: expected {code_bytes(bits)} bytes for the index's {bits} bits, got "
+            f"{checked.shape[1]}; use the model that the index was made with"
+        )
+    return checked
+
+
+def check_encoded(meta: Meta, codes: Any, features: Any) -> tuple[Codes, NDArray[Any]]:
+    """Codes and features of an index's widths, features rounded to its stored type.
+
+    Parameters
+    ----------
+    meta : Meta
+        Of the index.
+    codes : array_like of shape (n, bytes), uint8
+        Packed codes.
+    features : array_like of shape (n, d), floating; or None where the index holds codes only
+        Finite, also once they are rounded.
+
+    Raises
+    ------
+    InvalidInputError
+        If a shape differs, or a value is not finite or too large for the stored type.
+    """
+    codes = check_width(codes, meta.bits)
+    if features is None and meta.feature_dim == 0:
+        features = np.zeros((len(codes), 0), np.float32)
+    array = check_features(features)
+    expected = (len(codes), meta.feature_dim)
+    if array.shape != expected:
+        raise InvalidInputError(f"features: expected shape {expected}, got {array.shape}")
+    with np.errstate(over="ignore"):
+        stored = array.astype(meta.features, copy=False)
+    if not np.isfinite(stored).all():
+        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+        raise InvalidInputError(
+            f"features: row {row} holds NaN, infinity or a value too large for {meta.features}; "
+            "make the index with features='float32' if the values are meant"
+        )
+    return codes, stored
+
+
+def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
+    """Raise ``InvalidInputError`` if a sequence does not hold one value an image."""
+    for name, values in given.items():
+        if values is not None and len(values) != count:
+            raise InvalidInputError(f"{name}: expected {count}, one an image, got {len(values)}")
+
+
+def require_same_model(path: Path, meta: Meta, encoder: Encoder) -> None:
+    """Raise ``IndexStoreError`` if the encoder is not the one whose codes the index holds."""
+    if (encoder.bits, encoder.feature_dim) != (meta.bits, meta.feature_dim):
+        raise IndexStoreError(
+            f"{path}: holds codes of {meta.bits} bits and features of {meta.feature_dim} values, "
+            f"but the model gives {encoder.bits} and {encoder.feature_dim}; use the index's own "
+            "model, or make a new index"
+        )
+    if meta.fingerprint and encoder.fingerprint != meta.fingerprint:
+        raise IndexStoreError(
+            f"{path}: made with model {meta.fingerprint[:12]}, but this one is "
+            f"{encoder.fingerprint[:12]}, whose codes do not compare; use the index's own model"
+            f"{f' ({meta.model})' if meta.model else ''}, or make a new index"
+        )

@@ -1,0 +1,137 @@
+"""``where``: conditions on label and metadata as SQL that carries every value as a parameter."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hashlens.errors import InvalidInputError
+from hashlens.index.rows import load_text, store_text
+
+_COMPARISONS = (">=", "<=", ">", "<")
+# Keys that read the same in JSON as in a JSON path; others are looked up by a Python function.
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:/-]{1,200}")
+
+METADATA_FUNCTION = "hashlens_metadata"
+
+
+def metadata_value(metadata: str | None, key: str | bytes) -> Any:
+    """SQL function: one value of a metadata text; a list or mapping as JSON text."""
+    value = json.loads(metadata).get(load_text(key)) if metadata else None
+    return json.dumps(value) if isinstance(value, dict | list) else _bindable(value)
+
+
+def compile_where(where: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
+    """Conditions as SQL, and its parameters.
+
+    Parameters
+    ----------
+    where : mapping
+        ``label`` or a metadata key, to: a value (equal; None: absent or null), a sequence of
+        values (equal to one of them), or a mapping of ``>=``, ``<=``, ``>``, ``<`` to values.
+
+    Returns
+    -------
+    sql : str
+        An expression over the columns ``label`` and ``metadata``; empty where all images are
+        meant. Made of fixed text alone.
+    parameters : list
+        One for each ``?``.
+
+    Raises
+    ------
+    InvalidInputError
+        If a key or value is of a type that cannot be compared.
+    """
+    parts: list[str] = []
+    parameters: list[Any] = []
+    for key, wanted in (where or {}).items():
+        if not isinstance(key, str):
+            raise InvalidInputError(f"where: expected text as keys, got {key!r}")
+        sql, values = _condition(key, wanted)
+        parts.append(f"({sql})")
+        parameters += values
+    return " AND ".join(parts), parameters
+
+
+def _condition(key: str, wanted: Any) -> tuple[str, list[Any]]:
+    column, own = _column(key)
+    if hasattr(wanted, "tolist"):  # NumPy's arrays and scalars
+        wanted = wanted.tolist()
+    if isinstance(wanted, Mapping):
+        unknown = [sign for sign in wanted if sign not in _COMPARISONS]
+        if unknown or not wanted:
+            raise InvalidInputError(
+                f"where: {key!r}: expected {', '.join(_COMPARISONS)}, got {list(wanted)}"
+            )
+        return _comparisons(key, column, own, wanted)
+    if isinstance(wanted, Sequence | set | frozenset) and not isinstance(wanted, str | bytes):
+        alternatives = [_equal(key, column, own, value) for value in wanted]
+        if not alternatives:
+            return "0", []
+        return (
+            " OR ".join(sql for sql, _ in alternatives),
+            [value for _, values in alternatives for value in values],
+        )
+    return _equal(key, column, own, wanted)
+
+
+def _column(key: str) -> tuple[str, list[Any]]:
+    if key == "label":
+        return "label", []
+    if _PLAIN_KEY.fullmatch(key):
+        return "json_extract(metadata, ?)", [f'$."{key}"']
+    return f"{METADATA_FUNCTION}(metadata, ?)", [store_text(key)]
+
+
+def _equal(key: str, column: str, own: list[Any], value: Any) -> tuple[str, list[Any]]:
+    if value is None:
+        return f"{column} IS NULL", own
+    value = _checked(key, value)
+    if key == "label" or not isinstance(value, str | bytes):
+        return f"{column} = ?", [*own, value]
+    # SQLite's JSON functions end text at the first NUL; where one is about, Python compares.
+    exact = f"{METADATA_FUNCTION}(metadata, ?) = ?"
+    if isinstance(value, bytes) or "\0" in value:
+        return exact, [store_text(key), value]
+    sql = f"{column} = ? AND (instr(metadata, '\\u0000') = 0 OR {exact})"
+    return sql, [*own, value, store_text(key), value]
+
+
+def _comparisons(
+    key: str, column: str, own: list[Any], wanted: Mapping[str, Any]
+) -> tuple[str, list[Any]]:
+    parts, parameters = [], []
+    for sign in _COMPARISONS:
+        if sign in wanted:
+            value = _checked(key, wanted[sign])
+            # SQLite orders all numbers before all text; only values of the same kind compare.
+            kind = "('text', 'blob')" if isinstance(value, str | bytes) else "('integer', 'real')"
+            parts.append(f"(typeof({column}) IN {kind} AND {column} {sign} ?)")
+            parameters += [*own, *own, value]
+    return " AND ".join(parts), parameters
+
+
+def _checked(key: str, value: Any) -> Any:
+    if hasattr(value, "item"):  # NumPy's scalars
+        value = value.item()
+    if not isinstance(value, str | int | float):
+        raise InvalidInputError(
+            f"where: {key!r}: expected text, a number, true or false, got {value!r}"
+        )
+    return _bindable(value)
+
+
+def _bindable(value: Any) -> Any:
+    """A JSON scalar as SQLite takes it."""
+    if isinstance(value, str):
+        return store_text(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        try:
+            return float(value)
+        except OverflowError:  # SQLite reads such a number in JSON as infinite, too
+            return math.inf if value > 0 else -math.inf
+    return value

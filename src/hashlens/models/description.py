@@ -1,0 +1,235 @@
+"""The model card: what a model was made from, for whoever meets the directory later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hashlens.codes.packing import check_bits
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.errors import ModelError
+
+FORMAT = "hashlens-model"
+FORMAT_VERSION = 2
+"""Models of version 1 differ in their fingerprint, which leaves the backbone's name out."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model but its weights.
+
+    Attributes
+    ----------
+    bits : int
+        Length of a code.
+    feature_dim : int
+        Width d of a feature vector.
+    classes : tuple of str
+        Names of the classifier's outputs, in order; empty without a classifier.
+    backbone : str
+        Name that rebuilds the backbone's structure.
+    preprocessing : Preprocessing
+        How images become the network's input.
+    multi_label : bool
+        Whether an image may have several classes (scores then go through a sigmoid each).
+    start_origin, start_licence : str
+        Where the first weights came from, and under what licence.
+    radius : int, optional
+        Proposed Hamming radius of the pool for ``hds``.
+    training : mapping
+        What the training reports: data, split, recipe, validation figures, versions. JSON values.
+    fingerprint : str
+        Hexadecimal digest of weights, backbone, preprocessing and bits; set when the model is
+        saved.
+    format_version : int
+        Of the file it was read from: says how the fingerprint was made.
+    """
+
+    bits: int
+    feature_dim: int
+    classes: tuple[str, ...]
+    backbone: str
+    preprocessing: Preprocessing
+    multi_label: bool = False
+    start_origin: str = "random"
+    start_licence: str = "none needed"
+    radius: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; :meth:`from_dict` reads it."""
+        return {
+            "format": FORMAT,
+            "format_version": self.format_version,
+            "bits": self.bits,
+            "feature_dim": self.feature_dim,
+            "classes": list(self.classes),
+            "backbone": self.backbone,
+            "preprocessing": self.preprocessing.to_dict(),
+            "multi_label": self.multi_label,
+            "start_origin": self.start_origin,
+            "start_licence": self.start_licence,
+            "radius": self.radius,
+            "training": dict(self.training),
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any, path: Path) -> ModelConfig:
+        """Read the JSON form.
+
+        Parameters
+        ----------
+        values : object
+            What JSON gave.
+        path : Path
+            The file it came from, for messages.
+
+        Raises
+        ------
+        ModelError
+            If it is not a model's, of a newer version, or lacks an entry.
+        """
+        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+            raise ModelError(f"{path}: this is not a Hashlens model; make one with hashlens train")
+        version = values.get("format_version")
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+            raise ModelError(
+                f"{path}: model format {version!r} is not known here (this Hashlens reads up to "
+                f"{FORMAT_VERSION}); upgrade with pip install -U hashlens"
+            )
+        try:
+            return cls(
+                bits=check_bits(int(values["bits"])),
+                feature_dim=int(values["feature_dim"]),
+                classes=tuple(str(name) for name in values["classes"]),
+                backbone=str(values["backbone"]),
+                preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+                multi_label=bool(values["multi_label"]),
+                start_origin=str(values["start_origin"]),
+                start_licence=str(values["start_licence"]),
+                radius=None if values["radius"] is None else int(values["radius"]),
+                training=dict(values["training"]),
+                fingerprint=str(values["fingerprint"]),
+                format_version=version,
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ModelError(
+                f"{path}: an entry is missing or wrong ({error!r}); the file was changed or "
+                "cut: copy or train the model again"
+            ) from error
+
+
+def parse_config(text: str, path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Read a model's JSON text; returns the configuration and the raw entries.
+
+    Raises
+    ------
+    ModelError
+        If the text is not whole JSON, or not a model's.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: not readable as JSON ({error}); the file is cut or foreign: copy or train "
+            "the model again"
+        ) from error
+    return ModelConfig.from_dict(values, path), values
+
+
+CARD_NAME = "README.md"
+_MOST_CLASSES = 50
+
+
+def model_card(config: ModelConfig) -> str:
+    """Markdown text of a model's card.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Each mapping in ``config.training`` becomes a section with a table, each plain value a
+        row of the section "Training"; what is not recorded is not mentioned.
+    """
+    plain = {key: value for key, value in config.training.items() if not _is_section(value)}
+    sections = {key: value for key, value in config.training.items() if _is_section(value)}
+    parts = [
+        "---\nlibrary_name: hashlens\ntags: [image-retrieval, learning-to-hash]\n---",
+        f"# Hashlens model, {config.bits} bits",
+        "Turns an image into a binary code and a feature vector, to search for similar images "
+        "(Lin et al., CVPR Workshops 2015). Use it with\n\n"
+        '```python\nfrom hashlens import Encoder\n\nencoder = Encoder.load("THIS_DIRECTORY")\n'
+        "codes, features = encoder.encode(images)\n```",
+        "## Network\n\n" + _table(_network(config)),
+        "## Starting weights\n\n"
+        + _table({"origin": config.start_origin, "licence": config.start_licence}),
+        f"## Classes ({len(config.classes)})\n\n{_classes(config)}",
+    ]
+    if plain:
+        parts.append("## Training\n\n" + _table(plain))
+    parts.extend(f"## {_title(key)}\n\n{_table(value)}" for key, value in sections.items())
+    parts.append(
+        "## Limits\n\nCodes and features are comparable only between images encoded by this "
+        "fingerprint. Figures above were seen on a validation split of the training data; images "
+        "of another kind can do worse."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _network(config: ModelConfig) -> dict[str, Any]:
+    image = config.preprocessing
+    return {
+        "backbone": config.backbone,
+        "bits": config.bits,
+        "features": config.feature_dim,
+        "input": f"{image.size} x {image.size} px, {image.channels} channel(s), {image.resize}",
+        "labels": "several an image" if config.multi_label else "one an image",
+        "proposed radius": "not measured" if config.radius is None else config.radius,
+        "fingerprint": config.fingerprint,
+    }
+
+
+def _classes(config: ModelConfig) -> str:
+    if not config.classes:
+        return "None: the codes were learned without labels."
+    shown = ", ".join(_escape(name) for name in config.classes[:_MOST_CLASSES])
+    left = len(config.classes) - _MOST_CLASSES
+    return shown + (f" and {left} more, listed in model.json" if left > 0 else "")
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ").capitalize()
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {_escape(key.replace('_', ' '))} | {_escape(_text(v))} |" for key, v in values.items()
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(inner) for inner in value)
+    return str(value)
+
+
+def _escape(value: object) -> str:
+    """Text that stays in its table cell and is not read as HTML or Markdown."""
+    text = " ".join(str(value).split())
+    for mark in ("\\", "|", "`", "<", "[", "*"):
+        text = text.replace(mark, f"\\{mark}")
+    return text

@@ -1,0 +1,1 @@
+"""The paper's comparison and its experiment on products."""

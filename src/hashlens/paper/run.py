@@ -1,0 +1,426 @@
+"""The methods that learn features and codes together: ours, CNNH and CNNH+."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hashlens.data.decoding import decode_source
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.source import Source
+from hashlens.errors import InvalidInputError
+from hashlens.models.checkpoint import CONFIG_NAME
+from hashlens.models.encoder import Encoder
+from hashlens.paper.gist import gist
+from hashlens.paper.published import OURS
+from hashlens.training.config import TrainingConfig
+from hashlens.types import Features
+from hashlens.workflows.score import encode
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many images of each kind take part; None: all there are.
+
+    Attributes
+    ----------
+    training, database, queries : int or None
+        Images, spread evenly over the classes.
+    """
+
+    training: int | None = None
+    database: int | None = None
+    queries: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One experiment.
+
+    Attributes
+    ----------
+    name, title : str
+        On the command line, and in headings.
+    hub : str
+        Name of the data set on the hub, where no folder is given.
+    size, channels : int
+        Of its images.
+    features : str
+        What the shallow methods work on by default.
+    methods : tuple of str
+        In the order of the tables.
+    bits : tuple of int
+        Code lengths of the table of mean average precision; the first one is that of the curves.
+    error_bits : tuple of int
+        Code lengths whose classification error is reported.
+    options : mapping of str to mapping
+        Options of a shallow method, by name.
+    training : mapping of str to value
+        What the deep methods' training is told besides the recipe.
+    amounts : Amounts
+        Images that take part.
+    seconds : mapping of str to float
+        How long a method takes about, at the first code length, on two cores.
+    """
+
+    name: str
+    title: str
+    hub: str
+    size: int
+    channels: int
+    features: str
+    methods: tuple[str, ...]
+    bits: tuple[int, ...]
+    error_bits: tuple[int, ...]
+    options: Mapping[str, Mapping[str, Any]]
+    training: Mapping[str, Any]
+    amounts: Amounts
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Products:
+    """The experiment on a collection of any kind.
+
+    Attributes
+    ----------
+    bits : int
+        Length of a code.
+    queries : int
+        Images that ask, at most; each is left out of its own results.
+    held_out : float
+        Share of the images that do not train, for the accuracy.
+    training : mapping of str to value
+        What training is told.
+    images : int or None
+        Images that take part at most.
+    """
+
+    bits: int
+    queries: int
+    held_out: float
+    training: Mapping[str, Any]
+    images: int | None = None
+
+
+def read_products(*, quick: bool = False) -> Products:
+    """Read the experiment on a collection.
+
+    Parameters
+    ----------
+    quick : bool
+        The form that ends within minutes.
+    """
+    return Products(**_values("products", quick))
+
+
+def read_piece(name: str, *, quick: bool = False) -> Piece:
+    """Read a piece by name.
+
+    Parameters
+    ----------
+    name : {"mnist", "cifar10"}
+        Which.
+    quick : bool
+        The form that ends within minutes: the file's ``quick`` table wins over the rest.
+    """
+    values = _values(name, quick)
+    return Piece(
+        name=name,
+        title=values["title"],
+        hub=values["hub"],
+        size=values["size"],
+        channels=values["channels"],
+        features=values["features"],
+        methods=tuple(values["methods"]),
+        bits=tuple(values["bits"]),
+        error_bits=tuple(values["error_bits"]),
+        options=values.get("options", {}),
+        training=values["training"],
+        amounts=Amounts(**values.get("amounts", {})),
+        seconds=values["seconds"],
+    )
+
+
+def _values(name: str, quick: bool) -> dict[str, Any]:
+    values = tomllib.loads(
+        (files(__package__) / "pieces" / f"{name}.toml").read_text(encoding="utf-8")
+    )
+    short = values.pop("quick")
+    return values | short if quick else values
+
+
+_PACKAGES = ("hashlens", "numpy", "scipy", "torch", "lightning")
+
+
+class ResultStore:
+    """A folder with one JSON file a result, named by method and configuration.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first result comes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, name: str, configuration: dict[str, Any]) -> dict[str, Any] | None:
+        """What was kept for exactly this configuration, or None.
+
+        Parameters
+        ----------
+        name : str
+            Of the method.
+        configuration : dict
+            All that decides the result, as JSON values.
+        """
+        try:
+            kept = json.loads(self._path(name, configuration).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or cut by a crash: run it
+            return None
+        return (
+            kept if isinstance(kept, dict) and kept.get("configuration") == configuration else None
+        )
+
+    def put(
+        self, name: str, configuration: dict[str, Any], scores: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Keep a result with its configuration, versions and hardware; returns what is kept.
+
+        Parameters
+        ----------
+        name : str
+            Of the method.
+        configuration, scores : dict
+            As JSON values.
+        """
+        kept = {
+            "method": name,
+            "configuration": configuration,
+            "scores": scores,
+            "versions": versions(),
+            "hardware": hardware(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = self._path(name, configuration)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+        return kept
+
+    def _path(self, name: str, configuration: dict[str, Any]) -> Path:
+        text = json.dumps(configuration, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return self._folder / f"{file_name(name)}-{digest}.json"
+
+
+def file_name(method: str) -> str:
+    """A method's name, fit for a file: ``CNNH+`` becomes ``cnnh-plus``."""
+    return re.sub(r"[^a-z0-9]+", "-", method.lower().replace("+", "-plus")).strip("-")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> str:
+    """Cores that this process may use, the processor, and the first GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = names[0]
+    except (OSError, IndexError):
+        name = platform.processor() or platform.machine()
+    return f"{cores} cores of {name}, {_gpu() or 'no GPU'}"
+
+
+def _gpu() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.splitlines()[0].strip() if answer.stdout.strip() else None
+
+
+KINDS = ("pixels", "gist")
+
+
+def read_features(
+    kind: str, images: Source, size: int, channels: int, cache: Path, console: Console
+) -> Features:
+    """Features of all images, shape (n, d), float32.
+
+    Parameters
+    ----------
+    kind : str
+        ``pixels`` (0 to 1), ``gist`` (512), or a model (a folder or an .onnx file): its F7.
+    images : Source
+        Images; each must be readable.
+    size, channels : int
+        Of the pixels.
+    cache : Path
+        Folder that keeps GIST descriptors.
+    console : Console
+        Where progress is shown.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``kind`` is neither, nor a path that exists.
+    ImageError
+        If an image cannot be read.
+    """
+    if kind not in KINDS:
+        if not Path(kind).exists():
+            raise InvalidInputError(
+                f"features: expected {', '.join(KINDS)}, or a model's folder, got {kind!r}"
+            )
+        return encode(Encoder.load(kind), images, strict=True, progress=True).features
+    with _bar(console) as bar:
+        task = bar.add_task("decoding", total=len(images))
+        pixels = decode_source(
+            images,
+            Preprocessing(size, 3 if channels == 3 else 1, *_unit(channels)),
+            strict=True,
+            progress=lambda done, _: bar.update(task, completed=done),
+        ).pixels
+        if kind == "pixels":
+            return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+        kept = cache / f"gist-{digest}.npy"
+        if kept.is_file():
+            found: NDArray[np.float32] = np.load(kept)
+            return found
+        task = bar.add_task("GIST", total=len(images))
+        found = gist(pixels, progress=lambda count: bar.advance(task, count))
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = kept.with_suffix(".part.npy")
+    np.save(aside, found)
+    aside.replace(kept)
+    return found
+
+
+def _unit(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return (0.0,) * channels, (1.0,) * channels
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}
+
+
+@dataclass(frozen=True)
+class DeepMethod:
+    """A method whose codes come from a network of its own.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``OBJECTIVES``.
+    bits : int
+        Length of a code.
+    training : mapping of str to value
+        A recipe's name under ``recipe``, and values that win over it.
+    seed : int
+        Of the training run.
+    model : Path, optional
+        A trained model of so many bits, to use instead of training one.
+    """
+
+    name: str
+    bits: int
+    training: Mapping[str, Any]
+    seed: int
+    model: Path | None = None
+
+    def configuration(self, train: Source) -> dict[str, Any]:
+        """All that decides the model, as JSON values.
+
+        Parameters
+        ----------
+        train : Source
+            The training images.
+        """
+        if self.model is not None:
+            return {"model": Encoder.load(self.model).fingerprint}
+        values = dataclasses.asdict(self._config(train))
+        return {"training": values, "training_images": len(train)}
+
+    def encoder(self, train: Source, folder: Path) -> tuple[Encoder, float]:
+        """The trained model, and the seconds that its training took here (0: it was there).
+
+        A run that was interrupted is continued.
+
+        Parameters
+        ----------
+        train : Source
+            The training images; no other image or label is seen.
+        folder : Path
+            Where models are kept.
+        """
+        if self.model is not None:
+            return Encoder.load(self.model), 0.0
+        from hashlens.training.fit import train as fit
+        from hashlens.training.state import RUN
+
+        text = json.dumps(self.configuration(train), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        out = folder / f"{file_name(self.name)}-{self.bits}-{digest}"
+        started = time.monotonic()
+        if (out / RUN).is_dir() or not (out / CONFIG_NAME).is_file():
+            fit(train, self._config(train), out, resume=(out / RUN).is_dir())
+            return Encoder.load(out), time.monotonic() - started
+        return Encoder.load(out), 0.0
+
+    def _config(self, train: Source) -> TrainingConfig:
+        from hashlens.training.recipes import configure
+        from hashlens.training.split import image_facts
+
+        values = dict(self.training)
+        recipe = str(values.pop("recipe", "auto"))
+        values |= {"bits": self.bits, "objective": OBJECTIVES[self.name], "seed": self.seed}
+        return configure(recipe, values, image_facts(train))[0]

@@ -1,0 +1,1 @@
+"""Pictures, tables, pages and progress: what the project shows."""

@@ -1,0 +1,143 @@
+"""Reports: one self-contained HTML page, and the same as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from hashlens.report.table import Table
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --quiet: #5a5a5a; --rule: #d5d5d5;
+        --card: #f5f5f3; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e6; --paper: #161616; --quiet: #a5a5a0; --rule: #3c3c3c; --card: #232323; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
+.lead, figcaption, caption { color: var(--quiet); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+caption { caption-side: bottom; text-align: left; padding-top: .4rem; font-size: .9rem; }
+th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(--rule); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tbody th { font-weight: 500; }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; height: auto; background: #fff; padding: .5rem; border-radius: 4px;
+             border: 1px solid var(--rule); box-sizing: border-box; }
+figcaption { font-size: .9rem; }
+pre { background: var(--card); padding: .8rem 1rem; border-radius: 4px; overflow-x: auto; }
+@media print { :root { --ink: #000; --paper: #fff; --quiet: #444; --rule: #bbb; --card: #f5f5f5; }
+  body { max-width: none; margin: 0; } figure, table { break-inside: avoid; } }
+"""
+
+
+class Report:
+    """A page built from the top down: headings, paragraphs, tables, pictures, commands.
+
+    Parameters
+    ----------
+    title : str
+        Heading of the page.
+    lead : str
+        One sentence under it: what was measured, on what.
+    """
+
+    def __init__(self, title: str, lead: str = "") -> None:
+        self.title = title
+        self._html = [f"<h1>{escape(title)}</h1>"]
+        self._markdown = [f"# {title}"]
+        if lead:
+            self._html.append(f'<p class="lead">{escape(lead)}</p>')
+            self._markdown.append(lead)
+
+    def heading(self, text: str) -> None:
+        """Start a section."""
+        self._html.append(f"<h2>{escape(text)}</h2>")
+        self._markdown.append(f"## {text}")
+
+    def paragraph(self, text: str) -> None:
+        """Add plain text."""
+        self._html.append(f"<p>{escape(text)}</p>")
+        self._markdown.append(text)
+
+    def table(self, table: Table, caption: str = "") -> None:
+        """Add a table, with a line under it."""
+        html = table.html()
+        if caption:
+            html = html.replace("<table>", f"<table><caption>{escape(caption)}</caption>", 1)
+        self._html.append(f'<div class="scroll">{html}</div>')
+        self._markdown.append(table.markdown())
+        if caption:
+            self._markdown.append(caption)
+
+    def picture(
+        self, picture: Image.Image | Path, alt: str, caption: str = "", *, file: str = ""
+    ) -> None:
+        """Add a picture; the page holds its bytes.
+
+        Parameters
+        ----------
+        picture : PIL.Image.Image or Path
+            A picture, or a .png, .jpg or .svg file.
+        alt : str
+            What it shows, for readers who do not see it.
+        caption : str
+            Line under it.
+        file : str
+            Where the Markdown form finds it; without, a path's name, or no picture there.
+        """
+        kind, data, width = _picture_bytes(picture)
+        source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        size = f' width="{width}"' if width else ""
+        self._html.append(
+            f'<figure><img src="{source}" alt="{escape(alt)}"{size}>'
+            + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
+            + "</figure>"
+        )
+        name = file or (picture.name if isinstance(picture, Path) else "")
+        if name:
+            self._markdown.append(f"![{alt}]({name})")
+        if caption:
+            self._markdown.append(caption)
+
+    def commands(self, lines: str) -> None:
+        """Add commands, as they are typed."""
+        self._html.append(f"<pre><code>{escape(lines)}</code></pre>")
+        self._markdown.append(f"```sh\n{lines}\n```")
+
+    def html(self) -> str:
+        """The page; it asks for nothing from outside."""
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+            + "\n".join(self._html)
+            + "\n</body></html>\n"
+        )
+
+    def markdown(self) -> str:
+        """The same in Markdown."""
+        return "\n\n".join(self._markdown) + "\n"
+
+    def write(self, directory: Path, name: str = "report") -> Path:
+        """Write NAME.html and NAME.md into a directory, made if need be; return the page."""
+        directory.mkdir(parents=True, exist_ok=True)
+        page = directory / f"{name}.html"
+        page.write_text(self.html(), encoding="utf-8")
+        (directory / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
+        return page
+
+
+def _picture_bytes(picture: Image.Image | Path) -> tuple[str, bytes, int | None]:
+    """Media type, bytes, and width in pixels where it is known."""
+    if isinstance(picture, Path):
+        kinds = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
+        return kinds[picture.suffix.lower()], picture.read_bytes(), None
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "image/png", buffer.getvalue(), picture.width

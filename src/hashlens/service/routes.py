@@ -1,0 +1,256 @@
+"""Images of the index: look at them, add and remove them.
+
+Annotations are evaluated here, not postponed, as in ``search.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile
+
+from hashlens.service.engine import Engine, SearchSettings, check_where
+from hashlens.service.errors import Refused
+from hashlens.service.limits import Limits
+from hashlens.service.schemas import (
+    BatchAnswer,
+    ErrorAnswer,
+    Health,
+    ImageList,
+    ImageRecord,
+    IndexAnswer,
+    SearchAnswer,
+)
+from hashlens.service.security import require_key, unless_gone
+from hashlens.service.uploads import parse_object, read_upload
+from hashlens.types import Mode
+
+router = APIRouter()
+
+
+@router.get("/healthz", tags=["service"])
+async def healthz() -> Health:
+    """Whether the process answers."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", tags=["service"], responses={503: {"model": ErrorAnswer}})
+async def readyz(request: Request) -> Health:
+    """Whether searches are answered: the index is open and the service is not stopping."""
+    engine: Engine = request.app.state.engine
+    if not engine.ready:
+        raise Refused(503, "the service is stopping", Retry_After="5")
+    return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    tags=["service"],
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        503: {"model": ErrorAnswer},
+    },
+)
+async def metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format."""
+    engine: Engine = request.app.state.engine
+    return Response(await engine.metrics_page(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/v1/index", tags=["index"], responses={503: {"model": ErrorAnswer}})
+async def describe_index(request: Request) -> IndexAnswer:
+    """Size, bits, labels and metadata for filters, and the limits of a request."""
+    engine: Engine = request.app.state.engine
+    return await engine.describe()
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "The request's body is malformed."},
+    404: {"model": ErrorAnswer, "description": "No such image in the index."},
+    408: {"model": ErrorAnswer, "description": "The body took too long to arrive."},
+    413: {"model": ErrorAnswer, "description": "More than the service accepts."},
+    422: {"model": ErrorAnswer, "description": "Something in the request does not fit."},
+    503: {
+        "model": ErrorAnswer,
+        "description": "Too busy, or the index cannot be used; Retry-After says when to come back.",
+    },
+}
+
+
+_PARTIAL = "Shards of the index did not answer: the result lacks their images."
+
+
+def search_router(limits: Limits) -> APIRouter:
+    """The search endpoints, bounded by ``limits``."""
+    router = APIRouter(prefix="/v1/search", tags=["search"], responses=REFUSALS)
+
+    def settings_form(
+        k: Annotated[int, Form(ge=1, le=limits.k, description="Results a query.")] = 10,
+        mode: Annotated[
+            Mode,
+            Form(description="hds: codes, then features; bcs: codes only; es: features only."),
+        ] = "hds",
+        radius: Annotated[
+            int | None,
+            Form(ge=0, le=65535, description="Only images within this Hamming distance."),
+        ] = None,
+        where: Annotated[
+            str | None,
+            Form(
+                description="Only images whose label or metadata equal these values, as JSON.",
+                examples=['{"label": "boot"}'],
+            ),
+        ] = None,
+        histogram: Annotated[
+            bool, Form(description="Count the images at each Hamming distance.")
+        ] = False,
+    ) -> SearchSettings:
+        conditions = check_where(parse_object(where, limits, "where"))
+        return SearchSettings(k, mode, radius, conditions, histogram)
+
+    @router.post(
+        "",
+        summary="Search by one picture or image",
+        responses={206: {"model": SearchAnswer, "description": _PARTIAL}},
+    )
+    async def search(
+        request: Request,
+        response: Response,
+        settings: Annotated[SearchSettings, Depends(settings_form)],
+        image: Annotated[
+            UploadFile | None, File(description="The picture to search by, as a file.")
+        ] = None,
+        id: Annotated[
+            int | None, Form(ge=0, le=2**63 - 1, description="Or the id of an image of the index.")
+        ] = None,
+    ) -> SearchAnswer:
+        """The nearest images of a picture, or of an image of the index."""
+        engine: Engine = request.app.state.engine
+        if (image is None) == (id is None):
+            raise Refused(422, "expected either an image file in 'image', or an 'id', and not both")
+        if id is not None:
+            asked = engine.search_by_id(id, settings)
+        else:
+            assert image is not None
+            asked = engine.search_by_image(await read_upload(image, limits), settings)
+        answer = await unless_gone(request, asked)
+        response.status_code = 206 if answer.missing else 200
+        return answer
+
+    @router.post(
+        "/batch",
+        summary="Search by several pictures or images",
+        responses={206: {"model": BatchAnswer, "description": _PARTIAL}},
+    )
+    async def search_batch(
+        request: Request,
+        response: Response,
+        settings: Annotated[SearchSettings, Depends(settings_form)],
+        images: Annotated[list[UploadFile] | None, File(description="Pictures, as files.")] = None,
+        ids: Annotated[
+            list[Annotated[int, Form(ge=0, le=2**63 - 1)]] | None,
+            Form(description="Ids of images of the index."),
+        ] = None,
+    ) -> BatchAnswer:
+        """Results of each id, then of each picture; a query that fails says why in its place."""
+        engine: Engine = request.app.state.engine
+        count = len(images or ()) + len(ids or ())
+        if not count:
+            raise Refused(422, "expected image files in 'images', or 'ids', or both")
+        if count > limits.batch:
+            raise Refused(413, f"{count} queries; at most {limits.batch} are accepted at once")
+        uploads = []
+        for position, upload in enumerate(images or ()):
+            uploads.append(await read_upload(upload, limits, f"images[{position}]"))
+        answer = await unless_gone(request, engine.search_batch(ids or [], uploads, settings))
+        response.status_code = 206 if answer.missing else 200
+        return answer
+
+    return router
+
+
+ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
+_READ: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (404, 422, 503)}
+_PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/webp": {}, "image/png": {}}},
+    304: {"description": "Unchanged."},
+}
+_WRITE = REFUSALS | {
+    401: {"model": ErrorAnswer, "description": "The API key is missing or wrong."},
+    403: {"model": ErrorAnswer, "description": "The service is read-only."},
+}
+
+
+def images_router(limits: Limits) -> APIRouter:
+    """The image endpoints, bounded by ``limits``."""
+    router = APIRouter(prefix="/v1/images", tags=["images"])
+
+    @router.get("", summary="Some images", responses={s: REFUSALS[s] for s in (422, 503)})
+    async def list_images(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=100)] = 24,
+        sample: Annotated[
+            int, Query(ge=0, le=2**32 - 1, description="Another number, another sample.")
+        ] = 0,
+    ) -> ImageList:
+        """A seeded random sample of the index, in the order of ids."""
+        engine: Engine = request.app.state.engine
+        return ImageList(images=await engine.sample(limit, sample))
+
+    @router.post(
+        "",
+        status_code=201,
+        summary="Add an image",
+        responses=_WRITE,
+        dependencies=[Depends(require_key)],
+    )
+    async def add_image(
+        request: Request,
+        image: Annotated[UploadFile, File(description="The image, as a file.")],
+        label: Annotated[str | None, Form(max_length=500)] = None,
+        metadata: Annotated[
+            str | None, Form(description="A JSON object.", examples=['{"brand": "x"}'])
+        ] = None,
+    ) -> ImageRecord:
+        """Add an image; the answer comes once it is stored durably."""
+        engine: Engine = request.app.state.engine
+        fields = parse_object(metadata, limits, "metadata")
+        data = await read_upload(image, limits)
+        return await unless_gone(request, engine.add(data, label or None, fields))
+
+    @router.get("/{id}", summary="One image's record", responses=_READ)
+    async def get_image(request: Request, image_id: ImageId) -> ImageRecord:
+        """Label and metadata of an image."""
+        engine: Engine = request.app.state.engine
+        return await engine.record(image_id)
+
+    @router.delete(
+        "/{id}",
+        status_code=204,
+        summary="Remove an image",
+        responses=_WRITE,
+        dependencies=[Depends(require_key)],
+    )
+    async def remove_image(request: Request, image_id: ImageId) -> Response:
+        """Remove an image from the index; its file is left alone."""
+        engine: Engine = request.app.state.engine
+        await engine.remove(image_id)
+        return Response(status_code=204)
+
+    @router.get(
+        "/{id}/thumbnail",
+        summary="One image's thumbnail",
+        response_class=Response,
+        responses=_READ | _PICTURE,
+    )
+    async def get_thumbnail(request: Request, image_id: ImageId) -> Response:
+        """A small picture of an image of the index, as WebP or PNG."""
+        engine: Engine = request.app.state.engine
+        made = await engine.thumbnail(image_id)
+        headers = {"ETag": made.etag, "Cache-Control": "private, max-age=300"}
+        if request.headers.get("if-none-match") == made.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(made.data, media_type=made.media_type, headers=headers)
+
+    return router

@@ -1,1 +1,0 @@
-"""Endpoints, a file a noun."""

@@ -1,0 +1,522 @@
+"""Batches in a seeded order: the same for every restart and every number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hashlens.data.decoding import decode_source
+from hashlens.data.image import UnreadableImageError
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.source import Source
+from hashlens.errors import ImageError, InvalidInputError, SourceError
+from hashlens.training.state import read_state, write_state
+from hashlens.types import Skipped
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hashlens.data.preprocessing import Preprocessing
+    from hashlens.data.source import Source
+
+
+class Pixels(Protocol):
+    """Images by row, decoded and resized."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images of some rows.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (b,), int64
+            Which images.
+
+        Returns
+        -------
+        pixels : tensor of shape (b, size, size, channels), uint8
+        readable : tensor of shape (b,), bool
+            False where an image could not be read; its pixels are 0.
+        """
+        ...
+
+
+class MemoryPixels:
+    """Images held decoded in memory.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (n, size, size, channels), uint8
+        The images, in the order of their rows.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self._pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images of some rows; see :class:`Pixels`."""
+        chosen = self._pixels[torch.from_numpy(rows)]
+        return chosen, torch.ones(len(rows), dtype=torch.bool)
+
+
+class FeatureRows:
+    """Features computed before, gathered like pixels.
+
+    Parameters
+    ----------
+    features : tensor of shape (n, d), float32
+        One row an image.
+    """
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self._features = features
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of some rows; see :class:`Pixels`."""
+        chosen = self._features[torch.from_numpy(rows)]
+        return chosen, torch.ones(len(rows), dtype=torch.bool)
+
+
+class StreamedPixels:
+    """Images decoded by threads each time they are asked for.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images are.
+    rows : ndarray of shape (n,), int64
+        The source's images that count here, in order.
+    preprocessing : Preprocessing
+        Decides the size.
+    strict : bool
+        Raise for an unreadable image instead of noting it in ``skipped``.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        rows: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self._source, self._rows, self._preprocessing = source, rows, preprocessing
+        self._strict = strict
+        self.skipped: list[Skipped] = []  # each once; grows while images are asked for
+        self._unreadable: set[int] = set()
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images of some rows; see :class:`Pixels`."""
+        size, channels = self._preprocessing.size, self._preprocessing.channels
+        pixels = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
+        fill = self._threads.map(
+            self._decode, rows.tolist(), itertools.repeat(pixels), range(len(rows))
+        )
+        return torch.from_numpy(pixels), torch.tensor(list(fill), dtype=torch.bool)
+
+    def _decode(self, row: int, pixels: NDArray[np.uint8], place: int) -> bool:
+        position = int(self._rows[row])
+        try:
+            pixels[place] = self._preprocessing.pixels(
+                self._source.load(position, size_hint=self._preprocessing.size_hint)
+            )
+        except ImageError as error:
+            if self._strict:
+                raise
+            if row not in self._unreadable:
+                self._unreadable.add(row)
+                name = self._source.uris[position]
+                reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
+                self.skipped.append(Skipped(position, name, reason))
+            return False
+        return True
+
+
+FEATURES = "features.safetensors"
+_CHUNK = 256
+
+
+class Inputs(NamedTuple):
+    """What the loop reads.
+
+    Attributes
+    ----------
+    pixels : Pixels
+        Images, or features, by row.
+    rows : ndarray of shape (n,), int64
+        Where each stood in the source.
+    skipped : sequence of Skipped
+        Images that could not be read so far.
+    twins : ndarray of shape (n,), int64
+        Equal for images of equal pixels (features); -1 where this is not known.
+    """
+
+    pixels: Pixels
+    rows: NDArray[np.int64]
+    skipped: Sequence[Skipped]
+    twins: NDArray[np.int64]
+
+
+def decoded_inputs(
+    source: Source, preprocessing: Preprocessing, *, strict: bool, console: Console
+) -> Inputs:
+    """Decode a source into memory where it fits, else prepare to stream it.
+
+    Parameters
+    ----------
+    source : Source
+        Its unlabelled images are left out.
+    preprocessing : Preprocessing
+        Decides the size.
+    strict : bool
+        Raise for an unreadable image.
+    console : Console
+        Where progress is shown.
+
+    Raises
+    ------
+    SourceError
+        If no image can be read.
+    """
+    rows = source.labelled
+    needed = len(rows) * preprocessing.size**2 * preprocessing.channels
+    if needed > (budget := memory_budget()):
+        console.print(
+            f"{len(rows)} images take {needed / 2**30:.1f} GiB decoded, more than half of the free "
+            f"memory ({budget / 2**30:.1f} GiB): they are decoded anew in every epoch",
+            highlight=False,
+            soft_wrap=True,
+        )
+        streamed = StreamedPixels(source, rows, preprocessing, strict=strict)
+        return Inputs(streamed, rows, streamed.skipped, np.full(len(rows), -1))
+    with _bar(console, "decoding") as progress:
+        task = progress.add_task("decoding", total=len(rows))
+        decoded = decode_source(
+            source,
+            preprocessing,
+            rows,
+            strict=strict,
+            progress=lambda done, total: progress.update(task, completed=done),
+        )
+    if len(decoded.positions) == 0:
+        raise SourceError(f"{source.spec}: expected images, none of {len(rows)} could be read")
+    twins = _twins(decoded.pixels)
+    return Inputs(MemoryPixels(decoded.pixels), rows[decoded.positions], decoded.skipped, twins)
+
+
+def feature_inputs(
+    source: Source,
+    preprocessing: Preprocessing,
+    backbone: nn.Module,
+    cache: Path,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    strict: bool,
+    console: Console,
+    write: bool = True,
+) -> Inputs:
+    """Compute the features of a source's images once; a cache serves a resumed run.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images are.
+    preprocessing : Preprocessing
+        Mean, deviation and size of the backbone's input.
+    backbone : Module
+        Images (b, channels, size, size) to features (b, d); left in evaluation mode.
+    cache : Path
+        File that holds the features; made anew where images, backbone or size differ.
+    rows : ndarray of shape (n,), int64, optional
+        The source's images to take; None: the labelled ones.
+    strict : bool
+        Raise for an unreadable image.
+    console : Console
+        Where progress is shown.
+    write : bool
+        Whether this process writes the cache.
+
+    Raises
+    ------
+    SourceError
+        If no image can be read.
+    """
+    wanted = source.labelled if rows is None else rows
+    key = _key(source, wanted, preprocessing, backbone)
+    if cache.is_file() and (kept := read_state(cache))["key"] == key:
+        skipped = [Skipped(*one) for one in kept["skipped"]]
+        found = kept["rows"].numpy()
+        return Inputs(FeatureRows(kept["features"]), found, skipped, kept["twins"].numpy())
+    images = StreamedPixels(source, wanted, preprocessing, strict=strict)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
+    parts, readable, twins = [], [], []
+    with _bar(console, "features") as progress, torch.inference_mode():
+        task = progress.add_task("features", total=len(wanted))
+        for start in range(0, len(wanted), _CHUNK):
+            pixels, good = images.gather(np.arange(start, min(start + _CHUNK, len(wanted))))
+            values = torch.from_numpy(preprocessing.normalise(pixels[good].numpy()))
+            if len(values):
+                values = values.to(device, memory_format=torch.channels_last)
+                parts.append(backbone(values).float().cpu())
+            readable.append(good)
+            twins += _digests(pixels[good].numpy())
+            progress.update(task, completed=start + len(pixels))
+    backbone.cpu()
+    if not parts:
+        raise SourceError(f"{source.spec}: expected images, none of {len(wanted)} could be read")
+    found = wanted[torch.cat(readable).numpy()]
+    features, same = torch.cat(parts), _numbered(twins)
+    if write:
+        write_state(
+            {
+                "key": key,
+                "features": features,
+                "rows": torch.from_numpy(found),
+                "twins": torch.from_numpy(same),
+                "skipped": [tuple(one) for one in images.skipped],
+            },
+            cache,
+        )
+    return Inputs(FeatureRows(features), found, images.skipped, same)
+
+
+def _key(
+    source: Source, rows: NDArray[np.int64], preprocessing: Preprocessing, backbone: nn.Module
+) -> str:
+    """Digest of everything that decides features, but the contents of the images."""
+    digest = hashlib.blake2b(repr((source.spec, preprocessing.to_dict())).encode())
+    digest.update(np.ascontiguousarray(source.rows[rows]).tobytes())
+    for row in rows.tolist():
+        digest.update(f"{source.uris[row]}\n".encode("utf-8", "surrogateescape"))
+    for name, value in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def memory_budget() -> int:
+    """Bytes that decoded images may take: half of the free memory; 4 GiB where it is not known."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return 4 * 2**30
+    free = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
+    return int(free.split()[1]) * 1024 // 2
+
+
+def _twins(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return _numbered(_digests(pixels))
+
+
+def _digests(pixels: NDArray[np.uint8]) -> list[bytes]:
+    return [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
+
+
+def _numbered(digests: list[bytes]) -> NDArray[np.int64]:
+    numbers: dict[bytes, int] = {}
+    return np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], np.int64)
+
+
+def _bar(console: Console, what: str) -> Progress:
+    return Progress(
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+DRAWS = 5
+"""Random numbers an image gets for its augmentation."""
+
+
+class Batch(NamedTuple):
+    """Some training or validation images.
+
+    Attributes
+    ----------
+    inputs : tensor
+        (b, size, size, channels) uint8 pixels, or (b, d) float32 features.
+    targets : tensor
+        (b,) int64 classes, or (b, classes) bool labels.
+    draws : tensor of shape (b, DRAWS), float32
+        Uniform in [0, 1); the first is 0 or 0.5 by turns over the epochs. Empty for validation.
+    rows : tensor of shape (b,), int64
+        Which images these are.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    draws: torch.Tensor
+    rows: torch.Tensor
+
+
+class TrainingBatches:
+    """One pass over the training images, in an order that seed and epoch alone decide.
+
+    Order and augmentation are drawn for the whole batch and then divided, so that several
+    processes together see what one would. A last batch that is not full is left out.
+
+    Parameters
+    ----------
+    inputs : Pixels
+        Images, or features, by row.
+    targets : ndarray of shape (n,), int64, or of shape (n, classes), bool
+        Labels by row.
+    rows : ndarray of shape (m,), int64
+        The rows to train on.
+    batch_size : int
+        Over all processes together.
+    seed : int
+        Decides the order.
+    epoch : callable
+        Returns the number of the epoch that starts.
+    weights : ndarray of shape (m,), float64, optional
+        Chance of each row to be drawn, with repetition; None: each row once.
+    rank, world : int
+        This process, and how many there are.
+
+    Raises
+    ------
+    InvalidInputError
+        If a batch has no image for some of the processes.
+    """
+
+    def __init__(
+        self,
+        inputs: Pixels,
+        targets: NDArray[np.int64] | NDArray[np.bool_],
+        rows: NDArray[np.int64],
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        weights: NDArray[np.float64] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._inputs, self._targets, self._rows = inputs, torch.from_numpy(targets), rows
+        self._batch_size = min(batch_size, len(rows))
+        self._seed, self._epoch, self._weights = seed, epoch, weights
+        self._rank, self._world = rank, world
+        _check_share("images in a batch", self._batch_size, world)
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._epoch()
+        # What layers draw themselves, such as dropout, starts anew as well.
+        torch.manual_seed(self._seed + 1_000_003 * epoch + self._rank)
+        generator = np.random.default_rng((self._seed, epoch))
+        if self._weights is None:
+            order = generator.permutation(len(self._rows))
+        else:
+            order = generator.choice(len(self._rows), len(self._rows), p=self._weights)
+        draws = generator.random((len(order), DRAWS), dtype=np.float32)
+        # Every image is mirrored every other time: an epoch of half, then the other half.
+        side = np.random.default_rng(self._seed).integers(0, 2, len(self._rows))
+        draws[:, 0] = 0.5 * ((side[order] + epoch) % 2)
+        slices = [
+            slice(start + self._rank, start + self._batch_size, self._world)
+            for start in range(0, len(self) * self._batch_size, self._batch_size)
+        ]
+        with ThreadPoolExecutor(1, "batches") as ahead:
+            coming = ahead.submit(self._batch, order[slices[0]], draws[slices[0]])
+            for following in [*slices[1:], None]:
+                batch = coming.result()
+                if following is not None:
+                    coming = ahead.submit(self._batch, order[following], draws[following])
+                yield batch
+
+    def _batch(self, order: NDArray[np.int64], draws: NDArray[np.float32]) -> Batch:
+        return _readable_batch(
+            self._inputs, self._targets, self._rows[order], torch.from_numpy(draws)
+        )
+
+
+class ValidationBatches:
+    """Every validation image once, divided over the processes.
+
+    Parameters
+    ----------
+    inputs : Pixels
+        Images, or features, by row.
+    targets : ndarray of shape (n,), int64, or of shape (n, classes), bool
+        Labels by row.
+    rows : ndarray of shape (m,), int64
+        The rows to validate on.
+    batch_size : int
+        Of each process.
+    rank, world : int
+        This process, and how many there are.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no image for some of the processes.
+    """
+
+    def __init__(
+        self,
+        inputs: Pixels,
+        targets: NDArray[np.int64] | NDArray[np.bool_],
+        rows: NDArray[np.int64],
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._inputs, self._targets = inputs, torch.from_numpy(targets)
+        self._rows, self._batch_size = rows[rank::world], batch_size
+        _check_share("validation images", len(rows), world)
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self._rows), self._batch_size):
+            rows = self._rows[start : start + self._batch_size]
+            yield _readable_batch(self._inputs, self._targets, rows, torch.zeros(len(rows), 0))
+
+
+def _check_share(what: str, images: int, world: int) -> None:
+    if images < world:
+        raise InvalidInputError(
+            f"expected at least {world} {what}, one for each process, got {images}; use fewer "
+            "devices, a larger batch size, or more images"
+        )
+
+
+def _readable_batch(
+    inputs: Pixels, targets: torch.Tensor, rows: NDArray[np.int64], draws: torch.Tensor
+) -> Batch:
+    chosen, readable = inputs.gather(rows)
+    places = torch.from_numpy(rows)
+    batch = Batch(chosen, targets[places], draws, places)
+    return batch if bool(readable.all()) else Batch(*(part[readable] for part in batch))

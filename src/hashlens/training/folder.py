@@ -1,0 +1,233 @@
+"""What a run comes to: the model's folder, and what is said about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tomllib
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from hashlens.data.labels import class_counts
+from hashlens.data.source import Source
+from hashlens.errors import ModelError
+from hashlens.models.backbones import Backbone
+from hashlens.models.checkpoint import CONFIG_NAME, save_model, write_atomically
+from hashlens.models.description import CARD_NAME, ModelConfig, model_card
+from hashlens.models.latent import LatentHashNet
+from hashlens.training.config import TrainingConfig
+from hashlens.training.recipes import describe
+from hashlens.training.state import LAST, RUN
+from hashlens.types import Skipped
+
+
+def open_run(
+    out: Path, source: Source, config: TrainingConfig, *, resume: bool, overwrite: bool
+) -> Path | None:
+    """Prepare the folder of a run.
+
+    Parameters
+    ----------
+    out : Path
+        Where the model goes; the run's own files go to ``out/run`` and ``out/logs``.
+    source : Source
+        What is trained on.
+    config : TrainingConfig
+        Resolved.
+    resume : bool
+        Continue an unfinished run.
+    overwrite : bool
+        Start anew where a model or an unfinished run is; the old model stays until the new one
+        is complete.
+
+    Returns
+    -------
+    Path or None
+        State to resume from; None for a fresh start.
+
+    Raises
+    ------
+    ModelError
+        If there is something in ``out`` and neither is set, or the run to resume is another one.
+    """
+    run = out / RUN
+    if out.exists() and not out.is_dir():
+        raise ModelError(f"{out}: expected a folder for the model, there is a file; choose another")
+    if resume and run.is_dir():
+        _check_same(run, source, config)
+        return run / LAST if (run / LAST).is_file() else None
+    if resume and (out / CONFIG_NAME).exists():
+        raise ModelError(f"{out}: this run is complete; there is nothing to resume")
+    if overwrite:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(out / "logs", ignore_errors=True)
+    elif run.is_dir():
+        raise ModelError(f"{out}: holds an unfinished run; continue with --resume, or --overwrite")
+    elif (out / CONFIG_NAME).exists():
+        raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
+    try:
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        (run / "source.json").write_text(json.dumps(_identity(source)), encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    return None
+
+
+def close_run(out: Path, config: TrainingConfig) -> None:
+    """Leave the configuration beside the model and drop the state of the run.
+
+    Parameters
+    ----------
+    out : Path
+        Where the model is.
+    config : TrainingConfig
+        Resolved.
+    """
+    (out / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    shutil.rmtree(out / RUN, ignore_errors=True)
+
+
+def _identity(source: Source) -> dict[str, object]:
+    labels = source.labels if source.label_matrix is None else source.label_matrix
+    return {
+        "images": len(source),
+        "classes": list(source.classes),
+        "order": hashlib.blake2b(np.ascontiguousarray(labels).tobytes()).hexdigest(),
+    }
+
+
+def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
+    try:
+        kept = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        identity = json.loads((run / "source.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{run}: cannot be resumed ({error}); start with --overwrite") from error
+    now = tomllib.loads(config.to_toml())
+    differing = sorted(k for k in kept.keys() | now.keys() if kept.get(k) != now.get(k))
+    if differing:
+        values = ", ".join(f"{k} {kept.get(k)} (now {now.get(k)})" for k in differing)
+        raise ModelError(
+            f"{run.parent}: the unfinished run has {values}; resume with the same options, or "
+            "start anew with --overwrite"
+        )
+    given = _identity(source)
+    if any(given[key] != value for key, value in identity.items() if key in given):
+        raise ModelError(
+            f"{run.parent}: the unfinished run had other images ({identity['images']}, now "
+            f"{len(source)}) or labels; give the same source, or start anew with --overwrite"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    Attributes
+    ----------
+    out : Path
+        The model's folder.
+    fingerprint : str
+        The model's.
+    best_epoch : int
+        Epoch whose weights were kept: the one of the highest validation mAP.
+    history : tuple of dict
+        Scores of each epoch.
+    training_images, validation_images : int
+        Sizes of the split.
+    skipped : tuple of Skipped
+        Images that could not be read.
+    warnings : tuple of str
+        What the user was warned of.
+    seconds : float
+        Time from decoding to the saved model, of this process.
+    """
+
+    out: Path
+    fingerprint: str
+    best_epoch: int
+    history: tuple[dict[str, float], ...]
+    training_images: int
+    validation_images: int
+    skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+def save_result(
+    result: TrainingResult,
+    net: LatentHashNet,
+    config: TrainingConfig,
+    backbone: Backbone,
+    source: Source,
+) -> TrainingResult:
+    """Save a model with its card and configuration, and drop the state of the run.
+
+    Parameters
+    ----------
+    result : TrainingResult
+        Without the fingerprint.
+    net : LatentHashNet
+        With the best epoch's weights.
+    config : TrainingConfig
+        Resolved.
+    backbone : Backbone
+        Where the network started from.
+    source : Source
+        What was trained on.
+
+    Returns
+    -------
+    TrainingResult
+        With the fingerprint.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be written; an old one stays.
+    """
+    scores = next(e for e in result.history if e["epoch"] == result.best_epoch)
+    counts = class_counts(source)
+    training = {
+        "source": source.spec,
+        "images": {"training": result.training_images, "validation": result.validation_images},
+        "images per class": dict(zip(source.classes, counts.tolist(), strict=True)),
+        "skipped": len(result.skipped),
+        "configuration": describe(config),
+        "epoch chosen by": "highest mAP of the validation codes among themselves",
+        "best epoch": result.best_epoch,
+        "validation": {
+            "map": scores["map"],
+            "accuracy": scores["accuracy"],
+            "loss": scores["loss"] if math.isfinite(scores["loss"]) else None,
+            "stuck bits": int(scores["stuck_bits"]),
+        },
+        "seconds": round(result.seconds, 1),
+        "warnings": list(result.warnings),
+        "versions": {name: version(name) for name in ("hashlens", "torch", "lightning", "numpy")},
+    }
+    saved = save_model(
+        result.out,
+        net,
+        ModelConfig(
+            bits=config.bits,
+            feature_dim=net.feature_dim,
+            classes=source.classes,
+            backbone=backbone.name,
+            preprocessing=backbone.preprocessing,
+            multi_label=source.is_multi_label,
+            start_origin=backbone.start.origin,
+            start_licence=backbone.start.licence,
+            training=training,
+        ),
+    )
+    write_atomically(result.out / CARD_NAME, model_card(saved).encode())
+    close_run(result.out, config)
+    return replace(result, fingerprint=saved.fingerprint)

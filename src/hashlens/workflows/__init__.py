@@ -1,0 +1,1 @@
+"""What a command does when it needs several parts of the library."""

@@ -1,0 +1,442 @@
+"""What ``labels`` shows and writes: a page, a picture sheet, and the list of all images."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashlens.data.labels import Imbalance, imbalance, require_labels
+from hashlens.data.source import Source
+from hashlens.errors import InvalidInputError, SourceError
+from hashlens.evaluation.label_noise import (
+    ConfusedPair,
+    Suspicion,
+    code_neighbours,
+    confused_pairs,
+    feature_neighbours,
+    leave_one_out_scores,
+    suspicion,
+)
+from hashlens.models.encoder import Encoder
+from hashlens.report.page import Report
+from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
+from hashlens.report.table import Cell, Table
+from hashlens.types import Ids, Skipped
+from hashlens.workflows.score import encode, load
+
+_DIGEST_BYTES = 16
+
+
+class Leakage(NamedTuple):
+    """Images of a second set that are also in a first.
+
+    Attributes
+    ----------
+    first, second : ndarray of shape (m,), int64
+        Positions of equal images: ``second[i]`` equals ``first[i]``, its first occurrence there.
+        ``second`` ascends and names each position once.
+    total : int
+        Images of the second set.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    total: int
+
+    def __bool__(self) -> bool:
+        return len(self.second) > 0
+
+    def describe(self, training_uris: Sequence[str], validation_uris: Sequence[str]) -> str:
+        """One line for people.
+
+        Parameters
+        ----------
+        training_uris, validation_uris : sequence of str
+            Names of the images whose hashes were compared, in that order.
+        """
+        if not self:
+            return f"none of the {self.total} validation images is also a training image"
+        same = f"{validation_uris[int(self.second[0])]} is {training_uris[int(self.first[0])]}"
+        return (
+            f"leakage: {len(self.second)} of {self.total} validation images are also training "
+            f"images, so scores on them flatter (first: {same})"
+        )
+
+
+def content_hashes(source: Source) -> list[bytes]:
+    """Hash each image as it is stored: equal for equal files, nothing is decoded.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images come from.
+
+    Returns
+    -------
+    list of bytes
+        16 bytes an image; empty where it cannot be read, which equals nothing.
+    """
+    hashes = []
+    for row in source.rows.tolist():
+        try:
+            raw = source.store.read(row)
+            content = raw.read_bytes() if isinstance(raw, Path) else raw
+        except (OSError, SourceError):
+            hashes.append(b"")
+            continue
+        hashes.append(_digest(content))
+    return hashes
+
+
+def pixel_hashes(pixels: NDArray[np.uint8]) -> list[bytes]:
+    """Hash decoded images: equal for equal pixels, also when the files differ.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (n, ...), uint8
+        As ``decode_source`` gives them.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim < 2:
+        raise InvalidInputError(
+            f"pixels: expected uint8 of shape (n, ...), got {pixels.dtype} of {pixels.shape}"
+        )
+    return [_digest(image) for image in pixels]
+
+
+def _digest(content: bytes | NDArray[np.uint8]) -> bytes:
+    data = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
+def find_leakage(training: Sequence[bytes], validation: Sequence[bytes]) -> Leakage:
+    """Which validation images are also training images.
+
+    Parameters
+    ----------
+    training, validation : sequence of bytes
+        Hashes, both from ``content_hashes`` or both from ``pixel_hashes``.
+    """
+    known: dict[bytes, int] = {}
+    for i, digest in enumerate(training):
+        known.setdefault(digest, i)
+    known.pop(b"", None)
+    pairs = [(known[digest], i) for i, digest in enumerate(validation) if digest in known]
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    return Leakage(found[:, 0].copy(), found[:, 1].copy(), len(validation))
+
+
+def same_content(hashes: Sequence[bytes]) -> list[list[int]]:
+    """Groups of two or more positions whose images are equal, in order of their first.
+
+    Parameters
+    ----------
+    hashes : sequence of bytes
+        From ``content_hashes`` or ``pixel_hashes``; empty ones equal nothing.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for i, digest in enumerate(hashes):
+        if digest:
+            groups.setdefault(digest, []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """What was found about n labelled images.
+
+    Attributes
+    ----------
+    spec : str
+        The source.
+    classes : tuple of str
+        Class names.
+    uris : tuple of str
+        The images.
+    labels : ndarray of shape (n,), int64
+        Their labels.
+    found : Suspicion
+        How doubtful each is.
+    pairs : list of ConfusedPair
+        Classes that are mixed up, most images first.
+    neighbours : ndarray of shape (n, k), int64
+        The nearest other images by features.
+    agreement, code_agreement : ndarray of shape (n,), float64
+        Share of the nearest other images, by features and by codes, with the image's own label.
+    conflicts : list of lists of int
+        Groups of identical files whose labels differ.
+    balance : Imbalance
+        How even the classes are.
+    unlabelled : int
+        Images without a label, not looked at.
+    skipped : tuple of Skipped
+        Images that could not be read.
+    warnings : tuple of str
+        What a person should know.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    uris: tuple[str, ...]
+    labels: NDArray[np.int64]
+    found: Suspicion
+    pairs: list[ConfusedPair]
+    neighbours: Ids
+    agreement: NDArray[np.float64]
+    code_agreement: NDArray[np.float64]
+    conflicts: list[list[int]]
+    balance: Imbalance
+    unlabelled: int
+    skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def likely_wrong(self) -> int:
+        """Images whose label is likely wrong."""
+        return int(self.found.likely_wrong.sum())
+
+    def image(self, row: int) -> dict[str, Any]:
+        """What is known of one image, as JSON takes it."""
+        return {
+            "image": self.uris[row],
+            "label": self.classes[int(self.labels[row])],
+            "looks_like": self.classes[int(self.found.looks_like[row])],
+            "likely_wrong": bool(self.found.likely_wrong[row]),
+            "doubt": round(float(self.found.scores[row]), 4),
+            "neighbours_agree": round(float(self.agreement[row]), 4),
+            "codes_agree": round(float(self.code_agreement[row]), 4),
+        }
+
+    def to_dict(self, first: int) -> dict[str, Any]:
+        """One JSON object, with the ``first`` most doubtful images."""
+        return {
+            "source": self.spec,
+            "images": len(self.labels),
+            "unlabelled": self.unlabelled,
+            "classes": list(self.classes),
+            "imbalance": self.balance._asdict(),
+            "likely_wrong": self.likely_wrong,
+            "confused": [self._pair(pair) for pair in self.pairs],
+            "first": [self.image(row) for row in self.found.order[:first].tolist()],
+            "conflicts": [[self.image(row) for row in group] for group in self.conflicts],
+            "skipped": [{"image": one.name, "reason": one.reason} for one in self.skipped],
+            "warnings": list(self.warnings),
+        }
+
+    def _pair(self, pair: ConfusedPair) -> dict[str, Any]:
+        return {
+            "label": self.classes[pair.label],
+            "looks_like": self.classes[pair.looks_like],
+            "images": pair.images,
+            "share": round(pair.share, 4),
+        }
+
+
+def examine_labels(
+    encoder: Encoder, source: Source, *, strict: bool = False, progress: bool = False
+) -> LabelReport:
+    """Encode a source and rank its labels by how doubtful they are.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The model; its features are used, not its classifier, which may have learned wrong labels
+        by heart.
+    source : Source
+        Images of one label each; those without are left out.
+    strict : bool
+        Raise on an unreadable image instead of skipping it.
+    progress : bool
+        Show progress on standard error.
+
+    Raises
+    ------
+    SourceError
+        If the source has no labels, several for an image, or a class of one image.
+    ImageError
+        If strict and an image cannot be read.
+    """
+    if source.is_multi_label:
+        raise SourceError(
+            f"{source.spec}: its images have several labels each; expected one label an image"
+        )
+    require_labels(source)
+    unlabelled = len(source) - len(source.labelled)
+    labelled = source.subset(source.labelled)
+    encoded = encode(encoder, labelled, strict=strict, progress=progress)
+    readable = labelled.subset(encoded.positions)
+    require_labels(readable)
+    labels = encoded.labels
+    scores = leave_one_out_scores(encoded.features, labels, len(source.classes))
+    found = suspicion(scores, labels)
+    nearest = feature_neighbours(encoded.features, NEIGHBOURS)
+    by_code = code_neighbours(encoded.codes, NEIGHBOURS)
+    groups = same_content(content_hashes(readable))
+    return LabelReport(
+        source.spec,
+        source.classes,
+        encoded.uris,
+        labels,
+        found,
+        confused_pairs(found, labels),
+        nearest,
+        _agreement(nearest, labels),
+        _agreement(by_code, labels),
+        [group for group in groups if len(set(labels[group].tolist())) > 1],
+        imbalance(readable),
+        unlabelled,
+        encoded.skipped,
+        (*source.notes, *_warnings(encoder, source)),
+    )
+
+
+def _agreement(neighbours: Ids, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray((labels[neighbours] == labels[:, None]).mean(axis=1), np.float64)
+
+
+def _warnings(encoder: Encoder, source: Source) -> tuple[str, ...]:
+    training = encoder.config.training
+    configuration = training.get("configuration", {})
+    learned = configuration.get("freeze_backbone") is False or configuration.get("feature_layer")
+    if training.get("source") != source.spec or not learned:
+        return ()
+    return (
+        "the model's features were trained on these labels and may have learned wrong ones by "
+        "heart: expect more to be found with a model made with hashlens train --unsupervised",
+    )
+
+
+_DRAWN, _DRAWN_NEIGHBOURS, _PAIRS = 24, 6, 10
+
+METHOD = (
+    "An image is doubtful where another class fits its features better than its label does, "
+    "measured by a linear classifier fitted to all other images (ridge regression, each image "
+    "left out in turn), relative to how well the images of each class fit on average. It is "
+    "likely wrong where the image also fits the other class as well as that class's own images "
+    "do on average. Not all of these are wrong: where features tell two classes apart badly, "
+    "and among unusual images, right labels look wrong too."
+)
+
+
+def summary(report: LabelReport) -> str:
+    """Lines for a terminal: counts, and the pairs of classes that are mixed up most."""
+    lines = [
+        f"{report.spec}: {len(report.labels):,} labelled images of {len(report.classes)} classes; "
+        f"{report.likely_wrong:,} labels ({_percent(report)}) are likely wrong"
+    ]
+    if report.conflicts:
+        lines.append(f"{len(report.conflicts)} groups of identical files with different labels")
+    if report.pairs:
+        lines.append(_pair_table(report, 5).text())
+    return "\n".join(lines)
+
+
+def _percent(report: LabelReport) -> str:
+    return f"{100 * report.likely_wrong / len(report.labels):.1f} %"
+
+
+def _pair_table(report: LabelReport, count: int) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            f"{report.classes[pair.label]} → {report.classes[pair.looks_like]}",
+            pair.images,
+            f"{100 * pair.share:.1f} %",
+        ]
+        for pair in report.pairs[:count]
+    ]
+    return Table(["label → looks like", "images", "of the label"], rows)
+
+
+def write_label_report(report: LabelReport, out: Path) -> Path:
+    """Write labels.html, labels.md, labels.png, doubtful.csv (all images) and labels.json.
+
+    Parameters
+    ----------
+    report : LabelReport
+        What was found.
+    out : Path
+        Directory, made if need be.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report.to_dict(len(report.labels)), ensure_ascii=False, indent=1)
+    (out / "labels.json").write_text(text + "\n", encoding="utf-8")
+    with open(out / "doubtful.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [report.image(row) for row in report.found.order.tolist()]
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    sheet = picture_sheet(_sheet(report), load)
+    sheet.save(out / "labels.png", optimize=True)
+    lead = summary(report).splitlines()[0]
+    page = Report("Labels in doubt", f"{lead}.")
+    for warning in report.warnings:
+        page.paragraph(f"Note: {warning}.")
+    page.paragraph(METHOD)
+    page.paragraph(_balance(report))
+    if report.pairs:
+        page.heading("Classes that are mixed up")
+        page.table(_pair_table(report, _PAIRS))
+    if report.conflicts:
+        page.heading("Identical files with different labels")
+        page.table(_conflict_table(report))
+    page.heading("The most doubtful images")
+    page.picture(
+        sheet,
+        "Doubtful images with their nearest pictures",
+        f"The {min(_DRAWN, len(report.labels))} most doubtful images, each with its nearest other "
+        "images by features. Blue frame and tick: the same label; orange frame and cross: "
+        "another. All images are in doubtful.csv, the most doubtful first.",
+        file="labels.png",
+    )
+    return page.write(out, "labels")
+
+
+def _balance(report: LabelReport) -> str:
+    balance = report.balance
+    return (
+        f"Images of the largest class ({balance.largest}) for each image of the smallest "
+        f"({balance.smallest}): {balance.ratio:.1f}. "
+        f"Images without a label: {report.unlabelled:,}; "
+        f"images that could not be read: {len(report.skipped):,}."
+    )
+
+
+def _conflict_table(report: LabelReport) -> Table:
+    rows = [
+        [report.uris[row], f"group {number}", report.classes[int(report.labels[row])]]
+        for number, group in enumerate(report.conflicts[:50], 1)
+        for row in group
+    ]
+    return Table(["file", "", "label"], rows)
+
+
+def _sheet(report: LabelReport) -> list[SheetQuery]:
+    queries = []
+    for row in report.found.order[:_DRAWN].tolist():
+        label = report.classes[int(report.labels[row])]
+        other = report.classes[int(report.found.looks_like[row])]
+        nearest = [
+            Neighbour(
+                report.uris[near],
+                report.classes[int(report.labels[near])],
+                right=bool(report.labels[near] == report.labels[row]),
+            )
+            for near in report.neighbours[row, :_DRAWN_NEIGHBOURS].tolist()
+        ]
+        queries.append(SheetQuery(report.uris[row], label, {f"like {other}": nearest}))
+    return queries

@@ -1,0 +1,106 @@
+"""The search benchmark: fair turns, true recall, and a page with every table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hashlens.bench import search
+from hashlens.bench.search import Plan, _found, clustered_codes
+from hashlens.bench.timing import MIN_ROUNDS, interleaved
+from hashlens.cli.main import app
+from hashlens.codes import reference
+
+TINY = Plan(
+    n=5000,
+    bits=(64, 128),
+    batches=(1, 32),
+    ks=(10,),
+    seconds=0.01,
+    recall_n=3000,
+    sizes=(1000, 2000),
+    features_n=200,
+    features_dim=16,
+)
+
+
+def test_contestants_take_turns() -> None:
+    played: list[str] = []
+    timings = interleaved(
+        {"a": lambda: played.append("a"), "b": lambda: played.append("b")}, 2, 0.0
+    )
+    assert played == ["a", "b"] * (1 + MIN_ROUNDS)
+    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 3, "b": 3}
+    assert all(0 < timing.minimum <= timing.median for timing in timings.values())
+
+
+def test_codes_lie_around_their_class_centres() -> None:
+    codes = clustered_codes(3000, 128, seed=1)
+    others = clustered_codes(100, 128, seed=1, stream=1)
+    assert codes.shape == (3000, 16)
+    np.testing.assert_array_equal(codes, clustered_codes(3000, 128, seed=1))
+    between = reference.distances(codes, others)
+    near = between.min(axis=1)  # the same class: two flips of a tenth each, 23 bits expected
+    assert 15 < near.mean() < 30
+    assert 55 < between.mean() < 70
+
+
+def test_recall_counts_ties_once_and_no_foreign_ids() -> None:
+    codes = np.zeros((20, 2), np.uint8)
+    codes[15:] = 255
+    queries, reach = np.zeros((1, 2), np.uint8), np.zeros(1, np.uint16)
+    right = np.arange(3, 13)[None]
+    assert _found(codes, queries, right, reach) == 1.0
+    half_wrong = np.array([[0, 1, 2, 3, 4, 15, 16, 17, 18, 19]])
+    assert _found(codes, queries, half_wrong, reach) == 0.5
+    repeated = np.array([[7, 7, 7, 7, 7, 7, 7, -1, -1, 25]])
+    assert _found(codes, queries, repeated, reach) == 0.1
+
+
+def test_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(Plan, "quick", lambda _: TINY)
+    monkeypatch.setattr(search, "warm_up", lambda _: None)
+    command = ["bench", "search", "--quick", "--json", "--out", str(tmp_path)]
+    answer = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    results = json.loads(answer.stdout)
+    stored = json.loads((tmp_path / "search.json").read_text())
+    assert set(stored.pop("commands").values()) == {"hashlens bench search --quick --seed 0"}
+    assert stored == results
+    engines = {row["engine"] for row in results["exact"]}
+    assert engines == {
+        search.FLAT,
+        search.USEARCH,
+        search.ARRAY,
+        search.DATABASE,
+    }
+    exact = [row for row in results["recall"] if row["setting"] == "exact"]
+    assert [row["recall"] for row in exact] == [1.0, 1.0]
+    assert all(0 <= row["recall"] <= 1 for row in results["recall"])
+    page = (tmp_path / "search.md").read_text()
+    assert all(row["engine"] in page for row in (*results["recall"], *results["growth"]))
+    assert "hashlens bench search --quick" in page
+    assert len(search.features_summary(results)) == 2
+    assert (tmp_path / "search.png").stat().st_size > 10_000
+
+    again = [*command, "--part", "features"]
+    one = json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)
+    assert set(one) == {"plan", "environment", "features"}
+    stored = json.loads((tmp_path / "search.json").read_text())
+    assert stored.pop("commands")["features"].endswith("--quick --part features --seed 0")
+    assert stored == {**results, **one}
+
+
+def test_wrong_usage() -> None:
+    answer = CliRunner().invoke(app, ["bench", "search", "--quick", "--full"])
+    assert answer.exit_code == 2
+    assert "not both" in answer.output
+    answer = CliRunner().invoke(app, ["bench", "search", "--part", "all"])
+    assert answer.exit_code == 2
+    assert "exact, recall, growth, features" in answer.output

@@ -1,0 +1,142 @@
+"""Tables, sheets, plots and the page that holds them."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashlens.codes.packing import pack_bits
+from hashlens.errors import ImageError, InvalidInputError
+from hashlens.report.page import Report
+from hashlens.report.plot import Curve, plot_bars, plot_curves, save_figure
+from hashlens.report.sheet import RIGHT, WRONG, Neighbour, SheetQuery, code_bits, picture_sheet
+from hashlens.report.table import Table
+
+TABLE = Table(["mode", "mAP@1000", "images"], [["bcs", 0.5, 1797], ["a|<b>", None, 3]])
+
+
+def _load(uri):
+    if uri == "broken":
+        raise ImageError("broken: expected an image")
+    return Image.new("L", (8, 8), int(uri))
+
+
+def test_table_as_text_is_aligned():
+    assert TABLE.text().splitlines() == [
+        "mode   mAP@1000  images",
+        "-----  --------  ------",
+        "bcs      0.5000   1,797",
+        "a|<b>         –       3",
+    ]
+
+
+def test_table_as_markdown_escapes_bars():
+    assert TABLE.markdown().splitlines() == [
+        "| mode   | mAP@1000 | images |",
+        "| ------ | -------: | -----: |",
+        "| bcs    |   0.5000 |  1,797 |",
+        "| a\\|<b> |        – |      3 |",
+    ]
+
+
+def test_table_as_html_escapes_cells():
+    assert "a|&lt;b&gt;" in TABLE.html()
+    assert "<b>" not in TABLE.html()
+
+
+def test_sheet_frames_right_and_wrong_by_colour_and_mark():
+    nearest = [Neighbour("1", "one", right=True), Neighbour("2", "two", right=False)]
+    sheet = np.asarray(picture_sheet([SheetQuery("0", "one", {"BCS": nearest})], _load))
+    for colour in (RIGHT, WRONG):
+        places = np.argwhere((sheet == colour).all(axis=2))
+        assert len(places) > 4 * 4 * 100  # a frame 4 px wide around a tile of 120 px
+    unframed = [Neighbour("1", "one"), Neighbour("2", "two")]
+    plain = np.asarray(picture_sheet([SheetQuery("0", "one", {"BCS": unframed})], _load))
+    assert plain.shape == sheet.shape
+    assert not (plain == RIGHT).all(axis=2).any()
+
+
+def test_sheet_marks_differ_without_colour():
+    def grey(right):
+        query = SheetQuery("0", "q", {"BCS": [Neighbour("0", "", right=right)]})
+        sheet = np.asarray(picture_sheet([query], _load))
+        return (sheet == 255).all(axis=2)  # the white strokes of the mark
+
+    assert (grey(True) != grey(False)).any()
+
+
+def test_sheet_draws_the_bits_of_the_query():
+    codes = pack_bits([[1, 0, 0, 1] * 12, [0] * 48])
+    assert code_bits(codes, 0, 48) == [True, False, False, True] * 12
+
+    def dark(row):
+        query = SheetQuery("255", "", {"BCS": []}, bits=code_bits(codes, row, 48))
+        return int((np.asarray(picture_sheet([query], _load)) < 40).all(axis=2).sum())
+
+    assert dark(0) == dark(1) + 24 * 13 * 13  # 24 ones, each a filled square
+
+
+def test_sheet_goes_on_past_a_picture_that_cannot_be_read():
+    sheet = picture_sheet([SheetQuery("broken", "x", {"ES": [Neighbour("1", "1")]})], _load)
+    assert sheet.mode == "RGB"
+
+
+def test_sheet_needs_a_query():
+    with pytest.raises(InvalidInputError, match="at least one query"):
+        picture_sheet([], _load)
+
+
+class _Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources = []
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_report_is_one_page_that_asks_for_nothing_from_outside(tmp_path):
+    figure = plot_curves(
+        {"BCS": Curve([1, 10], [0.9, 0.8]), "LSH": Curve([1, 10], [0.1, 0.1], True)}
+    )
+    svg = save_figure(figure, tmp_path, "precision_at_k")
+    report = Report("Digits & <codes>", "1,797 images")
+    report.heading("Scores")
+    report.table(TABLE, "Ties stand in the order of ids.")
+    report.picture(svg, "precision at k")
+    report.picture(Image.new("RGB", (4, 4)), 'a "sheet"', file="sheet.png")
+    report.commands("hashlens train 'my photos' --out model")
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    links = _Links()
+    links.feed(page)
+    assert links.open == []
+    assert len(links.sources) == 2
+    assert all(source.startswith("data:image/") for source in links.sources)
+    assert re.search(r"@import|url\(|<script|<link", page) is None
+    assert "<title>Digits &amp; &lt;codes&gt;</title>" in page
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# Digits & <codes>\n\n1,797 images\n\n## Scores\n\n| mode")
+    assert "![precision at k](precision_at_k.svg)" in text
+    assert '![a "sheet"](sheet.png)' in text
+
+
+def test_plots_are_written_as_svg_and_png(tmp_path):
+    bars = plot_bars({"within": [1, 2], "between": [0, 3]}, x_label="d", y_label="pairs", line=1)
+    assert save_figure(bars, tmp_path / "new", "distances").name == "distances.svg"
+    with Image.open(tmp_path / "new" / "distances.png") as picture:
+        assert picture.width > 600
+
+
+def test_curves_of_a_plot_differ_in_more_than_colour():
+    figure = plot_curves({str(i): Curve([1, 2], [i, i]) for i in range(10)})
+    assert len({line.get_marker() for line in figure.axes[0].get_lines()}) == 10
