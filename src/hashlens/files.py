@@ -14,11 +14,6 @@ def path_uri(path: str | os.PathLike[str]) -> str:
     """URI of a file: its absolute path, or a ``file:`` URI where the name is not valid UTF-8.
 
     A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW`` are rows.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        A path as the operating system gives it; bytes that are no text as surrogates.
     """
     absolute = os.path.abspath(path)
     try:

@@ -24,11 +24,6 @@ def keep_freed_memory() -> bool:
 
     Does nothing with another C library, or where a ``MALLOC_...`` variable of the environment
     already says what to do.
-
-    Returns
-    -------
-    bool
-        Whether the allocator was told.
     """
     if not sys.platform.startswith("linux") or any(
         name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ

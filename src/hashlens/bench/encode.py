@@ -81,31 +81,7 @@ def measure_encoding(
     rounds: int = 5,
     progress: Callable[[int], None] | None = None,
 ) -> EncodingSpeed:
-    """Measure each stage of encoding, and compare networks in turns.
-
-    Parameters
-    ----------
-    encoders : mapping of str to Encoder
-        At least one; all take the input of the first.
-    source : Source
-        Images; a seeded sample of the readable ones is used.
-    n_images : int
-        At most this many.
-    batch_size : int
-        Images in a run of the network.
-    rounds : int
-        Times that each network sees all images, models in turn within each batch; one warm-up
-        batch each goes before.
-    progress : callable, optional
-        Called with 1 after each batch of each round.
-
-    Raises
-    ------
-    InvalidInputError
-        If the models do not take the same input.
-    SourceError
-        If no image can be read.
-    """
+    """Measure each stage of encoding, and compare networks in turns."""
     first = next(iter(encoders.values()))
     preprocessing = first.preprocessing
     for name, encoder in encoders.items():

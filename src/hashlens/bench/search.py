@@ -195,17 +195,7 @@ class Plan:
 
 
 def clustered_codes(n: int, bits: int, seed: int, stream: int = 0) -> Codes:
-    """Codes around CLASSES random centres, each bit flipped with probability FLIPPED.
-
-    Parameters
-    ----------
-    n, bits : int
-        Number of codes and their length.
-    seed : int
-        Fixes the centres.
-    stream : int
-        Independent draws around the same centres: one for the database, one for the queries.
-    """
+    """Codes around CLASSES random centres, each bit flipped with probability FLIPPED."""
     shape = (CLASSES, bits // 8)
     centres = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     rng = np.random.default_rng((seed, stream, bits))
@@ -221,24 +211,7 @@ PARTS = ("exact", "recall", "growth", "features")
 
 
 def run(plan: Plan, report: Report, parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """Measure; ``report`` hears one line as each comparison begins.
-
-    Parameters
-    ----------
-    plan : Plan
-        How much is measured.
-    report : function of a str
-        Told what is being measured.
-    parts : sequence of str
-        Which of PARTS.
-
-    Raises
-    ------
-    MissingExtraError
-        If FAISS or USearch is not installed.
-    HashlensError
-        If an exact engine's distances differ from ours.
-    """
+    """Measure; ``report`` hears one line as each comparison begins."""
 
     faiss = import_faiss()
     import_usearch()
@@ -402,15 +375,6 @@ def write(results: dict[str, Any], out: Path, command: str) -> Path:
     """Write search.json, search.png and search.md; return the page's path.
 
     Parts that were measured before, and not this time, stay as they were.
-
-    Parameters
-    ----------
-    results : dict
-        From ``search_speed.run``.
-    out : Path
-        Folder, made where it is missing.
-    command : str
-        The command that made the figures, for the page.
     """
     out.mkdir(parents=True, exist_ok=True)
     figures = out / "search.json"

@@ -96,15 +96,7 @@ def shards_asked(shards: int, images: int) -> float:
 
 
 def fit(observations: Sequence[Observation], cores: int) -> CostModel:
-    """Least squares of relative errors, with constants of 0 or more.
-
-    Parameters
-    ----------
-    observations : sequence of Observation
-        Of at least two numbers of shards and two sizes.
-    cores : int
-        Of the machine that they were measured on.
-    """
+    """Least squares of relative errors, with constants of 0 or more."""
     seen = list(observations)
     scanned = [o.images_per_shard * o.shards / cores for o in seen]
     coarse = _constants([o.coarse for o in seen], [float(o.shards) for o in seen], scanned)
@@ -206,21 +198,7 @@ def plan(
     feature_dim: int = 512,
     image_bytes: float,
 ) -> Plan:
-    """Predict a cluster of ``shards`` times ``replicas`` machines.
-
-    Parameters
-    ----------
-    model : CostModel
-        As fitted, for codes of ``CODE_BYTES`` bytes.
-    machine : Machine
-        What each is.
-    images, shards, replicas : int
-        Images in all; machines that hold them once; how often they are held.
-    feature_dim : int
-        Width of a feature vector; features are sent as float32.
-    image_bytes : float
-        Bytes on disk of an image: code, features, id and record.
-    """
+    """Predict a cluster of ``shards`` times ``replicas`` machines."""
     each = images / shards
     first = sum((model.coarse_base, model.fine_base, model.records_base))
     first += sum((model.coarse_shard, model.fine_shard, model.records_shard))
@@ -398,21 +376,7 @@ def run(
     *,
     counts: Sequence[int] = COUNTS,
 ) -> dict[str, Any]:
-    """Measure below ``folder``, fit, check and plan.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the shards are made, or lie already.
-    size, check : int
-        Images a shard: the larger of two sizes that are fitted, and that of the check.
-    cores : int
-        Of this machine.
-    report : callable
-        Given a line for each measurement.
-    counts : sequence of int
-        Numbers of shards; all but the first are checked.
-    """
+    """Measure below ``folder``, fit, check and plan."""
     fitted_on = measure(folder, counts, (size // 8, size), report)
     model = fit(fitted_on, cores)
     checked = measure(folder, counts[1:], (check,), report)
@@ -533,17 +497,7 @@ def text(results: dict[str, Any]) -> str:
 
 
 def write(results: dict[str, Any], out: Path, command: str) -> Path:
-    """Write shards.md, shards.png and shards.json; return the page's path.
-
-    Parameters
-    ----------
-    results : dict
-        From ``hashlens bench shards --json``.
-    out : Path
-        Folder, made where it is missing.
-    command : str
-        The command that made the figures, for the page.
-    """
+    """Write shards.md, shards.png and shards.json; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     figures = json.dumps({**results, "command": command}, indent=1)
     (out / "shards.json").write_text(figures + "\n", encoding="utf-8")

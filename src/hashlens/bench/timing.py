@@ -27,18 +27,7 @@ class Timing:
 def interleaved(
     contestants: Mapping[str, Callable[[], Any]], queries: int, seconds: float
 ) -> dict[str, Timing]:
-    """Call the contestants in turn until the time is over, after one call each that warms up.
-
-    Parameters
-    ----------
-    contestants : mapping of name to function
-        Each answers all queries at once.
-    queries : int
-        Queries a call.
-    seconds : float
-        After this long, and MIN_ROUNDS rounds, no round begins. A contestant that has used up
-        its share sits out until then.
-    """
+    """Call the contestants in turn until the time is over, after one call each that warms up."""
     for call in contestants.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in contestants}

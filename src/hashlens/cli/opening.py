@@ -117,13 +117,7 @@ def open_images(sources: Sequence[str]) -> Images:
 
 
 def make_folder(out: Path | None) -> None:
-    """Make the folder of ``--out``, before the work whose results go there.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be made, or a file stands there.
-    """
+    """Make the folder of ``--out``, before the work whose results go there."""
     try:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -206,13 +200,7 @@ def parse_radius(text: str | None) -> int | Literal["proposed"] | None:
 
 
 def stored_radius(encoder: Encoder, model: str | Path | None) -> int:
-    """The radius that is stored with a model.
-
-    Raises
-    ------
-    ModelError
-        If there is none.
-    """
+    """The radius that is stored with a model."""
     if encoder.radius is None:
         again = ", and export it again" if str(model).endswith(".onnx") else ""
         raise ModelError(

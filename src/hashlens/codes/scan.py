@@ -27,17 +27,7 @@ _SAMPLED_K, _SAMPLED_QUERIES, _SAMPLED_CODES = 100, 8, 1 << 17
 
 
 class Scan:
-    """A scan of a database for some queries.
-
-    Parameters
-    ----------
-    codes : Snapshot
-        The database.
-    queries : ndarray of shape (q, w), uint64
-        Codes to search for.
-    allowed : ndarray of shape (n,) or (0,), bool
-        Codes that may be found; empty: all.
-    """
+    """A scan of a database for some queries."""
 
     def __init__(
         self, codes: Snapshot, queries: NDArray[np.uint64], allowed: NDArray[np.bool_]

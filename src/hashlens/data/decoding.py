@@ -58,29 +58,7 @@ def decode_source(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> DecodedImages:
-    """Decode a source, or some rows of it, into one array.
-
-    Parameters
-    ----------
-    source : Source
-        Where the images come from.
-    preprocessing : Preprocessing
-        Size and channels.
-    rows : array_like of int or bool, optional
-        Positions in the source; all by default. ``positions`` and ``skipped`` of the answer count
-        in these rows.
-    strict : bool
-        Raise at the first image that cannot be read, instead of leaving it out.
-    workers : int, optional
-        Threads; the cores at hand by default.
-    progress : callable, optional
-        Called with (done, total) now and then.
-
-    Raises
-    ------
-    ImageError
-        If strict, for the first image that cannot be read.
-    """
+    """Decode a source, or some rows of it, into one array."""
     chosen = source if rows is None else source.subset(rows)
     hint, total = preprocessing.size_hint, len(chosen)
     side, channels = preprocessing.size, preprocessing.channels
@@ -119,31 +97,7 @@ def iter_decoded(
     strict: bool = False,
     workers: int | None = None,
 ) -> Iterator[DecodedImages]:
-    """Decode a stream in batches, a few batches ahead of who takes them.
-
-    Parameters
-    ----------
-    images : iterable of str, Path, bytes, PIL image or ndarray
-        As in ``load_image``; read only as far as needed.
-    preprocessing : Preprocessing
-        Size and channels.
-    batch_size : int
-        Images taken from the stream for a batch; unreadable ones make it smaller.
-    strict : bool
-        Raise at the first image that cannot be read, instead of leaving it out.
-    workers : int, optional
-        Threads; the cores at hand by default.
-
-    Yields
-    ------
-    DecodedImages
-        Positions count from the start of the stream.
-
-    Raises
-    ------
-    ImageError
-        If strict, for the first image that cannot be read.
-    """
+    """Decode a stream in batches, a few batches ahead of who takes them."""
     if batch_size < 1:
         raise InvalidInputError(f"batch_size: expected 1 or more, got {batch_size}")
     stream = iter(images)

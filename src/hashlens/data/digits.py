@@ -49,18 +49,7 @@ class DigitImages:
 
 
 def open_digits(spec: str) -> Source:
-    """All digits, or a fixed stratified split of them.
-
-    Parameters
-    ----------
-    spec : {"digits", "digits#train", "digits#test"}
-        The split keeps a fifth of each digit for ``test``, by a fixed seed.
-
-    Raises
-    ------
-    SourceError
-        For another split.
-    """
+    """All digits, or a fixed stratified split of them."""
     pixels, labels = _digits()
     rows = np.arange(len(pixels))
     source = Source(spec, tuple(str(digit) for digit in range(10)), labels, DigitImages(), rows)

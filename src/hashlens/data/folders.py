@@ -28,18 +28,6 @@ def open_folder(spec: str, folder: Path) -> Source:
 
     Each sub-folder is a class, with all images below it at any depth. Files in the folder itself
     are unlabelled.
-
-    Parameters
-    ----------
-    spec : str
-        What the user asked for.
-    folder : Path
-        The folder.
-
-    Raises
-    ------
-    SourceError
-        If it holds no image, may not be read, or is split into train and test.
     """
     paths = list_images(folder)
     if not paths:
@@ -90,21 +78,6 @@ def list_images(folder: str | Path) -> list[Path]:
     """All image files below a folder, by their suffix, sorted by path.
 
     Links are followed, loops of links are not; names that start with a dot are left out.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Where to look.
-
-    Returns
-    -------
-    list of Path
-        Absolute paths.
-
-    Raises
-    ------
-    SourceError
-        If the folder, or one below it, is missing or may not be read; names it.
     """
     root = Path(os.path.abspath(os.path.expanduser(folder)))
     return sorted(_walk(root, frozenset()))

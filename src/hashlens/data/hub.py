@@ -20,15 +20,7 @@ LABEL_COLUMNS = ("label", "labels")
 
 
 class HubImages:
-    """One split of a data set. Pickles as its name.
-
-    Parameters
-    ----------
-    name : str
-        Name on the hub, or an absolute folder that ``datasets.load_dataset`` reads.
-    split : str
-        Such as ``train``.
-    """
+    """One split of a data set. Pickles as its name."""
 
     def __init__(self, name: str, split: str) -> None:
         self.name = name
@@ -42,13 +34,7 @@ class HubImages:
         return f"hub:{self.name}#{self.split}#{row}"
 
     def read(self, row: int) -> RawImage:
-        """Encoded bytes of one row, or its file.
-
-        Raises
-        ------
-        SourceError
-            If there is no such row, or it holds no image.
-        """
+        """Encoded bytes of one row, or its file."""
         data = _load(self.name, self.split)
         if not 0 <= row < len(data):
             raise SourceError(f"expected a row from 0 to {len(data) - 1}, got {row}")
@@ -110,22 +96,7 @@ def _not_loaded(name: str, split: str | None, error: Exception) -> SourceError:
 
 
 def open_hub(spec: str, name: str, split: str | None) -> Source:
-    """A split of a data set as a source.
-
-    Parameters
-    ----------
-    spec : str
-        What the user asked for.
-    name : str
-        Name on the hub, or a folder.
-    split : str, optional
-        May be left out where there is one only.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be loaded, has several splits and none is named, or has no image column.
-    """
+    """A split of a data set as a source."""
     if os.path.isdir(os.path.expanduser(name)):
         name = os.path.abspath(os.path.expanduser(name))
     if split is None:

@@ -65,15 +65,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "J
 
 
 class UnreadableImageError(ImageError):
-    """One image could not be read.
-
-    Parameters
-    ----------
-    name : str
-        The image: its URI, or its position where it has no name.
-    reason : str
-        What was wrong, in a few words.
-    """
+    """One image could not be read."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -89,25 +81,6 @@ def load_image(image: ImageInput, *, size_hint: int | None = None) -> Image.Imag
 
     The first frame of an animation is taken; transparency is laid over white; 16-bit values are
     scaled to 8 bits; CMYK and palettes become RGB.
-
-    Parameters
-    ----------
-    image : str, Path, bytes, PIL image or ndarray
-        A path or URI (``/abs/x.parquet#ROW``, ``digits#ROW``, ``hub:NAME#SPLIT#ROW``, ``file:``),
-        encoded bytes, a picture, or a uint8 array of shape (H, W) or (H, W, 3).
-    size_hint : int, optional
-        Side in pixels that is needed in the end. A JPEG more than twice as large is decoded at
-        1/2, 1/4 or 1/8 of its size, never below twice the hint: much faster, hardly different.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode ``L`` (grey) or ``RGB``.
-
-    Raises
-    ------
-    ImageError
-        If it is missing, is no image, is cut, or has more than ``MAX_PIXELS``; names the image.
     """
     name = image_name(image)
     if isinstance(image, Image.Image | np.ndarray | bytes):

@@ -40,23 +40,7 @@ class Labels(NamedTuple):
 
 
 def labels_from_arrow(column: Any, metadata: bytes | None, where: str) -> Labels:
-    """Read a label column.
-
-    Parameters
-    ----------
-    column : pyarrow.ChunkedArray of n values
-        Whole numbers, words, yes/no, or lists of whole numbers or words (multi-label). Null, or a
-        number of -1, is unlabelled.
-    metadata : bytes, optional
-        The schema's ``huggingface`` JSON, for class names.
-    where : str
-        File and column, for messages.
-
-    Raises
-    ------
-    SourceError
-        If the column has another type, or a number has no name.
-    """
+    """Read a label column."""
     try:
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -154,22 +138,7 @@ def _class_names(metadata: bytes | None, where: str) -> tuple[str, ...] | None:
 
 
 def require_labels(source: Source, *, classes: int = 2, images: int = 2) -> None:
-    """Refuse a source that no classifier can be trained on.
-
-    Parameters
-    ----------
-    source : Source
-        What training was asked to use.
-    classes : int
-        Fewest classes that must have an image.
-    images : int
-        Fewest images of each class that has any.
-
-    Raises
-    ------
-    SourceError
-        If nothing is labelled, classes are too few, or a class has too few images; says which.
-    """
+    """Refuse a source that no classifier can be trained on."""
     counts = class_counts(source)
     if not counts.any():
         note = f" ({source.notes[0]})" if source.notes else ""
@@ -221,13 +190,7 @@ class Imbalance(NamedTuple):
 
 
 def imbalance(source: Source) -> Imbalance:
-    """Measure class imbalance.
-
-    Raises
-    ------
-    SourceError
-        If nothing is labelled.
-    """
+    """Measure class imbalance."""
     counts = class_counts(source)
     present = np.flatnonzero(counts)
     if not len(present):
@@ -243,24 +206,7 @@ def imbalance(source: Source) -> Imbalance:
 
 
 def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
-    """Weights for drawing rows so that each class comes up equally often.
-
-    Parameters
-    ----------
-    labels : array_like of shape (n,), int, or (n, c), bool
-        Class of each row, -1 (unlabelled) weighs 0; or a multi-label matrix, where a row weighs
-        as much as its rarest class.
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
-        They sum to 1, or are all 0 where nothing is labelled.
-
-    Raises
-    ------
-    InvalidInputError
-        If labels have another shape or type.
-    """
+    """Weights for drawing rows so that each class comes up equally often."""
     values = np.asarray(labels)
     weights = np.zeros(len(values) if values.ndim else 0)
     if values.ndim == 2 and values.dtype == np.bool_:
@@ -288,25 +234,6 @@ def split_validation(labels: ArrayLike, fraction: float, seed: int) -> tuple[Row
 
     Every class keeps at least one row for training, so that none is seen in validation only.
     Which rows are taken depends on labels, fraction and seed alone.
-
-    Parameters
-    ----------
-    labels : array_like of shape (n,), int
-        Class of each row; -1 (unlabelled) is in neither part.
-    fraction : float
-        Share of the labelled rows for validation, from 0 up to, not including, 1.
-    seed : int
-        Of NumPy's PCG64 generator.
-
-    Returns
-    -------
-    train_rows, validation_rows : ndarray of int64
-        Positions in ``labels``, each ascending.
-
-    Raises
-    ------
-    InvalidInputError
-        If fraction or labels do not fit.
     """
     values = np.asarray(labels)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):

@@ -24,18 +24,7 @@ CACHE_BYTES = 1 << 30
 
 
 class ParquetImages:
-    """The image column of a parquet file. Any thread may read; pickles as its path alone.
-
-    Parameters
-    ----------
-    path : str
-        Absolute path of the file.
-
-    Raises
-    ------
-    SourceError
-        If the file cannot be read or has no image column of a usable type.
-    """
+    """The image column of a parquet file. Any thread may read; pickles as its path alone."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -58,13 +47,7 @@ class ParquetImages:
         return f"{path_uri(self.path)}#{row}"
 
     def read(self, row: int) -> RawImage:
-        """Encoded bytes of one row.
-
-        Raises
-        ------
-        SourceError
-            If there is no such row, or it holds no bytes.
-        """
+        """Encoded bytes of one row."""
         if not 0 <= row < len(self):
             raise SourceError(f"expected a row from 0 to {len(self) - 1}, got {row}")
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -163,22 +146,7 @@ def _opened(path: str, mtime: int, size: int) -> ParquetImages:
 
 
 def open_parquet_source(spec: str, path: Path) -> Source:
-    """A parquet file as a source.
-
-    Parameters
-    ----------
-    spec : str
-        What the user asked for.
-    path : Path
-        The file: a column ``image`` (binary, or a struct with ``bytes``), and a column ``label``
-        of whole numbers, words, or lists of either (multi-label). Without ``label`` the source is
-        unlabelled.
-
-    Raises
-    ------
-    SourceError
-        If the file is damaged or a column has another type.
-    """
+    """A parquet file as a source."""
     store = open_parquet(str(path))
     if len(store) == 0:
         raise SourceError(f"{path}: no rows; expected at least one image")

@@ -22,18 +22,7 @@ _HUB = re.compile(r"hub:(?P<name>.+)#(?P<split>[^#]+)#(?P<row>\d+)", re.DOTALL)
 
 
 def resolve(image: Any) -> RawImage:
-    """Where an image's bytes are.
-
-    Parameters
-    ----------
-    image : str or PathLike
-        A path, or a URI of any source.
-
-    Raises
-    ------
-    SourceError
-        If the row's file, data set or row is not there.
-    """
+    """Where an image's bytes are."""
     if not isinstance(image, str):
         return Path(image)
     if match := _PARQUET.fullmatch(image):

@@ -149,13 +149,7 @@ def change_catalogue(folder: Path, change: Callable[[Catalogue], Catalogue]) -> 
 
 
 def read_catalogue(folder: str | Path) -> Catalogue:
-    """Read and check a folder's catalogue.
-
-    Raises
-    ------
-    IndexStoreError
-        If it is missing, not a catalogue, or of a newer version.
-    """
+    """Read and check a folder's catalogue."""
     path = Path(folder) / FILE_NAME
     try:
         content = json.loads(path.read_text())
@@ -180,26 +174,14 @@ def read_catalogue(folder: str | Path) -> Catalogue:
 
 
 class CatalogueFile:
-    """A folder's catalogue, read again once it was replaced, by whichever process.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the sharded index.
-    """
+    """A folder's catalogue, read again once it was replaced, by whichever process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: tuple[tuple[int, int], Catalogue] | None = None
 
     def current(self, *, anew: bool = False) -> Catalogue:
-        """The catalogue as it is now.
-
-        Parameters
-        ----------
-        anew : bool
-            Open the file even if it looks unchanged: a network file system may be late to tell.
-        """
+        """The catalogue as it is now."""
         try:
             status = (self._folder / FILE_NAME).stat()
             seen = (status.st_ino, status.st_mtime_ns)

@@ -11,13 +11,7 @@ LOCAL = "local"
 
 
 def load_ray() -> Any:
-    """The ``ray`` module.
-
-    Raises
-    ------
-    MissingExtraError
-        If Ray is not installed.
-    """
+    """The ``ray`` module."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -39,21 +33,7 @@ def stay_on_loopback() -> None:
 
 
 def connect(address: str | None = None) -> Any:
-    """The ``ray`` module, connected to a cluster.
-
-    Parameters
-    ----------
-    address : str, optional
-        Address of a running cluster, such as ``10.0.0.5:6379`` or ``auto``; by default the
-        environment's ``RAY_ADDRESS``. ``local``, or neither, starts one that ends with this
-        process, on the loopback interface, without a dashboard. A process that has joined a
-        cluster already stays in it.
-
-    Raises
-    ------
-    HashlensError
-        If no cluster answers there.
-    """
+    """The ``ray`` module, connected to a cluster."""
     ray = load_ray()
     if ray.is_initialized():
         return ray

@@ -42,13 +42,6 @@ def file_system(uri: str) -> tuple[Any, str]:
     """PyArrow's file system for a URI, and the path in it.
 
     Schemes that PyArrow does not know itself are looked up through fsspec.
-
-    Raises
-    ------
-    SourceError
-        If nothing installed can open the scheme.
-    MissingExtraError
-        If PyArrow is not installed.
     """
     try:
         from pyarrow import ArrowException
@@ -72,13 +65,7 @@ def file_system(uri: str) -> tuple[Any, str]:
 
 
 def list_remote(uri: str) -> list[tuple[str, str | None]]:
-    """URI and class of every image under a prefix, sorted; the class is its folder's name.
-
-    Raises
-    ------
-    SourceError
-        If nothing is there, or it holds no images.
-    """
+    """URI and class of every image under a prefix, sorted; the class is its folder's name."""
     from pyarrow import fs as arrow_fs
 
     system, root = file_system(uri)
@@ -101,13 +88,7 @@ def list_remote(uri: str) -> list[tuple[str, str | None]]:
 
 
 def read_remote(uri: str) -> bytes:
-    """The bytes of one object.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be read.
-    """
+    """The bytes of one object."""
     system, path = file_system(uri)
     try:
         with system.open_input_file(path) as file:
@@ -121,19 +102,7 @@ _PROBE = 16
 
 
 class EncodeBatches:
-    """A batch of URIs to codes, features, and reasons where an image could not be read.
-
-    Parameters
-    ----------
-    model : str
-        Model directory or exported file.
-    device : str
-        "cpu" or "cuda".
-    memory : int
-        Bytes that this process may use for images and what the network makes of them.
-    batch_size : int, optional
-        Images in each run of the network; by default as many as the memory allows.
-    """
+    """A batch of URIs to codes, features, and reasons where an image could not be read."""
 
     def __init__(self, model: str, device: str, memory: int, batch_size: int | None = None) -> None:
         self._encoder = Encoder.load(model, device=device)
@@ -180,15 +149,7 @@ class EncodeBatches:
 
 
 def images_at_once(encoder: Encoder, memory: int) -> int:
-    """How many images the processor should take at once, a power of two.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        Is run twice, to see how its memory grows.
-    memory : int
-        Bytes that may be used.
-    """
+    """How many images the processor should take at once, a power of two."""
     size, channels = encoder.preprocessing.size, encoder.preprocessing.channels
     pixels = np.zeros((_PROBE, size, size, channels), np.uint8)
     encoder.encode_pixels(pixels[:1])
@@ -217,13 +178,7 @@ class Images:
 
 
 def open_images(spec: str) -> Images:
-    """Images of a source (``data.sources.open_source``) or under an object storage prefix.
-
-    Raises
-    ------
-    SourceError
-        If there are none.
-    """
+    """Images of a source (``data.sources.open_source``) or under an object storage prefix."""
     if is_remote(spec):
         listed = list_remote(spec)
         return Images(spec, [uri for uri, _ in listed], [label for _, label in listed])

@@ -23,15 +23,7 @@ from hashlens.types import Codes, Features, Ids, Mode, SearchResult
 
 
 class ShardServer:
-    """Answers for one shard. A Ray actor; restarted by Ray, it opens its shard again.
-
-    Parameters
-    ----------
-    folder : str
-        Folder of the sharded index.
-    position : int
-        Place of the shard in the catalogue.
-    """
+    """Answers for one shard. A Ray actor; restarted by Ray, it opens its shard again."""
 
     def __init__(self, folder: str, position: int) -> None:
         self._catalogue = CatalogueFile(Path(folder))
@@ -84,17 +76,7 @@ class ShardServer:
             more = k + unknown
 
     def rank(self, features: Features, pools: Ids, k: int) -> SearchResult:
-        """Euclidean distances of each query to its pool's images in this shard, nearest first.
-
-        Parameters
-        ----------
-        features : ndarray of shape (q, d), float32
-            The queries.
-        pools : ndarray of shape (q, m), int64
-            Ids of the whole; those of other shards are passed over.
-        k : int
-            Results a query at most.
-        """
+        """Euclidean distances of each query to its pool's images in this shard, nearest first."""
         local = self._shard.to_local(pools)
         wanted = np.unique(local[local >= 0])
         ids, _, stored = self._index.encoded(wanted.tolist())
@@ -208,20 +190,7 @@ _FAR: dict[str, Any] = {"u": np.uint16(65535), "f": np.float32(np.inf)}
 
 
 def merge(parts: Sequence[SearchResult], k: int) -> SearchResult:
-    """The k nearest of several results of the same q queries.
-
-    Parameters
-    ----------
-    parts : sequence of SearchResult
-        Each of shape (q, any), with ids of the whole; id -1 is padding. At least one.
-    k : int
-        Results a query at most.
-
-    Returns
-    -------
-    SearchResult
-        Of shape (q, min(k, columns in all)), ordered by (distance, id), padded with id -1.
-    """
+    """The k nearest of several results of the same q queries."""
     ids = np.concatenate([part.ids for part in parts], axis=1)
     distances = np.concatenate([part.distances for part in parts], axis=1)
     distances = np.where(ids < 0, _FAR[distances.dtype.kind], distances)
@@ -258,17 +227,6 @@ class Replicas:
     A replica that failed or was late is asked last from then on, until it answers again. Ray
     restarts an actor whose process died, and repeats the call on it; a call to a lost node never
     comes back, which is what the deadline is for.
-
-    Parameters
-    ----------
-    ray : module
-        Connected.
-    folder : str
-        Folder of the sharded index.
-    count : int
-        Replicas of each shard, on different nodes where there are enough.
-    deadline : float
-        Seconds that a replica has for an answer.
     """
 
     def __init__(self, ray: Any, folder: str, count: int, deadline: float) -> None:
@@ -303,26 +261,7 @@ class Replicas:
         repeat: bool = True,
         deadline: float | None = None,
     ) -> Answers:
-        """Call a method of some shards at the same time.
-
-        Parameters
-        ----------
-        calls : mapping of int to tuple
-            By the shard's position: the method's name, then its arguments.
-        everyone : bool
-            Ask all replicas of each shard, not the first that answers; for changes of what they
-            hold in memory. A replica that does not answer is left out.
-
-        repeat : bool
-            Whether a call may run twice: not where it changes the shard.
-        deadline : float, optional
-            Another deadline for this call, in seconds.
-
-        Raises
-        ------
-        HashlensError
-            As the method raises it.
-        """
+        """Call a method of some shards at the same time."""
         values: dict[int, Any] = {}
         waiting: dict[Any, tuple[int, int, float]] = {}
         tries = dict.fromkeys(calls, 0)

@@ -64,13 +64,7 @@ class FrontEndOptions:
 
 
 def parse_options(given: Mapping[str, str]) -> FrontEndOptions:
-    """Options from words.
-
-    Raises
-    ------
-    InvalidInputError
-        If one is unknown, missing or not what was expected.
-    """
+    """Options from words."""
     known = {field.name for field in fields(FrontEndOptions)}
     if unknown := sorted(set(given) - known):
         raise InvalidInputError(
@@ -110,18 +104,6 @@ def build(args: dict[str, str]) -> Any:
 
     The key for writing is that of ``HASHLENS_API_KEY`` in the environment of this process;
     without one the front ends are read-only.
-
-    Parameters
-    ----------
-    args : dict of str to str
-        See :class:`~hashlens.distributed.serving.FrontEndOptions`.
-
-    Raises
-    ------
-    InvalidInputError
-        If an option or the key is not what was expected.
-    IndexStoreError
-        If there is no index in shards.
     """
     load_ray()
     try:
@@ -172,17 +154,7 @@ class Shards:
 
 
 class SharedReplicas(Replicas):
-    """Actors that another process started: asked for anew when some do not answer.
-
-    Parameters
-    ----------
-    ray : module
-        Connected.
-    fetch : callable
-        Gives the actors of each shard.
-    deadline : float
-        Seconds that a replica has for an answer.
-    """
+    """Actors that another process started: asked for anew when some do not answer."""
 
     def __init__(self, ray: Any, fetch: Callable[[], list[list[Any]]], deadline: float) -> None:
         super().__init__(ray, "", 0, deadline)
@@ -203,13 +175,7 @@ class SharedReplicas(Replicas):
         repeat: bool = True,
         deadline: float | None = None,
     ) -> Answers:
-        """As ``Replicas.ask``; shards that were started anew meanwhile are asked again.
-
-        Parameters
-        ----------
-        calls, everyone, repeat, deadline
-            As in ``Replicas.ask``.
-        """
+        """As ``Replicas.ask``; shards that were started anew meanwhile are asked again."""
         answers = super().ask(calls, everyone=everyone, repeat=repeat, deadline=deadline)
         if not (answers.missing and repeat and self._renew()):
             return answers
@@ -237,17 +203,7 @@ class SharedReplicas(Replicas):
 
 
 class FrontIndex(ShardedReader):
-    """The index as a front end has it: searched through shared actors, changed by ``Shards``.
-
-    Parameters
-    ----------
-    options : FrontEndOptions
-        Where it lies, and how it is asked.
-    shards : ray.serve.handle.DeploymentHandle
-        Of ``Shards``.
-    encoder : Encoder, optional
-        Needed to search by image.
-    """
+    """The index as a front end has it: searched through shared actors, changed by ``Shards``."""
 
     def __init__(self, options: FrontEndOptions, shards: Any, encoder: Encoder | None) -> None:
         self._shards = shards
@@ -262,25 +218,13 @@ class FrontIndex(ShardedReader):
         labels: Sequence[Any] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Ids:
-        """As ``ShardedIndex.add_encoded``.
-
-        Parameters
-        ----------
-        codes, features, uris, labels, metadata
-            As there.
-        """
+        """As ``ShardedIndex.add_encoded``."""
         ids: Ids = self._ask_owner("add_encoded", codes, features, list(uris), labels, metadata)
         self._file.current(anew=True)
         return ids
 
     def remove(self, ids: Any) -> None:
-        """As ``ShardedIndex.remove``.
-
-        Parameters
-        ----------
-        ids : int, or array_like of int
-            All must be in the index, or nothing is removed.
-        """
+        """As ``ShardedIndex.remove``."""
         self._ask_owner("remove", ids)
 
     def _ask_owner(self, name: str, *arguments: Any) -> Any:

@@ -48,17 +48,6 @@ class ShardedSearcher:
     """Coarse search in every shard, an exact merge, fine search where the features lie.
 
     The global pool is found by merging by (distance, id), so only ids and distances travel.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the sharded index.
-    replicas : Replicas
-        Its actors.
-    require_all : bool
-        Raise when a shard does not answer, rather than answer without it.
-    encoder : Encoder, optional
-        Needed to search by image.
     """
 
     def __init__(
@@ -116,25 +105,7 @@ class ShardedSearcher:
         exclude: Ids | None = None,
         pool: int | None = None,
     ) -> ShardedResult:
-        """Search with encoded queries; see :class:`hashlens.types.Searcher`.
-
-        Parameters
-        ----------
-        codes, features, k, mode, radius, where, exclude
-            As in the protocol.
-        pool : int, optional
-            ``hds`` without radius: images that the fine search looks at.
-
-        Returns
-        -------
-        ShardedResult
-            Equal to that of one index of the same images, while ``missing`` is empty.
-
-        Raises
-        ------
-        IndexStoreError
-            If ``require_all`` and a shard did not answer, or none did.
-        """
+        """Search with encoded queries; see :class:`hashlens.types.Searcher`."""
         return self._search(codes, features, k, mode, radius, where, exclude, pool, SearchTrace())
 
     def _search(
@@ -268,23 +239,11 @@ class ShardedReader(ShardedSearcher):
         return np.sort(np.concatenate([np.zeros(0, np.int64), *self._ask_some("ids").values()]))
 
     def get(self, image_id: int) -> Record:
-        """What is known of an image.
-
-        Raises
-        ------
-        InvalidInputError
-            If it is not in the index.
-        """
+        """What is known of an image."""
         return self.records([image_id])[0]
 
     def records(self, ids: Iterable[int] | None = None) -> list[Record]:
-        """What is known of images, in the order asked for; of all, by id, without ``ids``.
-
-        Raises
-        ------
-        InvalidInputError
-            If one is not in the index.
-        """
+        """What is known of images, in the order asked for; of all, by id, without ``ids``."""
         if ids is None:
             found = self._ask_all("records", None).values()
             return sorted((record for part in found for record in part), key=lambda r: r.id)
@@ -323,13 +282,7 @@ class ShardedReader(ShardedSearcher):
         where: Mapping[str, Any] | None = None,
         exclude: int | None = None,
     ) -> NDArray[np.int64]:
-        """Number of images at each Hamming distance from a code, shape (bits + 1,).
-
-        Parameters
-        ----------
-        code, where, exclude
-            As in ``HashIndex.histogram``.
-        """
+        """Number of images at each Hamming distance from a code, shape (bits + 1,)."""
         counts: NDArray[np.int64] = sum(self._ask_some("histogram", code, where, exclude).values())
         return counts
 
@@ -369,13 +322,7 @@ class ShardedReader(ShardedSearcher):
         pool: int | None = None,
         trace: SearchTrace | None = None,
     ) -> Any:
-        """Find the images most like a query: as ``HashIndex.search``.
-
-        Parameters
-        ----------
-        query, k, mode, radius, where, pool, trace
-            As in ``HashIndex.search``; the trace names shards that did not answer.
-        """
+        """Find the images most like a query: as ``HashIndex.search``."""
         queries = query if isinstance(query, list) else [query]
         by_id = [isinstance(q, int | np.integer) for q in queries]
         codes, features = [], []
@@ -411,15 +358,7 @@ class ShardedReader(ShardedSearcher):
         pool: int | None = None,
         trace: SearchTrace | None = None,
     ) -> list[list[Hit]]:
-        """As ``search_encoded``, with records: a list of hits for each query.
-
-        Parameters
-        ----------
-        codes, features, k, mode, radius, where, exclude, pool
-            As in ``search_encoded``.
-        trace : SearchTrace, optional
-            Times and pools are added to it.
-        """
+        """As ``search_encoded``, with records: a list of hits for each query."""
         trace = trace or SearchTrace()
         found: ShardedResult = self._search(
             codes, features, k, mode, radius, where, exclude, pool, trace
@@ -500,28 +439,7 @@ class ShardedIndex(ShardedReader):
         deadline: float = DEADLINE_SECONDS,
         require_all: bool = False,
     ) -> ShardedIndex:
-        """Open a sharded index: an actor a shard and replica is started.
-
-        Parameters
-        ----------
-        path : str or Path
-            Folder that holds ``shards.json``; every node must reach it.
-        encoder : Encoder, optional
-            Needed to search by image, and to add images.
-        address : str, optional
-            Ray's address; see :func:`hashlens.distributed.cluster.connect`.
-        replicas : int
-            Actors a shard, on different nodes where there are enough.
-        deadline : float
-            Seconds that a replica has for an answer.
-        require_all : bool
-            Raise when a shard does not answer, rather than answer without it.
-
-        Raises
-        ------
-        IndexStoreError
-            If there is no sharded index, or it was made by another model.
-        """
+        """Open a sharded index: an actor a shard and replica is started."""
         if replicas < 1 or deadline <= 0:
             raise InvalidInputError(
                 f"expected replicas of 1 or more and a deadline above 0, got {replicas}, {deadline}"
@@ -578,15 +496,7 @@ class ShardedIndex(ShardedReader):
         progress: Callable[[int], None] | None = None,
         strict: bool = False,
     ) -> AddReport:
-        """Encode images here and add them to the smallest shard, committing as it goes.
-
-        Parameters
-        ----------
-        images : iterable of str, Path, bytes, PIL image or ndarray
-            Unreadable ones are skipped and reported.
-        labels, metadata, progress, strict
-            As in ``HashIndex.add``.
-        """
+        """Encode images here and add them to the smallest shard, committing as it goes."""
         listed = list(images)
         ids: list[Ids] = [np.zeros(0, np.int64)]
         skipped: list[Skipped] = []
@@ -616,18 +526,7 @@ class ShardedIndex(ShardedReader):
         labels: Sequence[Any] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Ids:
-        """Add encoded images to the shard with the fewest ids, in one commit of that shard.
-
-        Parameters
-        ----------
-        codes, features, uris, labels, metadata
-            As in ``HashIndex.add_encoded``.
-
-        Returns
-        -------
-        ndarray of shape (n,), int64
-            Their ids.
-        """
+        """Add encoded images to the shard with the fewest ids, in one commit of that shard."""
         position = min(range(len(self.shards)), key=lambda i: (self.shards[i].count, i))
         call = ("add_encoded", codes, features, list(uris), labels, metadata)
         local = self._ask_one(position, call)
@@ -637,13 +536,7 @@ class ShardedIndex(ShardedReader):
         return self.shards[position].to_global(local)
 
     def remove(self, ids: Any) -> None:
-        """Remove images, in one commit a shard.
-
-        Parameters
-        ----------
-        ids : int, or array_like of int
-            All must be in the index, or nothing is removed.
-        """
+        """Remove images, in one commit a shard."""
         wanted = np.unique(np.atleast_1d(np.asarray(ids, np.int64))).tolist()
         self.records(wanted)
         self._ask_holders("remove", wanted, repeat=False)

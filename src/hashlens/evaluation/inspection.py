@@ -156,30 +156,7 @@ class Inspection:
 def inspect_codes(
     codes: Codes, labels: Labels, *, bits: int, queries: int = 2000, seed: int = 0
 ) -> Inspection:
-    """Look at codes: their bits, how they are shared, how far classes are apart.
-
-    Parameters
-    ----------
-    codes : ndarray of shape (n, bytes), uint8
-        Packed codes.
-    labels : ndarray of shape (n,), int64, or (n, classes), bool
-        One class an image (-1: none), or many.
-    bits : int
-        Length of a code.
-    queries : int
-        At most so many labelled images, drawn with ``seed``, are compared with all others.
-    seed : int
-        Decides which.
-
-    Returns
-    -------
-    Inspection
-
-    Raises
-    ------
-    InvalidInputError
-        If there are fewer than two codes, or labels do not fit.
-    """
+    """Look at codes: their bits, how they are shared, how far classes are apart."""
     array = check_codes(codes)
     if len(array) < 2:
         raise InvalidInputError(f"expected at least two codes to look at, got {len(array)}")
@@ -229,26 +206,7 @@ def code_occupancy(codes: Codes) -> Occupancy:
 def radius_curve(
     codes: Codes, labels: Labels, bits: int, queries: int, seed: int
 ) -> RadiusCurve | None:
-    """Compare labelled images with all other labelled ones, distance by distance.
-
-    Parameters
-    ----------
-    codes : ndarray of shape (n, bytes), uint8
-        Packed codes.
-    labels : ndarray of shape (n,), int64, or (n, classes), bool
-        One class an image (-1: none), or many.
-    bits : int
-        Length of a code.
-    queries : int
-        At most so many images are compared with the others.
-    seed : int
-        Decides which.
-
-    Returns
-    -------
-    RadiusCurve or None
-        None where no two images share a class.
-    """
+    """Compare labelled images with all other labelled ones, distance by distance."""
     labelled = np.flatnonzero(labels.any(axis=1) if labels.ndim == 2 else labels >= 0)
     codes, labels = codes[labelled], labels[labelled]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(codes))[:queries])

@@ -71,25 +71,6 @@ def leave_one_out_scores(features: Features, labels: Any, classes: int) -> Class
     the answer of the fit to all others follows in closed form from the fit to all: with fitted
     value f, target y and leverage h it is y - (y - f) / (1 - h) (Allen 1974, PRESS). The penalty
     with the least squared error of these answers is taken.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, d), float
-        Best of a network that has not seen these labels.
-    labels : array_like of shape (n,), int
-        From 0 to classes - 1.
-    classes : int
-        How many there are.
-
-    Returns
-    -------
-    ndarray of shape (n, classes), float64
-        About 1 where an image looks wholly like a class, about 0 where not at all.
-
-    Raises
-    ------
-    InvalidInputError
-        If shapes do not fit, or there are fewer than two images.
     """
     values = _checked_labels(labels, classes)
     if features.ndim != 2 or len(features) != len(values) or len(values) < 2:
@@ -120,22 +101,7 @@ def leave_one_out_scores(features: Features, labels: Any, classes: int) -> Class
 
 
 def neighbour_votes(neighbours: Ids, labels: Any, classes: int) -> ClassScores:
-    """Share of each image's neighbours that have each label.
-
-    Parameters
-    ----------
-    neighbours : ndarray of shape (n, k), int64
-        Of each image, without itself; -1 is none.
-    labels : array_like of shape (n,), int
-        From 0 to classes - 1.
-    classes : int
-        How many there are.
-
-    Returns
-    -------
-    ndarray of shape (n, classes), float64
-        Rows sum to 1, or are 0 without a neighbour.
-    """
+    """Share of each image's neighbours that have each label."""
     values = _checked_labels(labels, classes)
     known = neighbours >= 0
     rows = np.broadcast_to(np.arange(len(neighbours))[:, None], neighbours.shape)
@@ -145,19 +111,7 @@ def neighbour_votes(neighbours: Ids, labels: Any, classes: int) -> ClassScores:
 
 
 def code_neighbours(codes: Codes, k: int) -> Ids:
-    """The k nearest other images of each by Hamming distance; ties by position.
-
-    Parameters
-    ----------
-    codes : ndarray of shape (n, bytes), uint8
-        Packed codes.
-    k : int
-        Neighbours an image; at most n - 1 are returned.
-
-    Returns
-    -------
-    ndarray of shape (n, min(k, n - 1)), int64
-    """
+    """The k nearest other images of each by Hamming distance; ties by position."""
     wanted = min(k, len(codes) - 1)
     _, ids = hamming_topk(codes, codes, wanted + 1)
     return _without_self(ids, wanted)
@@ -167,17 +121,6 @@ def feature_neighbours(features: Features, k: int) -> Ids:
     """The k nearest other images of each by the angle between features.
 
     Equal angles stand in the order of positions.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, d), float32
-        Of a network.
-    k : int
-        Neighbours an image; at most n - 1 are returned.
-
-    Returns
-    -------
-    ndarray of shape (n, min(k, n - 1)), int64
     """
     wanted = min(k, len(features) - 1)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
@@ -207,18 +150,6 @@ def suspicion(scores: ClassScores, labels: Any) -> Suspicion:
     A class's scores are first measured against what its own images reach on average, so that
     images of rare or varied classes are not suspect as such (after Northcutt, Jiang and Chuang,
     "Confident learning", 2021, whose class thresholds these averages are).
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n, classes)
-        How much each image looks like each class, by others.
-    labels : array_like of shape (n,), int
-        The labels in doubt, from 0 to classes - 1.
-
-    Raises
-    ------
-    InvalidInputError
-        If shapes do not fit, or there are fewer than two classes.
     """
     values = _checked_labels(labels, scores.shape[1] if scores.ndim == 2 else 0)
     if len(values) != len(scores) or scores.shape[1] < 2:
@@ -242,15 +173,7 @@ def suspicion(scores: ClassScores, labels: Any) -> Suspicion:
 
 
 def confused_pairs(found: Suspicion, labels: Any) -> list[ConfusedPair]:
-    """Pairs of classes by how many images of the one are likely of the other, most first.
-
-    Parameters
-    ----------
-    found : Suspicion
-        Of these labels; images that are likely wrong count.
-    labels : array_like of shape (n,), int
-        The labels in doubt.
-    """
+    """Pairs of classes by how many images of the one are likely of the other, most first."""
     values = np.asarray(labels)
     totals = np.bincount(values)
     wrong = found.likely_wrong

@@ -257,20 +257,7 @@ def evaluate(
 
 
 def top_class_error(scores: NDArray[np.float32], labels: Labels) -> float | None:
-    """Share of labelled images whose highest class score is on a wrong class.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n, classes), float32
-        Class scores.
-    labels : ndarray of shape (n,), int64, or (n, classes), bool
-        Of many labels, any one is right.
-
-    Returns
-    -------
-    float or None
-        None where no image is labelled.
-    """
+    """Share of labelled images whose highest class score is on a wrong class."""
     best = np.argmax(scores, axis=1)
     if labels.ndim == 2:
         held, right = labels.any(axis=1), labels[np.arange(len(best)), best]

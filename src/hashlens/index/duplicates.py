@@ -48,22 +48,7 @@ def find_duplicates(
 
 
 def group_pairs(count: int, pairs: Iterable[tuple[Ids, Ids]]) -> tuple[list[Ids], int]:
-    """Join pairs of rows to groups; one batch of pairs is held at a time.
-
-    Parameters
-    ----------
-    count : int
-        Number of rows.
-    pairs : iterable of (left, right)
-        Arrays of rows.
-
-    Returns
-    -------
-    groups : list of ndarray, int64
-        Rows of each group of two or more, ascending; groups by their first row.
-    pairs : int
-        Number of pairs.
-    """
+    """Join pairs of rows to groups; one batch of pairs is held at a time."""
     parent = np.arange(count)
     total = 0
     for left, right in pairs:

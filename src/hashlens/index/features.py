@@ -22,13 +22,6 @@ def will_need(array: NDArray[Any], rows: Ids) -> None:
     Touching a row that is not in memory waits for the disk, one row after the other; a disk is
     fastest when asked for many at a time. Does nothing for arrays that are not contiguous or on
     systems without ``madvise``; harmless for arrays that are no files.
-
-    Parameters
-    ----------
-    array : ndarray of shape (n, d)
-        Rows that lie one after the other.
-    rows : ndarray of shape (m,), int64
-        Which of them; ascending order is fastest.
     """
     advise = _madvise()
     if advise is None or not array.flags.c_contiguous:
@@ -62,20 +55,7 @@ ReadRows = Callable[[int, int], NDArray[Any]]
 
 
 def check_features(features: Any, name: str = "features") -> NDArray[Any]:
-    """Return features (n, d) as float16 or float32, or raise.
-
-    Parameters
-    ----------
-    features : array_like of shape (n, d), floating
-        float64 is rounded to float32.
-    name : str
-        What to call them in an error message.
-
-    Raises
-    ------
-    InvalidInputError
-        If the shape is not (n, d) or the values are not floating point.
-    """
+    """Return features (n, d) as float16 or float32, or raise."""
     array = np.asarray(features)
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InvalidInputError(
@@ -87,22 +67,7 @@ def check_features(features: Any, name: str = "features") -> NDArray[Any]:
 def distances_to_rows(
     features: NDArray[Any], rows: Ids, query: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Distances of one query to some rows.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, d), float16 or float32
-        Only the given rows are read.
-    rows : ndarray of shape (m,), int64
-        In any order; ascending order reads a file fastest.
-    query : ndarray of shape (d,), float32
-        The query's features.
-
-    Returns
-    -------
-    ndarray of shape (m,), float32
-        One row's distance does not depend on the other rows, so equal rows tie exactly.
-    """
+    """Distances of one query to some rows."""
     from hashlens.index import kernels
 
     if features.dtype == np.float16:
@@ -129,17 +94,6 @@ def nearest_candidates(
     Distances come from a matrix product, |x|^2 - 2 x.q + |q|^2. Its rounding error is bounded by
     2 (d + 8) 2^-24 (|x|^2 + |q|^2); rows within twice that of the k-th are kept, for the caller
     to settle with ``distances_to_rows``.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, d), float16 or float32
-        Read once for each 512 queries, from the first row to the last.
-    queries : ndarray of shape (q, d), float32
-        Features of the queries.
-    k : int
-        At least 1.
-    allowed : ndarray of shape (n,), bool, optional
-        Only rows where this is true are results.
     """
     found: list[Ids] = []
     for at in range(0, len(queries), _QUERIES_AT_A_TIME):

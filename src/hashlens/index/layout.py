@@ -101,13 +101,7 @@ def write_meta(connection: sqlite3.Connection, meta: Meta) -> None:
 
 
 def read_meta(connection: sqlite3.Connection, path: Path) -> Meta:
-    """Read and check ``meta``.
-
-    Raises
-    ------
-    IndexStoreError
-        If the file is of another kind, of a newer version, or damaged.
-    """
+    """Read and check ``meta``."""
     version = _pragma(connection, "user_version")
     if _pragma(connection, "application_id") != APPLICATION_ID:
         raise IndexStoreError(
@@ -168,17 +162,7 @@ _RESTORE = "restore the folder from a backup, or make the index anew with `hashl
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """A file of fixed-size rows; how many of them count is said by the database beside it.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    dtype : numpy.dtype
-        Of one value; little-endian.
-    width : int
-        Values a row; 0 where the index holds no such array.
-    """
+    """A file of fixed-size rows; how many of them count is said by the database beside it."""
 
     path: Path
     dtype: np.dtype[Any]
@@ -200,27 +184,6 @@ class ArrayFile:
         """Write rows behind the first ``count``, and sync them to the disk.
 
         What stands past ``count`` was left by a writer that died, and is dropped.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (m, width)
-            The new rows.
-        count : int
-            Rows that are committed.
-        checksums : mapping of int to int
-            Checksum of the last block, if it is partly filled.
-
-        Returns
-        -------
-        dict of int to int
-            Checksums of the blocks that were touched.
-
-        Raises
-        ------
-        IndexStoreError
-            If the file is missing or shorter than what is committed.
-        OSError
-            If it cannot be written, as on a full disk.
         """
         data = np.ascontiguousarray(rows, self.dtype).view(np.uint8).reshape(-1).data
         start = count * self.row_bytes
@@ -242,11 +205,6 @@ class ArrayFile:
 
         They stay readable when the file is deleted. ``scattered`` rows are read here and there,
         so that reading ahead would be waste.
-
-        Raises
-        ------
-        IndexStoreError
-            If the file is missing or shorter than that.
         """
         length = count * self.row_bytes
         with self._open(count) as file:

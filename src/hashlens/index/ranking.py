@@ -20,22 +20,7 @@ from hashlens.types import MODES, Codes, Features, Ids, Mode, SearchResult
 
 
 class FineSearch:
-    """Features that belong to n codes; a code is named by its slot, 0 to n - 1.
-
-    Parameters
-    ----------
-    features : array_like of shape (m, d), float16 or float32
-        Kept as it is, and read only where a search needs it.
-    rows : ndarray of shape (n,), int64, or None
-        Row of ``features`` that belongs to each slot, where they are stored in another order.
-    slots : int
-        n; without ``rows``, also m.
-
-    Raises
-    ------
-    InvalidInputError
-        If shapes or dtypes do not fit.
-    """
+    """Features that belong to n codes; a code is named by its slot, 0 to n - 1."""
 
     def __init__(self, features: Any, rows: Ids | None, slots: int) -> None:
         self._features = check_features(features)
@@ -74,19 +59,7 @@ class FineSearch:
         self.rank(pools, queries, result, 0)
 
     def rank(self, pools: list[Ids], queries: Features, result: SearchResult, at: int) -> None:
-        """Order each pool of slots into a row of ``result``, ties by slot.
-
-        Parameters
-        ----------
-        pools : list of ndarray, int64
-            Slots, in any order; one pool a query.
-        queries : ndarray of shape (len(pools), d), float32
-            Features of the queries.
-        result : SearchResult
-            Filled from row ``at`` on, with as many as its width or the pool allows.
-        at : int
-            Row of the first query.
-        """
+        """Order each pool of slots into a row of ``result``, ties by slot."""
 
         def some(first: int, last: int) -> None:
             for i in range(first, last):
@@ -162,22 +135,6 @@ class SearchTrace:
 class ArraySearcher:
     """The three ways to search, over codes and features in memory or memory-mapped.
 
-    Parameters
-    ----------
-    codes : array_like of shape (n, bytes), uint8
-        Packed codes; copied.
-    features : array_like of shape (n, d), float16 or float32, optional
-        Needed by ``hds`` and ``es``; kept as it is, and read only where a search needs it.
-    ids : ndarray of shape (n,), int64, optional
-        Ascending; 0, 1, 2, ... by default.
-    rows : ndarray of shape (n,), int64, optional
-        Row of ``features`` that belongs to each code, where they are stored in another order.
-
-    Raises
-    ------
-    InvalidInputError
-        If shapes or dtypes do not fit.
-
     Examples
     --------
     >>> import numpy as np
@@ -223,41 +180,7 @@ class ArraySearcher:
         allowed: NDArray[np.bool_] | None = None,
         trace: SearchTrace | None = None,
     ) -> SearchResult:
-        """Search with q encoded queries (:class:`hashlens.types.Searcher`).
-
-        Parameters
-        ----------
-        codes : ndarray of shape (q, bytes), uint8
-            Packed codes of the queries.
-        features : ndarray of shape (q, d), float32, or None
-            Needed by ``hds`` and ``es``.
-        k : int
-            At most k results a query.
-        mode : {"hds", "bcs", "es"}
-            Coarse then fine, binary codes only, or exhaustive over features.
-        radius : int, optional
-            ``hds`` and ``bcs``: only images within this Hamming distance.
-        where : mapping, optional
-            Arrays carry no labels or metadata, so anything but empty is refused.
-        exclude : ndarray of shape (q,), int64, optional
-            One id a query that is left out of that query's results (-1: none).
-        pool : int, optional
-            ``hds`` without radius: images that the fine search looks at; ``default_pool(k)``.
-        allowed : ndarray of shape (n,), bool, optional
-            Only codes where this is true are results.
-        trace : SearchTrace, optional
-            ``hds`` adds its times and pools.
-
-        Returns
-        -------
-        SearchResult
-            Of shape (q, k), or fewer columns where less than k images are allowed.
-
-        Raises
-        ------
-        InvalidInputError
-            If an argument does not fit.
-        """
+        """Search with q encoded queries (:class:`hashlens.types.Searcher`)."""
         if where:
             raise InvalidInputError("where: arrays hold no labels or metadata; use a HashIndex")
         if mode not in MODES:

@@ -92,20 +92,7 @@ def load_text(stored: str | bytes | None) -> str | None:
 
 
 def store_metadata(metadata: Metadata | None, name: str) -> str | None:
-    """Metadata as JSON text, None where there is none.
-
-    Parameters
-    ----------
-    metadata : mapping or None
-        String keys, JSON values.
-    name : str
-        The image, for an error message.
-
-    Raises
-    ------
-    InvalidInputError
-        If it cannot be written as JSON and read back.
-    """
+    """Metadata as JSON text, None where there is none."""
     if not metadata:
         return None
     if not isinstance(metadata, Mapping) or {*map(type, metadata)} != {str}:
@@ -139,13 +126,7 @@ def to_record(row: tuple[Any, ...]) -> Record:
 
 
 def check_ids(ids: Any) -> Ids:
-    """Ids as an array, each once.
-
-    Raises
-    ------
-    InvalidInputError
-        If they are no whole numbers, or one comes twice.
-    """
+    """Ids as an array, each once."""
     given = ids if isinstance(ids, np.ndarray | np.generic | int) else list(ids)
     array = np.atleast_1d(np.asarray(given))
     if array.size == 0:
@@ -171,22 +152,7 @@ def check_width(codes: Any, bits: int) -> Codes:
 
 
 def check_encoded(meta: Meta, codes: Any, features: Any) -> tuple[Codes, NDArray[Any]]:
-    """Codes and features of an index's widths, features rounded to its stored type.
-
-    Parameters
-    ----------
-    meta : Meta
-        Of the index.
-    codes : array_like of shape (n, bytes), uint8
-        Packed codes.
-    features : array_like of shape (n, d), floating; or None where the index holds codes only
-        Finite, also once they are rounded.
-
-    Raises
-    ------
-    InvalidInputError
-        If a shape differs, or a value is not finite or too large for the stored type.
-    """
+    """Codes and features of an index's widths, features rounded to its stored type."""
     codes = check_width(codes, meta.bits)
     if features is None and meta.feature_dim == 0:
         features = np.zeros((len(codes), 0), np.float32)

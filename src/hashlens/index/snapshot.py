@@ -27,13 +27,6 @@ class Snapshot:
     Searching numbers the images by *slot*. Where ids ascend with positions, slots are positions
     and dead ones are masked; after an image was encoded anew they are not, and slots are the
     living images in the order of their ids. Either way ties come out by id.
-
-    Parameters
-    ----------
-    store : Store
-        The folder.
-    transaction : Transaction
-        Sees that commit.
     """
 
     def __init__(self, store: Store, transaction: Transaction) -> None:
@@ -115,25 +108,13 @@ _COLUMNS = "id, uri, label, metadata"
 
 
 def positions(connection: sqlite3.Connection, ids: Iterable[int]) -> Ids:
-    """Positions of living images.
-
-    Raises
-    ------
-    InvalidInputError
-        If one is not there.
-    """
+    """Positions of living images."""
     sql = "SELECT position FROM images WHERE id = ? AND alive"
     return np.array([_one(connection, sql, int(i))[0] for i in ids], np.int64)
 
 
 def records(connection: sqlite3.Connection, ids: Iterable[int] | None) -> list[Record]:
-    """Records of images in this order; of all living ones, by id, without ``ids``.
-
-    Raises
-    ------
-    InvalidInputError
-        If one is not there.
-    """
+    """Records of images in this order; of all living ones, by id, without ``ids``."""
     if ids is None:
         rows = connection.execute(f"SELECT {_COLUMNS} FROM images WHERE alive ORDER BY id")
         return [to_record(row) for row in rows]
@@ -142,13 +123,7 @@ def records(connection: sqlite3.Connection, ids: Iterable[int] | None) -> list[R
 
 
 def file_digest(connection: sqlite3.Connection, image_id: int) -> bytes | None:
-    """Digest of a living image's file when it was encoded; None where it is not known.
-
-    Raises
-    ------
-    InvalidInputError
-        If the image is not there.
-    """
+    """Digest of a living image's file when it was encoded; None where it is not known."""
     sql = "SELECT digest FROM images WHERE id = ? AND alive"
     digest: bytes | None = _one(connection, sql, image_id)[0]
     return digest

@@ -32,15 +32,7 @@ class Transaction(NamedTuple):
 
 
 class Store:
-    """Connections and transactions; safe to use from many threads.
-
-    Parameters
-    ----------
-    path : Path
-        Folder of the index.
-    read_only : bool
-        Refuse to write.
-    """
+    """Connections and transactions; safe to use from many threads."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -60,13 +52,7 @@ class Store:
 
     @staticmethod
     def create(path: Path, meta: Meta) -> Store:
-        """Make the folder of a new, empty index in one step.
-
-        Raises
-        ------
-        IndexStoreError
-            If something stands at ``path``, or it cannot be written.
-        """
+        """Make the folder of a new, empty index in one step."""
         if not path.name:
             raise IndexStoreError(
                 f"{path}: not a folder that can be made; give the index one of its own, such as "
@@ -119,12 +105,6 @@ class Store:
         """The one transaction that may write; committed at the end, rolled back on an error.
 
         The lock is the database's own, so it ends with the process that holds it.
-
-        Raises
-        ------
-        IndexStoreError
-            If the index was opened read-only, cannot be written, or another writer does not
-            finish within ``WRITER_WAIT_SECONDS``.
         """
         if self.read_only:
             raise IndexStoreError(f"{self.path}: opened read-only; open it without read_only")

@@ -21,20 +21,7 @@ _ROWS = (
 
 
 def find_damage(store: Store, progress: Callable[[int], None] | None = None) -> list[str]:
-    """Check every byte that counts; return one line for each thing that is damaged.
-
-    Parameters
-    ----------
-    store : Store
-        The folder.
-    progress : callable, optional
-        Called with the number of array rows that were read since the last call.
-
-    Raises
-    ------
-    IndexStoreError
-        If the database is too damaged to be read at all.
-    """
+    """Check every byte that counts; return one line for each thing that is damaged."""
     for _ in range(_TRIES):
         generation = store.meta().generation
         damage = _find_damage(store, progress)

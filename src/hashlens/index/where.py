@@ -25,27 +25,7 @@ def metadata_value(metadata: str | None, key: str | bytes) -> Any:
 
 
 def compile_where(where: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
-    """Conditions as SQL, and its parameters.
-
-    Parameters
-    ----------
-    where : mapping
-        ``label`` or a metadata key, to: a value (equal; None: absent or null), a sequence of
-        values (equal to one of them), or a mapping of ``>=``, ``<=``, ``>``, ``<`` to values.
-
-    Returns
-    -------
-    sql : str
-        An expression over the columns ``label`` and ``metadata``; empty where all images are
-        meant. Made of fixed text alone.
-    parameters : list
-        One for each ``?``.
-
-    Raises
-    ------
-    InvalidInputError
-        If a key or value is of a type that cannot be compared.
-    """
+    """Conditions as SQL, and its parameters."""
     parts: list[str] = []
     parameters: list[Any] = []
     for key, wanted in (where or {}).items():

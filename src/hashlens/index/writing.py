@@ -272,13 +272,7 @@ def new_images(
     metadata: Sequence[Metadata | None] | None,
     files: Sequence[FileState | None] | None = None,
 ) -> Iterator[NewImage]:
-    """Rows to be of ``count`` images; each is checked when it is taken.
-
-    Raises
-    ------
-    InvalidInputError
-        If lengths differ, at once; if a value does not fit, when its row is taken.
-    """
+    """Rows to be of ``count`` images; each is checked when it is taken."""
     check_lengths(count, uris=uris, labels=labels, metadata=metadata)
     return map(
         _new_image,

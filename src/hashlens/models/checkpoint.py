@@ -35,27 +35,7 @@ WEIGHTS_NAME = r"weights-[0-9a-f]{12}\.safetensors"
 
 
 def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> ModelConfig:
-    """Write a model; an older one in the same directory stays whole until this one is.
-
-    Parameters
-    ----------
-    directory : Path
-        Created if it does not exist; other files in it are left alone.
-    net : LatentHashNet
-        Its latent normalisation is folded into the latent layer.
-    config : ModelConfig
-        Its fingerprint is replaced by that of these weights, its format version by the last.
-
-    Returns
-    -------
-    ModelConfig
-        With the fingerprint and the format version.
-
-    Raises
-    ------
-    ModelError
-        If the directory cannot be written, for example because the disk is full.
-    """
+    """Write a model; an older one in the same directory stays whole until this one is."""
     from safetensors.torch import save
 
     state = {name: value.contiguous() for name, value in net.plain_state().items()}
@@ -76,13 +56,7 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
 
 
 def replace_model(directory: Path, new: Path) -> None:
-    """Move the model in ``new``, on the same disk, to ``directory``, in the order of a save.
-
-    Raises
-    ------
-    ModelError
-        If ``new`` holds no whole model, or ``directory`` cannot be written.
-    """
+    """Move the model in ``new``, on the same disk, to ``directory``, in the order of a save."""
     _, weights = read_config(new)
     load_model(new)
     try:
@@ -96,15 +70,7 @@ def replace_model(directory: Path, new: Path) -> None:
 
 
 def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
-    """Read a model, in evaluation mode on the CPU.
-
-    Raises
-    ------
-    ModelError
-        If a file is missing, cut, changed, foreign or of a newer version.
-    MissingExtraError
-        If torch is not installed.
-    """
+    """Read a model, in evaluation mode on the CPU."""
     config, weights = read_config(directory)
     try:
         from safetensors import SafetensorError
@@ -155,13 +121,7 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
 
 
 def read_config(directory: Path) -> tuple[ModelConfig, Path]:
-    """The configuration and the weights' path; needs no torch.
-
-    Raises
-    ------
-    ModelError
-        If ``model.json`` is missing, cut, foreign or of a newer version.
-    """
+    """The configuration and the weights' path; needs no torch."""
     path = directory / CONFIG_NAME
     try:
         text = path.read_text(encoding="utf-8")
@@ -188,13 +148,7 @@ def read_config(directory: Path) -> tuple[ModelConfig, Path]:
 
 
 def update_config(directory: Path, **changes: Any) -> ModelConfig:
-    """Change entries that the weights do not depend on, such as ``radius`` or ``training``.
-
-    Raises
-    ------
-    ModelError
-        If the model cannot be read or written.
-    """
+    """Change entries that the weights do not depend on, such as ``radius`` or ``training``."""
     config, weights = read_config(directory)
     config = replace(config, **changes)
     try:
@@ -258,15 +212,7 @@ def _write_config(directory: Path, config: ModelConfig, weights_name: str) -> No
 
 
 class TorchRunner:
-    """Runs a network in evaluation mode, float32.
-
-    Parameters
-    ----------
-    net : LatentHashNet
-        The network.
-    device : str
-        PyTorch device, such as "cpu" or "cuda".
-    """
+    """Runs a network in evaluation mode, float32."""
 
     def __init__(self, net: LatentHashNet, device: str = "cpu") -> None:
         self._device = torch.device(device)
@@ -290,13 +236,7 @@ class TorchRunner:
 
 
 def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchRunner]:
-    """Load a model directory.
-
-    Raises
-    ------
-    ModelError
-        If the model cannot be read, or the device is not there.
-    """
+    """Load a model directory."""
     net, config = load_model(directory)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -81,20 +81,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Any, path: Path) -> ModelConfig:
-        """Read the JSON form.
-
-        Parameters
-        ----------
-        values : object
-            What JSON gave.
-        path : Path
-            The file it came from, for messages.
-
-        Raises
-        ------
-        ModelError
-            If it is not a model's, of a newer version, or lacks an entry.
-        """
+        """Read the JSON form."""
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ModelError(f"{path}: this is not a Hashlens model; make one with hashlens train")
         version = values.get("format_version")
@@ -126,13 +113,7 @@ class ModelConfig:
 
 
 def parse_config(text: str, path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Read a model's JSON text; returns the configuration and the raw entries.
-
-    Raises
-    ------
-    ModelError
-        If the text is not whole JSON, or not a model's.
-    """
+    """Read a model's JSON text; returns the configuration and the raw entries."""
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -148,14 +129,7 @@ _MOST_CLASSES = 50
 
 
 def model_card(config: ModelConfig) -> str:
-    """Markdown text of a model's card.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Each mapping in ``config.training`` becomes a section with a table, each plain value a
-        row of the section "Training"; what is not recorded is not mentioned.
-    """
+    """Markdown text of a model's card."""
     plain = {key: value for key, value in config.training.items() if not _is_section(value)}
     sections = {key: value for key, value in config.training.items() if _is_section(value)}
     parts = [

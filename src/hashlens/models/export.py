@@ -70,23 +70,6 @@ def export_onnx(
 
     Outputs are ``latent`` (H before the sigmoid), ``features`` and, with a classifier,
     ``scores``. The model's description is in the file's metadata.
-
-    Parameters
-    ----------
-    model : Path
-        A model directory.
-    path : Path
-        The ``.onnx`` file; replaced in one step if it exists.
-    calibration : ndarray of shape (n, size, size, channels), uint8, optional
-        Images of the kind to be searched, as ``preprocessing.pixels`` makes them. Given, the
-        convolutions are quantised to int8 over the ranges seen on them; H and F8 stay float32.
-
-    Raises
-    ------
-    ModelError
-        If the model cannot be read or exported, or the export answers differently.
-    MissingExtraError
-        If torch or onnx is not installed.
     """
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: an exported model's name ends in .onnx; rename it")
@@ -135,21 +118,7 @@ def export_onnx(
 
 
 def calibration_pixels(model: Path, source: Source, count: int) -> NDArray[np.uint8]:
-    """Draw images for int8 calibration, seeded, unreadable ones left out.
-
-    Parameters
-    ----------
-    model : Path
-        The model directory whose preprocessing is used.
-    source : Source
-        Images of the kind to be searched.
-    count : int
-        At most this many.
-
-    Returns
-    -------
-    ndarray of shape (n, size, size, channels), uint8
-    """
+    """Draw images for int8 calibration, seeded, unreadable ones left out."""
     config, _ = read_config(model)
     drawn = np.random.default_rng(0).permutation(len(source))[:count]
     return decode_source(source, config.preprocessing, np.sort(drawn)).pixels

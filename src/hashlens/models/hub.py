@@ -19,27 +19,6 @@ def push_model(
     """Upload a model's description, weights and card.
 
     The token is that of ``hf auth login`` or of the variable ``HF_TOKEN``.
-
-    Parameters
-    ----------
-    directory : Path
-        A model directory; other files in it stay here.
-    repo : str
-        Repository such as ``me/shop-codes``; made if it does not exist.
-    endpoint : str, optional
-        Address of the hub; the variable ``HF_ENDPOINT``, or huggingface.co, by default.
-    private : bool
-        Whether a new repository is private.
-
-    Returns
-    -------
-    str
-        Address of the commit.
-
-    Raises
-    ------
-    ModelError
-        If the model is not whole, or the hub refuses or cannot be reached.
     """
     load_model(directory)
     _, weights = read_config(directory)
@@ -62,24 +41,7 @@ def push_model(
 def pull_model(
     repo: str, directory: Path, *, revision: str | None = None, endpoint: str | None = None
 ) -> None:
-    """Download a model; one that is already there stays until the new one is whole and checked.
-
-    Parameters
-    ----------
-    repo : str
-        Repository such as ``me/shop-codes``.
-    directory : Path
-        Where the model goes.
-    revision : str, optional
-        Branch, tag or commit; the main branch by default.
-    endpoint : str, optional
-        Address of the hub, as for :func:`push_model`.
-
-    Raises
-    ------
-    ModelError
-        If the repository holds no whole Hashlens model, or cannot be reached.
-    """
+    """Download a model; one that is already there stays until the new one is whole and checked."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.parent) as folder:
         aside = Path(folder)

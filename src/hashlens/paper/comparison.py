@@ -281,24 +281,7 @@ class Measured(NamedTuple):
 
 
 def comparison_figure(curves: Mapping[str, Measured], *, first: int = 100) -> Any:
-    """Draw precision at k; names stand at the ends of their lines.
-
-    Parameters
-    ----------
-    curves : mapping of str to Measured
-        By method.
-    first : int
-        Smallest k that is drawn.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
+    """Draw precision at k; names stand at the ends of their lines."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -477,17 +460,7 @@ def sheets(run: Comparison, kept: Kept) -> list[Image.Image]:
 
 
 def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
-    """Write report.html and report.md with curves and sheets; returns the page.
-
-    Parameters
-    ----------
-    run : Comparison
-        What was run.
-    kept : mapping of Job to dict
-        What came out.
-    command : str
-        The command that was typed.
-    """
+    """Write report.html and report.md with curves and sheets; returns the page."""
     piece, bits = run.piece, run.piece.bits[0]
     run.out.mkdir(parents=True, exist_ok=True)
     newest = max(kept.values(), key=lambda result: str(result["finished"]))

@@ -36,17 +36,7 @@ from hashlens.workflows.score import encode
 
 @dataclass(frozen=True)
 class GrownImages:
-    """A store's images, and after them changed copies of them, made when they are read.
-
-    Parameters
-    ----------
-    base : ImageStore
-        Where the images lie.
-    size : int
-        Images in all.
-    seed : int
-        Decides the changes; a row always reads the same.
-    """
+    """A store's images, and after them changed copies of them, made when they are read."""
 
     base: ImageStore
     size: int
@@ -71,22 +61,7 @@ class GrownImages:
 
 
 def grow(source: Source, size: int, seed: int) -> Source:
-    """A source of ``size`` images: its own, then changed copies of them, in turn.
-
-    Parameters
-    ----------
-    source : Source
-        Where the images come from.
-    size : int
-        At least as many as there are.
-    seed : int
-        Decides the changes.
-
-    Raises
-    ------
-    InvalidInputError
-        If ``size`` is below the number of images.
-    """
+    """A source of ``size`` images: its own, then changed copies of them, in turn."""
     if size < len(source):
         raise InvalidInputError(
             f"scale: expected at least the {len(source):,} images, got {size:,}"
@@ -171,13 +146,7 @@ class ProductsRun:
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def prepared(self) -> ProductsRun:
-        """The same run on labelled images alone, and on no more of them than the settings say.
-
-        Raises
-        ------
-        SourceError
-            If a class has a single image or there are fewer than two classes.
-        """
+        """The same run on labelled images alone, and on no more of them than the settings say."""
         labelled = self.collection.subset(self.collection.labelled)
         if labelled.label_matrix is not None or len(np.unique(labelled.labels)) < 2:
             raise SourceError(
@@ -396,17 +365,7 @@ def summary(run: ProductsRun, scores: dict[str, Any]) -> str:
 
 
 def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path:
-    """Write report.html and report.md with curves and pictures; returns the page.
-
-    Parameters
-    ----------
-    run : ProductsRun
-        What was run.
-    kept : dict
-        What came out.
-    command : str
-        The command that was typed.
-    """
+    """Write report.html and report.md with curves and pictures; returns the page."""
     scores = kept["scores"]
     run.out.mkdir(parents=True, exist_ok=True)
     report = Report("Search in a collection", run.describe())

@@ -123,26 +123,12 @@ class Products:
 
 
 def read_products(*, quick: bool = False) -> Products:
-    """Read the experiment on a collection.
-
-    Parameters
-    ----------
-    quick : bool
-        The form that ends within minutes.
-    """
+    """Read the experiment on a collection."""
     return Products(**_values("products", quick))
 
 
 def read_piece(name: str, *, quick: bool = False) -> Piece:
-    """Read a piece by name.
-
-    Parameters
-    ----------
-    name : {"mnist", "cifar10"}
-        Which.
-    quick : bool
-        The form that ends within minutes: the file's ``quick`` table wins over the rest.
-    """
+    """Read a piece by name."""
     values = _values(name, quick)
     return Piece(
         name=name,
@@ -173,27 +159,13 @@ _PACKAGES = ("hashlens", "numpy", "scipy", "torch", "lightning")
 
 
 class ResultStore:
-    """A folder with one JSON file a result, named by method and configuration.
-
-    Parameters
-    ----------
-    folder : Path
-        Made when the first result comes.
-    """
+    """A folder with one JSON file a result, named by method and configuration."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def get(self, name: str, configuration: dict[str, Any]) -> dict[str, Any] | None:
-        """What was kept for exactly this configuration, or None.
-
-        Parameters
-        ----------
-        name : str
-            Of the method.
-        configuration : dict
-            All that decides the result, as JSON values.
-        """
+        """What was kept for exactly this configuration, or None."""
         try:
             kept = json.loads(self._path(name, configuration).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # none yet, or cut by a crash: run it
@@ -205,15 +177,7 @@ class ResultStore:
     def put(
         self, name: str, configuration: dict[str, Any], scores: dict[str, Any]
     ) -> dict[str, Any]:
-        """Keep a result with its configuration, versions and hardware; returns what is kept.
-
-        Parameters
-        ----------
-        name : str
-            Of the method.
-        configuration, scores : dict
-            As JSON values.
-        """
+        """Keep a result with its configuration, versions and hardware; returns what is kept."""
         kept = {
             "method": name,
             "configuration": configuration,
@@ -283,28 +247,7 @@ KINDS = ("pixels", "gist")
 def read_features(
     kind: str, images: Source, size: int, channels: int, cache: Path, console: Console
 ) -> Features:
-    """Features of all images, shape (n, d), float32.
-
-    Parameters
-    ----------
-    kind : str
-        ``pixels`` (0 to 1), ``gist`` (512), or a model (a folder or an .onnx file): its F7.
-    images : Source
-        Images; each must be readable.
-    size, channels : int
-        Of the pixels.
-    cache : Path
-        Folder that keeps GIST descriptors.
-    console : Console
-        Where progress is shown.
-
-    Raises
-    ------
-    InvalidInputError
-        If ``kind`` is neither, nor a path that exists.
-    ImageError
-        If an image cannot be read.
-    """
+    """Features of all images, shape (n, d), float32."""
     if kind not in KINDS:
         if not Path(kind).exists():
             raise InvalidInputError(
@@ -355,21 +298,7 @@ OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}
 
 @dataclass(frozen=True)
 class DeepMethod:
-    """A method whose codes come from a network of its own.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``OBJECTIVES``.
-    bits : int
-        Length of a code.
-    training : mapping of str to value
-        A recipe's name under ``recipe``, and values that win over it.
-    seed : int
-        Of the training run.
-    model : Path, optional
-        A trained model of so many bits, to use instead of training one.
-    """
+    """A method whose codes come from a network of its own."""
 
     name: str
     bits: int
@@ -378,13 +307,7 @@ class DeepMethod:
     model: Path | None = None
 
     def configuration(self, train: Source) -> dict[str, Any]:
-        """All that decides the model, as JSON values.
-
-        Parameters
-        ----------
-        train : Source
-            The training images.
-        """
+        """All that decides the model, as JSON values."""
         if self.model is not None:
             return {"model": Encoder.load(self.model).fingerprint}
         values = dataclasses.asdict(self._config(train))
@@ -394,13 +317,6 @@ class DeepMethod:
         """The trained model, and the seconds that its training took here (0: it was there).
 
         A run that was interrupted is continued.
-
-        Parameters
-        ----------
-        train : Source
-            The training images; no other image or label is seen.
-        folder : Path
-            Where models are kept.
         """
         if self.model is not None:
             return Encoder.load(self.model), 0.0

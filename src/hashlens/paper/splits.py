@@ -83,13 +83,7 @@ class Split:
 
 @dataclass(frozen=True)
 class JoinedImages:
-    """The images of two stores, one after the other.
-
-    Parameters
-    ----------
-    first, second : ImageStore
-        Where they lie.
-    """
+    """The images of two stores, one after the other."""
 
     first: ImageStore
     second: ImageStore
@@ -109,26 +103,7 @@ class JoinedImages:
 
 
 def make_split(train: Source, test: Source, protocol: str, amounts: Amounts, seed: int) -> Split:
-    """Choose the images of each kind.
-
-    Parameters
-    ----------
-    train, test : Source
-        The data set's two parts, labelled, with the same classes.
-    protocol : str
-        A key of ``PROTOCOLS``.
-    amounts : Amounts
-        How many of each kind at most.
-    seed : int
-        Decides which.
-
-    Raises
-    ------
-    InvalidInputError
-        For an unknown protocol, or more images wanted than there are.
-    SourceError
-        If the classes differ or an image has no label.
-    """
+    """Choose the images of each kind."""
     if protocol not in PROTOCOLS:
         raise InvalidInputError(
             f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}"

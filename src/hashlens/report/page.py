@@ -37,15 +37,7 @@ pre { background: var(--card); padding: .8rem 1rem; border-radius: 4px; overflow
 
 
 class Report:
-    """A page built from the top down: headings, paragraphs, tables, pictures, commands.
-
-    Parameters
-    ----------
-    title : str
-        Heading of the page.
-    lead : str
-        One sentence under it: what was measured, on what.
-    """
+    """A page built from the top down: headings, paragraphs, tables, pictures, commands."""
 
     def __init__(self, title: str, lead: str = "") -> None:
         self.title = title
@@ -78,19 +70,7 @@ class Report:
     def picture(
         self, picture: Image.Image | Path, alt: str, caption: str = "", *, file: str = ""
     ) -> None:
-        """Add a picture; the page holds its bytes.
-
-        Parameters
-        ----------
-        picture : PIL.Image.Image or Path
-            A picture, or a .png, .jpg or .svg file.
-        alt : str
-            What it shows, for readers who do not see it.
-        caption : str
-            Line under it.
-        file : str
-            Where the Markdown form finds it; without, a path's name, or no picture there.
-        """
+        """Add a picture; the page holds its bytes."""
         kind, data, width = _picture_bytes(picture)
         source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
         size = f' width="{width}"' if width else ""

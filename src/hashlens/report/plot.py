@@ -40,26 +40,7 @@ def plot_curves(
     title: str = "",
     y_range: tuple[float, float] | None = None,
 ) -> Any:
-    """Draw curves in one plot.
-
-    Parameters
-    ----------
-    curves : mapping of str to Curve
-        By name, as the legend lists them.
-    x_label, y_label, title : str
-        Texts.
-    y_range : tuple of float, optional
-        Lowest and highest value shown; what the curves need by default.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
+    """Draw curves in one plot."""
     figure, axes = _figure(title, x_label, y_label)
     for position, (name, curve) in enumerate(curves.items()):
         axes.plot(
@@ -91,26 +72,7 @@ def plot_bars(
     title: str = "",
     line: float | None = None,
 ) -> Any:
-    """Draw steps over 0, 1, 2, ...: histograms that overlap and are told apart by dash.
-
-    Parameters
-    ----------
-    groups : mapping of str to sequence of float
-        Heights by name.
-    x_label, y_label, title : str
-        Texts.
-    line : float, optional
-        Where to draw a vertical rule.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
+    """Draw steps over 0, 1, 2, ...: histograms that overlap and are told apart by dash."""
     figure, axes = _figure(title, x_label, y_label)
     for position, (name, heights) in enumerate(groups.items()):
         edges = [i - 0.5 for i in range(len(heights) + 1)]
@@ -132,26 +94,7 @@ def plot_bars(
 
 
 def plot_matrix(values: Any, *, label: str, title: str = "") -> Any:
-    """Draw a square matrix of values between 0 and 1, dark to light.
-
-    Parameters
-    ----------
-    values : array_like of shape (n, n)
-        Rows from above.
-    label : str
-        Name of rows and columns.
-    title : str
-        What a value is.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
+    """Draw a square matrix of values between 0 and 1, dark to light."""
     figure, axes = _figure(title, label, label)
     axes.grid(False)
     image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")

@@ -70,27 +70,7 @@ class SheetQuery:
 
 
 def picture_sheet(queries: Sequence[SheetQuery], load: Load, *, tile: int = 120) -> Image.Image:
-    """Draw queries, one below the other, with their nearest pictures to the right.
-
-    Parameters
-    ----------
-    queries : sequence of SheetQuery
-        At least one.
-    load : callable
-        Opens a URI as a picture. One that raises ``ImageError`` leaves an empty, crossed tile.
-    tile : int
-        Width and height of a picture, in pixels.
-
-    Returns
-    -------
-    PIL.Image.Image
-        In RGB.
-
-    Raises
-    ------
-    InvalidInputError
-        If there is no query.
-    """
+    """Draw queries, one below the other, with their nearest pictures to the right."""
     if not queries:
         raise InvalidInputError("a picture sheet needs at least one query, got none")
     font = ImageFont.load_default(_TEXT_SIZE)

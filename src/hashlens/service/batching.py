@@ -23,13 +23,7 @@ class Slots:
 
     @contextlib.asynccontextmanager
     async def take(self, count: int = 1) -> AsyncIterator[None]:
-        """Hold ``count`` slots.
-
-        Raises
-        ------
-        Refused
-            503 with Retry-After, if so many are not free.
-        """
+        """Hold ``count`` slots."""
         if self.taken + count > self.capacity:
             raise busy(self._what)
         self.taken += count
@@ -45,17 +39,7 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 
 
 class BatchQueue(Generic[Item, Result]):
-    """Gathers items that arrive close together and runs them as one batch.
-
-    Parameters
-    ----------
-    run : callable
-        Takes a list of items to as many results, in order; awaited, one batch at a time.
-    size : int
-        Items a batch at most.
-    wait : float
-        Seconds that the first item of a batch waits for others.
-    """
+    """Gathers items that arrive close together and runs them as one batch."""
 
     def __init__(
         self,

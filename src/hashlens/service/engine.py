@@ -78,13 +78,7 @@ class Found(NamedTuple):
 
 
 def check_where(where: dict[str, Any]) -> dict[str, Any]:
-    """Bound the number of values in a filter.
-
-    Raises
-    ------
-    Refused
-        422 if it holds too many.
-    """
+    """Bound the number of values in a filter."""
     sizes = [len(value) if isinstance(value, list | dict) else 1 for value in where.values()]
     if sum(sizes) > _CONDITIONS:
         raise Refused(422, f"where: {sum(sizes)} values; at most {_CONDITIONS} are accepted")
@@ -98,13 +92,7 @@ def search(
     settings: SearchSettings,
     exclude: int | None,
 ) -> Found:
-    """Search with one encoded query.
-
-    Raises
-    ------
-    Refused
-        422 if the settings do not fit each other or the index.
-    """
+    """Search with one encoded query."""
     with _refusing(422):
         for last in range(_TRIES, 0, -1):
             try:
@@ -184,13 +172,7 @@ def _text(label: str | None) -> str | None:
 
 
 def look_up(index: HashIndex, image_id: int) -> tuple[Record, Codes, Features | None]:
-    """Record, code and features of an image.
-
-    Raises
-    ------
-    Refused
-        404 if it is not in the index.
-    """
+    """Record, code and features of an image."""
     with _refusing(404):
         record = index.get(image_id)
         _, codes, features = index.encoded([image_id])
@@ -206,13 +188,7 @@ def commit(
     label: str | None,
     metadata: dict[str, Any],
 ) -> int:
-    """Add one encoded image; returns its id once it is durable.
-
-    Raises
-    ------
-    Refused
-        422 if label or metadata cannot be stored, 503 if the index cannot be written now.
-    """
+    """Add one encoded image; returns its id once it is durable."""
     with _writing():
         stored = None if features is None or index.feature_dim == 0 else features[None]
         try:
@@ -222,13 +198,7 @@ def commit(
 
 
 def remove(index: HashIndex, image_id: int) -> None:
-    """Remove one image.
-
-    Raises
-    ------
-    Refused
-        404 if it is not in the index, 503 if the index cannot be written now.
-    """
+    """Remove one image."""
     with _refusing(404), _writing():
         index.remove(image_id)
 
@@ -338,13 +308,7 @@ class Catalogue:
         return [_shown(record) for record in self._records(limit, seed)]
 
     def record(self, image_id: int) -> ImageRecord:
-        """One image.
-
-        Raises
-        ------
-        Refused
-            404 if it is not in the index.
-        """
+        """One image."""
         return _shown(self._get(image_id))
 
     def place(self, image_id: int) -> tuple[str, bytes | None]:

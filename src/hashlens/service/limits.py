@@ -71,13 +71,7 @@ _KEY_LENGTH = 16
 
 
 def read_key(path: Path | None = None) -> str | None:
-    """The key in a file, else in the environment's ``HASHLENS_API_KEY``, else None.
-
-    Raises
-    ------
-    InvalidInputError
-        If the file cannot be read, or the key is too short or no plain word.
-    """
+    """The key in a file, else in the environment's ``HASHLENS_API_KEY``, else None."""
     if path is not None:
         try:
             key = path.read_text().strip()

@@ -3,8 +3,6 @@
 Annotations are evaluated here, not postponed, as in ``search.py``.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile

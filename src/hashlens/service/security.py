@@ -44,13 +44,7 @@ async def require_key(
     request: Request,
     given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> None:
-    """Let a request write if it carries the service's key.
-
-    Raises
-    ------
-    Refused
-        403 if the service has no key and is read-only, 401 if the key is missing or wrong.
-    """
+    """Let a request write if it carries the service's key."""
     key: str | None = request.app.state.api_key
     if key is None:
         raise Refused(403, "this service is read-only: it was started without an API key")
@@ -161,13 +155,7 @@ Answer = TypeVar("Answer")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Await ``work``, and cancel it if the client hangs up first; the body must be read already.
-
-    Raises
-    ------
-    Refused
-        499 if the client has gone; nobody reads it, but the metrics count it.
-    """
+    """Await ``work``, and cancel it if the client hangs up first; the body must be read already."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_gone(request))
     try:

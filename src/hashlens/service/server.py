@@ -71,17 +71,7 @@ class _Server(uvicorn.Server):
 
 
 def make_server(app: FastAPI, limits: Limits, started: Callable[[], None]) -> uvicorn.Server:
-    """A server for ``app``; ``run(sockets=[listen(host, port)])`` runs it.
-
-    Parameters
-    ----------
-    app : FastAPI
-        As ``create_app`` made it.
-    limits : Limits
-        Bounds of headers and connections.
-    started : callable
-        Called once connections are accepted.
-    """
+    """A server for ``app``; ``run(sockets=[listen(host, port)])`` runs it."""
     config = uvicorn.Config(
         app,
         http=partial(DeadlineProtocol, header_seconds=limits.header_seconds),  # type: ignore[arg-type]
@@ -99,13 +89,7 @@ def make_server(app: FastAPI, limits: Limits, started: Callable[[], None]) -> uv
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
-
-    Raises
-    ------
-    ServiceError
-        If the address cannot be had.
-    """
+    """A bound socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -123,21 +107,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(
     app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[str], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what runs then is finished first.
-
-    Parameters
-    ----------
-    app : FastAPI
-        As ``create_app`` made it.
-    host : str
-        Address to listen on.
-    port : int
-        0 takes a free one.
-    limits : Limits
-        Bounds of headers and connections.
-    announce : callable
-        Given the address once connections are accepted.
-    """
+    """Serve until SIGTERM or SIGINT; what runs then is finished first."""
     with listen(host, port) as bound:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{bound.getsockname()[1]}"

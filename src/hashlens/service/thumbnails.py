@@ -46,21 +46,7 @@ class Thumbnails:
         self._lock = threading.Lock()
 
     def get(self, uri: str, digest: bytes | None = None) -> Thumbnail:
-        """The thumbnail of an image of the index.
-
-        Parameters
-        ----------
-        uri : str
-            As stored in the index; never a client's own text.
-        digest : bytes, optional
-            Of the file when it was indexed. Where a path leads through a symbolic link, only
-            these very bytes are shown.
-
-        Raises
-        ------
-        Refused
-            404 if the image cannot be read any more, or its path leads elsewhere now.
-        """
+        """The thumbnail of an image of the index."""
         place = _find(uri, digest)
         version = uri if place is None else place.version(uri)
         with self._lock:

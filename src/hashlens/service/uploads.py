@@ -36,13 +36,7 @@ _SCAN = 0xFFDA
 
 
 def find_excess(data: bytes) -> str | None:
-    """What a file has too many of, in a few words; None for an ordinary one.
-
-    Parameters
-    ----------
-    data : bytes
-        Content of a file of any kind.
-    """
+    """What a file has too many of, in a few words; None for an ordinary one."""
     if data.startswith(b"\xff\xd8"):
         # inside compressed data 0xFF is always followed by 0, so this counts scans
         if data.count(_SCAN.to_bytes(2)) > SCANS:
@@ -114,13 +108,7 @@ _DEPTH = 32
 
 
 async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -> bytes:
-    """All bytes of one uploaded image.
-
-    Raises
-    ------
-    Refused
-        413 if it is larger than ``limits.upload_bytes``, 422 if it is empty.
-    """
+    """All bytes of one uploaded image."""
     size = upload.size or 0
     if size > limits.upload_bytes:
         raise Refused(
@@ -133,13 +121,7 @@ async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -
 
 
 def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
-    """The format of an image, without decoding it.
-
-    Raises
-    ------
-    Refused
-        422 if it is no image of a known format, 413 if it has too many pixels or parts.
-    """
+    """The format of an image, without decoding it."""
     if excess := find_excess(data):
         raise Refused(413, f"{name}: {excess}; save the picture anew")
     try:
@@ -169,24 +151,7 @@ def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
 def decode_upload(
     data: bytes, limits: Limits, name: str = "image", *, size_hint: int | None = None
 ) -> Image.Image:
-    """Decode an upload, upright, as grey or RGB.
-
-    Parameters
-    ----------
-    data : bytes
-        The file's content.
-    limits : Limits
-        The most pixels accepted.
-    name : str
-        What to call the image in a refusal.
-    size_hint : int, optional
-        As for ``load_image``.
-
-    Raises
-    ------
-    Refused
-        413 or 422, in one line.
-    """
+    """Decode an upload, upright, as grey or RGB."""
     kind = check_header(data, limits, name)
     try:
         with warnings.catch_warnings():
@@ -197,13 +162,7 @@ def decode_upload(
 
 
 def parse_object(text: str | None, limits: Limits, name: str) -> dict[str, Any]:
-    """A JSON object from a form field; nothing is an empty one.
-
-    Raises
-    ------
-    Refused
-        413 if it is too long, 422 if it is not a JSON object of plain values.
-    """
+    """A JSON object from a form field; nothing is an empty one."""
     if text is None or not text.strip():
         return {}
     if len(text.encode("utf-8", "surrogatepass")) > limits.json_bytes:
@@ -248,30 +207,13 @@ FOLDER = "uploads"
 
 
 class UploadStore:
-    """Files ``uploads/<sha256>.<extension>`` of one index; a client's file name plays no part.
-
-    Parameters
-    ----------
-    index : Path
-        The index's folder.
-    """
+    """Files ``uploads/<sha256>.<extension>`` of one index; a client's file name plays no part."""
 
     def __init__(self, index: Path) -> None:
         self._folder = index.resolve() / FOLDER
 
     def keep(self, data: bytes) -> str:
-        """Store an image durably; returns its URI.
-
-        Parameters
-        ----------
-        data : bytes
-            An image that was decoded before.
-
-        Raises
-        ------
-        Refused
-            503 if it cannot be written, for example because the disk is full.
-        """
+        """Store an image durably; returns its URI."""
         with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
             extension = FORMATS[image.format or "PNG"]
         path = self._folder / f"{hashlib.sha256(data).hexdigest()}.{extension}"

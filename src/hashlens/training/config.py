@@ -144,18 +144,7 @@ class TrainingConfig:
                 _check_range(name, value, low, high)
 
     def with_values(self, values: Mapping[str, Any]) -> TrainingConfig:
-        """Return a copy with some values replaced.
-
-        Parameters
-        ----------
-        values : mapping of str to value
-            Names of attributes; a name that is none is refused.
-
-        Raises
-        ------
-        InvalidInputError
-            For an unknown name, or a value of the wrong type or range.
-        """
+        """Return a copy with some values replaced."""
         known = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(values) - set(known))
         if unknown:

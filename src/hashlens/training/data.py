@@ -37,30 +37,12 @@ class Pixels(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images of some rows.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (b,), int64
-            Which images.
-
-        Returns
-        -------
-        pixels : tensor of shape (b, size, size, channels), uint8
-        readable : tensor of shape (b,), bool
-            False where an image could not be read; its pixels are 0.
-        """
+        """Return the images of some rows."""
         ...
 
 
 class MemoryPixels:
-    """Images held decoded in memory.
-
-    Parameters
-    ----------
-    pixels : ndarray of shape (n, size, size, channels), uint8
-        The images, in the order of their rows.
-    """
+    """Images held decoded in memory."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self._pixels = torch.from_numpy(np.ascontiguousarray(pixels))
@@ -75,13 +57,7 @@ class MemoryPixels:
 
 
 class FeatureRows:
-    """Features computed before, gathered like pixels.
-
-    Parameters
-    ----------
-    features : tensor of shape (n, d), float32
-        One row an image.
-    """
+    """Features computed before, gathered like pixels."""
 
     def __init__(self, features: torch.Tensor) -> None:
         self._features = features
@@ -96,19 +72,7 @@ class FeatureRows:
 
 
 class StreamedPixels:
-    """Images decoded by threads each time they are asked for.
-
-    Parameters
-    ----------
-    source : Source
-        Where the images are.
-    rows : ndarray of shape (n,), int64
-        The source's images that count here, in order.
-    preprocessing : Preprocessing
-        Decides the size.
-    strict : bool
-        Raise for an unreadable image instead of noting it in ``skipped``.
-    """
+    """Images decoded by threads each time they are asked for."""
 
     def __init__(
         self,
@@ -182,24 +146,7 @@ class Inputs(NamedTuple):
 def decoded_inputs(
     source: Source, preprocessing: Preprocessing, *, strict: bool, console: Console
 ) -> Inputs:
-    """Decode a source into memory where it fits, else prepare to stream it.
-
-    Parameters
-    ----------
-    source : Source
-        Its unlabelled images are left out.
-    preprocessing : Preprocessing
-        Decides the size.
-    strict : bool
-        Raise for an unreadable image.
-    console : Console
-        Where progress is shown.
-
-    Raises
-    ------
-    SourceError
-        If no image can be read.
-    """
+    """Decode a source into memory where it fits, else prepare to stream it."""
     rows = source.labelled
     needed = len(rows) * preprocessing.size**2 * preprocessing.channels
     if needed > (budget := memory_budget()):
@@ -237,32 +184,7 @@ def feature_inputs(
     console: Console,
     write: bool = True,
 ) -> Inputs:
-    """Compute the features of a source's images once; a cache serves a resumed run.
-
-    Parameters
-    ----------
-    source : Source
-        Where the images are.
-    preprocessing : Preprocessing
-        Mean, deviation and size of the backbone's input.
-    backbone : Module
-        Images (b, channels, size, size) to features (b, d); left in evaluation mode.
-    cache : Path
-        File that holds the features; made anew where images, backbone or size differ.
-    rows : ndarray of shape (n,), int64, optional
-        The source's images to take; None: the labelled ones.
-    strict : bool
-        Raise for an unreadable image.
-    console : Console
-        Where progress is shown.
-    write : bool
-        Whether this process writes the cache.
-
-    Raises
-    ------
-    SourceError
-        If no image can be read.
-    """
+    """Compute the features of a source's images once; a cache serves a resumed run."""
     wanted = source.labelled if rows is None else rows
     key = _key(source, wanted, preprocessing, backbone)
     if cache.is_file() and (kept := read_state(cache))["key"] == key:
@@ -381,30 +303,6 @@ class TrainingBatches:
 
     Order and augmentation are drawn for the whole batch and then divided, so that several
     processes together see what one would. A last batch that is not full is left out.
-
-    Parameters
-    ----------
-    inputs : Pixels
-        Images, or features, by row.
-    targets : ndarray of shape (n,), int64, or of shape (n, classes), bool
-        Labels by row.
-    rows : ndarray of shape (m,), int64
-        The rows to train on.
-    batch_size : int
-        Over all processes together.
-    seed : int
-        Decides the order.
-    epoch : callable
-        Returns the number of the epoch that starts.
-    weights : ndarray of shape (m,), float64, optional
-        Chance of each row to be drawn, with repetition; None: each row once.
-    rank, world : int
-        This process, and how many there are.
-
-    Raises
-    ------
-    InvalidInputError
-        If a batch has no image for some of the processes.
     """
 
     def __init__(
@@ -461,26 +359,7 @@ class TrainingBatches:
 
 
 class ValidationBatches:
-    """Every validation image once, divided over the processes.
-
-    Parameters
-    ----------
-    inputs : Pixels
-        Images, or features, by row.
-    targets : ndarray of shape (n,), int64, or of shape (n, classes), bool
-        Labels by row.
-    rows : ndarray of shape (m,), int64
-        The rows to validate on.
-    batch_size : int
-        Of each process.
-    rank, world : int
-        This process, and how many there are.
-
-    Raises
-    ------
-    InvalidInputError
-        If there is no image for some of the processes.
-    """
+    """Every validation image once, divided over the processes."""
 
     def __init__(
         self,

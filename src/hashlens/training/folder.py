@@ -29,32 +29,7 @@ from hashlens.types import Skipped
 def open_run(
     out: Path, source: Source, config: TrainingConfig, *, resume: bool, overwrite: bool
 ) -> Path | None:
-    """Prepare the folder of a run.
-
-    Parameters
-    ----------
-    out : Path
-        Where the model goes; the run's own files go to ``out/run`` and ``out/logs``.
-    source : Source
-        What is trained on.
-    config : TrainingConfig
-        Resolved.
-    resume : bool
-        Continue an unfinished run.
-    overwrite : bool
-        Start anew where a model or an unfinished run is; the old model stays until the new one
-        is complete.
-
-    Returns
-    -------
-    Path or None
-        State to resume from; None for a fresh start.
-
-    Raises
-    ------
-    ModelError
-        If there is something in ``out`` and neither is set, or the run to resume is another one.
-    """
+    """Prepare the folder of a run."""
     run = out / RUN
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: expected a folder for the model, there is a file; choose another")
@@ -82,15 +57,7 @@ def open_run(
 
 
 def close_run(out: Path, config: TrainingConfig) -> None:
-    """Leave the configuration beside the model and drop the state of the run.
-
-    Parameters
-    ----------
-    out : Path
-        Where the model is.
-    config : TrainingConfig
-        Resolved.
-    """
+    """Leave the configuration beside the model and drop the state of the run."""
     (out / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     shutil.rmtree(out / RUN, ignore_errors=True)
 
@@ -168,31 +135,7 @@ def save_result(
     backbone: Backbone,
     source: Source,
 ) -> TrainingResult:
-    """Save a model with its card and configuration, and drop the state of the run.
-
-    Parameters
-    ----------
-    result : TrainingResult
-        Without the fingerprint.
-    net : LatentHashNet
-        With the best epoch's weights.
-    config : TrainingConfig
-        Resolved.
-    backbone : Backbone
-        Where the network started from.
-    source : Source
-        What was trained on.
-
-    Returns
-    -------
-    TrainingResult
-        With the fingerprint.
-
-    Raises
-    ------
-    ModelError
-        If the model cannot be written; an old one stays.
-    """
+    """Save a model with its card and configuration, and drop the state of the run."""
     scores = next(e for e in result.history if e["epoch"] == result.best_epoch)
     counts = class_counts(source)
     training = {

@@ -30,13 +30,6 @@ def create_optimizer(net: LatentHashNet, config: TrainingConfig) -> torch.optim.
     Rates: the latent layer's is the base; F8's and the backbone's are multiples of it, and the
     backbone's falls geometrically towards its first layer (``layer_decay``). Biases and
     normalisation weights are not decayed.
-
-    Parameters
-    ----------
-    net : LatentHashNet
-        The network; weights that need no gradient are left out.
-    config : TrainingConfig
-        Resolved.
     """
     groups = parameter_groups(net, config)
     if config.optimizer == "adamw":
@@ -48,20 +41,7 @@ def create_optimizer(net: LatentHashNet, config: TrainingConfig) -> torch.optim.
 
 
 def parameter_groups(net: LatentHashNet, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Weights by rate and decay.
-
-    Parameters
-    ----------
-    net : LatentHashNet
-        The network; weights that need no gradient are left out.
-    config : TrainingConfig
-        Resolved.
-
-    Returns
-    -------
-    list of dict
-        As torch's optimizers take them.
-    """
+    """Weights by rate and decay."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     backbone = [name for name, _ in net.named_parameters() if name.startswith("backbone.")]
     place = {name: index / max(1, len(backbone) - 1) for index, name in enumerate(backbone)}
@@ -83,26 +63,7 @@ def parameter_groups(net: LatentHashNet, config: TrainingConfig) -> list[dict[st
 
 
 def rate_share(schedule: str, step: int, total: int, warmup: float = 0.0) -> float:
-    """Share of the peak learning rate at a step.
-
-    Parameters
-    ----------
-    schedule : {"step", "onecycle", "cosine"}
-        ``step``: 1, then 0.1 from half of the steps on (the authors' solver: x0.1 after 25,000 of
-        50,000 iterations). ``onecycle``: rises and falls in straight lines. ``cosine``: rises in a
-        straight line, then falls as half a cosine.
-    step : int
-        Optimizer steps done, 0 to total.
-    total : int
-        Optimizer steps of the whole run.
-    warmup : float
-        Share of the steps in which ``onecycle`` and ``cosine`` rise.
-
-    Returns
-    -------
-    float
-        0 to 1; never 0 before the last step.
-    """
+    """Share of the peak learning rate at a step."""
     if schedule == "step":
         return 1.0 if 2 * step < total else 0.1
     rise = warmup * total
@@ -117,23 +78,7 @@ def rate_share(schedule: str, step: int, total: int, warmup: float = 0.0) -> flo
 def shift_and_flip(
     pixels: torch.Tensor, draws: torch.Tensor, crop: float, flip: bool
 ) -> torch.Tensor:
-    """Shift each image, its border mirrored, and mirror half of them: one gather.
-
-    Parameters
-    ----------
-    pixels : tensor of shape (b, size, size, channels), any type
-        Images.
-    draws : tensor of shape (b, 3 or more), float32
-        Uniform in [0, 1): mirrored from 0.5 on, horizontal shift, vertical shift.
-    crop : float
-        Largest shift as a share of the side.
-    flip : bool
-        Whether images are mirrored at all.
-
-    Returns
-    -------
-    tensor like ``pixels``
-    """
+    """Shift each image, its border mirrored, and mirror half of them: one gather."""
     size = pixels.shape[1]
     reach = round(crop * size)
     if reach == 0 and not flip:
@@ -153,21 +98,7 @@ def _reflect(places: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def rotate_and_scale(images: torch.Tensor, draws: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Turn each image, and scale it by up to a tenth; what is missing is mirrored.
-
-    Parameters
-    ----------
-    images : tensor of shape (b, channels, size, size), float
-        Images.
-    draws : tensor of shape (b, 5), float32
-        The fourth number decides the angle, the fifth the scale.
-    degrees : float
-        Largest angle to either side; 0 leaves the images as they are.
-
-    Returns
-    -------
-    tensor like ``images``
-    """
+    """Turn each image, and scale it by up to a tenth; what is missing is mirrored."""
     if degrees == 0:
         return images
     angle = (2 * draws[:, 3] - 1) * math.radians(degrees)
@@ -179,19 +110,7 @@ def rotate_and_scale(images: torch.Tensor, draws: torch.Tensor, degrees: float) 
 
 
 class HashModule(lightning.LightningModule):
-    """Network, objective, optimizer and validation of one run.
-
-    Parameters
-    ----------
-    net : LatentHashNet
-        What is trained.
-    objective : Module
-        Called with a ``LatentOutput``, targets and F8; returns ``Losses``.
-    config : TrainingConfig
-        Resolved.
-    preprocessing : Preprocessing
-        Mean and deviation that pixels are normalised with.
-    """
+    """Network, objective, optimizer and validation of one run."""
 
     mean: torch.Tensor
     deviation: torch.Tensor

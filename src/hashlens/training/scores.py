@@ -41,20 +41,7 @@ class ValidationScores(NamedTuple):
 
 
 def code_map(bits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Mean average precision of codes, each image searched among all others.
-
-    Parameters
-    ----------
-    bits : tensor of shape (n, h), bool
-        Codes, not packed.
-    targets : tensor of shape (n,), int64, or of shape (n, classes), bool
-        Labels; several: relevant is what shares one.
-
-    Returns
-    -------
-    float
-        Over the whole ranking, in expectation over the order of ties; 0 for fewer than 2 images.
-    """
+    """Mean average precision of codes, each image searched among all others."""
     images, width = bits.shape
     if images < 2:
         return 0.0
@@ -80,19 +67,7 @@ def code_map(bits: torch.Tensor, targets: torch.Tensor) -> float:
 def validation_scores(
     latent: torch.Tensor, scores: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor
 ) -> ValidationScores:
-    """Score a model's output for the validation images.
-
-    Parameters
-    ----------
-    latent : tensor of shape (n, h)
-        Layer H before the sigmoid.
-    scores : tensor of shape (n, classes)
-        Output of F8.
-    targets : tensor of shape (n,), int64, or of shape (n, classes), bool
-        Labels.
-    losses : tensor of shape (n,)
-        Classification loss of each image.
-    """
+    """Score a model's output for the validation images."""
     bits = latent >= 0
     ones = bits.float().mean(dim=0)
     best = scores.argmax(dim=1)
@@ -107,20 +82,7 @@ def validation_scores(
 
 
 def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool = False) -> float:
-    """Loss of the best constant answer: what a run that learns nothing settles at.
-
-    Parameters
-    ----------
-    targets : ndarray of shape (m,), int64, or of shape (m, classes), bool
-        Training labels.
-    balanced : bool
-        Whether every class is drawn equally often.
-
-    Returns
-    -------
-    float
-        Entropy of the labels in nats: ln(classes) where the classes are equally large.
-    """
+    """Loss of the best constant answer: what a run that learns nothing settles at."""
     if targets.ndim == 1:
         counts = np.bincount(targets).astype(np.float64)
         shares = counts[counts > 0] / counts.sum()
@@ -130,25 +92,7 @@ def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool =
 
 
 def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str | None:
-    """Say so where a loss has not left chance.
-
-    Parameters
-    ----------
-    loss : float
-        Mean training loss of the epoch.
-    chance : float
-        ``chance_loss`` of the training labels.
-    epoch : int
-        Epochs done, 1 for the first.
-    epochs : int
-        Epochs of the run.
-
-    Returns
-    -------
-    str or None
-        What is wrong and what to try; None while all is well, or before the third epoch (the last
-        of a shorter run).
-    """
+    """Say so where a loss has not left chance."""
     if epoch < min(3, epochs) or (math.isfinite(loss) and loss < 0.97 * chance):
         return None
     if not loss <= 3 * chance:  # or not a number
@@ -164,20 +108,7 @@ def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str |
 
 
 def stuck_warning(stuck_bits: int, bits: int) -> str | None:
-    """Say so where bits are the same for every validation image.
-
-    Parameters
-    ----------
-    stuck_bits : int
-        Bits that are 0, or 1, for every image.
-    bits : int
-        Length of a code.
-
-    Returns
-    -------
-    str or None
-        What is wrong and what to try; None where no bit is stuck.
-    """
+    """Say so where bits are the same for every validation image."""
     if stuck_bits == 0:
         return None
     return (

@@ -35,18 +35,7 @@ class Split(NamedTuple):
 
 
 def image_facts(source: Source) -> ImageFacts:
-    """Measure what the choice of a recipe depends on, from a few images.
-
-    Parameters
-    ----------
-    source : Source
-        What will be trained on.
-
-    Raises
-    ------
-    SourceError
-        If the source cannot be trained on, or none of the probed images can be read.
-    """
+    """Measure what the choice of a recipe depends on, from a few images."""
     require_labels(source)
     rows = source.labelled
     probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
@@ -70,22 +59,7 @@ def image_facts(source: Source) -> ImageFacts:
 def split_rows(
     labels: NDArray[np.int64], twins: NDArray[np.int64], config: TrainingConfig
 ) -> Split:
-    """Cut off the validation images.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n,), int64
-        Class of each row of the inputs.
-    twins : ndarray of shape (n,), int64
-        Equal for equal images; -1 where this is not known.
-    config : TrainingConfig
-        Its share and seed decide.
-
-    Raises
-    ------
-    SourceError
-        If too few images are left to validate on.
-    """
+    """Cut off the validation images."""
     assert config.validation is not None  # a resolved configuration names a share
     training, validation = split_validation(labels, config.validation, config.seed)
     copies = (twins[validation] >= 0) & np.isin(twins[validation], twins[training])
@@ -100,17 +74,7 @@ def split_rows(
 
 
 def split_notes(source: Source, inputs: Inputs, split: Split) -> list[str]:
-    """Say what a person should know about the images that are used, and those that are not.
-
-    Parameters
-    ----------
-    source : Source
-        What is trained on.
-    inputs : Inputs
-        What could be read of it.
-    split : Split
-        What of that validates.
-    """
+    """Say what a person should know about the images that are used, and those that are not."""
     notes = list(source.notes)
     unlabelled = len(source) - len(source.labelled)
     if unlabelled:

@@ -25,55 +25,23 @@ class SafeCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint.
-
-        Parameters
-        ----------
-        checkpoint : dict
-            Nested dicts, lists, tuples, numbers, texts and tensors.
-        path : path-like
-            The file.
-        storage_options : None
-            Not used.
-        """
+        """Write a checkpoint."""
         write_state(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint back, on the CPU.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-        map_location, weights_only : any
-            Not used: the file holds nothing but tensors and JSON.
-        """
+        """Read a checkpoint back, on the CPU."""
         state: dict[str, Any] = read_state(Path(path))
         return state
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-        """
+        """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
 
 
 def write_state(state: Any, path: Path) -> None:
-    """Write nested plain values and tensors to one safetensors file, in one step.
-
-    Parameters
-    ----------
-    state : any
-        Dicts, lists, tuples, numbers, texts, None and tensors.
-    path : Path
-        The file; an old one stays whole until the new one is complete.
-    """
+    """Write nested plain values and tensors to one safetensors file, in one step."""
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_pack(state, tensors))
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -87,18 +55,7 @@ def write_state(state: Any, path: Path) -> None:
 
 
 def read_state(path: Path) -> Any:
-    """Read what ``write_state`` wrote.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, cut or foreign.
-    """
+    """Read what ``write_state`` wrote."""
     try:
         with safe_open(path, "pt") as file:
             packed = json.loads((file.metadata() or {})["state"])

@@ -32,13 +32,7 @@ _SECONDS_A_LINE = 2.0
 
 
 class KeepStates(Callback):
-    """Keeps the best weights by validation score, and the last state to resume from.
-
-    Parameters
-    ----------
-    folder : Path
-        Gets ``best.safetensors`` (weights) and ``last.safetensors`` (everything).
-    """
+    """Keeps the best weights by validation score, and the last state to resume from."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -75,17 +69,7 @@ class KeepStates(Callback):
 
 
 class Detectors(Callback):
-    """Says once where the loss stays at chance, and at the end which bits are stuck.
-
-    Parameters
-    ----------
-    states : KeepStates
-        Holds the scores of each epoch; it must come first among the callbacks.
-    chance : float
-        Loss of the best constant answer.
-    console : Console
-        Where warnings are printed.
-    """
+    """Says once where the loss stays at chance, and at the end which bits are stuck."""
 
     def __init__(self, states: KeepStates, chance: float, console: Console) -> None:
         self._states, self._chance, self._console = states, chance, console
@@ -122,15 +106,7 @@ class Detectors(Callback):
 
 
 class ShowProgress(Callback):
-    """A bar over the whole run: images a second, time left, and the scores of the last epoch.
-
-    Parameters
-    ----------
-    states : KeepStates
-        Holds the scores of each epoch; it must come first among the callbacks.
-    console : Console
-        Where the bar is drawn.
-    """
+    """A bar over the whole run: images a second, time left, and the scores of the last epoch."""
 
     def __init__(self, states: KeepStates, console: Console) -> None:
         self._states, self._console = states, console
@@ -206,15 +182,7 @@ class ShowProgress(Callback):
 
 
 def load_best(net: torch.nn.Module, folder: Path) -> None:
-    """Put the best weights into a network.
-
-    Parameters
-    ----------
-    net : Module
-        Of the same structure.
-    folder : Path
-        Where ``KeepStates`` kept them.
-    """
+    """Put the best weights into a network."""
     net.load_state_dict(read_state(folder / BEST))
 
 

@@ -42,38 +42,6 @@ def train_unsupervised(
 
     ITQ (Gong, Lazebnik, CVPR 2011) rotates the principal components of the features; both are
     linear, so the result is an ordinary model whose latent layer holds them. It has no classifier.
-
-    Parameters
-    ----------
-    source : Source
-        Images; labels are not looked at.
-    out : Path
-        The model's folder.
-    bits : int
-        Length of a code; at most the width of the features.
-    backbone : str, optional
-        A pre-trained backbone; MobileNetV2 by default.
-    weights : path-like, optional
-        Its weights; downloaded where None.
-    size : int, optional
-        Side of the network's input in pixels; 128 by default.
-    seed : int
-        Of the rotation to start from, and of the images drawn where there are over 50,000.
-    overwrite : bool
-        Replace a model in ``out`` once the new one is complete.
-    strict : bool
-        Raise for an unreadable image instead of leaving it out.
-    progress : bool
-        Show progress on standard error.
-
-    Raises
-    ------
-    SourceError
-        If the images are fewer than twice the bits.
-    ModelError
-        If ``out`` holds a model already, or the backbone cannot be made.
-    InvalidInputError
-        If the features do not suffice for so many bits.
     """
     started = time.monotonic()
     keep_freed_memory()

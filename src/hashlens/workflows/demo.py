@@ -75,28 +75,6 @@ def run_demo(
     """Train on some images, index them, and evaluate with held-out ones.
 
     An earlier demo's model, index and report in ``out`` are replaced.
-
-    Parameters
-    ----------
-    data : str
-        ``digits``, ``mnist``, ``cifar10``, or a source.
-    out : Path
-        Directory for model, index and report.
-    path : str, optional
-        Where ``mnist`` or ``cifar10`` lies, where ``HASHLENS_DATA`` does not tell.
-    say : callable
-        Takes one line before each step.
-    progress : bool
-        Show progress on standard error.
-
-    Raises
-    ------
-    SourceError
-        If the images are not there or cannot be trained on.
-    ModelError
-        If ``out`` holds a model that may not be replaced, or cannot be written.
-    IndexStoreError
-        If the index cannot be written.
     """
     started = time.monotonic()
     database, queries = demo_sources(data, path)
@@ -132,18 +110,6 @@ def demo_sources(data: str, path: str | None = None) -> tuple[Source, Source]:
 
     A source with parts ``train`` and ``test`` is used as it is split; of another, a fifth of each
     class is held out with a fixed seed.
-
-    Parameters
-    ----------
-    data : str
-        ``digits``, ``mnist``, ``cifar10``, or a source.
-    path : str, optional
-        Where ``mnist`` or ``cifar10`` lies.
-
-    Raises
-    ------
-    SourceError
-        If they are not there.
     """
     spec = path or _known(data)
     if spec == "digits" or spec.startswith("hub:") or _has_parts(Path(spec)):

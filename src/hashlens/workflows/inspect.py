@@ -86,28 +86,7 @@ def inspect_model(
     strict: bool = False,
     progress: bool = False,
 ) -> InspectedModel:
-    """Encode a source and look at its codes.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The model.
-    source : Source
-        Images; without labels, distances between classes and the radius are left out.
-    seed : int
-        Decides which images are compared with all others, where they are many.
-    strict : bool
-        Raise on an unreadable image instead of skipping it.
-    progress : bool
-        Show progress on standard error.
-
-    Raises
-    ------
-    SourceError
-        If no image can be read.
-    InvalidInputError
-        If fewer than two can.
-    """
+    """Encode a source and look at its codes."""
     encoded = encode(encoder, source, strict=strict, progress=progress)
     labels = encoded.labels if encoded.label_matrix is None else encoded.label_matrix
     found = inspect_codes(encoded.codes, labels, bits=encoder.bits, seed=seed)
@@ -133,20 +112,7 @@ def radius_table(radii: RadiusCurve) -> Table:
 
 
 def write_inspection(inspected: InspectedModel, out: Path) -> Path:
-    """Write inspection.json, inspection.html, inspection.md and their pictures.
-
-    Parameters
-    ----------
-    inspected : InspectedModel
-        What was found.
-    out : Path
-        Directory, made if need be.
-
-    Returns
-    -------
-    Path
-        The page.
-    """
+    """Write inspection.json, inspection.html, inspection.md and their pictures."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(inspected.to_dict(), indent=2, ensure_ascii=False)
     (out / "inspection.json").write_text(text + "\n", encoding="utf-8")

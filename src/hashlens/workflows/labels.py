@@ -55,13 +55,7 @@ class Leakage(NamedTuple):
         return len(self.second) > 0
 
     def describe(self, training_uris: Sequence[str], validation_uris: Sequence[str]) -> str:
-        """One line for people.
-
-        Parameters
-        ----------
-        training_uris, validation_uris : sequence of str
-            Names of the images whose hashes were compared, in that order.
-        """
+        """One line for people."""
         if not self:
             return f"none of the {self.total} validation images is also a training image"
         same = f"{validation_uris[int(self.second[0])]} is {training_uris[int(self.first[0])]}"
@@ -72,18 +66,7 @@ class Leakage(NamedTuple):
 
 
 def content_hashes(source: Source) -> list[bytes]:
-    """Hash each image as it is stored: equal for equal files, nothing is decoded.
-
-    Parameters
-    ----------
-    source : Source
-        Where the images come from.
-
-    Returns
-    -------
-    list of bytes
-        16 bytes an image; empty where it cannot be read, which equals nothing.
-    """
+    """Hash each image as it is stored: equal for equal files, nothing is decoded."""
     hashes = []
     for row in source.rows.tolist():
         try:
@@ -97,13 +80,7 @@ def content_hashes(source: Source) -> list[bytes]:
 
 
 def pixel_hashes(pixels: NDArray[np.uint8]) -> list[bytes]:
-    """Hash decoded images: equal for equal pixels, also when the files differ.
-
-    Parameters
-    ----------
-    pixels : ndarray of shape (n, ...), uint8
-        As ``decode_source`` gives them.
-    """
+    """Hash decoded images: equal for equal pixels, also when the files differ."""
     if pixels.dtype != np.uint8 or pixels.ndim < 2:
         raise InvalidInputError(
             f"pixels: expected uint8 of shape (n, ...), got {pixels.dtype} of {pixels.shape}"
@@ -117,13 +94,7 @@ def _digest(content: bytes | NDArray[np.uint8]) -> bytes:
 
 
 def find_leakage(training: Sequence[bytes], validation: Sequence[bytes]) -> Leakage:
-    """Which validation images are also training images.
-
-    Parameters
-    ----------
-    training, validation : sequence of bytes
-        Hashes, both from ``content_hashes`` or both from ``pixel_hashes``.
-    """
+    """Which validation images are also training images."""
     known: dict[bytes, int] = {}
     for i, digest in enumerate(training):
         known.setdefault(digest, i)
@@ -134,13 +105,7 @@ def find_leakage(training: Sequence[bytes], validation: Sequence[bytes]) -> Leak
 
 
 def same_content(hashes: Sequence[bytes]) -> list[list[int]]:
-    """Groups of two or more positions whose images are equal, in order of their first.
-
-    Parameters
-    ----------
-    hashes : sequence of bytes
-        From ``content_hashes`` or ``pixel_hashes``; empty ones equal nothing.
-    """
+    """Groups of two or more positions whose images are equal, in order of their first."""
     groups: dict[bytes, list[int]] = {}
     for i, digest in enumerate(hashes):
         if digest:
@@ -245,27 +210,7 @@ class LabelReport:
 def examine_labels(
     encoder: Encoder, source: Source, *, strict: bool = False, progress: bool = False
 ) -> LabelReport:
-    """Encode a source and rank its labels by how doubtful they are.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The model; its features are used, not its classifier, which may have learned wrong labels
-        by heart.
-    source : Source
-        Images of one label each; those without are left out.
-    strict : bool
-        Raise on an unreadable image instead of skipping it.
-    progress : bool
-        Show progress on standard error.
-
-    Raises
-    ------
-    SourceError
-        If the source has no labels, several for an image, or a class of one image.
-    ImageError
-        If strict and an image cannot be read.
-    """
+    """Encode a source and rank its labels by how doubtful they are."""
     if source.is_multi_label:
         raise SourceError(
             f"{source.spec}: its images have several labels each; expected one label an image"
@@ -358,20 +303,7 @@ def _pair_table(report: LabelReport, count: int) -> Table:
 
 
 def write_label_report(report: LabelReport, out: Path) -> Path:
-    """Write labels.html, labels.md, labels.png, doubtful.csv (all images) and labels.json.
-
-    Parameters
-    ----------
-    report : LabelReport
-        What was found.
-    out : Path
-        Directory, made if need be.
-
-    Returns
-    -------
-    Path
-        The page.
-    """
+    """Write labels.html, labels.md, labels.png, doubtful.csv (all images) and labels.json."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_dict(len(report.labels)), ensure_ascii=False, indent=1)
     (out / "labels.json").write_text(text + "\n", encoding="utf-8")

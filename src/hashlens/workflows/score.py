@@ -61,20 +61,6 @@ def match_classes(database: Named, queries: Named) -> Matched:
     """Number the classes of both as the database does; those of queries alone come after.
 
     Where one source has many labels an image, so have both afterwards.
-
-    Parameters
-    ----------
-    database, queries : Named
-        Labels with their names.
-
-    Returns
-    -------
-    Matched
-
-    Raises
-    ------
-    SourceError
-        If they have no class in common.
     """
     here, asked = _used(database), _used(queries)
     if not here & asked:
@@ -99,22 +85,7 @@ def match_classes(database: Named, queries: Named) -> Matched:
 
 
 def match_model(queries: Named, classes: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
-    """Labels of queries under a model's numbering, for its classification error.
-
-    Parameters
-    ----------
-    queries : Named
-        Labels with their names.
-    classes : sequence of str
-        The model's classes; none without a classifier.
-
-    Returns
-    -------
-    labels : ndarray, or None
-        A class that the model does not know has the number ``len(classes)``, which no answer of
-        the model equals. None where it knows none of them, or has no classifier.
-    warnings : tuple of str
-    """
+    """Labels of queries under a model's numbering, for its classification error."""
     if not classes:
         return None, ()
     asked = _used(queries)
@@ -251,32 +222,6 @@ def score_model(
     """Encode both sources, search one with the other, and score the results.
 
     Queries that are in the database as well (by URI) are left out of their own results.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The model.
-    database, queries : Source
-        Labelled images.
-    radius : int, optional
-        Hamming radius of ``hds`` and ``bcs``.
-    pool : int, optional
-        Size of the pool of ``hds``, where no radius is given; ``default_pool(1000)``.
-    modes : sequence of {"bcs", "hds", "es"}
-        Ways to search that are scored.
-    make_searcher : callable
-        Makes what is searched; arrays in memory by default.
-    strict : bool
-        Raise on an unreadable image instead of skipping it.
-    progress : bool
-        Show progress on standard error.
-
-    Raises
-    ------
-    SourceError
-        If the sources have no class in common, or no image of one can be read.
-    ImageError
-        If strict and an image cannot be read.
     """
     queries, unlabelled = _labelled(queries, database)
     matched = match_classes(_named(database), _named(queries))  # before hours of encoding
@@ -322,26 +267,7 @@ def score_model(
 
 
 def encode(encoder: Encoder, source: Source, *, strict: bool, progress: bool) -> EncodedImages:
-    """Encode a source with a progress bar on standard error.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The model.
-    source : Source
-        Images.
-    strict : bool
-        Raise on an unreadable image instead of skipping it.
-    progress : bool
-        Show the bar.
-
-    Raises
-    ------
-    SourceError
-        If no image can be read.
-    ImageError
-        If strict and an image cannot be read.
-    """
+    """Encode a source with a progress bar on standard error."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -410,15 +336,7 @@ TIES = (
 
 
 def score_table(evaluation: Evaluation, ks: Sequence[int] = (1, 10, 100, 1000)) -> Table:
-    """One row a way to search.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-        The scores.
-    ks : sequence of int
-        Columns of precision at k.
-    """
+    """One row a way to search."""
     headers = ["", "mAP@1000", "over ties", *(f"precision@{k}" for k in ks), "ms a query"]
     rows: list[list[Cell]] = [
         [
@@ -447,24 +365,7 @@ def summary(scored: ScoredModel) -> str:
 def write_report(
     scored: ScoredModel, out: Path, *, title: str = "Hashlens evaluation", commands: str = ""
 ) -> Path:
-    """Write results.json, report.html, report.md, the curves and the picture sheet.
-
-    Parameters
-    ----------
-    scored : ScoredModel
-        What was found.
-    out : Path
-        Directory, made if need be.
-    title : str
-        Of the page.
-    commands : str
-        Commands to show at the end of the page.
-
-    Returns
-    -------
-    Path
-        The page.
-    """
+    """Write results.json, report.html, report.md, the curves and the picture sheet."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(scored.to_dict(), indent=2, ensure_ascii=False)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
@@ -490,23 +391,7 @@ def write_report(
 def sheet_queries(
     scored: ScoredModel, *, drawn: int = 5, failed: int = 3, seed: int = 0
 ) -> tuple[list[SheetQuery], str]:
-    """Queries for a sheet: some drawn at random, and some that the codes answer wrongly.
-
-    Parameters
-    ----------
-    scored : ScoredModel
-        What was found.
-    drawn, failed : int
-        How many of each; fewer where there are not as many.
-    seed : int
-        Decides which.
-
-    Returns
-    -------
-    queries : list of SheetQuery
-    caption : str
-        Says how they were chosen.
-    """
+    """Queries for a sheet: some drawn at random, and some that the codes answer wrongly."""
     order = np.random.default_rng(seed).permutation(len(scored.queries))
     chosen = order[:drawn].tolist()
     first = next(iter(scored.evaluation.modes))

@@ -25,22 +25,7 @@ _LICENCE = "BSD-3-Clause (torchvision); ImageNet's own terms may apply"
 
 
 def create_alexnet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
-    """AlexNet (Krizhevsky et al., 2012; torchvision's layers); features are F7 after its ReLU.
-
-    Parameters
-    ----------
-    size : int, optional
-        Side of the input in pixels, at least 63; 224 by default.
-    weights : Path, optional
-        A torchvision state dict of AlexNet, with or without its head.
-    pretrained : bool
-        Download torchvision's ImageNet weights.
-
-    Raises
-    ------
-    ModelError
-        If the size is below 63, or the weights do not fit or cannot be had.
-    """
+    """AlexNet (Krizhevsky et al., 2012; torchvision's layers); features are F7 after its ReLU."""
     if size is not None and size < MIN_SIZE:
         raise ModelError(f"alexnet takes images of at least {MIN_SIZE} px, got {size}")
     try:

@@ -75,13 +75,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, cut, or holds anything but named tensors.
-    """
+    """Read a state dict."""
     _check_file(path)
     try:
         if path.suffix == ".safetensors":
@@ -103,24 +97,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(
     module: nn.Module, state: Mapping[str, Tensor], path: Path, *, head: tuple[str, ...]
 ) -> None:
-    """Load a state dict into a backbone, leaving out the ImageNet head.
-
-    Parameters
-    ----------
-    module : Module
-        The backbone.
-    state : mapping of str to Tensor
-        Named weights; prefixes ``module.`` and ``backbone.`` are dropped.
-    path : Path
-        The file they came from, for messages.
-    head : tuple of str
-        Prefixes of names that belong to the classifier that the backbone lacks.
-
-    Raises
-    ------
-    ModelError
-        If a weight of the backbone is missing or has another shape.
-    """
+    """Load a state dict into a backbone, leaving out the ImageNet head."""
     cleaned = {
         name.removeprefix("module.").removeprefix("backbone."): v for name, v in state.items()
     }

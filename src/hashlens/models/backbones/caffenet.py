@@ -28,23 +28,7 @@ _STD = (1 / 255, 1 / 255, 1 / 255)
 
 
 def create_caffenet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
-    """CaffeNet; features are F7 after its ReLU.
-
-    Parameters
-    ----------
-    size : int, optional
-        Side of the input in pixels; 227, because F6 is tied to it.
-    weights : Path, optional
-        A state dict with Caffe's layer names (``conv1.weight`` ... ``fc7.bias``; ``fc8`` is
-        left out) and Caffe's channel order (blue, green, red), which is turned round here.
-    pretrained : bool
-        Not published for PyTorch: raises unless ``weights`` is given.
-
-    Raises
-    ------
-    ModelError
-        If the weights do not fit, are asked for without a file, or the size is not 227.
-    """
+    """CaffeNet; features are F7 after its ReLU."""
     if size not in (None, 227):
         raise ModelError(f"caffenet takes images of 227 px, got {size}; use alexnet for others")
     if pretrained and weights is None:

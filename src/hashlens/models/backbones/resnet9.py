@@ -35,21 +35,6 @@ def create_resnet9(*, channels: int, size: int | None, width: int = 64) -> Backb
 
     After the network of the DAWNBench CIFAR-10 entries (D. Page, 2018), with pooling before
     the normalisation.
-
-    Parameters
-    ----------
-    channels : int
-        1 or 3.
-    size : int, optional
-        Side of the input in pixels, at least 16; 32 by default.
-    width : int
-        Channels of the first convolution; features are 8 times as wide. Written in a backbone's
-        name as ``resnet9?width=32``.
-
-    Raises
-    ------
-    ModelError
-        If the size is below 16, or the width no whole number from 1.
     """
     size = size or 32
     if size < MIN_SIZE:

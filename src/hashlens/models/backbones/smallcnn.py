@@ -14,20 +14,7 @@ DROPOUT = 0.3
 
 
 def create_smallcnn(*, channels: int, size: int | None) -> Backbone:
-    """Two pairs of convolutions, each pair pooled to half the side, and a layer of 256 features.
-
-    Parameters
-    ----------
-    channels : int
-        1 or 3.
-    size : int, optional
-        Side of the input in pixels, 8 to 64; 28 by default.
-
-    Raises
-    ------
-    ModelError
-        If the size is not in 8 to 64.
-    """
+    """Two pairs of convolutions, each pair pooled to half the side, and a layer of 256 features."""
     size = size or 28
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise ModelError(

@@ -35,26 +35,6 @@ def create_timm(
 
     A safetensors file may state ``mean``, ``std``, ``input`` (pixels) and ``pad_type`` in its
     metadata; they then hold for the model, unless the name or the call states its own.
-
-    Parameters
-    ----------
-    name : str
-        timm's name, for example ``mobilenetv2_100``.
-    options : mapping
-        Passed on to ``timm.create_model``, for example ``pad_type="same"``.
-    channels : int
-        1 or 3; timm sums the first convolution's weights for one channel.
-    size : int, optional
-        Side of the input in pixels; the model's own by default.
-    weights : Path, optional
-        State dict of that model, with or without its classifier.
-    pretrained : bool
-        Download timm's weights where no file is given.
-
-    Raises
-    ------
-    ModelError
-        If timm does not know the name or the options, or the weights cannot be had or do not fit.
     """
     try:
         import timm

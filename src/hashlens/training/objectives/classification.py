@@ -29,22 +29,7 @@ class Losses(NamedTuple):
 def classification_loss(
     scores: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Softmax loss for one label an image, mean sigmoid loss for several.
-
-    Parameters
-    ----------
-    scores : tensor of shape (n, classes)
-        Output of F8.
-    targets : tensor of shape (n,), int64, or of shape (n, classes), bool
-        A class an image, or the set of its labels.
-    label_smoothing : float
-        Share of a label spread over all classes.
-
-    Returns
-    -------
-    scalar tensor
-        Mean over the images (and over the classes for several labels), in nats.
-    """
+    """Softmax loss for one label an image, mean sigmoid loss for several."""
     if targets.ndim == 1:
         return functional.cross_entropy(scores, targets, label_smoothing=label_smoothing)
     wanted = targets.to(scores)

@@ -50,22 +50,6 @@ def decompose_similarity(
     1 for two images of one class and -1 for others; it is held as class sums of H, so an entry
     costs q, not n, and all training images take part. The diagonal of S, which any code
     fulfils after the signs, is left out: each entry then has an exact optimum.
-
-    Parameters
-    ----------
-    labels : array_like of shape (n,), int
-        Class of each training image.
-    bits : int
-        Length q of a code.
-    sweeps : int
-        Passes over all entries.
-    seed : int
-        Of the first H.
-
-    Raises
-    ------
-    InvalidInputError
-        If labels are unlabelled (-1), not integers, or of a single class.
     """
     check_bits(bits)
     array = np.asarray(labels)
@@ -128,15 +112,6 @@ def class_codes(classes: int, bits: int, *, seed: int = 0) -> NDArray[np.uint8]:
 
     With similarities from labels, stage 1 gives all images of a class one code: their rows of S
     are equal. So a few images a class stand for all, as long as no class outweighs the others.
-
-    Parameters
-    ----------
-    classes : int
-        Number of classes, at least 2.
-    bits : int
-        Length of a code.
-    seed : int
-        Of the first H.
     """
     labels = np.repeat(np.arange(classes), _PER_CLASS)
     found = decompose_similarity(labels, bits, sweeps=4 * SWEEPS, seed=seed).bits

@@ -73,20 +73,6 @@ def hash_centres(bits: int, classes: int, generator: torch.Generator) -> torch.T
     distance bits / 2 or more; where bits is no power of two, or the classes are more than
     2 x bits, each centre has half of its bits set at random. Of 100 draws of such a set the one
     whose closest pair is farthest is kept.
-
-    Parameters
-    ----------
-    bits : int
-        Length of a code.
-    classes : int
-        Number of centres.
-    generator : torch.Generator
-        Source of the random centres.
-
-    Returns
-    -------
-    tensor of shape (classes, bits), float32
-        0 and 1.
     """
     if bits & (bits - 1) == 0 and classes <= 2 * bits:
         hadamard = torch.ones(1, 1)

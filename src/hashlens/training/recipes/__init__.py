@@ -46,29 +46,7 @@ class ImageFacts:
 def configure(
     recipe: str, overrides: Mapping[str, Any], facts: ImageFacts
 ) -> tuple[TrainingConfig, list[str]]:
-    """Make a configuration that leaves nothing open.
-
-    Parameters
-    ----------
-    recipe : str
-        ``auto``, the name of a recipe, or the path of a TOML file with the same keys.
-    overrides : mapping of str to value
-        What the user set; wins over the recipe.
-    facts : ImageFacts
-        Decide what is still open.
-
-    Returns
-    -------
-    config : TrainingConfig
-        Resolved.
-    reasons : list of str
-        What was picked, and why, one sentence each.
-
-    Raises
-    ------
-    InvalidInputError
-        For an unknown recipe or key, or a value out of range.
-    """
+    """Make a configuration that leaves nothing open."""
     reasons = []
     if recipe == "auto":
         side = overrides.get("size") or facts.side
@@ -88,18 +66,7 @@ def configure(
 
 
 def recipe_values(recipe: str) -> dict[str, Any]:
-    """Read a recipe.
-
-    Parameters
-    ----------
-    recipe : str
-        Its name, or the path of a TOML file.
-
-    Raises
-    ------
-    InvalidInputError
-        If there is no such recipe, or the file is no TOML.
-    """
+    """Read a recipe."""
     if recipe.endswith(".toml"):
         path = Path(recipe)
         if not path.is_file():
@@ -174,11 +141,5 @@ def hardware() -> tuple[bool, bool]:
 
 
 def describe(config: TrainingConfig) -> dict[str, Any]:
-    """Return a configuration as plain values, for JSON.
-
-    Parameters
-    ----------
-    config : TrainingConfig
-        Resolved or not.
-    """
+    """Return a configuration as plain values, for JSON."""
     return dataclasses.asdict(config)
