@@ -25,6 +25,7 @@ import numpy as np
 
 from hashlens.codes.packing import pack_bits
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 CLASSES = 116
 CHUNK = 8192
@@ -122,7 +123,7 @@ def measure_queries(path: Path, width: int, bits: int, queries: int) -> dict[str
         found = []
         for i in range(count):
             began = time.perf_counter()
-            search(codes[i : i + 1], features[i : i + 1], 10, **how)
+            search(codes[i : i + 1], features[i : i + 1], SearchOptions(10, **how))
             found.append(1000 * (time.perf_counter() - began))
         return found
 
@@ -141,12 +142,12 @@ def measure_queries(path: Path, width: int, bits: int, queries: int) -> dict[str
         result["hds_ms_with_records"] = percentiles(times(index.search_hits, queries))
         result["bcs_ms"] = percentiles(times(index.search_encoded, queries, mode="bcs"))
         began = time.perf_counter()
-        index.search_encoded(codes[:256], features[:256], 10)
+        index.search_encoded(codes[:256], features[:256], SearchOptions(10))
         result["hds_batch_256_ms_per_query"] = 1000 * (time.perf_counter() - began) / 256
         read_into_memory(file)
         result["es_ms"] = times(index.search_encoded, 3, mode="es")
         began = time.perf_counter()
-        index.search_encoded(codes[:256], features[:256], 10, mode="es")
+        index.search_encoded(codes[:256], features[:256], SearchOptions(10, mode="es"))
         result["es_batch_256_ms_per_query"] = 1000 * (time.perf_counter() - began) / 256
     return result
 
@@ -171,7 +172,9 @@ def measure_adding(folder: Path, n: int) -> dict[str, float]:
                 for where in ({"label": "class 7"}, {"brand": "brand 3", "price": {"<": 100}}):
                     for when in ("first", "again"):
                         began = time.perf_counter()
-                        index.search_encoded(codes[:1], None, 10, mode="bcs", where=where)
+                        index.search_encoded(
+                            codes[:1], None, SearchOptions(10, mode="bcs", where=where)
+                        )
                         took = 1000 * (time.perf_counter() - began)
                         result[f"bcs_ms_where_{'_'.join(where)}_{when}"] = took
                 began = time.perf_counter()

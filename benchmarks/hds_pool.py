@@ -17,6 +17,7 @@ from hashlens.data.labels import split_validation
 from hashlens.data.opening import open_source
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder, encode_source
+from hashlens.types import SearchOptions
 
 POOLS = (10, 30, 100, 200, 400, 1000, 3000, 10000)
 
@@ -42,7 +43,7 @@ def main() -> None:
 
     def measure(k: int, **how: object) -> tuple[float, float, np.ndarray]:
         began = time.perf_counter()
-        found = searcher.search_encoded(queries.codes, queries.features, k, **how)  # type: ignore[arg-type]
+        found = searcher.search_encoded(queries.codes, queries.features, SearchOptions(k, **how))  # type: ignore[arg-type]
         took = 1000 * (time.perf_counter() - began) / len(queries.codes)
         right = database.labels[found.ids] == queries.labels[:, None]
         return float((right & (found.ids >= 0)).sum() / (k * len(right))), took, found.ids

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from hashlens.errors import HashlensError
     from hashlens.index.hash_index import HashIndex, Hit
     from hashlens.models.encoder import Encoder
-    from hashlens.types import Searcher, SearchResult
+    from hashlens.types import Searcher, SearchOptions, SearchResult
 
 _HOMES = {
     "Encoder": "hashlens.models.encoder",
     "HashIndex": "hashlens.index.hash_index",
     "HashlensError": "hashlens.errors",
     "Hit": "hashlens.index.hash_index",
+    "SearchOptions": "hashlens.types",
     "SearchResult": "hashlens.types",
     "Searcher": "hashlens.types",
     "hamming_radius": "hashlens.codes.search",
@@ -36,6 +37,7 @@ __all__ = [
     "HashIndex",
     "HashlensError",
     "Hit",
+    "SearchOptions",
     "SearchResult",
     "Searcher",
     "__version__",

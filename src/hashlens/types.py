@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +23,107 @@ MODES: tuple[Mode, ...] = ("hds", "bcs", "es")
 
 ImageInput: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 """A path or URI, encoded bytes, a PIL image, or an (H, W) or (H, W, 3) uint8 array."""
+
+
+DEFAULT_POOL = 200
+"""Images that the fine search of ``hds`` compares for small k, where no radius is given."""
+
+POOL_PER_RESULT = 4
+"""For k above ``DEFAULT_POOL / POOL_PER_RESULT``, the pool holds this many images per result.
+
+Both were chosen on validation images (``benchmarks/hds_pool.py``, docs/results/index.md).
+"""
+
+
+def default_pool(k: int) -> int:
+    """Size of the pool for k results, where neither pool nor radius is given."""
+    return max(DEFAULT_POOL, POOL_PER_RESULT * k)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchOptions:
+    """How to search: what every searcher takes, checked once.
+
+    Attributes
+    ----------
+    k : int
+        At most this many results per query.
+    mode : {"hds", "bcs", "es"}
+        Coarse by codes then fine by features; codes only; or exhaustive over features.
+    radius : int or None
+        ``hds`` and ``bcs``: only images within this Hamming distance.
+    pool : int or None
+        ``hds`` without radius: number of images that the fine search compares.
+    where : mapping or None
+        Only images whose label or metadata meet these conditions.
+    exclude : ndarray of shape (q,), int64, or None
+        For each query, one id that is left out of its results (-1: none).
+
+    Raises
+    ------
+    InvalidInputError
+        If a value has the wrong type or range, or two do not go together.
+    """
+
+    k: int = 10
+    _: KW_ONLY
+    mode: Mode = "hds"
+    radius: int | None = None
+    pool: int | None = None
+    where: Mapping[str, Any] | None = None
+    exclude: Ids | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mode, str) or self.mode not in MODES:
+            raise InvalidInputError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
+        for name, lowest in (("k", 1), ("radius", 0), ("pool", 1)):
+            value = getattr(self, name)
+            if value is None and name != "k":
+                continue
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole or value < lowest:
+                raise InvalidInputError(
+                    f"{name}: expected a whole number of {lowest} or more, got {value!r:.80}"
+                )
+            object.__setattr__(self, name, int(value))
+        if self.radius is not None and self.mode == "es":
+            raise InvalidInputError("radius: goes with mode hds or bcs, not with es; leave it out")
+        if not isinstance(self.where, Mapping | None):
+            raise InvalidInputError(
+                f"where: expected a mapping such as {{'label': 'cat'}}, got {self.where!r:.80}"
+            )
+        if self.exclude is not None:
+            exclude = np.asarray(self.exclude)
+            if exclude.ndim != 1 or (exclude.size and exclude.dtype.kind not in "iu"):
+                raise InvalidInputError(
+                    f"exclude: expected one id per query, got {self.exclude!r:.80}"
+                )
+            object.__setattr__(self, "exclude", exclude.astype(np.int64))
+
+    @property
+    def pool_size(self) -> int:
+        """The pool asked for, or the default for k."""
+        return self.pool or default_pool(self.k)
+
+
+@dataclass
+class SearchTrace:
+    """What coarse-to-fine searches did; they add to it.
+
+    Attributes
+    ----------
+    coarse, fine : float
+        Seconds in each stage.
+    pools : list of int
+        Size of each query's pool.
+    missing : list of str
+        Shards that did not answer; only an index in shards has any.
+    """
+
+    coarse: float = 0.0
+    fine: float = 0.0
+    pools: list[int] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 class SearchResult(NamedTuple):
@@ -69,7 +173,7 @@ class EncodedBatch(NamedTuple):
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class EncoderLike(Protocol):
     """Turns images into packed codes and features."""
 
     @property
@@ -111,15 +215,7 @@ class Searcher(Protocol):
     def __len__(self) -> int: ...
 
     def search_encoded(
-        self,
-        codes: Codes,
-        features: Features | None,
-        k: int,
-        *,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        exclude: Ids | None = None,
+        self, codes: Codes, features: Features | None, options: SearchOptions, /
     ) -> SearchResult:
         """Search with q encoded queries.
 
@@ -129,15 +225,7 @@ class Searcher(Protocol):
             Packed codes of the queries.
         features : ndarray of shape (q, d), float32, or None
             Needed by ``hds`` and ``es``.
-        k : int
-            At most k results a query.
-        mode : {"hds", "bcs", "es"}
-            Coarse then fine, binary codes only, or exhaustive over features.
-        radius : int, optional
-            ``hds`` and ``bcs``: only images within this Hamming distance.
-        where : mapping, optional
-            Only images whose label or metadata equal these values.
-        exclude : ndarray of shape (q,), int64, optional
-            One id a query that is left out of that query's results (-1: none).
+        options : SearchOptions
+            How many results, and which.
         """
         ...

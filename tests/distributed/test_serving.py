@@ -17,6 +17,7 @@ import pytest
 from hashlens.distributed.serving import build
 from hashlens.errors import IndexStoreError
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 from .sharded_folders import make_shards
 
@@ -76,7 +77,9 @@ def test_two_front_ends_answer_as_one_index_does(client: Any, one: HashIndex) ->
             assert answer.status_code == 200
             _, code, features = one.encoded([image_id])
             (expected,) = one.search_hits(
-                code, features.astype(np.float32), 25, exclude=np.array([image_id])
+                code,
+                features.astype(np.float32),
+                SearchOptions(25, exclude=np.array([image_id])),
             )
             got = [(hit["id"], hit["hamming"], hit["euclidean"]) for hit in answer.json()["hits"]]
             assert got == [(hit.id, hit.hamming, hit.euclidean) for hit in expected]

@@ -16,6 +16,7 @@ from hashlens.distributed.catalogue import (
 )
 from hashlens.distributed.replicas import ShardServer
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import Mode, SearchOptions
 
 KNOWN, NEW = 12, 5
 
@@ -35,12 +36,12 @@ def server(tmp_path: Path) -> ShardServer:
 
 @pytest.mark.parametrize("mode", ["bcs", "hds", "es"])
 def test_images_without_an_id_take_nobodys_place(
-    server: ShardServer, tmp_path: Path, mode: str
+    server: ShardServer, tmp_path: Path, mode: Mode
 ) -> None:
     query = np.zeros((1, 1), np.uint8), np.zeros((1, 2), np.float32)
 
     def found() -> list[int]:
-        result = server.search(*query, 4, mode, None, None, None, None)  # type: ignore[arg-type]
+        result = server.search(*query, SearchOptions(4, mode=mode))
         return [i for i in result.ids[0].tolist() if i >= 0][:4]
 
     assert found() == [100, 101, 102, 103]

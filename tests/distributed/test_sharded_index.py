@@ -15,6 +15,7 @@ import pytest
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 from .sharded_folders import BITS, DIM, make_shards, part
 
@@ -59,9 +60,11 @@ def test_it_answers_as_one_index_does(
             {"pool": 15} if mode == "hds" else {},
         ):
             for k in (1, 10, 700):
-                got = index.search_encoded(codes, features, k, mode=mode, **options)
+                got = index.search_encoded(codes, features, SearchOptions(k, mode=mode, **options))
                 assert not got.partial
-                _same(got, one.search_encoded(codes, features, k, mode=mode, **options))
+                _same(
+                    got, one.search_encoded(codes, features, SearchOptions(k, mode=mode, **options))
+                )
     assert len(index) == len(one)
     assert index.ids().tolist() == one.ids().tolist()
     assert index.records([599, 0, 255]) == one.records([599, 0, 255])
@@ -79,9 +82,9 @@ def test_errors_of_a_shard_reach_the_caller(sharded: ShardedIndex) -> None:
     index = sharded
     codes = np.zeros((1, 2), np.uint8)
     with pytest.raises(InvalidInputError, match="features"):
-        index.search_encoded(codes, None, 3, mode="es")
+        index.search_encoded(codes, None, SearchOptions(3, mode="es"))
     with pytest.raises(InvalidInputError, match="2 bytes"):
-        index.search_encoded(np.zeros((1, 3), np.uint8), None, 3, mode="bcs")
+        index.search_encoded(np.zeros((1, 3), np.uint8), None, SearchOptions(3, mode="bcs"))
     with pytest.raises(InvalidInputError, match="id 600"):
         index.get(600)
 
@@ -112,8 +115,8 @@ def test_images_are_added_removed_and_kept_after_a_crash(
         codes, features = _queries(images)
         for mode in MODES:
             for _ in range(3):  # whichever replica answers
-                got = index.search_encoded(codes, features, 50, mode=mode)
-                _same(got, expected.search_encoded(codes, features, 50, mode=mode))
+                got = index.search_encoded(codes, features, SearchOptions(50, mode=mode))
+                _same(got, expected.search_encoded(codes, features, SearchOptions(50, mode=mode)))
         assert len(index) == len(expected) == 642
     index.close()
 
@@ -127,15 +130,15 @@ def test_what_another_process_adds_is_found(
         ShardedIndex.open(tmp_path, deadline=60.0) as reader,
         ShardedIndex.open(tmp_path, deadline=60.0) as writer,
     ):
-        reader.search_encoded(codes, features, 20)
+        reader.search_encoded(codes, features, SearchOptions(20))
         writer.add_encoded(**part(images, 590, 600))
         writer.add_shard()
         ids = writer.add_encoded(**part(images, 0, 3))
         assert ids.tolist() == [600, 601, 602]
         assert reader.get(602).uri == images["uris"][2]
         for mode in MODES:
-            got = reader.search_encoded(codes, features, 700, mode=mode)
-            _same(got, writer.search_encoded(codes, features, 700, mode=mode))
+            got = reader.search_encoded(codes, features, SearchOptions(700, mode=mode))
+            _same(got, writer.search_encoded(codes, features, SearchOptions(700, mode=mode)))
             assert np.isin(ids, got.ids).all()
         assert len(reader) == 603
 
@@ -152,7 +155,7 @@ def test_a_slow_shard_has_a_deadline_and_comes_back(
         process = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
         os.kill(process, signal.SIGSTOP)
         try:
-            got = index.search_encoded(codes, features, 10)
+            got = index.search_encoded(codes, features, SearchOptions(10))
             assert got.missing == ("shard-0001",)
             assert (got.ids < 300).all()
             hits = index.search(0, k=5)
@@ -160,9 +163,12 @@ def test_a_slow_shard_has_a_deadline_and_comes_back(
         finally:
             os.kill(process, signal.SIGCONT)
         limit = time.monotonic() + 120
-        while index.search_encoded(codes, features, 10).partial:
+        while index.search_encoded(codes, features, SearchOptions(10)).partial:
             assert time.monotonic() < limit
-        _same(index.search_encoded(codes, features, 10), one.search_encoded(codes, features, 10))
+        _same(
+            index.search_encoded(codes, features, SearchOptions(10)),
+            one.search_encoded(codes, features, SearchOptions(10)),
+        )
 
 
 def test_an_actor_killed_during_a_search_is_started_again(
@@ -174,9 +180,9 @@ def test_an_actor_killed_during_a_search_is_started_again(
     codes, features = _queries(images)
     process = ray.get(index._replicas.actors[1][0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGKILL)
-    got = index.search_encoded(codes, features, 10)
+    got = index.search_encoded(codes, features, SearchOptions(10))
     assert not got.partial
-    _same(got, one.search_encoded(codes, features, 10))
+    _same(got, one.search_encoded(codes, features, SearchOptions(10)))
 
 
 def test_a_lost_node_is_answered_for_by_replicas_or_named(
@@ -204,7 +210,7 @@ def test_a_lost_node_is_answered_for_by_replicas_or_named(
         old = index._replicas.actors[1][0]
         index._replicas.actors[1][0] = pinned.remote(str(tmp_path), 1)
         ray.kill(old)
-        assert not index.search_encoded(codes, features, 3).partial
+        assert not index.search_encoded(codes, features, SearchOptions(3)).partial
         return index
 
     lonely = open_with_one_on(doomed.node_id, 1)
@@ -214,7 +220,7 @@ def test_a_lost_node_is_answered_for_by_replicas_or_named(
     while any(n["NodeID"] == doomed.node_id and n["Alive"] for n in ray.nodes()):
         assert time.monotonic() < limit
         time.sleep(0.1)
-    got = lonely.search_encoded(codes, features, 10)
+    got = lonely.search_encoded(codes, features, SearchOptions(10))
     assert got.missing == ("shard-0001",)
     others = np.arange(590)
     held = np.isin(got.ids, others)
@@ -222,11 +228,11 @@ def test_a_lost_node_is_answered_for_by_replicas_or_named(
     assert len(lonely) == lonely.histogram(codes[0]).sum() == 590
     lonely.require_all = True
     with pytest.raises(IndexStoreError, match="shard-0001"):
-        lonely.search_encoded(codes, features, 10)
+        lonely.search_encoded(codes, features, SearchOptions(10))
     for _ in range(2):
-        whole = doubled.search_encoded(codes, features, 10)
+        whole = doubled.search_encoded(codes, features, SearchOptions(10))
         assert not whole.partial
-        _same(whole, one.search_encoded(codes, features, 10))
+        _same(whole, one.search_encoded(codes, features, SearchOptions(10)))
     lonely.close()
     doubled.close()
 

@@ -32,12 +32,11 @@ class SortingSearcher:
     def __len__(self):
         return len(self.database)
 
-    def search_encoded(
-        self, codes, features, k, *, mode="hds", radius=None, where=None, exclude=None
-    ):
+    def search_encoded(self, codes, features, options):
+        exclude, k = options.exclude, options.k
         ids = np.full((len(codes), min(k, len(self))), -1)
         for row in range(len(codes)):
-            found = self._one(codes[row], features[row], mode, radius)
+            found = self._one(codes[row], features[row], options.mode, options.radius)
             found = [i for i in found if exclude is None or i != exclude[row]][:k]
             ids[row, : len(found)] = found
         return SearchResult(ids, np.zeros(ids.shape))
@@ -160,8 +159,8 @@ def test_a_tie_across_the_cutoff_is_counted_whole(queries):
 
 def test_order_and_distances_of_the_searcher_are_not_trusted(scores, database, queries):
     class Shuffling(SortingSearcher):
-        def search_encoded(self, *args, **options):
-            ids = super().search_encoded(*args, **options).ids
+        def search_encoded(self, *query):
+            ids = super().search_encoded(*query).ids
             return SearchResult(np.random.default_rng(4).permuted(ids, axis=1), ids * 0.0)
 
     # Of 1,001 results one is past the cutoff; shuffled, it is still sorted out.
@@ -173,8 +172,9 @@ def test_order_and_distances_of_the_searcher_are_not_trusted(scores, database, q
 
 def test_codes_that_a_searcher_misses_lower_its_recall(database, queries):
     class Careless(SortingSearcher):
-        def search_encoded(self, codes, features, k, **options):
-            ids = super().search_encoded(codes, features, len(self), **options).ids
+        def search_encoded(self, codes, features, options):
+            k, everything = options.k, dataclasses.replace(options, k=len(self))
+            ids = super().search_encoded(codes, features, everything).ids
             return SearchResult(ids[:, ::-1][:, :k], ids * 0.0)
 
     found = evaluate(Careless(database), database, queries, bits=BITS, modes=["bcs"])
@@ -258,8 +258,8 @@ def test_input_that_does_not_fit_is_refused(database, queries):
 
 def test_features_are_needed_by_all_but_bcs(database, queries):
     class CodesOnly(SortingSearcher):
-        def search_encoded(self, codes, features, k, **options):
-            return super().search_encoded(codes, np.zeros((len(codes), 5)), k, **options)
+        def search_encoded(self, codes, features, options):
+            return super().search_encoded(codes, np.zeros((len(codes), 5)), options)
 
     bare = dataclasses.replace(queries, features=None)
     searcher = CodesOnly(database)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 FOLDER = Path(__file__).parents[1] / "data" / "index-v1"
 ANSWERS = FOLDER.with_name("index-v1-answers.json")
@@ -54,7 +55,7 @@ def answers(index: HashIndex) -> dict[str, Any]:
         "bits": index.bits,
     }
     for mode in ("hds", "bcs", "es"):
-        found = index.search_encoded(*queries, 7, mode=mode, pool=20)
+        found = index.search_encoded(*queries, SearchOptions(7, mode=mode, pool=20))
         result[mode] = found.ids.tolist()
         result[f"{mode} distances"] = np.round(found.distances.astype(float), 3).tolist()
     where = {"label": ["class 1", "class 2"], "price": {"<": 30}}

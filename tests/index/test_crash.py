@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 if sys.platform == "win32":
     pytest.skip("SIGKILL and fork servers are not for Windows", allow_module_level=True)
@@ -90,10 +91,12 @@ def _check_whole(index: HashIndex) -> None:
     np.testing.assert_array_equal(codes[at], true_codes)
     np.testing.assert_array_equal(features[at], true_features.astype(np.float16))
     if len(ids):
-        everything = index.search_encoded(codes[:1], None, len(ids) + 5, mode="bcs")
+        everything = index.search_encoded(codes[:1], None, SearchOptions(len(ids) + 5, mode="bcs"))
         assert sorted(everything.ids[0].tolist()) == ids.tolist()
         for mode in ("hds", "es"):
-            found = index.search_encoded(codes, features.astype(np.float32), 1, mode=mode)
+            found = index.search_encoded(
+                codes, features.astype(np.float32), SearchOptions(1, mode=mode)
+            )
             np.testing.assert_array_equal(found.distances, 0)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hashlens.codes import reference
 from hashlens.errors import InvalidInputError
 from hashlens.index import features as feature_rows
-from hashlens.index.ranking import ArraySearcher, SearchTrace, default_pool
-from hashlens.types import Searcher
+from hashlens.index.ranking import ArraySearcher
+from hashlens.types import MODES, Searcher, SearchOptions, SearchTrace, default_pool
 
 
 def _arrays(seed: int, n: int, width: int, kind: str) -> tuple[Any, Any]:
@@ -49,14 +49,13 @@ def test_all_modes_equal_plain_numpy(
     allowed = None if share is None else rng.random(n) < share
     exclude = rng.integers(-1, n, 3) if excluded else None
     searcher = ArraySearcher(codes, features)
-    options: Any = {"allowed": allowed, "exclude": exclude}
-    found = {
-        "bcs": searcher.search_encoded(queries, None, k, mode="bcs", radius=radius, **options),
-        "hds": searcher.search_encoded(
-            queries, query_features, k, mode="hds", radius=radius, pool=pool, **options
-        ),
-        "es": searcher.search_encoded(queries, query_features, k, mode="es", **options),
-    }
+    found = {}
+    for mode in MODES:
+        options = SearchOptions(
+            k, mode=mode, radius=None if mode == "es" else radius, pool=pool, exclude=exclude
+        )
+        asked = None if mode == "bcs" else query_features
+        found[mode] = searcher.search_encoded(queries, asked, options, allowed=allowed)
     for i, (code, query) in enumerate(zip(queries, query_features, strict=True)):
         may = np.ones(n, bool) if allowed is None else allowed.copy()
         if exclude is not None and exclude[i] >= 0:
@@ -87,9 +86,9 @@ def test_stored_in_another_order(seed: int, n: int, scale: float) -> None:
     plain = ArraySearcher(codes, features)
     moved = ArraySearcher(codes, stored, ids=ids, rows=rows)
     assert isinstance(moved, Searcher)
-    for mode in ("hds", "bcs", "es"):
-        one = plain.search_encoded(codes, features, 5, mode=mode)
-        other = moved.search_encoded(codes, features, 5, mode=mode)
+    for mode in MODES:
+        one = plain.search_encoded(codes, features, SearchOptions(5, mode=mode))
+        other = moved.search_encoded(codes, features, SearchOptions(5, mode=mode))
         np.testing.assert_array_equal(ids[one.ids], other.ids)
         np.testing.assert_array_equal(one.distances, other.distances)
 
@@ -105,7 +104,9 @@ def test_exhaustive_search_is_exact_among_near_equal_features(
     features = (base + 1e-2 * rng.standard_normal((700, 512))).astype(kind)
     queries = features[:40].astype(np.float32)
     searcher = ArraySearcher(np.zeros((700, 1), np.uint8), features)
-    found = searcher.search_encoded(np.zeros((40, 1), np.uint8), queries, 10, mode="es")
+    found = searcher.search_encoded(
+        np.zeros((40, 1), np.uint8), queries, SearchOptions(10, mode="es")
+    )
     assert found.ids[:, 0].tolist() == list(range(40))
     assert (found.distances[:, 0] == 0).all()
     for query, ids, distances in zip(queries, found.ids, found.distances, strict=True):
@@ -126,7 +127,9 @@ def test_every_float16_value_is_widened() -> None:
 def test_the_trace_counts_pools() -> None:
     codes, features = _arrays(0, 30, 4, "float32")
     trace = SearchTrace()
-    ArraySearcher(codes, features).search_encoded(codes[:3], features[:3], 2, pool=9, trace=trace)
+    ArraySearcher(codes, features).search_encoded(
+        codes[:3], features[:3], SearchOptions(2, pool=9), trace=trace
+    )
     assert trace.pools == [9, 9, 9]
 
 
@@ -138,9 +141,13 @@ def test_the_default_pool_grows_with_k() -> None:
     ("options", "message"),
     [
         ({"mode": "fast"}, "expected one of hds, bcs, es, got 'fast'"),
-        ({"k": 0}, "k and pool of 1 or more, got k=0"),
-        ({"mode": "es", "radius": 3}, "radius: expected 0 or more, with mode hds or bcs"),
-        ({"radius": -1}, "radius: expected 0 or more"),
+        ({"k": 0}, "k: expected a whole number of 1 or more, got 0"),
+        ({"k": True}, "k: expected a whole number of 1 or more, got True"),
+        ({"pool": 2.5}, "pool: expected a whole number of 1 or more, got 2.5"),
+        ({"mode": "es", "radius": 3}, "radius: goes with mode hds or bcs"),
+        ({"where": "label"}, "where: expected a mapping"),
+        ({"exclude": 3}, "exclude: expected one id per query, got 3"),
+        ({"radius": -1}, "radius: expected a whole number of 0 or more"),
         ({"where": {"label": "x"}}, "arrays hold no labels"),
         ({"exclude": np.zeros(5, np.int64)}, r"exclude: expected shape \(2,\), got \(5,\)"),
         ({"features": None}, "mode hds needs the queries' features"),
@@ -151,9 +158,12 @@ def test_the_default_pool_grows_with_k() -> None:
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
     codes, features = _arrays(0, 9, 4, "float32")
-    arguments = {"codes": codes[:2], "features": features[:2], "k": 3, **options}
+    asked = {"codes": codes[:2], "features": features[:2]}
+    asked |= {name: options.pop(name) for name in asked if name in options}
     with pytest.raises(InvalidInputError, match=message):
-        ArraySearcher(codes, features).search_encoded(**arguments)
+        ArraySearcher(codes, features).search_encoded(
+            *asked.values(), SearchOptions(**{"k": 3, **options})
+        )
 
 
 def test_bad_arrays_are_named() -> None:
@@ -163,7 +173,7 @@ def test_bad_arrays_are_named() -> None:
     with pytest.raises(InvalidInputError, match="ids: expected 9 ascending"):
         ArraySearcher(codes, features, ids=np.zeros(9, np.int64))
     with pytest.raises(InvalidInputError, match="only codes are held"):
-        ArraySearcher(codes).search_encoded(codes, features, 1)
+        ArraySearcher(codes).search_encoded(codes, features, SearchOptions(1))
 
 
 def test_rows_from_a_slow_disk_are_asked_for_together(

@@ -15,6 +15,7 @@ from hashlens.errors import IndexStoreError
 from hashlens.index import store
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.snapshot import Snapshot
+from hashlens.types import SearchOptions
 
 
 def test_a_second_writer_gets_a_clear_error(
@@ -45,7 +46,7 @@ def test_readers_see_whole_commits_while_another_process_writes(tmp_path: Path) 
     def read() -> None:
         try:
             while not done.is_set():
-                hits = index.search_hits(*query, 1000, mode="es")[0]
+                hits = index.search_hits(*query, SearchOptions(1000, mode="es"))[0]
                 batches = [hit.metadata["batch"] for hit in hits]
                 assert all(batches.count(batch) == 20 for batch in set(batches))
         except BaseException as error:
@@ -73,7 +74,9 @@ def test_a_commit_stays_searchable_when_its_files_were_dropped(index: HashIndex)
         other.remove(list(range(30)))
         assert other.compact() == 30
         searcher = snapshot.searcher(transaction.connection)
-        assert searcher.search_encoded(snapshot.codes[:1], None, 1, mode="bcs").ids == [[0]]
+        assert searcher.search_encoded(
+            snapshot.codes[:1], None, SearchOptions(1, mode="bcs")
+        ).ids == [[0]]
         with pytest.raises(IndexStoreError, match="missing"):
             Snapshot(index.store, transaction)
     assert index.ids().tolist() == list(range(30, 40))

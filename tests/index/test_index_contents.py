@@ -16,6 +16,7 @@ from hashlens.errors import ImageError, IndexStoreError, InvalidInputError
 from hashlens.index import writing
 from hashlens.index.files import content_digest
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 HOSTILE = [
     "plain",
@@ -243,7 +244,7 @@ def test_exports_hold_the_living_images(index: HashIndex, tmp_path: Path) -> Non
         distances, found = flat.search(codes, 1)
         assert flat.ntotal == len(ids)
         assert (distances == 0).all()
-        expected = index.search_encoded(codes, None, 1, mode="bcs").ids
+        expected = index.search_encoded(codes, None, SearchOptions(1, mode="bcs")).ids
         np.testing.assert_array_equal(found, expected)
         table = parquet.read_table(out.with_suffix(".parquet")).to_pylist()
         assert [row["id"] for row in table] == ids.tolist()
@@ -352,7 +353,7 @@ def test_an_export_into_a_missing_folder_is_one_line(
 def test_an_empty_index_answers(index: HashIndex) -> None:
     codes, features = np.zeros((2, 6), np.uint8), np.zeros((2, 36), np.float32)
     for mode in ("hds", "bcs", "es"):
-        assert index.search_hits(codes, features, 5, mode=mode) == [[], []]
+        assert index.search_hits(codes, features, SearchOptions(5, mode=mode)) == [[], []]
     assert (index.search([]), index.duplicates(3).groups, index.compact()) == ([], [], 0)
     assert index.verify() == []
     assert index.add([]).ids.tolist() == []

@@ -17,6 +17,7 @@ from pixel_encoder import PixelEncoder
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index import layout
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 COUNT = 40
 FILES = ("index.sqlite", "codes.1", "features.1", "ids.1", "head")
@@ -53,7 +54,9 @@ def _answers(path: Path) -> Any:
     with HashIndex.open(path, read_only=True) as index:
         _, codes, features = index.encoded()
         found = [
-            index.search_encoded(codes, features.astype(np.float32), 5, mode=mode).ids.tolist()
+            index.search_encoded(
+                codes, features.astype(np.float32), SearchOptions(5, mode=mode)
+            ).ids.tolist()
             for mode in ("hds", "bcs", "es")
         ]
         return found, index.records(), bytes(codes), bytes(features), index.info().fingerprint

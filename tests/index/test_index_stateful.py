@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hashlens.index.hash_index import HashIndex
+from hashlens.types import SearchOptions
 
 BITS, WIDTH = 12, 3
 LABELS = st.sampled_from(["cat", "dog", "naïve \"quoted'", None])
@@ -122,8 +123,11 @@ class IndexMachine(RuleBasedStateMachine):
         codes, features = np.array([_code(query[0])], np.uint8), np.array([query[1]], np.float32)
         for index in (self.index, self.reader):
             hits = index.search_hits(
-                codes, features, k, mode=mode, radius=radius, pool=pool, where=where,
-                exclude=np.array([exclude]),
+                codes, features,
+                SearchOptions(
+                    k, mode=mode, radius=radius, pool=pool, where=where,
+                    exclude=np.array([exclude]),
+                ),
             )[0]  # fmt: skip
             assert [hit.id for hit in hits] == expected
             for hit in hits:

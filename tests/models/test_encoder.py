@@ -14,7 +14,7 @@ from PIL import Image
 from hashlens.errors import ImageError, InvalidInputError, ModelError
 from hashlens.models.checkpoint import load_model
 from hashlens.models.encoder import Encoder
-from hashlens.types import Encoder as EncoderProtocol
+from hashlens.types import EncoderLike
 
 
 @pytest.fixture(params=["torch", "onnx"])
@@ -59,7 +59,7 @@ def test_codes_features_and_scores_are_those_of_the_network(
 
 def test_describes_itself(encoder: Encoder, model_dir: Path) -> None:
     config = load_model(model_dir)[1]
-    assert isinstance(encoder, EncoderProtocol)
+    assert isinstance(encoder, EncoderLike)
     assert (encoder.bits, encoder.feature_dim) == (20, 16)
     assert encoder.classes == ("cat", "dog", "eel")
     assert encoder.fingerprint == config.fingerprint

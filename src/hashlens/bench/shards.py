@@ -18,8 +18,7 @@ from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_cata
 from hashlens.distributed.replicas import merge
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.index.hash_index import HashIndex
-from hashlens.index.ranking import SearchTrace
-from hashlens.types import Codes, Features, SearchResult
+from hashlens.types import Codes, Features, SearchOptions, SearchResult, SearchTrace
 
 CODE_BYTES = 8
 POOL = 200
@@ -315,7 +314,7 @@ def _stages(index: ShardedIndex, code: Codes, feature: Features) -> tuple[float,
     """Seconds of a query's stages, and processor seconds of this process."""
     trace = SearchTrace()
     began, busy = time.perf_counter(), time.process_time()
-    index.search_hits(code, feature, RESULTS, pool=POOL, trace=trace)
+    index.search_hits(code, feature, SearchOptions(RESULTS, pool=POOL), trace)
     busy, whole = time.process_time() - busy, time.perf_counter() - began
     return trace.coarse, trace.fine, whole - trace.coarse - trace.fine, busy
 

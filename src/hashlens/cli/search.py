@@ -51,7 +51,7 @@ def search_command(
         raise typer.BadParameter(f"--mode: expected one of {', '.join(_MODES)}, got {mode!r}")
     if mode == "es" and radius is not None:
         raise typer.BadParameter("--radius goes with --mode hds or bcs")
-    from hashlens.index.ranking import SearchTrace
+    from hashlens.types import SearchTrace
 
     limit = parse_radius(radius)
     conditions = parse_where(where)
@@ -61,7 +61,9 @@ def search_command(
     with open_index(index, model, encode=encode, read_only=True, shards=True) as opened:
         if limit == "proposed":
             limit = stored_radius(cast("Encoder", opened.encoder), model or opened.model)
-        found = opened.search(queries, k, cast("Mode", mode), limit, conditions, trace=trace)
+        found = opened.search(
+            queries, k, mode=cast("Mode", mode), radius=limit, where=conditions, trace=trace
+        )
         missing = sorted(set(trace.missing))
         if missing and require_all:
             raise IndexStoreError(f"{index}: no answer from {', '.join(missing)}")

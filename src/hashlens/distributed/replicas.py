@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from hashlens.errors import InvalidInputError
 from hashlens.index.features import distances_to_rows
 from hashlens.index.hash_index import HashIndex, Record
 from hashlens.machine import own_memory
-from hashlens.types import Codes, Features, Ids, Mode, SearchResult
+from hashlens.types import Codes, Features, Ids, SearchOptions, SearchResult
 
 
 class ShardServer:
@@ -32,7 +32,8 @@ class ShardServer:
         # maps the arrays and loads the kernels, which is no part of the first query's time
         code = np.zeros((1, code_bytes(self._index.bits)), np.uint8)
         feature = np.zeros((1, self._index.feature_dim), np.float32)
-        self._index.search_encoded(code, feature, 1, mode="hds" if feature.size else "bcs")
+        options = SearchOptions(1, mode="hds" if feature.size else "bcs")
+        self._index.search_encoded(code, feature, options)
 
     @property
     def _shard(self) -> Shard:
@@ -49,31 +50,21 @@ class ShardServer:
         return len(ids), max(known, int(ids.max(initial=-1)) + 1)
 
     def search(
-        self,
-        codes: Codes,
-        features: Features | None,
-        k: int,
-        mode: Mode,
-        radius: int | None,
-        where: Mapping[str, Any] | None,
-        exclude: Ids | None,
-        pool: int | None,
+        self, codes: Codes, features: Features | None, options: SearchOptions
     ) -> SearchResult:
-        """``search_encoded`` of this shard, in ids of the whole."""
+        """``search_encoded`` of this shard, with the ids of the sharded index."""
         shard = self._shard
-        left_out = None if exclude is None else shard.to_local(exclude)
-        more = k
+        if options.exclude is not None:
+            options = replace(options, exclude=shard.to_local(options.exclude))
+        wanted = options
         while True:
-            found = self._index.search_encoded(
-                codes, features, more, mode=mode, radius=radius, where=where, exclude=left_out,
-                pool=pool,
-            )  # fmt: skip
+            found = self._index.search_encoded(codes, features, wanted)
             result = SearchResult(shard.to_global(found.ids), found.distances)
             # images committed here that the catalogue does not know yet must not take places
             unknown = int(((found.ids >= 0) & (result.ids < 0)).sum(axis=1).max(initial=0))
-            if more >= k + unknown:
+            if wanted.k >= options.k + unknown:
                 return result
-            more = k + unknown
+            wanted = replace(options, k=options.k + unknown)
 
     def rank(self, features: Features, pools: Ids, k: int) -> SearchResult:
         """Euclidean distances of each query to its pool's images in this shard, nearest first."""

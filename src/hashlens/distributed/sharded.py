@@ -23,8 +23,18 @@ from hashlens.distributed.cluster import connect
 from hashlens.distributed.replicas import Answers, Replicas, merge
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import AddReport, HashIndex, Hit, IndexInfo, Record
-from hashlens.index.ranking import SearchTrace, default_pool
-from hashlens.types import Codes, Encoder, Features, Ids, ImageInput, Mode, SearchResult, Skipped
+from hashlens.types import (
+    Codes,
+    EncoderLike,
+    Features,
+    Ids,
+    ImageInput,
+    Mode,
+    SearchOptions,
+    SearchResult,
+    SearchTrace,
+    Skipped,
+)
 
 
 class ShardedResult(SearchResult):
@@ -56,7 +66,7 @@ class ShardedSearcher:
         replicas: Replicas,
         *,
         require_all: bool = False,
-        encoder: Encoder | None = None,
+        encoder: EncoderLike | None = None,
     ) -> None:
         self.path = folder
         self.encoder = encoder
@@ -94,83 +104,47 @@ class ShardedSearcher:
         return self._catalogue.model
 
     def search_encoded(
-        self,
-        codes: Codes,
-        features: Features | None,
-        k: int,
-        *,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        exclude: Ids | None = None,
-        pool: int | None = None,
+        self, codes: Codes, features: Features | None, options: SearchOptions
     ) -> ShardedResult:
         """Search with encoded queries; see :class:`hashlens.types.Searcher`."""
-        return self._search(codes, features, k, mode, radius, where, exclude, pool, SearchTrace())
+        return self._search(codes, features, options, SearchTrace())
 
     def _search(
-        self,
-        codes: Codes,
-        features: Features | None,
-        k: int,
-        mode: Mode,
-        radius: int | None,
-        where: Mapping[str, Any] | None,
-        exclude: Ids | None,
-        pool: int | None,
-        trace: SearchTrace,
-    ) -> ShardedResult:
-        result = self._find(codes, features, k, mode, radius, where, exclude, pool, trace)
-        trace.missing += result.missing
-        return result
-
-    def _find(
-        self,
-        codes: Codes,
-        features: Features | None,
-        k: int,
-        mode: Mode,
-        radius: int | None,
-        where: Mapping[str, Any] | None,
-        exclude: Ids | None,
-        pool: int | None,
-        trace: SearchTrace,
+        self, codes: Codes, features: Features | None, options: SearchOptions, trace: SearchTrace
     ) -> ShardedResult:
         codes = check_codes(codes, "query codes")
         if codes.shape[1] != code_bytes(self.bits):
             raise InvalidInputError(
-                f"query codes: expected {code_bytes(self.bits)} bytes a code ({self.bits} bits), "
+                f"query codes: expected {code_bytes(self.bits)} bytes per code ({self.bits} bits), "
                 f"got {codes.shape[1]}"
             )
-        if mode == "hds" and radius is None and features is not None and k >= 1:
-            return self._coarse_to_fine(codes, features, k, where, exclude, pool, trace)
-        started = time.perf_counter()
-        call = ("search", codes, features, k, mode, radius, where, exclude, pool)
-        found, missing = self._gather(dict.fromkeys(range(len(self.shards)), call))
-        trace.coarse += time.perf_counter() - started
-        return self._result(merge(found, k), missing)
+        if options.mode == "hds" and options.radius is None and features is not None:
+            result = self._coarse_to_fine(codes, features, options, trace)
+        else:
+            started = time.perf_counter()
+            call = ("search", codes, features, options)
+            found, missing = self._gather(dict.fromkeys(range(len(self.shards)), call))
+            trace.coarse += time.perf_counter() - started
+            result = self._result(merge(found, options.k), missing)
+        trace.missing += result.missing
+        return result
 
     def _coarse_to_fine(
-        self,
-        codes: Codes,
-        features: Features,
-        k: int,
-        where: Mapping[str, Any] | None,
-        exclude: Ids | None,
-        pool: int | None,
-        trace: SearchTrace,
+        self, codes: Codes, features: Features, options: SearchOptions, trace: SearchTrace
     ) -> ShardedResult:
         started = time.perf_counter()
-        spare = 0 if exclude is None else 1
-        size = (pool or default_pool(k)) + spare
-        coarse = ("search", codes, None, size, "bcs", None, where, None, None)
-        found, missing = self._gather(dict.fromkeys(range(len(self.shards)), coarse))
+        k, exclude = options.k, options.exclude
+        # One more than asked for, so that leaving one out leaves enough.
+        size = options.pool_size + (exclude is not None)
+        coarse = SearchOptions(size, mode="bcs", where=options.where)
+        call: tuple[Any, ...] = ("search", codes, None, coarse)
+        found, missing = self._gather(dict.fromkeys(range(len(self.shards)), call))
         pools = merge(found, size).ids
         trace.pools += (pools >= 0).sum(axis=1).tolist()
         trace.coarse += time.perf_counter() - started
         started = time.perf_counter()
         if exclude is not None:
-            pools = np.where(pools == np.asarray(exclude)[:, None], -1, pools)
+            pools = np.where(pools == exclude[:, None], -1, pools)
         holders = self._holders(pools)
         call = ("rank", np.ascontiguousarray(features, np.float32), pools, k)
         ranked, late = self._gather(dict.fromkeys(holders, call))
@@ -333,36 +307,20 @@ class ShardedReader(ShardedSearcher):
                 code, feature = self._require_encoder().encode([one])
             codes.append(code)
             features.append(feature.astype(np.float32))
-        hits = self.search_hits(
-            np.concatenate(codes),
-            np.concatenate(features),
-            k,
-            mode=mode,
-            radius=radius,
-            where=where,
-            pool=pool,
-            trace=trace,
-        )
+        options = SearchOptions(k, mode=mode, radius=radius, where=where, pool=pool)
+        hits = self.search_hits(np.concatenate(codes), np.concatenate(features), options, trace)
         return hits if isinstance(query, list) else hits[0]
 
     def search_hits(
         self,
         codes: Codes,
         features: Features | None,
-        k: int = 10,
-        *,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        exclude: Ids | None = None,
-        pool: int | None = None,
+        options: SearchOptions,
         trace: SearchTrace | None = None,
     ) -> list[list[Hit]]:
         """As ``search_encoded``, with records: a list of hits for each query."""
         trace = trace or SearchTrace()
-        found: ShardedResult = self._search(
-            codes, features, k, mode, radius, where, exclude, pool, trace
-        )
+        found = self._search(codes, features, options, trace)
         wanted = np.unique(found.ids[found.ids >= 0])
         if not len(wanted):
             return [[] for _ in codes]
@@ -374,7 +332,7 @@ class ShardedReader(ShardedSearcher):
                 if i in described:
                     stored, record = described[i]
                     hamming = int(np.bitwise_count(stored ^ code).sum())
-                    euclidean = None if mode == "bcs" else float(distance)
+                    euclidean = None if options.mode == "bcs" else float(distance)
                     of_query.append(Hit(*record, hamming, euclidean))
             hits.append(of_query)
         return hits
@@ -410,7 +368,7 @@ class ShardedReader(ShardedSearcher):
             raise InvalidInputError(f"id {unknown}: no such image in the index")
         return calls
 
-    def _require_encoder(self) -> Encoder:
+    def _require_encoder(self) -> EncoderLike:
         if self.encoder is None:
             raise IndexStoreError(
                 f"{self.path}: opened without an encoder; give one to ShardedIndex.open"
@@ -432,7 +390,7 @@ class ShardedIndex(ShardedReader):
     def open(
         cls,
         path: str | Path,
-        encoder: Encoder | None = None,
+        encoder: EncoderLike | None = None,
         *,
         address: str | None = None,
         replicas: int = 1,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from hashlens.evaluation.metrics import (
     shares_label,
 )
 from hashlens.evaluation.results import EncodedSet, Evaluation, ModeScores
-from hashlens.types import MODES, Ids, Mode, Searcher
+from hashlens.types import MODES, Ids, Mode, Searcher, SearchOptions
 
 _TIMED_QUERIES, _TIMED_K, _TIMED_SECONDS = 100, 10, 10.0
 
@@ -67,26 +67,17 @@ class Trial:
         Its ids are rows of ``database``.
     database, queries : EncodedSet
         What is searched, and with what.
-    mode : {"hds", "bcs", "es"}
-        How.
+    options : SearchOptions
+        How; ``exclude`` holds a row of the database for each query.
     bits : int
         Length of a code.
-    radius : int or None
-        Hamming radius of ``hds`` and ``bcs``.
-    pool : int or None
-        Size of the pool of ``hds`` without radius, for searchers that take one.
-    exclude : ndarray of shape (q,), int64, or None
-        A row of the database a query that is left out of its results (-1: none).
     """
 
     searcher: Searcher
     database: EncodedSet
     queries: EncodedSet
-    mode: Mode
+    options: SearchOptions
     bits: int
-    radius: int | None = None
-    pool: int | None = None
-    exclude: Ids | None = None
 
     def ranked(self, rows: slice, k: int = CUTOFF + 1) -> Ranked:
         """Results of some queries; the searcher says which, distances computed here say where."""
@@ -110,8 +101,8 @@ class Trial:
         For ``bcs`` they are those of the whole database, at Hamming distances 0, 1, ..., bits,
         whatever the radius.
         """
-        if self.mode == "bcs":
-            queries = self.queries.rows(rows)
+        if self.options.mode == "bcs":
+            queries, exclude = self.queries.rows(rows), self.options.exclude
             return Counts(
                 *counts_by_distance(
                     self.database.codes,
@@ -119,7 +110,7 @@ class Trial:
                     self.database.labels,
                     queries.labels,
                     bits=self.bits,
-                    exclude=None if self.exclude is None else self.exclude[rows],
+                    exclude=None if exclude is None else exclude[rows],
                 )
             )
         counts = _runs(ranked)
@@ -143,25 +134,16 @@ class Trial:
 
     def _search(self, rows: slice, k: int) -> Ids:
         queries = self.queries.rows(rows)
-        # Without a fixed pool a searcher may choose another one for another k.
-        pinned = self.pool is not None and self.mode == "hds"
-        pool: dict[str, Any] = {"pool": self.pool} if pinned else {}
-        return self.searcher.search_encoded(
-            queries.codes,
-            queries.features,
-            k,
-            mode=self.mode,
-            radius=None if self.mode == "es" else self.radius,
-            exclude=None if self.exclude is None else self.exclude[rows],
-            **pool,
-        ).ids
+        exclude = self.options.exclude
+        options = replace(self.options, k=k, exclude=None if exclude is None else exclude[rows])
+        return self.searcher.search_encoded(queries.codes, queries.features, options).ids
 
     def _distances(self, queries: EncodedSet, row: int, ids: Ids) -> NDArray[np.float32]:
-        if self.mode == "bcs":
+        if self.options.mode == "bcs":
             return hamming_distances(self.database.codes, queries.codes[row], ids)
         if self.database.features is None or queries.features is None:
             raise InvalidInputError(
-                f"{self.mode} needs features of database and queries; score bcs without them"
+                f"{self.options.mode} needs features of database and queries; score bcs without"
             )
         return euclidean_distances(self.database.features, queries.features[row], ids)
 
@@ -227,8 +209,8 @@ def evaluate(
     radius : int, optional
         Hamming radius of ``hds`` and ``bcs``.
     pool : int, optional
-        Size of the pool of ``hds`` without radius, for searchers that take one; recommended, as
-        a searcher may choose another pool for another k.
+        Size of the pool of ``hds`` without radius; recommended, because the default pool depends
+        on k.
     exclude : ndarray of shape (q,), int64, optional
         A row of the database a query that is left out of its results (-1: none), for queries
         that are themselves in the database.
@@ -249,7 +231,19 @@ def evaluate(
     _check(searcher, database, queries, exclude)
     scores = {
         mode: _evaluate_mode(
-            Trial(searcher, database, queries, mode, bits, radius, pool, exclude), progress
+            Trial(
+                searcher,
+                database,
+                queries,
+                SearchOptions(
+                    mode=mode,
+                    radius=None if mode == "es" else radius,
+                    pool=pool,
+                    exclude=exclude,
+                ),
+                bits,
+            ),
+            progress,
         )
         for mode in modes
     }
@@ -293,24 +287,24 @@ def _check(
 
 
 def _evaluate_mode(trial: Trial, progress: bool) -> ModeScores:
-    count = len(trial.queries)
+    count, mode, radius = len(trial.queries), trial.options.mode, trial.options.radius
     precision, average, expected = np.zeros(CUTOFF), np.zeros(count), np.zeros(count)
     nearest = np.full((count, _SHOWN), -1, dtype=np.int64)
     distances = np.full((count, _SHOWN), np.inf, dtype=np.float32)
     more: dict[str, list[Scores]] = {}
     console = Console(stderr=True)
     steps = range(0, count, _BLOCK)
-    for start in track(steps, f"search {trial.mode}", console=console, disable=not progress):
+    for start in track(steps, f"search {mode}", console=console, disable=not progress):
         rows = slice(start, min(start + _BLOCK, count))
         ranked = trial.ranked(rows)
         counts = trial.counts(rows, ranked)
         first = ranked.relevant[:, :CUTOFF]
         precision += precision_at_k(first, range(1, CUTOFF + 1)).sum(axis=0)
         average[rows] = average_precision(first)
-        if trial.mode == "bcs":
-            for name, values in _code_scores(counts, ranked, trial.radius).items():
+        if mode == "bcs":
+            for name, values in _code_scores(counts, ranked, radius).items():
                 more.setdefault(name, []).append(values)
-            counts = _within(counts, trial.radius)
+            counts = _within(counts, radius)
         expected[rows] = expected_average_precision(*counts)
         shown = min(_SHOWN, first.shape[1])
         nearest[rows, :shown] = ranked.ids[:, :shown]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias, overload
+from typing import Any, NamedTuple, Self, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from hashlens.index import exporting, syncing, verifying, writing
 from hashlens.index.duplicates import DuplicateGroups, find_duplicates
 from hashlens.index.files import file_state
 from hashlens.index.layout import FEATURE_TYPES, FORMAT_VERSION, Meta
-from hashlens.index.ranking import SearchTrace
 from hashlens.index.rows import (
     Hit,
     Metadata,
@@ -45,7 +44,17 @@ from hashlens.index.snapshot import (
 from hashlens.index.store import Store, Transaction
 from hashlens.index.syncing import SyncReport
 from hashlens.index.writing import AddReport
-from hashlens.types import Codes, Encoder, Features, Ids, ImageInput, Mode, SearchResult
+from hashlens.types import (
+    Codes,
+    EncoderLike,
+    Features,
+    Ids,
+    ImageInput,
+    Mode,
+    SearchOptions,
+    SearchResult,
+    SearchTrace,
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,9 @@ class EncodedQueries(NamedTuple):
     ids: dict[int, int]
 
 
-def encode_queries(queries: Sequence[Any], encoder: Encoder | None, path: Path) -> EncodedQueries:
+def encode_queries(
+    queries: Sequence[Any], encoder: EncoderLike | None, path: Path
+) -> EncodedQueries:
     """Encode the queries that are images.
 
     Raises
@@ -163,11 +174,11 @@ class IndexReader:
     ----------
     store : Store
         The folder.
-    encoder : Encoder, optional
+    encoder : EncoderLike, optional
         Needed to search by image.
     """
 
-    def __init__(self, store: Store, encoder: Encoder | None = None) -> None:
+    def __init__(self, store: Store, encoder: EncoderLike | None = None) -> None:
         self.store = store
         self._encoder = encoder
         self._snapshot: Snapshot | None = None
@@ -200,7 +211,7 @@ class IndexReader:
         return self.store.path
 
     @property
-    def encoder(self) -> Encoder | None:
+    def encoder(self) -> EncoderLike | None:
         """What encodes images, if it was given."""
         return self._encoder
 
@@ -356,26 +367,12 @@ class IndexSearcher(IndexReader):
 
     @overload
     def search(
-        self,
-        query: list[Query],
-        k: int = ...,
-        mode: Mode = ...,
-        radius: int | None = ...,
-        where: Mapping[str, Any] | None = ...,
-        pool: int | None = ...,
-        trace: SearchTrace | None = ...,
+        self, query: list[Query], k: int = ..., **options: Unpack[SearchKeywords]
     ) -> list[list[Hit]]: ...
 
     @overload
     def search(
-        self,
-        query: Query,
-        k: int = ...,
-        mode: Mode = ...,
-        radius: int | None = ...,
-        where: Mapping[str, Any] | None = ...,
-        pool: int | None = ...,
-        trace: SearchTrace | None = ...,
+        self, query: Query, k: int = ..., **options: Unpack[SearchKeywords]
     ) -> list[Hit]: ...
 
     def search(
@@ -417,97 +414,31 @@ class IndexSearcher(IndexReader):
         IndexStoreError
             If the index is damaged, or no encoder was given for an image.
         """
+        options = SearchOptions(k, mode=mode, radius=radius, where=where, pool=pool)
         queries = query if isinstance(query, list) else [query]
         encoded = encode_queries(queries, self._encoder, self.path)
         with self._at_last_commit() as (transaction, snapshot):
             codes, features = fill_in_ids(transaction.connection, snapshot, encoded)
-            found = self._find(
-                transaction,
-                snapshot,
-                codes,
-                features,
-                k,
-                where,
-                mode=mode,
-                radius=radius,
-                pool=pool,
-                trace=trace,
-            )
-            hits = to_hits(transaction.connection, snapshot, codes, found, euclidean=mode != "bcs")
+            hits = self._find_hits(transaction, snapshot, codes, features, options, trace)
         return hits if isinstance(query, list) else hits[0]
 
     def search_encoded(
-        self,
-        codes: Codes,
-        features: Features | None,
-        k: int,
-        *,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        exclude: Ids | None = None,
-        pool: int | None = None,
+        self, codes: Codes, features: Features | None, options: SearchOptions
     ) -> SearchResult:
-        """Search with encoded queries; see :class:`hashlens.types.Searcher`.
-
-        Parameters
-        ----------
-        codes, features, k, mode, radius, where, exclude
-            As in the protocol.
-        pool : int, optional
-            ``hds`` without radius: images that the fine search looks at.
-        """
+        """Search with encoded queries; see :class:`hashlens.types.Searcher`."""
         with self._at_last_commit() as (transaction, snapshot):
-            return self._find(
-                transaction,
-                snapshot,
-                codes,
-                features,
-                k,
-                where,
-                mode=mode,
-                radius=radius,
-                exclude=exclude,
-                pool=pool,
-            )
+            return self._find(transaction, snapshot, codes, features, options)
 
     def search_hits(
         self,
         codes: Codes,
         features: Features | None,
-        k: int = 10,
-        *,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        exclude: Ids | None = None,
-        pool: int | None = None,
+        options: SearchOptions,
         trace: SearchTrace | None = None,
     ) -> list[list[Hit]]:
-        """As ``search_encoded``, with records: a list of hits for each query, of one commit.
-
-        Parameters
-        ----------
-        codes, features, k, mode, radius, where, exclude, pool
-            As in ``search_encoded``.
-        trace : SearchTrace, optional
-            ``hds`` adds its times and pools.
-        """
+        """As ``search_encoded``, with records: a list of hits for each query, of one commit."""
         with self._at_last_commit() as (transaction, snapshot):
-            found = self._find(
-                transaction,
-                snapshot,
-                codes,
-                features,
-                k,
-                where,
-                mode=mode,
-                radius=radius,
-                exclude=exclude,
-                pool=pool,
-                trace=trace,
-            )
-            return to_hits(transaction.connection, snapshot, codes, found, euclidean=mode != "bcs")
+            return self._find_hits(transaction, snapshot, codes, features, options, trace)
 
     def histogram(
         self,
@@ -563,15 +494,37 @@ class IndexSearcher(IndexReader):
         snapshot: Snapshot,
         codes: Any,
         features: Any,
-        k: int,
-        where: Mapping[str, Any] | None,
-        **options: Any,
+        options: SearchOptions,
+        trace: SearchTrace | None = None,
     ) -> SearchResult:
-        """Search one commit; the options are those of ``ArraySearcher.search_encoded``."""
+        """Search one commit."""
         codes = check_width(codes, snapshot.meta.bits)
-        allowed = snapshot.matching(transaction.connection, where)
+        allowed = snapshot.matching(transaction.connection, options.where)
         searcher = snapshot.searcher(transaction.connection)
-        return searcher.search_encoded(codes, features, k, allowed=allowed, **options)
+        return searcher.search_encoded(codes, features, options, allowed=allowed, trace=trace)
+
+    def _find_hits(
+        self,
+        transaction: Transaction,
+        snapshot: Snapshot,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        trace: SearchTrace | None,
+    ) -> list[list[Hit]]:
+        found = self._find(transaction, snapshot, codes, features, options, trace)
+        euclidean = options.mode != "bcs"
+        return to_hits(transaction.connection, snapshot, codes, found, euclidean=euclidean)
+
+
+class SearchKeywords(TypedDict, total=False):
+    """What ``search`` takes after k."""
+
+    mode: Mode
+    radius: int | None
+    where: Mapping[str, Any] | None
+    pool: int | None
+    trace: SearchTrace | None
 
 
 __all__ = ["AddReport", "HashIndex", "Hit", "IndexInfo", "Record", "SyncReport"]
@@ -606,7 +559,7 @@ class HashIndex(IndexSearcher):
     def create(
         cls,
         path: str | Path,
-        encoder: Encoder | None = None,
+        encoder: EncoderLike | None = None,
         *,
         bits: int | None = None,
         feature_dim: int | None = None,
@@ -620,7 +573,7 @@ class HashIndex(IndexSearcher):
         ----------
         path : str or Path
             A folder that does not exist yet, or is empty.
-        encoder : Encoder, optional
+        encoder : EncoderLike, optional
             Encodes what is added and searched; gives bits, feature_dim and fingerprint.
         bits, feature_dim : int, optional
             Needed without an encoder; feature_dim 0 keeps codes alone.
@@ -660,7 +613,7 @@ class HashIndex(IndexSearcher):
 
     @classmethod
     def open(
-        cls, path: str | Path, encoder: Encoder | None = None, *, read_only: bool = False
+        cls, path: str | Path, encoder: EncoderLike | None = None, *, read_only: bool = False
     ) -> HashIndex:
         """Open an index.
 
@@ -668,7 +621,7 @@ class HashIndex(IndexSearcher):
         ----------
         path : str or Path
             The folder.
-        encoder : Encoder, optional
+        encoder : EncoderLike, optional
             Needed to add or search images rather than codes.
         read_only : bool
             Refuse changes; needed where the folder cannot be written.
@@ -881,7 +834,7 @@ class HashIndex(IndexSearcher):
         """
         return writing.compact(self.store)
 
-    def _require_encoder(self) -> Encoder:
+    def _require_encoder(self) -> EncoderLike:
         if self._encoder is None:
             raise IndexStoreError(
                 f"{self.path}: opened without an encoder; give one to HashIndex.open to add images"

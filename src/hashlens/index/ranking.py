@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +14,7 @@ from hashlens.codes.search import hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
 from hashlens.index.features import check_features, distances_to_rows, nearest_candidates
-from hashlens.types import MODES, Codes, Features, Ids, Mode, SearchResult
+from hashlens.types import Codes, Features, Ids, Mode, SearchOptions, SearchResult, SearchTrace
 
 
 class FineSearch:
@@ -94,42 +92,8 @@ class FineSearch:
         return slot_of, mask
 
 
-DEFAULT_POOL = 200
-"""Images that the fine search of ``hds`` looks at for small k, where no radius is given."""
-
-POOL_PER_RESULT = 4
-"""For k above ``DEFAULT_POOL / POOL_PER_RESULT``, the pool holds this many images a result.
-
-Both were chosen on validation images (``benchmarks/hds_pool.py``, docs/results/index.md).
-"""
-
 _NO_HAMMING = np.uint16(65535)
 _POOLS_AT_A_TIME = 64
-
-
-def default_pool(k: int) -> int:
-    """Size of the pool for k results, where neither pool nor radius is given."""
-    return max(DEFAULT_POOL, POOL_PER_RESULT * k)
-
-
-@dataclass
-class SearchTrace:
-    """What coarse-to-fine searches did; they add to it.
-
-    Attributes
-    ----------
-    coarse, fine : float
-        Seconds in each stage.
-    pools : list of int
-        Size of each query's pool.
-    missing : list of str
-        Shards that did not answer; only an index in shards has any.
-    """
-
-    coarse: float = 0.0
-    fine: float = 0.0
-    pools: list[int] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
 
 
 class ArraySearcher:
@@ -139,7 +103,8 @@ class ArraySearcher:
     --------
     >>> import numpy as np
     >>> searcher = ArraySearcher(np.array([[0], [3], [1]], np.uint8))
-    >>> searcher.search_encoded(np.array([[1]], np.uint8), None, 2, mode="bcs").ids
+    >>> options = SearchOptions(2, mode="bcs")
+    >>> searcher.search_encoded(np.array([[1]], np.uint8), None, options).ids
     array([[2, 0]])
     """
 
@@ -170,52 +135,34 @@ class ArraySearcher:
         self,
         codes: Codes,
         features: Features | None,
-        k: int,
+        options: SearchOptions,
         *,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        exclude: Ids | None = None,
-        pool: int | None = None,
         allowed: NDArray[np.bool_] | None = None,
         trace: SearchTrace | None = None,
     ) -> SearchResult:
-        """Search with q encoded queries (:class:`hashlens.types.Searcher`)."""
-        if where:
+        """Search with q encoded queries (:class:`hashlens.types.Searcher`), among allowed slots."""
+        if options.where and allowed is None:
             raise InvalidInputError("where: arrays hold no labels or metadata; use a HashIndex")
-        if mode not in MODES:
-            raise InvalidInputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
-        if k < 1 or (pool is not None and pool < 1):
-            raise InvalidInputError(f"expected k and pool of 1 or more, got k={k}, pool={pool}")
-        if radius is not None and (mode == "es" or radius < 0):
-            raise InvalidInputError(
-                f"radius: expected 0 or more, with mode hds or bcs, got {radius} with {mode}"
-            )
-        unwanted = None if exclude is None else self._slots_of(np.asarray(exclude), len(codes))
+        k, mode = options.k, options.mode
+        excluded = None if options.exclude is None else self._slots_of(options.exclude, len(codes))
         # One more than asked for, so that leaving one out leaves enough.
-        more = k if unwanted is None else k + 1
+        more = k if excluded is None else k + 1
         if mode == "bcs":
-            result = self._by_codes(codes, more, radius, allowed)
+            result = self._by_codes(codes, more, options.radius, allowed)
         else:
             fine, queries = self._fine_search(codes, features, mode)
             if mode == "hds":
-                result = self._coarse_to_fine(
-                    fine,
-                    codes,
-                    queries,
-                    self._empty_result(len(codes), k, allowed),
-                    pool=pool or default_pool(k),
-                    radius=radius,
-                    allowed=allowed,
-                    unwanted=unwanted,
-                    trace=trace or SearchTrace(),
+                result = self._empty_result(len(codes), k, allowed)
+                trace = trace or SearchTrace()
+                self._coarse_to_fine(
+                    fine, codes, queries, options, allowed, excluded, result, trace
                 )
-                unwanted = None
+                excluded = None
             else:
                 result = self._empty_result(len(codes), more, allowed)
                 fine.nearest(queries, more, allowed, result)
-        if unwanted is not None:
-            result = _without(result, unwanted, k)
+        if excluded is not None:
+            result = _without(result, excluded, k)
         return SearchResult(self.to_ids(result.ids), result.distances)
 
     def _fine_search(self, codes: Codes, features: Any, mode: Mode) -> tuple[FineSearch, Features]:
@@ -255,32 +202,30 @@ class ArraySearcher:
         fine: FineSearch,
         codes: Codes,
         features: Features,
-        result: SearchResult,
-        *,
-        pool: int,
-        radius: int | None,
+        options: SearchOptions,
         allowed: NDArray[np.bool_] | None,
-        unwanted: Ids | None,
+        excluded: Ids | None,
+        result: SearchResult,
         trace: SearchTrace,
-    ) -> SearchResult:
+    ) -> None:
+        radius, pool = options.radius, options.pool_size
         for at in range(0, len(codes), _POOLS_AT_A_TIME):
             queries = slice(at, at + _POOLS_AT_A_TIME)
             began = time.perf_counter()
             if radius is None:
-                more = pool if unwanted is None else pool + 1
+                more = pool if excluded is None else pool + 1
                 pools = list(hamming_topk(self._codes, codes[queries], more, allowed=allowed)[1])
             else:
                 found = hamming_radius(self._codes, codes[queries], radius, allowed=allowed)
                 pools = np.split(found.ids, found.offsets[1:-1])
-            if unwanted is not None:
-                pools = [p[p != one] for p, one in zip(pools, unwanted[queries], strict=True)]
+            if excluded is not None:
+                pools = [p[p != one] for p, one in zip(pools, excluded[queries], strict=True)]
                 pools = pools if radius is not None else [p[:pool] for p in pools]
             found_pools = time.perf_counter()
             fine.rank(pools, features[queries], result, at)
             trace.coarse += found_pools - began
             trace.fine += time.perf_counter() - found_pools
             trace.pools += [len(members) for members in pools]
-        return result
 
     def _empty_result(
         self, queries: int, k: int, allowed: NDArray[np.bool_] | None

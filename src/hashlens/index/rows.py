@@ -15,7 +15,7 @@ from hashlens.codes.packing import check_codes, code_bytes
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.features import check_features
 from hashlens.index.layout import Meta
-from hashlens.types import Codes, Encoder, Ids
+from hashlens.types import Codes, EncoderLike, Ids
 
 Metadata = Mapping[str, Any]
 
@@ -178,7 +178,7 @@ def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
             raise InvalidInputError(f"{name}: expected {count}, one an image, got {len(values)}")
 
 
-def require_same_model(path: Path, meta: Meta, encoder: Encoder) -> None:
+def require_same_model(path: Path, meta: Meta, encoder: EncoderLike) -> None:
     """Raise ``IndexStoreError`` if the encoder is not the one whose codes the index holds."""
     if (encoder.bits, encoder.feature_dim) != (meta.bits, meta.feature_dim):
         raise IndexStoreError(

@@ -19,7 +19,7 @@ from hashlens.index.layout import Meta
 from hashlens.index.rows import check_encoded, check_lengths, load_text, store_text
 from hashlens.index.store import Store
 from hashlens.index.writing import commits, store_label
-from hashlens.types import EncodedBatch, Encoder, Skipped
+from hashlens.types import EncodedBatch, EncoderLike, Skipped
 
 
 class SyncReport(NamedTuple):
@@ -69,7 +69,7 @@ class _Plan:
 
 def sync_folder(
     store: Store,
-    encoder: Encoder,
+    encoder: EncoderLike,
     folder: Path,
     paths: Sequence[Path],
     labels: Sequence[Any] | None,
@@ -169,7 +169,7 @@ def _is_row(uri: str) -> bool:
 
 def _encode(
     store: Store,
-    encoder: Encoder,
+    encoder: EncoderLike,
     jobs: Sequence[_Job],
     progress: Callable[[int, int], None] | None,
     strict: bool,

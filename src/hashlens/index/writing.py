@@ -34,7 +34,7 @@ from hashlens.index.rows import (
     store_text,
 )
 from hashlens.index.store import Store, sync_folder
-from hashlens.types import Codes, EncodedBatch, Encoder, Ids, ImageInput, Skipped
+from hashlens.types import Codes, EncodedBatch, EncoderLike, Ids, ImageInput, Skipped
 
 _INSERT = "INSERT INTO images VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?)"
 _CONTENT = "uri, label, metadata, size, mtime_ns, digest"
@@ -186,7 +186,7 @@ class AddReport(NamedTuple):
 
 def add_images(
     store: Store,
-    encoder: Encoder,
+    encoder: EncoderLike,
     images: Iterable[ImageInput],
     labels: Sequence[Any] | None,
     metadata: Sequence[Metadata | None] | None,

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.index.ranking import SearchTrace
 from hashlens.service.batching import BatchQueue, Slots
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
@@ -43,7 +42,7 @@ from hashlens.service.schemas import (
 )
 from hashlens.service.thumbnails import Thumbnail, Thumbnails
 from hashlens.service.uploads import UploadStore, decode_upload
-from hashlens.types import MODES, Codes, Features, Mode
+from hashlens.types import MODES, Codes, Features, Mode, SearchOptions, SearchTrace
 
 if TYPE_CHECKING:
     from hashlens.index.hash_index import HashIndex, Record
@@ -120,16 +119,16 @@ def _search(
         counts = index.histogram(code, where, exclude)
     trace = SearchTrace()
     began = time.perf_counter()
-    hits = index.search_hits(
-        code[None],
-        None if features is None else features[None],
+    options = SearchOptions(
         settings.k,
         mode=mode,
         radius=radius,
         where=where,
         exclude=None if exclude is None else np.array([exclude]),
-        trace=trace,
-    )[0]
+    )
+    (hits,) = index.search_hits(
+        code[None], None if features is None else features[None], options, trace
+    )
     elapsed = time.perf_counter() - began
     ids = [hit.id for hit in hits]
     try:

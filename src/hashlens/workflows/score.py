@@ -21,13 +21,13 @@ from hashlens.errors import SourceError
 from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, Labels, shares_label
 from hashlens.evaluation.results import EncodedSet, Evaluation
 from hashlens.evaluation.scoring import evaluate, top_class_error
-from hashlens.index.ranking import ArraySearcher, default_pool
+from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import EncodedImages, Encoder, encode_source
 from hashlens.report.page import Report
 from hashlens.report.plot import Curve, plot_curves, save_figure
 from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
 from hashlens.report.table import Cell, Table
-from hashlens.types import Ids, Mode, Searcher, Skipped
+from hashlens.types import Ids, Mode, Searcher, Skipped, default_pool
 
 
 class Named(NamedTuple):
