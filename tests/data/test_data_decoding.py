@@ -124,10 +124,10 @@ def test_an_error_of_the_stream_reaches_the_caller() -> None:
 
 
 def test_progress_ends_at_the_total(class_folder: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    decode_source(open_source(class_folder), SMALL, progress=lambda *call: calls.append(call))
-    assert calls == sorted(calls)
-    assert calls[-1] == (36, 36)
+    done: list[int] = []
+    decode_source(open_source(class_folder), SMALL, progress=done.append)
+    assert min(done) > 0
+    assert sum(done) == 36
 
 
 def test_streams_and_sources_give_the_same_pixels(class_folder: Path) -> None:

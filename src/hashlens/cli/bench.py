@@ -74,12 +74,12 @@ def encode_command(
     from hashlens.bench.encode import measure_encoding
     from hashlens.data.opening import open_source
     from hashlens.models.encoder import Encoder
-    from hashlens.report.progress import progress_bar
+    from hashlens.report.progress import ProgressBar
 
     source = open_source(data)
     encoders = {str(path): Encoder.load(path) for path in models}
     batches = -(-min(images, len(source)) // batch_size)
-    with progress_bar("batches", rounds * batches) as done:
+    with ProgressBar("batches", rounds * batches) as done:
         speed = measure_encoding(
             encoders, source, n_images=images, batch_size=batch_size, rounds=rounds, progress=done
         )

@@ -14,7 +14,7 @@ import typer
 from hashlens.cli.opening import open_images, open_index, parse_metadata, show_skipped, skipped_json
 from hashlens.cli.search import printable, save_picture
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.report.progress import progress_bar
+from hashlens.report.progress import ProgressBar
 
 if TYPE_CHECKING:
     from hashlens.index.hash_index import HashIndex
@@ -123,7 +123,7 @@ def _add(
         if uri not in known:
             new.append(place)
             known.add(uri)
-    with progress_bar("adding", len(new)) as progress:
+    with ProgressBar("adding", len(new)) as progress:
         report = index.add(
             [uris[place] for place in new],
             [labels[place] for place in new],
@@ -162,7 +162,7 @@ def sync_command(
 
     root = Path(os.path.abspath(folder.expanduser()))
     paths = list_images(root)
-    with open_index(index, model, encode=True) as opened, progress_bar("encoding", None) as bar:
+    with open_index(index, model, encode=True) as opened, ProgressBar("encoding", None) as bar:
         done = 0
 
         def progress(now: int, total: int) -> None:
@@ -202,7 +202,7 @@ def create_in_shards(
     from hashlens.types import Skipped
 
     images = open_images(source)
-    with progress_bar("encoding", len(images.uris)) as progress:
+    with ProgressBar("encoding", len(images.uris)) as progress:
         catalogue = create_sharded(
             index, model, images, shards=shards, address=address, progress=progress
         )
@@ -304,7 +304,7 @@ def verify_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     """
     with open_index(index, read_only=True) as opened:
         info = opened.info()
-        with progress_bar("reading", 3 * (info.images + info.removed)) as progress:
+        with ProgressBar("reading", 3 * (info.images + info.removed)) as progress:
             damage = opened.verify(progress)
     result = {"index": str(index), "intact": not damage, "damage": damage}
     tell(result, "\n".join(damage) or f"{index}: intact, {info.images} images", as_json)
@@ -340,7 +340,7 @@ def duplicates_command(
     Example: hashlens index duplicates shop.idx --radius 2 --sheet twins.png
     """
     with open_index(index, read_only=True) as opened:
-        with progress_bar("pairs found", None) as progress:
+        with ProgressBar("pairs found", None) as progress:
             found = opened.duplicates(radius, progress=progress)
         groups = [opened.records(group) for group in found.groups]
     if sheet is not None:

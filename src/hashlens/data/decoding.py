@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +17,6 @@ from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError
 from hashlens.types import ImageInput, Skipped
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
 
 _CHUNK = 32  # images a thread takes at once
 _BATCHES_AHEAD = 2
@@ -56,9 +53,12 @@ def decode_source(
     *,
     strict: bool = False,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> DecodedImages:
-    """Decode a source, or some rows of it, into one array."""
+    """Decode a source, or some rows of it, into one array.
+
+    ``progress`` is called with the number of images done since the last call.
+    """
     chosen = source if rows is None else source.subset(rows)
     hint, total = preprocessing.size_hint, len(chosen)
     side, channels = preprocessing.size, preprocessing.channels
@@ -83,7 +83,7 @@ def decode_source(
         ):
             skipped += part
             if progress is not None:
-                progress(min(start + _CHUNK, total), total)
+                progress(min(_CHUNK, total - start))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return _without(pixels, skipped)

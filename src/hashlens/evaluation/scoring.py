@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from hashlens.errors import InvalidInputError
 from hashlens.evaluation.metrics import (
@@ -28,6 +26,7 @@ from hashlens.evaluation.metrics import (
     shares_label,
 )
 from hashlens.evaluation.results import EncodedSet, Evaluation, ModeScores
+from hashlens.report.progress import ProgressBar
 from hashlens.types import MODES, Ids, Mode, Searcher, SearchOptions
 
 _TIMED_QUERIES, _TIMED_K, _TIMED_SECONDS = 100, 10, 10.0
@@ -292,9 +291,8 @@ def _evaluate_mode(trial: Trial, progress: bool) -> ModeScores:
     nearest = np.full((count, _SHOWN), -1, dtype=np.int64)
     distances = np.full((count, _SHOWN), np.inf, dtype=np.float32)
     more: dict[str, list[Scores]] = {}
-    console = Console(stderr=True)
-    steps = range(0, count, _BLOCK)
-    for start in track(steps, f"search {mode}", console=console, disable=not progress):
+    bar = ProgressBar(f"search {mode}", count, hidden=not progress)
+    for start in range(0, count, _BLOCK):
         rows = slice(start, min(start + _BLOCK, count))
         ranked = trial.ranked(rows)
         counts = trial.counts(rows, ranked)
@@ -309,6 +307,8 @@ def _evaluate_mode(trial: Trial, progress: bool) -> ModeScores:
         shown = min(_SHOWN, first.shape[1])
         nearest[rows, :shown] = ranked.ids[:, :shown]
         distances[rows, :shown] = ranked.distances[:, :shown]
+        bar(len(first))
+    bar.close()
     return ModeScores(
         float(average.mean()),
         float(expected.mean()),

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from rich.console import Console
-from rich.progress import track
 
 from hashlens.data.image import decode
 from hashlens.data.labels import split_validation
@@ -28,6 +27,7 @@ from hashlens.paper.published import printed_figure
 from hashlens.paper.run import Products, ResultStore
 from hashlens.report.page import Report
 from hashlens.report.plot import Curve, plot_curves, save_figure
+from hashlens.report.progress import ProgressBar
 from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
 from hashlens.report.table import Cell, Table
 from hashlens.types import MODES, EncodedBatch, Features, Ids
@@ -249,10 +249,12 @@ class ProductsRun:
         rows = range(len(self.collection), len(grown))
         if not len(rows):
             return []
-        images = track(
-            (grown.load(row) for row in rows), "encode copies", len(rows), console=self.console
-        )
-        return list(encoder.encode_batches(images, strict=True))
+        found = []
+        with ProgressBar("encode copies", len(rows), unit="images", console=self.console) as bar:
+            for batch in encoder.encode_batches(map(grown.load, rows), strict=True):
+                found.append(batch)
+                bar(len(batch.codes))
+        return found
 
     def _search(
         self, whole: EncodedSet, bits: int, *, plain: bool = False

@@ -17,12 +17,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import Preprocessing
@@ -32,6 +31,7 @@ from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.encoder import Encoder
 from hashlens.paper.gist import gist
 from hashlens.paper.published import OURS
+from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
 from hashlens.types import Features
 from hashlens.workflows.score import encode
@@ -86,7 +86,7 @@ class Piece:
     title: str
     hub: str
     size: int
-    channels: int
+    channels: Literal[1, 3]
     features: str
     methods: tuple[str, ...]
     bits: tuple[int, ...]
@@ -245,7 +245,7 @@ KINDS = ("pixels", "gist")
 
 
 def read_features(
-    kind: str, images: Source, size: int, channels: int, cache: Path, console: Console
+    kind: str, images: Source, size: int, channels: Literal[1, 3], cache: Path, console: Console
 ) -> Features:
     """Features of all images, shape (n, d), float32."""
     if kind not in KINDS:
@@ -254,43 +254,23 @@ def read_features(
                 f"features: expected {', '.join(KINDS)}, or a model's folder, got {kind!r}"
             )
         return encode(Encoder.load(kind), images, strict=True, progress=True).features
-    with _bar(console) as bar:
-        task = bar.add_task("decoding", total=len(images))
-        pixels = decode_source(
-            images,
-            Preprocessing(size, 3 if channels == 3 else 1, *_unit(channels)),
-            strict=True,
-            progress=lambda done, _: bar.update(task, completed=done),
-        ).pixels
-        if kind == "pixels":
-            return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
-        digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
-        kept = cache / f"gist-{digest}.npy"
-        if kept.is_file():
-            found: NDArray[np.float32] = np.load(kept)
-            return found
-        task = bar.add_task("GIST", total=len(images))
-        found = gist(pixels, progress=lambda count: bar.advance(task, count))
+    unit = Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
+    with ProgressBar("decoding", len(images), console=console) as bar:
+        pixels = decode_source(images, unit, strict=True, progress=bar).pixels
+    if kind == "pixels":
+        return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+    kept = cache / f"gist-{digest}.npy"
+    if kept.is_file():
+        found: NDArray[np.float32] = np.load(kept)
+        return found
+    with ProgressBar("GIST", len(images), console=console) as bar:
+        found = gist(pixels, progress=bar)
     cache.mkdir(parents=True, exist_ok=True)
     aside = kept.with_suffix(".part.npy")
     np.save(aside, found)
     aside.replace(kept)
     return found
-
-
-def _unit(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return (0.0,) * channels, (1.0,) * channels
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
 
 
 OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}

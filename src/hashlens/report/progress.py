@@ -1,38 +1,73 @@
-"""Progress of long work on standard error: a bar with rate and time left."""
+"""Progress of long work on standard error: a bar with its rate and the time left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-
-@contextmanager
-def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar; gives a function to call with the number done since the last call."""
+if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.0f}/s")
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda done: shown.advance(task, done)
+class ProgressBar:
+    """A bar for ``total`` steps (None: not known), shown from now until it is closed.
+
+    It is a context manager, and a callable that takes the number of steps done since the last
+    call. ``done`` steps are filled at the start. The rate counts ``per_step`` units in each step.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        *,
+        done: int = 0,
+        unit: str = "",
+        console: Console | None = None,
+        hidden: bool = False,
+    ) -> None:
+        from rich import progress
+        from rich.console import Console
+        from rich.text import Text
+
+        self.per_step = 1
+        bar = self
+
+        class Rate(progress.ProgressColumn):
+            def render(self, task: progress.Task) -> Text:
+                speed = bar.per_step * (task.finished_speed or task.speed or 0)
+                return Text(f"{speed:,.0f}{unit and ' '}{unit}/s" if speed else "")
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            Rate(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+            disable=hidden,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done)
+        self._bar.start()
+
+    def __call__(self, steps: int = 1) -> None:
+        self._bar.advance(self._task, steps)
+
+    def rename(self, what: str) -> None:
+        """Change the text in front of the bar."""
+        self._bar.update(self._task, description=what)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Stop drawing; the bar stays on the screen as it is."""
+        self._bar.stop()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hashlens.data.decoding import decode_source
 from hashlens.data.image import UnreadableImageError
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError, SourceError
+from hashlens.report.progress import ProgressBar
 from hashlens.training.state import read_state, write_state
 from hashlens.types import Skipped
 
@@ -158,15 +158,8 @@ def decoded_inputs(
         )
         streamed = StreamedPixels(source, rows, preprocessing, strict=strict)
         return Inputs(streamed, rows, streamed.skipped, np.full(len(rows), -1))
-    with _bar(console, "decoding") as progress:
-        task = progress.add_task("decoding", total=len(rows))
-        decoded = decode_source(
-            source,
-            preprocessing,
-            rows,
-            strict=strict,
-            progress=lambda done, total: progress.update(task, completed=done),
-        )
+    with ProgressBar("decoding", len(rows), console=console) as progress:
+        decoded = decode_source(source, preprocessing, rows, strict=strict, progress=progress)
     if len(decoded.positions) == 0:
         raise SourceError(f"{source.spec}: expected images, none of {len(rows)} could be read")
     twins = _twins(decoded.pixels)
@@ -195,8 +188,8 @@ def feature_inputs(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
     parts, readable, twins = [], [], []
-    with _bar(console, "features") as progress, torch.inference_mode():
-        task = progress.add_task("features", total=len(wanted))
+    bar = ProgressBar("features", len(wanted), console=console)
+    with bar, torch.inference_mode():
         for start in range(0, len(wanted), _CHUNK):
             pixels, good = images.gather(np.arange(start, min(start + _CHUNK, len(wanted))))
             values = torch.from_numpy(preprocessing.normalise(pixels[good].numpy()))
@@ -205,7 +198,7 @@ def feature_inputs(
                 parts.append(backbone(values).float().cpu())
             readable.append(good)
             twins += _digests(pixels[good].numpy())
-            progress.update(task, completed=start + len(pixels))
+            bar(len(pixels))
     backbone.cpu()
     if not parts:
         raise SourceError(f"{source.spec}: expected images, none of {len(wanted)} could be read")
@@ -260,17 +253,6 @@ def _digests(pixels: NDArray[np.uint8]) -> list[bytes]:
 def _numbered(digests: list[bytes]) -> NDArray[np.int64]:
     numbers: dict[bytes, int] = {}
     return np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], np.int64)
-
-
-def _bar(console: Console, what: str) -> Progress:
-    return Progress(
-        TextColumn(what),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
 
 
 DRAWS = 5

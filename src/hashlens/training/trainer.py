@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import TrainingBatches, ValidationBatches
 from hashlens.training.module import HashModule
@@ -110,59 +110,44 @@ class ShowProgress(Callback):
 
     def __init__(self, states: KeepStates, console: Console) -> None:
         self._states, self._console = states, console
-        self._progress: Progress | None = None
+        self._bar: ProgressBar | None = None
         self._printed = -math.inf
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Draw the bar, part of it filled where the run is resumed."""
         if not trainer.is_global_zero:
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} steps"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+        steps, epochs = int(trainer.num_training_batches), int(trainer.max_epochs or 1)
+        self._bar = ProgressBar(
+            "training",
+            steps * epochs,
+            done=steps * trainer.current_epoch,
+            unit="images",
             console=self._console,
         )
-        steps = int(trainer.num_training_batches)
-        epochs = int(trainer.max_epochs or 1)
-        self._task = self._progress.add_task(
-            "training", total=steps * epochs, completed=steps * trainer.current_epoch, rate=""
-        )
-        self._progress.start()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         """Move the bar."""
-        if self._progress is None:
-            return
-        speed = self._progress.tasks[self._task].speed
-        images = len(batch.rows) * trainer.world_size
-        rate = f"{speed * images:,.0f} images/s" if speed else ""
-        self._progress.update(self._task, advance=1, rate=rate)
+        if self._bar is not None:
+            self._bar.per_step = len(batch.rows) * trainer.world_size
+            self._bar()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Print the epoch's scores on a line of their own, unless epochs take no time."""
-        if self._progress is None:
+        if self._bar is None:
             return
         latest = self._states.history[-1]
-        self._progress.update(
-            self._task, description=f"epoch {latest['epoch']}/{trainer.max_epochs}"
-        )
+        self._bar.rename(f"epoch {latest['epoch']}/{trainer.max_epochs}")
         now = time.monotonic()
         if now - self._printed < _SECONDS_A_LINE and latest["epoch"] != trainer.max_epochs:
             return
         self._printed = now
-        self._progress.console.print(
+        self._bar.say(
             f"epoch {latest['epoch']}: training loss {latest['train_loss']:.4f}, validation "
             f"mAP {latest['map']:.4f}, accuracy {latest['accuracy']:.4f}, "
-            f"loss {latest['loss']:.4f}",
-            highlight=False,
-            soft_wrap=True,
+            f"loss {latest['loss']:.4f}"
         )
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -176,9 +161,9 @@ class ShowProgress(Callback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 def load_best(net: torch.nn.Module, folder: Path) -> None:

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hashlens import __version__
 from hashlens.data.image import load_image
@@ -25,6 +23,7 @@ from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import EncodedImages, Encoder, encode_source
 from hashlens.report.page import Report
 from hashlens.report.plot import Curve, plot_curves, save_figure
+from hashlens.report.progress import ProgressBar
 from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
 from hashlens.report.table import Cell, Table
 from hashlens.types import Ids, Mode, Searcher, Skipped, default_pool
@@ -268,22 +267,9 @@ def score_model(
 
 def encode(encoder: Encoder, source: Source, *, strict: bool, progress: bool) -> EncodedImages:
     """Encode a source with a progress bar on standard error."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(f"encode {source.spec}", total=len(source), rate="")
-
-        def advance(count: int) -> None:
-            bar.advance(task, count)
-            if speed := bar.tasks[task].speed:
-                bar.update(task, rate=f"{speed:,.0f} images/s")
-
-        encoded = encode_source(encoder, source, strict=strict, progress=advance)
+    what = f"encode {source.spec}"
+    with ProgressBar(what, len(source), unit="images", hidden=not progress) as bar:
+        encoded = encode_source(encoder, source, strict=strict, progress=bar)
     if not len(encoded):
         first = f", the first: {encoded.skipped[0].reason}" if encoded.skipped else ""
         raise SourceError(f"{source.spec}: none of its {len(source)} images can be read{first}")
