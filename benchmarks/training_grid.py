@@ -21,7 +21,6 @@ from rich.console import Console
 from hashlens.codes.packing import pack_bits
 from hashlens.data.opening import open_source
 from hashlens.data.source import Source
-from hashlens.evaluation.results import EncodedSet
 from hashlens.evaluation.scoring import evaluate, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.checkpoint import load_model
@@ -29,6 +28,7 @@ from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Inputs, decoded_inputs, feature_inputs
 from hashlens.training.fit import image_facts, train
 from hashlens.training.recipes import configure
+from hashlens.types import EncodedImages
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run_trial(
 
 def _encode(
     source: Source, config: TrainingConfig, model: Path, cache: Path
-) -> tuple[EncodedSet, Any]:
+) -> tuple[EncodedImages, Any]:
     """Codes, features and class scores of a source, from cached features where there are."""
     net, saved = load_model(model)
     quiet = Console(quiet=True)
@@ -133,7 +133,7 @@ def _encode(
                 output = net(torch.from_numpy(saved.preprocessing.normalise(values.numpy())))
             parts.append((output.latent >= 0, output.features, output.scores))
     bits, features, scores = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    return EncodedSet(pack_bits(bits), features, source.labels[inputs.rows]), scores
+    return EncodedImages(pack_bits(bits), features, source.labels[inputs.rows]), scores
 
 
 def main() -> None:

@@ -172,6 +172,45 @@ class EncodedBatch(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
+@dataclass(frozen=True)
+class EncodedImages:
+    """A set of encoded images, and what is known of each.
+
+    Attributes
+    ----------
+    codes : ndarray of shape (n, ceil(bits / 8)), uint8
+        Packed codes.
+    features : ndarray of shape (n, d), float32
+        d is 0 where there are none; ``hds`` and ``es`` need them.
+    labels : ndarray of shape (n,), int64, or (n, classes), bool
+        One class per image (-1: none), or many.
+    scores : ndarray of shape (n, classes), float32, or None
+        Class scores before the softmax, where the encoder has a classifier.
+    uris : tuple of str
+        Where each image came from, if it is known.
+    positions : ndarray of shape (n,), int64
+        Position of each image in its source, ascending; empty where there is no source.
+    skipped : tuple of Skipped
+        Images of the source that could not be read.
+    """
+
+    codes: Codes
+    features: Features
+    labels: NDArray[np.int64] | NDArray[np.bool_]
+    scores: NDArray[np.float32] | None = None
+    uris: tuple[str, ...] = ()
+    positions: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def rows(self, rows: slice | Ids) -> EncodedImages:
+        """Codes, features, labels and scores of some of the images."""
+        scores = None if self.scores is None else self.scores[rows]
+        return EncodedImages(self.codes[rows], self.features[rows], self.labels[rows], scores)
+
+
 @runtime_checkable
 class EncoderLike(Protocol):
     """Turns images into packed codes and features."""

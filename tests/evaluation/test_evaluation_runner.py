@@ -16,9 +16,8 @@ from hashlens.evaluation.metrics import (
     expected_average_precision,
     shares_label,
 )
-from hashlens.evaluation.results import EncodedSet
 from hashlens.evaluation.scoring import evaluate, top_class_error
-from hashlens.types import SearchResult
+from hashlens.types import EncodedImages, SearchResult
 
 BITS = 12
 
@@ -59,7 +58,7 @@ def _encoded(count, seed, classes=3):
     centres = np.random.default_rng(0).normal(size=(classes, 5))
     features = (centres[labels] + rng.normal(size=(count, 5))).astype(np.float32)
     planes = np.random.default_rng(1).normal(size=(5, BITS))
-    return EncodedSet(pack_bits(features @ planes > 0), features, labels)
+    return EncodedImages(pack_bits(features @ planes > 0), features, labels)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +146,8 @@ def test_a_tie_across_the_cutoff_is_counted_whole(queries):
     features[:990, 0] = np.linspace(0, 1, 990)
     features[990:, 0] = 5
     labels = rng.integers(0, 3, 1290)
-    database = EncodedSet(pack_bits(np.zeros((1290, BITS), bool)), features, labels)
-    one = EncodedSet(queries.codes[:1], np.zeros((1, 5), np.float32), np.array([1]))
+    database = EncodedImages(pack_bits(np.zeros((1290, BITS), bool)), features, labels)
+    one = EncodedImages(queries.codes[:1], np.zeros((1, 5), np.float32), np.array([1]))
     found = evaluate(SortingSearcher(database), database, one, bits=BITS, modes=["es"])
     sizes = [[1] * 990 + [300]]
     good = [[*(labels[:990] == 1), (labels[990:] == 1).sum()]]
@@ -261,7 +260,7 @@ def test_features_are_needed_by_all_but_bcs(database, queries):
         def search_encoded(self, codes, features, options):
             return super().search_encoded(codes, np.zeros((len(codes), 5)), options)
 
-    bare = dataclasses.replace(queries, features=None)
+    bare = dataclasses.replace(queries, features=queries.features[:, :0])
     searcher = CodesOnly(database)
     assert evaluate(searcher, database, bare, bits=BITS, modes=["bcs"]).modes["bcs"]
     with pytest.raises(InvalidInputError, match="hds needs features"):

@@ -36,7 +36,7 @@ def test_rows_stay_together(model_dir: Path, folder: Path) -> None:
         np.testing.assert_allclose(encoded.features[row], features[0], rtol=1e-4, atol=1e-5)
     assert encoded.scores is not None
     assert encoded.scores.shape == (9, 3)
-    assert encoded.label_matrix is None
+    assert encoded.labels.shape == (9,)
 
 
 def test_strict_stops_at_the_unreadable_one(model_dir: Path, folder: Path) -> None:

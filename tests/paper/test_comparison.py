@@ -57,7 +57,7 @@ def test_supervised_methods_never_see_other_labels(tmp_path: Path) -> None:
     run = Comparison(digits_piece(), sealed, tmp_path, "pixels", console=Console(quiet=True))
     for job in run.jobs():
         if job.method in METHODS:
-            assert run.encode(job).codes.shape == (450, 2), job
+            assert run.encode(job).images.codes.shape == (450, 2), job
 
 
 def test_other_labels_change_no_code(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_other_labels_change_no_code(tmp_path: Path) -> None:
         for name, one in (("right", split), ("wrong", wrong))
     ]
     for job in runs[0].jobs():
-        codes = [run.encode(job).codes for run in runs]
+        codes = [run.encode(job).images.codes for run in runs]
         np.testing.assert_array_equal(codes[0], codes[1], err_msg=str(job))
 
 

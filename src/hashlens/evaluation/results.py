@@ -9,35 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.evaluation.metrics import PRECISION_AT, Labels, Scores
-from hashlens.types import Codes, Features, Ids, Mode
-
-
-@dataclass(frozen=True)
-class EncodedSet:
-    """Encoded images with their labels.
-
-    Attributes
-    ----------
-    codes : ndarray of shape (n, bytes), uint8
-        Packed codes.
-    features : ndarray of shape (n, d), float32, or None
-        Needed by ``hds`` and ``es``.
-    labels : ndarray of shape (n,), int64, or (n, classes), bool
-        One class an image (-1: none), or many.
-    """
-
-    codes: Codes
-    features: Features | None
-    labels: Labels
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def rows(self, rows: slice | Ids) -> EncodedSet:
-        """Some of them."""
-        features = None if self.features is None else self.features[rows]
-        return EncodedSet(self.codes[rows], features, self.labels[rows])
+from hashlens.evaluation.metrics import PRECISION_AT, Scores
+from hashlens.types import Ids, Mode
 
 
 @dataclass(frozen=True)

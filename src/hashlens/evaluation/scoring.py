@@ -25,9 +25,9 @@ from hashlens.evaluation.metrics import (
     precision_within_radius,
     shares_label,
 )
-from hashlens.evaluation.results import EncodedSet, Evaluation, ModeScores
+from hashlens.evaluation.results import Evaluation, ModeScores
 from hashlens.report.progress import ProgressBar
-from hashlens.types import MODES, Ids, Mode, Searcher, SearchOptions
+from hashlens.types import MODES, EncodedImages, Ids, Mode, Searcher, SearchOptions
 
 _TIMED_QUERIES, _TIMED_K, _TIMED_SECONDS = 100, 10, 10.0
 
@@ -64,7 +64,7 @@ class Trial:
     ----------
     searcher : Searcher
         Its ids are rows of ``database``.
-    database, queries : EncodedSet
+    database, queries : EncodedImages
         What is searched, and with what.
     options : SearchOptions
         How; ``exclude`` holds a row of the database for each query.
@@ -73,8 +73,8 @@ class Trial:
     """
 
     searcher: Searcher
-    database: EncodedSet
-    queries: EncodedSet
+    database: EncodedImages
+    queries: EncodedImages
     options: SearchOptions
     bits: int
 
@@ -137,10 +137,10 @@ class Trial:
         options = replace(self.options, k=k, exclude=None if exclude is None else exclude[rows])
         return self.searcher.search_encoded(queries.codes, queries.features, options).ids
 
-    def _distances(self, queries: EncodedSet, row: int, ids: Ids) -> NDArray[np.float32]:
+    def _distances(self, queries: EncodedImages, row: int, ids: Ids) -> NDArray[np.float32]:
         if self.options.mode == "bcs":
             return hamming_distances(self.database.codes, queries.codes[row], ids)
-        if self.database.features is None or queries.features is None:
+        if not self.database.features.shape[1] or not queries.features.shape[1]:
             raise InvalidInputError(
                 f"{self.options.mode} needs features of database and queries; score bcs without"
             )
@@ -178,8 +178,8 @@ _SHOWN = 10
 
 def evaluate(
     searcher: Searcher,
-    database: EncodedSet,
-    queries: EncodedSet,
+    database: EncodedImages,
+    queries: EncodedImages,
     *,
     bits: int,
     modes: Sequence[Mode] = MODES,
@@ -199,7 +199,7 @@ def evaluate(
     ----------
     searcher : Searcher
         Its ids are rows of ``database``.
-    database, queries : EncodedSet
+    database, queries : EncodedImages
         What is searched, and with what.
     bits : int
         Length of a code.
@@ -260,7 +260,7 @@ def top_class_error(scores: NDArray[np.float32], labels: Labels) -> float | None
 
 
 def _check(
-    searcher: Searcher, database: EncodedSet, queries: EncodedSet, exclude: Ids | None
+    searcher: Searcher, database: EncodedImages, queries: EncodedImages, exclude: Ids | None
 ) -> None:
     if len(searcher) != len(database):
         raise InvalidInputError(

@@ -6,9 +6,8 @@ Importing this module imports neither torch nor onnxruntime; ``Encoder.load`` do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
 from hashlens.models.description import ModelConfig, parse_config
-from hashlens.types import Codes, EncodedBatch, Features, Ids, ImageInput, Skipped
+from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, Ids, ImageInput, Skipped
 
 Batch = NDArray[np.float32]
 
@@ -235,44 +234,6 @@ class Encoder:
         return pack_bits(out.latent >= 0), out.features, out.scores
 
 
-_T = TypeVar("_T", bound=np.generic)
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """The m readable images of a source, encoded.
-
-    Attributes
-    ----------
-    codes : ndarray of shape (m, ceil(bits / 8)), uint8
-    features : ndarray of shape (m, d), float32
-    scores : ndarray of shape (m, classes), float32, or None
-        Class scores before the softmax, where the encoder has a classifier.
-    labels : ndarray of shape (m,), int64
-        Places in the source's ``classes``; -1 where unlabelled.
-    label_matrix : ndarray of shape (m, classes), bool, or None
-        For multi-label sources.
-    uris : tuple of str
-        Where each image came from.
-    positions : ndarray of shape (m,), int64
-        Where each image stood in the source; ascending.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    """
-
-    codes: Codes
-    features: Features
-    scores: NDArray[np.float32] | None
-    labels: NDArray[np.int64]
-    label_matrix: NDArray[np.bool_] | None
-    uris: tuple[str, ...]
-    positions: Ids
-    skipped: tuple[Skipped, ...]
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-
 def encode_source(
     encoder: Encoder,
     source: Source,
@@ -301,32 +262,31 @@ def encode_source(
     ImageError
         If strict and an image cannot be read.
     """
-    batches: list[EncodedBatch] = []
+    codes = [np.zeros((0, code_bytes(encoder.bits)), np.uint8)]
+    features = [np.zeros((0, encoder.feature_dim), np.float32)]
+    scores = [np.zeros((0, len(encoder.classes)), np.float32)]
+    at: list[Ids] = [np.zeros(0, np.int64)]
+    skipped: list[Skipped] = []
     for batch in encoder.encode_batches(source.uris, batch_size=batch_size, strict=strict):
-        batches.append(batch)
+        codes.append(batch.codes)
+        features.append(batch.features)
+        at.append(batch.positions)
+        if batch.scores is not None:
+            scores.append(batch.scores)
+        skipped += batch.skipped
         if progress is not None:
             progress(len(batch.positions) + len(batch.skipped))
-    positions = _joined([batch.positions for batch in batches], np.zeros(0, np.int64))
-    scores = [batch.scores for batch in batches if batch.scores is not None]
-    no_scores = np.zeros((0, len(encoder.classes)), np.float32) if encoder.classes else None
+    positions = np.concatenate(at)
+    labels = source.labels if source.label_matrix is None else source.label_matrix
     return EncodedImages(
-        codes=_joined(
-            [batch.codes for batch in batches], np.zeros((0, code_bytes(encoder.bits)), np.uint8)
-        ),
-        features=_joined(
-            [batch.features for batch in batches], np.zeros((0, encoder.feature_dim), np.float32)
-        ),
-        scores=np.concatenate(scores) if scores else no_scores,
-        labels=source.labels[positions],
-        label_matrix=None if source.label_matrix is None else source.label_matrix[positions],
-        uris=tuple(source.uris[position] for position in positions),
-        positions=positions,
-        skipped=tuple(image for batch in batches for image in batch.skipped),
+        np.concatenate(codes),
+        np.concatenate(features),
+        labels[positions],
+        np.concatenate(scores) if encoder.classes else None,
+        tuple(source.uris[position] for position in positions),
+        positions,
+        tuple(skipped),
     )
-
-
-def _joined(arrays: list[NDArray[_T]], empty: NDArray[_T]) -> NDArray[_T]:
-    return np.concatenate(arrays) if arrays else empty
 
 
 METADATA_KEY = "hashlens"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +18,7 @@ from rich.console import Console
 from hashlens.baselines import METHODS
 from hashlens.baselines.pca import NeuralCodes
 from hashlens.errors import MissingExtraError
-from hashlens.evaluation.results import EncodedSet, Evaluation, ModeScores
+from hashlens.evaluation.results import Evaluation, ModeScores
 from hashlens.evaluation.scoring import evaluate, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.paper.published import OURS, printed_figure, printed_map, printed_precision
@@ -28,7 +28,7 @@ from hashlens.report.page import Report
 from hashlens.report.plot import COLOURS, DASHES, MARKERS, save_figure
 from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
 from hashlens.report.table import Cell, Table
-from hashlens.types import Codes, Features, Mode
+from hashlens.types import Codes, EncodedImages, Features, Mode
 from hashlens.workflows.score import encode
 
 KS = (1, 5, 10, 50, *range(100, 1001, 100))
@@ -50,11 +50,9 @@ class Job(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """Codes of all images of a split, and what else a network says of them."""
+    """All images of a split, encoded, and how long it took."""
 
-    codes: Codes
-    features: Features | None
-    scores: NDArray[np.float32] | None
+    images: EncodedImages
     fit_seconds: float
     encode_seconds: float
 
@@ -149,7 +147,7 @@ class Comparison:
             found = encode(encoder, self.split.images, strict=True, progress=True)
             spent = time.monotonic() - started
             scores = self._own_classes(found.scores, encoder.classes)
-            return Coded(found.codes, found.features, scores, seconds, spent)
+            return Coded(replace(found, scores=scores), seconds, spent)
         features = self._features
         started = time.monotonic()
         options = self.piece.options.get(job.method, {})
@@ -157,28 +155,31 @@ class Comparison:
         method.fit(features[self.split.rows.train], self.split.train.labels)
         fitted = time.monotonic()
         codes = method.encode(features)
-        return Coded(codes, None, None, fitted - started, time.monotonic() - fitted)
+        spent = time.monotonic() - fitted
+        images = EncodedImages(
+            codes, np.zeros((len(codes), 0), np.float32), self.split.images.labels
+        )
+        return Coded(images, fitted - started, spent)
 
     def score(self, job: Job) -> dict[str, Any]:
         """Encode, search with binary codes alone, and score; ours with the other ways as well."""
         started = time.monotonic()
         coded = self.encode(job)
-        rows, labels = self.split.rows, self.split.images.labels
+        whole, rows = coded.images, self.split.rows
         euclidean = job.method == OURS and job.bits == self.piece.bits[0]
-        whole = EncodedSet(coded.codes, coded.features if euclidean else None, labels)
         database, queries = whole.rows(rows.database), whole.rows(rows.queries)
         error = None
-        if coded.scores is not None:
-            error = top_class_error(coded.scores[rows.queries], queries.labels)
+        if queries.scores is not None:
+            error = top_class_error(queries.scores, queries.labels)
         modes: tuple[Mode, ...] = ("bcs", "hds", "es") if euclidean else ("bcs",)
-        searcher = ArraySearcher(database.codes, database.features)
+        searcher = ArraySearcher(database.codes, database.features if euclidean else None)
         found = evaluate(searcher, database, queries, bits=job.bits, modes=modes)
         scores: dict[str, Any] = {
             **_mode_scores(found.modes["bcs"]),
             "classification_error": error,
             "fit_seconds": coded.fit_seconds,
             "encode_seconds": coded.encode_seconds,
-            "sheet": self._sheet(found, coded.codes, job.bits),
+            "sheet": self._sheet(found, whole.codes, job.bits),
         }
         if euclidean:
             scores["ways"] = {mode: _mode_scores(found.modes[mode]) for mode in modes}
@@ -216,13 +217,12 @@ class Comparison:
             return None
         return scores[:, [classes.index(name) for name in self.split.images.classes]]
 
-    def _neural_codes(self, whole: EncodedSet) -> dict[str, Any]:
+    def _neural_codes(self, whole: EncodedImages) -> dict[str, Any]:
         """Euclidean search over F7 compressed by PCA."""
-        assert whole.features is not None
         rows = self.split.rows
         dimensions = min(NEURAL_DIMENSIONS, whole.features.shape[1], len(rows.train))
         neural = NeuralCodes(dimensions).fit(whole.features[rows.train])
-        compressed = EncodedSet(whole.codes, neural.transform(whole.features), whole.labels)
+        compressed = EncodedImages(whole.codes, neural.transform(whole.features), whole.labels)
         database, queries = compressed.rows(rows.database), compressed.rows(rows.queries)
         searcher = ArraySearcher(database.codes, database.features)
         found = evaluate(

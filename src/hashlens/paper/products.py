@@ -17,7 +17,7 @@ from hashlens.data.labels import split_validation
 from hashlens.data.source import ImageStore, Source
 from hashlens.data.uris import RawImage
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.evaluation.results import EncodedSet, ModeScores
+from hashlens.evaluation.results import ModeScores
 from hashlens.evaluation.scoring import evaluate, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.backbones import Backbone, create_backbone
@@ -30,7 +30,7 @@ from hashlens.report.plot import Curve, plot_curves, save_figure
 from hashlens.report.progress import ProgressBar
 from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
 from hashlens.report.table import Cell, Table
-from hashlens.types import MODES, EncodedBatch, Features, Ids
+from hashlens.types import MODES, EncodedBatch, EncodedImages, Features, Ids
 from hashlens.workflows.score import encode
 
 
@@ -228,11 +228,11 @@ class ProductsRun:
         copies = self._encode_copies(encoder, grown)
         codes = np.concatenate([found.codes, *(copy.codes for copy in copies)])
         features = np.concatenate([found.features, *(copy.features for copy in copies)])
-        whole = EncodedSet(codes, features, grown.labels)
+        whole = EncodedImages(codes, features, grown.labels)
         ways, sheets = self._search(whole, encoder.bits)
         plain = self._plain_features(grown)
         if plain is not None:
-            bare = EncodedSet(codes, plain, grown.labels)
+            bare = EncodedImages(codes, plain, grown.labels)
             more, other = self._search(bare, encoder.bits, plain=True)
             ways, sheets = {**more, **ways}, {**other, **sheets}
         return {
@@ -257,7 +257,7 @@ class ProductsRun:
         return found
 
     def _search(
-        self, whole: EncodedSet, bits: int, *, plain: bool = False
+        self, whole: EncodedImages, bits: int, *, plain: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scores of each way, and the nearest images of a few queries."""
         rows = self.queries

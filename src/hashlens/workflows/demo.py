@@ -14,11 +14,11 @@ from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import EncodedImages, Encoder
+from hashlens.models.encoder import Encoder
 from hashlens.report.table import Cell, Table
 from hashlens.training.fit import image_facts, train
 from hashlens.training.recipes import configure
-from hashlens.types import default_pool
+from hashlens.types import EncodedImages, default_pool
 from hashlens.workflows.score import MODE_NAMES, ScoredModel, score_model, write_report
 
 BITS = 48

@@ -11,11 +11,12 @@ import numpy as np
 
 from hashlens.data.source import Source
 from hashlens.evaluation.inspection import Inspection, RadiusCurve, inspect_codes
-from hashlens.models.encoder import EncodedImages, Encoder
+from hashlens.models.encoder import Encoder
 from hashlens.report.page import Report
 from hashlens.report.plot import Curve, plot_bars, plot_curves, plot_matrix, save_figure
 from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
 from hashlens.report.table import Table
+from hashlens.types import EncodedImages
 from hashlens.workflows.score import encode, load
 
 _CODES_SHOWN, _IMAGES_SHOWN = 5, 8
@@ -88,8 +89,7 @@ def inspect_model(
 ) -> InspectedModel:
     """Encode a source and look at its codes."""
     encoded = encode(encoder, source, strict=strict, progress=progress)
-    labels = encoded.labels if encoded.label_matrix is None else encoded.label_matrix
-    found = inspect_codes(encoded.codes, labels, bits=encoder.bits, seed=seed)
+    found = inspect_codes(encoded.codes, encoded.labels, bits=encoder.bits, seed=seed)
     return InspectedModel(found, source, encoded, encoder.fingerprint)
 
 

@@ -221,7 +221,7 @@ def examine_labels(
     encoded = encode(encoder, labelled, strict=strict, progress=progress)
     readable = labelled.subset(encoded.positions)
     require_labels(readable)
-    labels = encoded.labels
+    labels = readable.labels
     scores = leave_one_out_scores(encoded.features, labels, len(source.classes))
     found = suspicion(scores, labels)
     nearest = feature_neighbours(encoded.features, NEIGHBOURS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +17,16 @@ from hashlens.data.image import load_image
 from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, Labels, shares_label
-from hashlens.evaluation.results import EncodedSet, Evaluation
+from hashlens.evaluation.results import Evaluation
 from hashlens.evaluation.scoring import evaluate, top_class_error
 from hashlens.index.ranking import ArraySearcher
-from hashlens.models.encoder import EncodedImages, Encoder, encode_source
+from hashlens.models.encoder import Encoder, encode_source
 from hashlens.report.page import Report
 from hashlens.report.plot import Curve, plot_curves, save_figure
 from hashlens.report.progress import ProgressBar
 from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
 from hashlens.report.table import Cell, Table
-from hashlens.types import Ids, Mode, Searcher, Skipped, default_pool
+from hashlens.types import EncodedImages, Ids, Mode, Searcher, Skipped, default_pool
 
 
 class Named(NamedTuple):
@@ -155,7 +155,7 @@ class ScoredModel:
     ----------
     evaluation : Evaluation
         The scores.
-    database, queries : EncodedSet
+    database, queries : EncodedImages
         What was searched, and with what; labels are places in ``classes``.
     classes : tuple of str
         Class names.
@@ -176,8 +176,8 @@ class ScoredModel:
     """
 
     evaluation: Evaluation
-    database: EncodedSet
-    queries: EncodedSet
+    database: EncodedImages
+    queries: EncodedImages
     classes: tuple[str, ...]
     database_uris: Sequence[str]
     query_uris: Sequence[str]
@@ -233,8 +233,8 @@ def score_model(
     wrong = None
     if truth is not None and asked.scores is not None:
         wrong = top_class_error(asked.scores, truth[asked.positions])
-    database_set = EncodedSet(held.codes, held.features, matched.database[held.positions])
-    query_set = EncodedSet(asked.codes, asked.features, matched.queries[asked.positions])
+    database_set = replace(held, labels=matched.database[held.positions])
+    query_set = replace(asked, labels=matched.queries[asked.positions])
     evaluation = evaluate(
         make_searcher(database, held),
         database_set,
