@@ -12,22 +12,18 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from hashlens import __version__
-from hashlens.service import errors, routes
 from hashlens.service.engine import Engine
+from hashlens.service.errors import answer_errors
 from hashlens.service.limits import Limits
-from hashlens.service.metrics import CountRequests, Metrics
-from hashlens.service.routes import images_router, search_router
-from hashlens.service.security import BodyGuard, HostGuard, SecureHeaders
+from hashlens.service.metrics import Metrics
+from hashlens.service.routes import images_router, search_router, service_router
+from hashlens.service.security import Door
 
 if TYPE_CHECKING:
     from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
 
 _WEB = Path(__file__).parent / "web"
-_DESCRIPTION = (
-    "Search an index of images by a picture, or by an image of the index. "
-    "Every error is answered as one line in `detail`."
-)
 
 
 def create_app(
@@ -45,7 +41,7 @@ def create_app(
     index : HashIndex
         Open, and writable if there is a key. The caller closes it.
     encoder : Encoder or None
-        The index's own model; without one only images of the index can be searched by.
+        The index's own model; without one, only an image of the index can be the query.
     limits : Limits, optional
         Bounds of requests and of the work that waits.
     api_key : str, optional
@@ -65,7 +61,8 @@ def create_app(
     app = FastAPI(
         title="Hashlens",
         version=__version__,
-        description=_DESCRIPTION,
+        description="Search an index of images by a picture, or by an image of the index. "
+        "Every error is answered as one line in `detail`.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
@@ -73,21 +70,15 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.engine = engine
-    app.state.api_key = api_key
-    errors.install(app)
-    app.include_router(search_router(limits))
-    app.include_router(images_router(limits))
-    app.include_router(routes.router)
+    answer_errors(app)
+    app.include_router(search_router(engine, limits))
+    app.include_router(images_router(engine, limits, api_key))
+    app.include_router(service_router(engine))
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(_WEB / "index.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/assets", StaticFiles(directory=_WEB), name="assets")
-    app.add_middleware(errors.AnswerFailures)
-    app.add_middleware(BodyGuard, limits=limits)
-    if host_names is not None:
-        app.add_middleware(HostGuard, names=host_names)
-    app.add_middleware(SecureHeaders)
-    app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(Door, limits=limits, metrics=metrics, host_names=host_names)
     return app

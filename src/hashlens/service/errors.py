@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hashlens.errors import HashlensError, IndexStoreError
 
@@ -32,51 +31,28 @@ def busy(what: str) -> Refused:
     return Refused(503, f"the service is busy ({what}); try again in a second", Retry_After="1")
 
 
-def validation_line(error: RequestValidationError) -> str:
-    """The first thing that does not fit, as ``field: reason``."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
-    return f"{'.'.join(where) or 'request'}: {first['msg'].lower()}"
+def answer_refusal(error: HTTPException) -> JSONResponse:
+    """A refusal as ``{"detail": line}``."""
+    headers = dict(error.headers or {})
+    return JSONResponse({"detail": str(error.detail)}, error.status_code, headers)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of ``app`` as ``{"detail": line}``."""
+def answer_errors(app: FastAPI) -> None:
+    """Answer every error that ``app`` expects as ``{"detail": line}``."""
 
     @app.exception_handler(HTTPException)
     async def _refused(request: Request, error: HTTPException) -> JSONResponse:
-        headers = dict(error.headers or {})
-        return JSONResponse({"detail": str(error.detail)}, error.status_code, headers)
+        return answer_refusal(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
+        line = f"{'.'.join(where) or 'request'}: {first['msg'].lower()}"
+        return answer_refusal(Refused(422, line))
 
     @app.exception_handler(IndexStoreError)
     async def _unreadable(request: Request, error: IndexStoreError) -> JSONResponse:
         log.error("%s %s: %s", request.method, request.url.path, error)
         line = "the index, or a shard of it, cannot be read now; the server's log says more"
-        return JSONResponse({"detail": line}, 503, {"Retry-After": "5"})
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": validation_line(error)}, 422)
-
-
-class AnswerFailures:
-    """Answers what nothing else has caught with 500; the log, not the client, learns why."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def watching(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watching)
-        except Exception as error:
-            if started or scope["type"] != "http":
-                raise
-            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-            answer = {"detail": "internal error; the server's log says more"}
-            await JSONResponse(answer, 500)(scope, receive, send)
+        return answer_refusal(Refused(503, line, Retry_After="5"))

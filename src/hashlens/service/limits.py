@@ -13,57 +13,27 @@ MEBI = 1024 * 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the service; a request past one is refused in one line.
+    """Bounds of the service; a request past one is refused in one line."""
 
-    Attributes
-    ----------
-    upload_bytes : int
-        Size of one uploaded image.
-    body_bytes : int
-        Size of one request, all its parts together.
-    pixels : int
-        Width times height of an image, read from its header before decoding.
-    k : int
-        Results a query.
-    batch : int
-        Queries in one batch request.
-    json_bytes : int
-        Size of a filter or of an image's metadata, as JSON.
-    queue : int
-        Queries and adds that run or wait; past it the answer is 503.
-    bodies : int
-        Requests whose body is being received at the same time; past it the answer is 503.
-    encode_batch : int
-        Images encoded together.
-    encode_wait_ms : float
-        How long the first image of a batch waits for others.
-    body_seconds : float
-        Time a client has to send a request's body.
-    header_seconds : float
-        Time a client has to send a request's headers.
-    header_bytes : int
-        Size of a request's headers.
-    thumbnail_side : int
-        Longer side of a thumbnail in pixels.
-    thumbnail_cache_bytes : int
-        Memory for thumbnails that are kept.
-    """
-
-    upload_bytes: int = 16 * MEBI
-    body_bytes: int = 32 * MEBI
-    pixels: int = 50_000_000
-    k: int = 1000
-    batch: int = 32
-    json_bytes: int = 16 * 1024
-    queue: int = 64
-    bodies: int = 64
-    encode_batch: int = 16
-    encode_wait_ms: float = 3.0
-    body_seconds: float = 30.0
-    header_seconds: float = 10.0
+    # One request
+    upload_bytes: int = 16 * MEBI  # of one image
+    body_bytes: int = 32 * MEBI  # of all parts together
+    body_seconds: float = 30.0  # that a client has to send the body
     header_bytes: int = 16 * 1024
-    thumbnail_side: int = 320
-    thumbnail_cache_bytes: int = 64 * MEBI
+    header_seconds: float = 10.0  # that a client has to send the headers
+    pixels: int = 50_000_000  # width times height, read from the header before decoding
+    k: int = 1000  # results per query
+    batch: int = 32  # queries in one batch request
+    json_bytes: int = 16 * 1024  # of a filter, or of an image's metadata
+    # All requests together; past these two the answer is 503
+    queue: int = 64  # queries and adds that run or wait
+    bodies: int = 64  # bodies that arrive at the same time
+    # Encoding
+    encode_batch: int = 16  # images encoded together
+    encode_wait_ms: float = 3.0  # that the first image of a batch waits for others
+    # Thumbnails
+    thumbnail_side: int = 320  # longer side, in pixels
+    thumbnail_cache_bytes: int = 64 * MEBI  # of memory for those that are kept
 
 
 KEY_VARIABLE = "HASHLENS_API_KEY"

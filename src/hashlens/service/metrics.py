@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from hashlens.service.schemas import StageTimes
 
@@ -16,68 +16,49 @@ class Metrics:
     """The metrics of one app, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
+        own = self._registry = CollectorRegistry()
+        self._requests = Counter(
             "hashlens_requests_total",
             "Requests answered.",
             ["method", "route", "status"],
-            registry=self.registry,
+            registry=own,
         )
-        self.stages = Histogram(
+        self._stages = Histogram(
             "hashlens_stage_seconds",
             "Time of a query in each stage.",
             ["stage"],
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=own,
         )
-        self.pool = Histogram(
-            "hashlens_pool_images",
-            "Images a search ranked.",
-            buckets=_SIZES,
-            registry=self.registry,
+        self._pool = Histogram(
+            "hashlens_pool_images", "Images a search ranked.", buckets=_SIZES, registry=own
         )
         self.batch = Histogram(
             "hashlens_encode_batch_images",
             "Images encoded together.",
             buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=self.registry,
+            registry=own,
         )
-        self.images = Gauge("hashlens_index_images", "Images in the index.", registry=self.registry)
-        self.working = Gauge(
-            "hashlens_requests_working",
-            "Queries and adds under way.",
-            registry=self.registry,
+        self._images = Gauge("hashlens_index_images", "Images in the index.", registry=own)
+        self._working = Gauge(
+            "hashlens_requests_working", "Queries and adds under way.", registry=own
         )
+
+    def count(self, scope: Scope, status: int) -> None:
+        """Count an answer by method, route and status."""
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
 
     def observe(self, times: StageTimes, pools: list[int]) -> None:
         """Count one answered search."""
         for stage in ("decode", "encode", "coarse", "fine"):
-            self.stages.labels(stage).observe(getattr(times, stage) / 1000)
+            self._stages.labels(stage).observe(getattr(times, stage) / 1000)
         for pool in pools:
-            self.pool.observe(pool)
+            self._pool.observe(pool)
 
-    def page(self) -> bytes:
+    def page(self, images: int, working: int) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-
-class CountRequests:
-    """Counts each answer by method, route and status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def counting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._metrics.requests.labels(method, route, str(message["status"])).inc()
-            await send(message)
-
-        await self._app(scope, receive, counting)
+        self._images.set(images)
+        self._working.set(working)
+        return generate_latest(self._registry)

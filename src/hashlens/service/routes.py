@@ -1,13 +1,18 @@
-"""Images of the index: look at them, add and remove them.
+"""The endpoints: what each takes, within which bounds, and what it can answer.
 
-Annotations are evaluated here, not postponed, as in ``search.py``.
+There is no ``from __future__ import annotations`` here, on purpose: FastAPI evaluates the
+annotations of an endpoint in this module's namespace, so one that names ``limits``, a variable of
+the function around it, must be evaluated where it is written.
 """
 
-from typing import Annotated, Any
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile
 
-from hashlens.service.engine import Engine, SearchSettings, check_where
+from hashlens.service.engine import Engine, SearchSettings
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 from hashlens.service.schemas import (
@@ -19,51 +24,13 @@ from hashlens.service.schemas import (
     IndexAnswer,
     SearchAnswer,
 )
-from hashlens.service.security import require_key, unless_gone
-from hashlens.service.uploads import parse_object, read_upload
+from hashlens.service.security import require_key
+from hashlens.service.uploads import parse_object, parse_where, read_upload
 from hashlens.types import Mode
 
-router = APIRouter()
+Responses = dict[int | str, dict[str, Any]]
 
-
-@router.get("/healthz", tags=["service"])
-async def healthz() -> Health:
-    """Whether the process answers."""
-    return Health(status="ok")
-
-
-@router.get("/readyz", tags=["service"], responses={503: {"model": ErrorAnswer}})
-async def readyz(request: Request) -> Health:
-    """Whether searches are answered: the index is open and the service is not stopping."""
-    engine: Engine = request.app.state.engine
-    if not engine.ready:
-        raise Refused(503, "the service is stopping", Retry_After="5")
-    return Health(status="ready")
-
-
-@router.get(
-    "/metrics",
-    tags=["service"],
-    response_class=Response,
-    responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-        503: {"model": ErrorAnswer},
-    },
-)
-async def metrics(request: Request) -> Response:
-    """Metrics in Prometheus' text format."""
-    engine: Engine = request.app.state.engine
-    return Response(await engine.metrics_page(), media_type="text/plain; version=0.0.4")
-
-
-@router.get("/v1/index", tags=["index"], responses={503: {"model": ErrorAnswer}})
-async def describe_index(request: Request) -> IndexAnswer:
-    """Size, bits, labels and metadata for filters, and the limits of a request."""
-    engine: Engine = request.app.state.engine
-    return await engine.describe()
-
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
+REFUSALS: Responses = {
     400: {"model": ErrorAnswer, "description": "The request's body is malformed."},
     404: {"model": ErrorAnswer, "description": "No such image in the index."},
     408: {"model": ErrorAnswer, "description": "The body took too long to arrive."},
@@ -74,17 +41,25 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         "description": "Too busy, or the index cannot be used; Retry-After says when to come back.",
     },
 }
-
-
+_WRITE = REFUSALS | {
+    401: {"model": ErrorAnswer, "description": "The API key is missing or wrong."},
+    403: {"model": ErrorAnswer, "description": "The service is read-only."},
+}
 _PARTIAL = "Shards of the index did not answer: the result lacks their images."
 
+ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
 
-def search_router(limits: Limits) -> APIRouter:
+
+def _refusals(*statuses: int) -> Responses:
+    return {status: REFUSALS[status] for status in statuses}
+
+
+def search_router(engine: Engine, limits: Limits) -> APIRouter:
     """The search endpoints, bounded by ``limits``."""
     router = APIRouter(prefix="/v1/search", tags=["search"], responses=REFUSALS)
 
     def settings_form(
-        k: Annotated[int, Form(ge=1, le=limits.k, description="Results a query.")] = 10,
+        k: Annotated[int, Form(ge=1, le=limits.k, description="Results per query.")] = 10,
         mode: Annotated[
             Mode,
             Form(description="hds: codes, then features; bcs: codes only; es: features only."),
@@ -104,8 +79,7 @@ def search_router(limits: Limits) -> APIRouter:
             bool, Form(description="Count the images at each Hamming distance.")
         ] = False,
     ) -> SearchSettings:
-        conditions = check_where(parse_object(where, limits, "where"))
-        return SearchSettings(k, mode, radius, conditions, histogram)
+        return SearchSettings(k, mode, radius, parse_where(where, limits), histogram)
 
     @router.post(
         "",
@@ -124,15 +98,10 @@ def search_router(limits: Limits) -> APIRouter:
         ] = None,
     ) -> SearchAnswer:
         """The nearest images of a picture, or of an image of the index."""
-        engine: Engine = request.app.state.engine
-        if (image is None) == (id is None):
+        query = id if image is None else await read_upload(image, limits)
+        if query is None or (image is not None and id is not None):
             raise Refused(422, "expected either an image file in 'image', or an 'id', and not both")
-        if id is not None:
-            asked = engine.search_by_id(id, settings)
-        else:
-            assert image is not None
-            asked = engine.search_by_image(await read_upload(image, limits), settings)
-        answer = await unless_gone(request, asked)
+        answer = await _unless_gone(request, engine.search(query, settings))
         response.status_code = 206 if answer.missing else 200
         return answer
 
@@ -152,57 +121,41 @@ def search_router(limits: Limits) -> APIRouter:
         ] = None,
     ) -> BatchAnswer:
         """Results of each id, then of each picture; a query that fails says why in its place."""
-        engine: Engine = request.app.state.engine
         count = len(images or ()) + len(ids or ())
         if not count:
             raise Refused(422, "expected image files in 'images', or 'ids', or both")
         if count > limits.batch:
             raise Refused(413, f"{count} queries; at most {limits.batch} are accepted at once")
-        uploads = []
-        for position, upload in enumerate(images or ()):
-            uploads.append(await read_upload(upload, limits, f"images[{position}]"))
-        answer = await unless_gone(request, engine.search_batch(ids or [], uploads, settings))
+        uploads = [
+            await read_upload(upload, limits, f"images[{position}]")
+            for position, upload in enumerate(images or ())
+        ]
+        answer = await _unless_gone(request, engine.search_batch(ids or [], uploads, settings))
         response.status_code = 206 if answer.missing else 200
         return answer
 
     return router
 
 
-ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
-_READ: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (404, 422, 503)}
-_PICTURE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/webp": {}, "image/png": {}}},
-    304: {"description": "Unchanged."},
-}
-_WRITE = REFUSALS | {
-    401: {"model": ErrorAnswer, "description": "The API key is missing or wrong."},
-    403: {"model": ErrorAnswer, "description": "The service is read-only."},
-}
-
-
-def images_router(limits: Limits) -> APIRouter:
-    """The image endpoints, bounded by ``limits``."""
+def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRouter:
+    """The endpoints of the index's images; writing needs the key."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
+    writing: dict[str, Any] = {
+        "responses": _WRITE,
+        "dependencies": [Depends(require_key(api_key))],
+    }
 
-    @router.get("", summary="Some images", responses={s: REFUSALS[s] for s in (422, 503)})
+    @router.get("", summary="Some images", responses=_refusals(422, 503))
     async def list_images(
-        request: Request,
         limit: Annotated[int, Query(ge=1, le=100)] = 24,
         sample: Annotated[
             int, Query(ge=0, le=2**32 - 1, description="Another number, another sample.")
         ] = 0,
     ) -> ImageList:
         """A seeded random sample of the index, in the order of ids."""
-        engine: Engine = request.app.state.engine
-        return ImageList(images=await engine.sample(limit, sample))
+        return ImageList(images=await engine.run("files", engine.view.sample, limit, sample))
 
-    @router.post(
-        "",
-        status_code=201,
-        summary="Add an image",
-        responses=_WRITE,
-        dependencies=[Depends(require_key)],
-    )
+    @router.post("", status_code=201, summary="Add an image", **writing)
     async def add_image(
         request: Request,
         image: Annotated[UploadFile, File(description="The image, as a file.")],
@@ -212,27 +165,18 @@ def images_router(limits: Limits) -> APIRouter:
         ] = None,
     ) -> ImageRecord:
         """Add an image; the answer comes once it is stored durably."""
-        engine: Engine = request.app.state.engine
         fields = parse_object(metadata, limits, "metadata")
         data = await read_upload(image, limits)
-        return await unless_gone(request, engine.add(data, label or None, fields))
+        return await _unless_gone(request, engine.add(data, label or None, fields))
 
-    @router.get("/{id}", summary="One image's record", responses=_READ)
-    async def get_image(request: Request, image_id: ImageId) -> ImageRecord:
+    @router.get("/{id}", summary="One image's record", responses=_refusals(404, 422, 503))
+    async def get_image(image_id: ImageId) -> ImageRecord:
         """Label and metadata of an image."""
-        engine: Engine = request.app.state.engine
-        return await engine.record(image_id)
+        return await engine.run("files", engine.view.record, image_id)
 
-    @router.delete(
-        "/{id}",
-        status_code=204,
-        summary="Remove an image",
-        responses=_WRITE,
-        dependencies=[Depends(require_key)],
-    )
-    async def remove_image(request: Request, image_id: ImageId) -> Response:
+    @router.delete("/{id}", status_code=204, summary="Remove an image", **writing)
+    async def remove_image(image_id: ImageId) -> Response:
         """Remove an image from the index; its file is left alone."""
-        engine: Engine = request.app.state.engine
         await engine.remove(image_id)
         return Response(status_code=204)
 
@@ -240,15 +184,77 @@ def images_router(limits: Limits) -> APIRouter:
         "/{id}/thumbnail",
         summary="One image's thumbnail",
         response_class=Response,
-        responses=_READ | _PICTURE,
+        responses=_refusals(404, 422, 503)
+        | {
+            200: {"content": {"image/webp": {}, "image/png": {}}},
+            304: {"description": "Unchanged."},
+        },
     )
     async def get_thumbnail(request: Request, image_id: ImageId) -> Response:
         """A small picture of an image of the index, as WebP or PNG."""
-        engine: Engine = request.app.state.engine
-        made = await engine.thumbnail(image_id)
+        made = await engine.run("files", engine.view.thumbnail, image_id)
         headers = {"ETag": made.etag, "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == made.etag:
             return Response(status_code=304, headers=headers)
         return Response(made.data, media_type=made.media_type, headers=headers)
 
     return router
+
+
+def service_router(engine: Engine) -> APIRouter:
+    """What describes the index, and what a load balancer and Prometheus ask."""
+    router = APIRouter()
+
+    @router.get("/v1/index", tags=["index"], responses=_refusals(503))
+    async def describe_index() -> IndexAnswer:
+        """Size, bits, labels and metadata for filters, and the limits of a request."""
+        return await engine.run("files", engine.view.describe)
+
+    @router.get("/healthz", tags=["service"])
+    async def healthz() -> Health:
+        """Whether the process answers."""
+        return Health(status="ok")
+
+    @router.get("/readyz", tags=["service"], responses=_refusals(503))
+    async def readyz() -> Health:
+        """Whether searches are answered: the index is open and the service is not stopping."""
+        if not engine.ready:
+            raise Refused(503, "the service is stopping", Retry_After="5")
+        return Health(status="ready")
+
+    @router.get(
+        "/metrics",
+        tags=["service"],
+        response_class=Response,
+        responses=_refusals(503)
+        | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(await engine.metrics_page(), media_type="text/plain; version=0.0.4")
+
+    return router
+
+
+Answer = TypeVar("Answer")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await ``work``, and cancel it if the client hangs up first; the body must be read already."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refused(499, "the client has gone")
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leaving
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -25,7 +25,7 @@ class ErrorAnswer(BaseModel):
     detail: str = Field(examples=["k: expected 1 to 1000, got 5000"])
 
 
-class Hit(BaseModel):
+class HitAnswer(BaseModel):
     """One result."""
 
     model_config = ConfigDict(json_schema_extra={"example": _HIT})
@@ -40,7 +40,7 @@ class Hit(BaseModel):
     code: str = Field(description="The image's packed code, hexadecimal; bit j is in byte j // 8.")
 
 
-class Query(BaseModel):
+class QueryAnswer(BaseModel):
     """The picture that was searched by."""
 
     id: int | None = Field(description="Its id, if it is an image of the index.")
@@ -74,8 +74,8 @@ class SearchAnswer(BaseModel):
         }
     )
 
-    query: Query
-    hits: list[Hit]
+    query: QueryAnswer
+    hits: list[HitAnswer]
     pool: int = Field(description="Images that the search ranked.")
     histogram: list[int] | None = Field(
         description="Images at each Hamming distance 0 to bits, after the filter; if asked for."
@@ -89,8 +89,8 @@ class SearchAnswer(BaseModel):
 class BatchItem(BaseModel):
     """What one query of a batch found, or why it could not be answered."""
 
-    query: Query | None
-    hits: list[Hit]
+    query: QueryAnswer | None
+    hits: list[HitAnswer]
     pool: int
     histogram: list[int] | None = Field(
         description="Images at each Hamming distance 0 to bits, after the filter; if asked for."

@@ -1,131 +1,119 @@
-"""Response headers, the key for writing, and bounds on what is received."""
+"""The service's door: bounds on what comes in, headers on what goes out, the key for writing."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
+import logging
 import re
-from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated
 
 from fastapi import HTTPException as BodyError  # FastAPI lets this one through while parsing
-from fastapi import Request, Security
+from fastapi import Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hashlens.service.batching import Slots
-from hashlens.service.errors import Refused
+from hashlens.service.errors import Refused, answer_refusal
 from hashlens.service.limits import Limits
+from hashlens.service.metrics import Metrics
+
+log = logging.getLogger("hashlens.service")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 """Names that a browser on this machine may ask for."""
 
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 HEADERS = {
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+"""Sent with every response."""
 
 _PORT = re.compile(r":\d*$")
-_bearer = HTTPBearer(auto_error=False, description="The key given to `hashlens serve`.")
 
 
-async def require_key(
-    request: Request,
-    given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-) -> None:
-    """Let a request write if it carries the service's key."""
-    key: str | None = request.app.state.api_key
-    if key is None:
-        raise Refused(403, "this service is read-only: it was started without an API key")
-    if given is None or not hmac.compare_digest(given.credentials.encode(), key.encode()):
-        raise Refused(
-            401,
-            "writing needs the API key: send it as 'Authorization: Bearer KEY'",
-            WWW_Authenticate="Bearer",
-        )
+class Door:
+    """Every request comes in and every answer goes out through here.
 
-
-class SecureHeaders:
-    """Adds the same protective headers to every response."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
-
-
-class HostGuard:
-    """Refuses requests for other names, so that no web site can pose as this machine.
-
-    A page elsewhere may have its own name resolve to 127.0.0.1 and would then read the answers
-    (DNS rebinding); its requests still carry its own name.
+    A request must ask for one of ``host_names``. A page elsewhere may have its own name resolve
+    to 127.0.0.1 and would then read the answers (DNS rebinding); its requests still carry its own
+    name. The size of a body, the time it takes and the number that arrive at once are bounded.
+    Each answer gets the protective headers and is counted. An error that nothing else has caught
+    becomes a 500; the log, not the client, learns why.
     """
 
-    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
-        self._app = app
-        self._names = frozenset(names)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            host = Headers(scope=scope).get("host", "")
-            if _PORT.sub("", host).lower() not in self._names:
-                line = f"unknown host; ask for one of: {', '.join(sorted(self._names))}"
-                await _answer(Refused(421, line), scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-class BodyGuard:
-    """Bounds the size of a request's body, the time it takes, and how many come at once."""
-
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        host_names: Sequence[str] | None = None,
+    ) -> None:
         self._app = app
         self._limits = limits
+        self._metrics = metrics
+        self._host_names = None if host_names is None else frozenset(host_names)
         self._bodies = Slots(limits.bodies, "too many uploads at once")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._limits.body_bytes:
-            await _answer(self._too_large(), scope, receive, send)
-            return
+        started = False
+
+        async def send_out(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message).update(HEADERS)
+                self._metrics.count(scope, message["status"])
+            await send(message)
+
         try:
-            async with self._bodies.take():
-                await self._app(scope, self._guarded(receive), send)
-        except Refused as refusal:
-            await _answer(refusal, scope, receive, send)
+            self._check_head(scope)
+            if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+                await self._app(scope, receive, send_out)
+            else:
+                async with self._bodies.take():
+                    await self._app(scope, self._bounded(receive), send_out)
+        except Exception as error:
+            if started:
+                raise
+            if not isinstance(error, Refused | BodyError):
+                log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+                error = Refused(500, "internal error; the server's log says more")
+            await answer_refusal(error)(scope, receive, send_out)
+
+    def _check_head(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = _PORT.sub("", headers.get("host", "")).lower()
+        if self._host_names is not None and host not in self._host_names:
+            raise Refused(
+                421, f"unknown host; ask for one of: {', '.join(sorted(self._host_names))}"
+            )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._limits.body_bytes:
+            raise self._too_large()
 
     def _too_large(self) -> BodyError:
         line = f"the request is too large; at most {self._limits.body_bytes:,} bytes are accepted"
         return BodyError(413, line, {"Connection": "close"})
 
-    def _guarded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive) -> Receive:
         deadline = asyncio.get_running_loop().time() + self._limits.body_seconds
         received = 0
         whole = False
 
-        async def guarded() -> Message:
+        async def receive_in() -> Message:
             nonlocal received, whole
             if whole:
                 return await receive()
@@ -141,35 +129,25 @@ class BodyGuard:
                 raise self._too_large()
             return message
 
-        return guarded
+        return receive_in
 
 
-async def _answer(refusal: BodyError | Refused, scope: Scope, receive: Receive, send: Send) -> None:
-    response = JSONResponse(
-        {"detail": str(refusal.detail)}, refusal.status_code, dict(refusal.headers or {})
-    )
-    await response(scope, receive, send)
+_bearer = HTTPBearer(auto_error=False, description="The key given to `hashlens serve`.")
 
 
-Answer = TypeVar("Answer")
+def require_key(key: str | None) -> Callable[..., Awaitable[None]]:
+    """A dependency that lets a request write if it carries ``key``; without a key, none may."""
 
+    async def check(
+        given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    ) -> None:
+        if key is None:
+            raise Refused(403, "this service is read-only: it was started without an API key")
+        if given is None or not hmac.compare_digest(given.credentials.encode(), key.encode()):
+            raise Refused(
+                401,
+                "writing needs the API key: send it as 'Authorization: Bearer KEY'",
+                WWW_Authenticate="Bearer",
+            )
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Await ``work``, and cancel it if the client hangs up first; the body must be read already."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Refused(499, "the client has gone")
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await leaving
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return check

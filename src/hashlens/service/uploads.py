@@ -25,74 +25,7 @@ from hashlens.data.image import UnreadableImageError, load_image
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 
-SCANS = 100
-"""Passes of a progressive JPEG over all its pixels; encoders write about 10."""
-SEGMENTS = 1_000
-"""Of a JPEG before its first scan: a profile of 16 MiB takes 250."""
-CHUNKS = 10_000
-"""Of a PNG: 16 MiB are about 2,000. Of a GIF, its blocks before the first image."""
-
-_SCAN = 0xFFDA
-
-
-def find_excess(data: bytes) -> str | None:
-    """What a file has too many of, in a few words; None for an ordinary one."""
-    if data.startswith(b"\xff\xd8"):
-        # inside compressed data 0xFF is always followed by 0, so this counts scans
-        if data.count(_SCAN.to_bytes(2)) > SCANS:
-            return f"more than {SCANS} scans"
-        return _more_than(SEGMENTS, "segments", _jpeg_segments(data))
-    if data.startswith(b"\x89PNG"):
-        return _more_than(CHUNKS, "chunks", _png_chunks(data))
-    if data.startswith(b"GIF8"):
-        return _more_than(CHUNKS, "blocks", _gif_blocks(data))
-    return None
-
-
-def _more_than(count: int, what: str, parts: Iterator[int]) -> str | None:
-    over = next(islice(parts, count, None), None) is not None
-    return f"more than {count:,} {what}" if over else None
-
-
-def _jpeg_segments(data: bytes) -> Iterator[int]:
-    """Position of each step that Pillow takes up to the first scan; padding is a step a byte."""
-    at = 2
-    while at + 4 <= len(data):
-        yield at
-        marker = int.from_bytes(data[at : at + 2])
-        if marker == _SCAN:
-            return
-        if data[at] != 0xFF or marker == 0xFFFF:
-            at += 1
-            continue
-        _, _, has_length = JpegImagePlugin.MARKER.get(marker, ("", "", None))
-        at += 2 + (int.from_bytes(data[at + 2 : at + 4]) if has_length else 0)
-
-
-def _png_chunks(data: bytes) -> Iterator[int]:
-    """Position of each chunk."""
-    at = 8
-    while at < len(data):
-        yield at
-        at += 12 + int.from_bytes(data[at : at + 4])
-
-
-def _gif_blocks(data: bytes) -> Iterator[int]:
-    """Position of each block and sub-block up to the first image."""
-    if len(data) < 13:
-        return
-    at = 13 + (6 << (data[10] & 7) if data[10] & 0x80 else 0)
-    while at < len(data) and data[at] not in b",;":
-        yield at
-        if data[at] != ord("!"):
-            at += 1
-            continue
-        at += 2
-        while at < len(data) and data[at]:
-            yield at
-            at += 1 + data[at]
-        at += 1
-
+log = logging.getLogger("hashlens.service")
 
 FORMATS = {
     "JPEG": "jpg",
@@ -103,8 +36,6 @@ FORMATS = {
     "AVIF": "avif",
 }
 """Formats that are decoded, with the extension they are stored under."""
-
-_DEPTH = 32
 
 
 async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -> bytes:
@@ -123,7 +54,7 @@ async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -
 def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
     """The format of an image, without decoding it."""
     if excess := find_excess(data):
-        raise Refused(413, f"{name}: {excess}; save the picture anew")
+        raise Refused(413, f"{name}: {excess}; save the picture again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -141,7 +72,7 @@ def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
             f"{name}: {width} x {height} is {width * height:,} pixels; "
             f"at most {limits.pixels:,} are accepted",
         )
-    if codec == "bmp_rle":  # decoded in Python, a pixel at a time
+    if codec == "bmp_rle":  # decoded in Python, pixel by pixel
         raise Refused(422, f"{name}: a BMP with run-length coding; save the picture as PNG")
     if min(width, height) < 1:
         raise Refused(422, f"{name}: the image is empty ({width} x {height} pixels)")
@@ -159,6 +90,19 @@ def decode_upload(
             return load_image(data, size_hint=size_hint)
     except UnreadableImageError as error:
         raise Refused(422, f"{name}: the {kind} cannot be read: {error.reason}") from None
+
+
+_DEPTH = 32
+_CONDITIONS = 64
+
+
+def parse_where(text: str | None, limits: Limits) -> dict[str, Any]:
+    """A filter from a form field, with a bounded number of values."""
+    where = parse_object(text, limits, "where")
+    count = sum(len(value) if isinstance(value, list | dict) else 1 for value in where.values())
+    if count > _CONDITIONS:
+        raise Refused(422, f"where: {count} values; at most {_CONDITIONS} are accepted")
+    return where
 
 
 def parse_object(text: str | None, limits: Limits, name: str) -> dict[str, Any]:
@@ -193,15 +137,13 @@ def _finite(text: str) -> float:
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects lie in each other more than so many times."""
+    """Whether lists and objects are nested more deeply than so many levels."""
     layer = [value]
     for _ in range(levels):
         held = (one.values() if isinstance(one, dict) else one for one in layer)
         layer = [one for many in held for one in many if isinstance(one, dict | list)]
     return bool(layer)
 
-
-log = logging.getLogger("hashlens.service")
 
 FOLDER = "uploads"
 
@@ -249,3 +191,72 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+SCANS = 100
+"""Passes of a progressive JPEG over all its pixels; encoders write about 10."""
+SEGMENTS = 1_000
+"""Of a JPEG before its first scan: a profile of 16 MiB takes 250."""
+CHUNKS = 10_000
+"""Of a PNG: 16 MiB are about 2,000. Of a GIF, its blocks before the first image."""
+
+_SCAN = 0xFFDA
+
+
+def find_excess(data: bytes) -> str | None:
+    """What a file has too many of, in a few words; None for an ordinary one."""
+    if data.startswith(b"\xff\xd8"):
+        # inside compressed data 0xFF is always followed by 0, so this counts scans
+        if data.count(_SCAN.to_bytes(2)) > SCANS:
+            return f"more than {SCANS} scans"
+        return _more_than(SEGMENTS, "segments", _jpeg_segments(data))
+    if data.startswith(b"\x89PNG"):
+        return _more_than(CHUNKS, "chunks", _png_chunks(data))
+    if data.startswith(b"GIF8"):
+        return _more_than(CHUNKS, "blocks", _gif_blocks(data))
+    return None
+
+
+def _more_than(count: int, what: str, parts: Iterator[int]) -> str | None:
+    over = next(islice(parts, count, None), None) is not None
+    return f"more than {count:,} {what}" if over else None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    """Position of each step that Pillow takes up to the first scan; each byte of padding is one."""
+    at = 2
+    while at + 4 <= len(data):
+        yield at
+        marker = int.from_bytes(data[at : at + 2])
+        if marker == _SCAN:
+            return
+        if data[at] != 0xFF or marker == 0xFFFF:
+            at += 1
+            continue
+        _, _, has_length = JpegImagePlugin.MARKER.get(marker, ("", "", None))
+        at += 2 + (int.from_bytes(data[at + 2 : at + 4]) if has_length else 0)
+
+
+def _png_chunks(data: bytes) -> Iterator[int]:
+    """Position of each chunk."""
+    at = 8
+    while at < len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4])
+
+
+def _gif_blocks(data: bytes) -> Iterator[int]:
+    """Position of each block and sub-block up to the first image."""
+    if len(data) < 13:
+        return
+    at = 13 + (6 << (data[10] & 7) if data[10] & 0x80 else 0)
+    while at < len(data) and data[at] not in b",;":
+        yield at
+        if data[at] != ord("!"):
+            at += 1
+            continue
+        at += 2
+        while at < len(data) and data[at]:
+            yield at
+            at += 1 + data[at]
+        at += 1
