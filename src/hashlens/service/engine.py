@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -52,16 +53,6 @@ log = logging.getLogger("hashlens.service")
 
 Pixels = NDArray[np.uint8]
 Answer = TypeVar("Answer")
-
-
-class SearchSettings(NamedTuple):
-    """How to search; as in ``HashIndex.search``."""
-
-    k: int
-    mode: Mode
-    radius: int | None
-    where: dict[str, Any]
-    histogram: bool
 
 
 class Encoded(NamedTuple):
@@ -137,9 +128,11 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads[stage], work, *arguments)
 
-    async def search(self, query: int | bytes, settings: SearchSettings) -> SearchAnswer:
+    async def search(
+        self, query: int | bytes, options: SearchOptions, *, histogram: bool
+    ) -> SearchAnswer:
         """The nearest images of an upload, or of an image of the index, itself left out."""
-        (found,), times = await self._search([(query, "image")], settings)
+        (found,), times = await self._search([(query, "image")], options, histogram)
         if isinstance(found, Refused):
             raise found
         return SearchAnswer(
@@ -152,12 +145,17 @@ class Engine:
         )
 
     async def search_batch(
-        self, ids: Sequence[int], uploads: Sequence[bytes], settings: SearchSettings
+        self,
+        ids: Sequence[int],
+        uploads: Sequence[bytes],
+        options: SearchOptions,
+        *,
+        histogram: bool,
     ) -> BatchAnswer:
         """Results of each id and each upload; one that fails says why in its place."""
         queries: list[tuple[int | bytes, str]] = [(image_id, "") for image_id in ids]
         queries += [(data, f"images[{place}]") for place, data in enumerate(uploads)]
-        outcomes, times = await self._search(queries, settings)
+        outcomes, times = await self._search(queries, options, histogram)
         whole = [found for found in outcomes if isinstance(found, Found)]
         missing = sorted({shard for found in whole for shard in found.missing})
         results = [
@@ -175,7 +173,7 @@ class Engine:
         return BatchAnswer(results=results, missing=missing, timings_ms=times)
 
     async def _search(
-        self, queries: list[tuple[int | bytes, str]], settings: SearchSettings
+        self, queries: list[tuple[int | bytes, str]], options: SearchOptions, histogram: bool
     ) -> tuple[list[Found | Refused], StageTimes]:
         """Answer queries that have the names given; a query that cannot be encoded is refused."""
         began = time.perf_counter()
@@ -191,7 +189,9 @@ class Engine:
 
             def search_all() -> list[Found | Refused]:
                 return [
-                    each if isinstance(each, Refused) else search(self._index, each, settings)
+                    each
+                    if isinstance(each, Refused)
+                    else search(self._index, each, options, histogram=histogram)
                     for each in encoded
                 ]
 
@@ -261,57 +261,33 @@ class Engine:
         return self._metrics.page(images, self.slots.taken)
 
 
-_TRIES = 3
-
-
-def search(index: HashIndex, encoded: Encoded, settings: SearchSettings) -> Found:
+def search(index: HashIndex, encoded: Encoded, options: SearchOptions, *, histogram: bool) -> Found:
     """Search with one encoded query."""
+    code, features, own = encoded.code, encoded.features, encoded.query.id
+    if own is not None:
+        options = replace(options, exclude=np.array([own]))
+    hds, radius = options.mode == "hds", options.radius
+    trace, counts = SearchTrace(), None
     with _refusing(422):
-        for last in range(_TRIES, 0, -1):
-            try:
-                return _search(index, encoded, settings)
-            except _Changed:
-                if last == 1:
-                    raise Refused(503, "the index changes too fast", Retry_After="1") from None
-    raise AssertionError  # not reached
-
-
-class _Changed(Exception):
-    """An image was removed between the search and the look at its code."""
-
-
-def _search(index: HashIndex, encoded: Encoded, settings: SearchSettings) -> Found:
-    code, features, exclude = encoded.code, encoded.features, encoded.query.id
-    where, radius, mode = settings.where or None, settings.radius, settings.mode
-    counts = None
-    if settings.histogram or (mode != "hds" and (where or radius is not None)):
-        counts = index.histogram(code, where, exclude)
-    trace = SearchTrace()
-    began = time.perf_counter()
-    options = SearchOptions(
-        settings.k,
-        mode=mode,
-        radius=radius,
-        where=where,
-        exclude=None if exclude is None else np.array([exclude]),
-    )
-    (hits,) = index.search_hits(
-        code[None], None if features is None else features[None], options, trace
-    )
-    elapsed = time.perf_counter() - began
-    ids = [hit.id for hit in hits]
+        if histogram or (not hds and (options.where or radius is not None)):
+            counts = index.histogram(code, options.where, own)
+        began = time.perf_counter()
+        (hits,) = index.search_hits(
+            code[None], None if features is None else features[None], options, trace
+        )
+        elapsed = time.perf_counter() - began
     try:
-        codes = index.encoded(ids)[1]
-    except InvalidInputError:
-        raise _Changed from None
-    if mode == "hds":
+        codes = index.encoded([hit.id for hit in hits])[1]
+    except InvalidInputError:  # one was removed meanwhile
+        raise Refused(503, "the index changes too fast", Retry_After="1") from None
+    if hds:
         pool, coarse, fine = sum(trace.pools), trace.coarse, trace.fine
     else:
         if counts is None:
-            pool = len(index) - (exclude is not None)
+            pool = len(index) - (own is not None)
         else:
             pool = int(counts[: None if radius is None else radius + 1].sum())
-        coarse, fine = (elapsed, 0.0) if mode == "bcs" else (0.0, elapsed)
+        coarse, fine = (elapsed, 0.0) if options.mode == "bcs" else (0.0, elapsed)
     return Found(
         encoded,
         [
@@ -326,7 +302,7 @@ def _search(index: HashIndex, encoded: Encoded, settings: SearchSettings) -> Fou
             for hit, packed in zip(hits, codes, strict=True)
         ],
         pool,
-        counts.tolist() if settings.histogram and counts is not None else None,
+        counts.tolist() if histogram and counts is not None else None,
         1e3 * coarse,
         1e3 * fine,
         sorted(set(trace.missing)),
@@ -383,7 +359,7 @@ def _warm_up_search(index: HashIndex) -> None:
     encoded = look_up(index, int(index.ids()[0]))
     modes: tuple[Mode, ...] = ("bcs",) if encoded.features is None else MODES
     for mode in modes:
-        search(index, encoded, SearchSettings(1, mode, None, {}, mode == "bcs"))
+        search(index, encoded, SearchOptions(1, mode=mode), histogram=mode == "bcs")
 
 
 def _warm_up_encoder(encoder: Encoder) -> None:

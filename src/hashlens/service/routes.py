@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Response, UploadFile
 
-from hashlens.service.engine import Engine, SearchSettings
+from hashlens.errors import InvalidInputError
+from hashlens.service.engine import Engine
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 from hashlens.service.schemas import (
@@ -26,7 +27,7 @@ from hashlens.service.schemas import (
 )
 from hashlens.service.security import require_key
 from hashlens.service.uploads import parse_object, parse_where, read_upload
-from hashlens.types import Mode
+from hashlens.types import Mode, SearchOptions
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -47,6 +48,7 @@ _WRITE = REFUSALS | {
 }
 _PARTIAL = "Shards of the index did not answer: the result lacks their images."
 
+Histogram = Annotated[bool, Form(description="Count the images at each Hamming distance.")]
 ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
 
 
@@ -58,7 +60,7 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
     """The search endpoints, bounded by ``limits``."""
     router = APIRouter(prefix="/v1/search", tags=["search"], responses=REFUSALS)
 
-    def settings_form(
+    def options_form(
         k: Annotated[int, Form(ge=1, le=limits.k, description="Results per query.")] = 10,
         mode: Annotated[
             Mode,
@@ -75,11 +77,12 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
                 examples=['{"label": "boot"}'],
             ),
         ] = None,
-        histogram: Annotated[
-            bool, Form(description="Count the images at each Hamming distance.")
-        ] = False,
-    ) -> SearchSettings:
-        return SearchSettings(k, mode, radius, parse_where(where, limits), histogram)
+    ) -> SearchOptions:
+        conditions = parse_where(where, limits) or None
+        try:
+            return SearchOptions(k, mode=mode, radius=radius, where=conditions)
+        except InvalidInputError as error:
+            raise Refused(422, str(error)) from None
 
     @router.post(
         "",
@@ -89,19 +92,20 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
     async def search(
         request: Request,
         response: Response,
-        settings: Annotated[SearchSettings, Depends(settings_form)],
+        options: Annotated[SearchOptions, Depends(options_form)],
         image: Annotated[
             UploadFile | None, File(description="The picture to search by, as a file.")
         ] = None,
         id: Annotated[
             int | None, Form(ge=0, le=2**63 - 1, description="Or the id of an image of the index.")
         ] = None,
+        histogram: Histogram = False,
     ) -> SearchAnswer:
         """The nearest images of a picture, or of an image of the index."""
         query = id if image is None else await read_upload(image, limits)
         if query is None or (image is not None and id is not None):
             raise Refused(422, "expected either an image file in 'image', or an 'id', and not both")
-        answer = await _unless_gone(request, engine.search(query, settings))
+        answer = await _unless_gone(request, engine.search(query, options, histogram=histogram))
         response.status_code = 206 if answer.missing else 200
         return answer
 
@@ -113,12 +117,13 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
     async def search_batch(
         request: Request,
         response: Response,
-        settings: Annotated[SearchSettings, Depends(settings_form)],
+        options: Annotated[SearchOptions, Depends(options_form)],
         images: Annotated[list[UploadFile] | None, File(description="Pictures, as files.")] = None,
         ids: Annotated[
             list[Annotated[int, Form(ge=0, le=2**63 - 1)]] | None,
             Form(description="Ids of images of the index."),
         ] = None,
+        histogram: Histogram = False,
     ) -> BatchAnswer:
         """Results of each id, then of each picture; a query that fails says why in its place."""
         count = len(images or ()) + len(ids or ())
@@ -130,7 +135,8 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
             await read_upload(upload, limits, f"images[{position}]")
             for position, upload in enumerate(images or ())
         ]
-        answer = await _unless_gone(request, engine.search_batch(ids or [], uploads, settings))
+        work = engine.search_batch(ids or [], uploads, options, histogram=histogram)
+        answer = await _unless_gone(request, work)
         response.status_code = 206 if answer.missing else 200
         return answer
 
