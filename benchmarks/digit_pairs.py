@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hashlens import SourceError
 from hashlens.data.source import Source
-from hashlens.errors import SourceError
 
 
 def write_pairs(digits: Source, path: Path, per_class: int, seed: int = 0) -> None:

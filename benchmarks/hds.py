@@ -23,9 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.codes.packing import pack_bits
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
+from hashlens import HashIndex, SearchOptions, pack_bits
 
 CLASSES = 116
 CHUNK = 8192
@@ -80,7 +78,7 @@ def measure_opening(path: Path) -> dict[str, float]:
     """In a new process: seconds to open, and resident memory after it."""
     code = (
         "import sys, time\n"
-        "from hashlens.index.hash_index import HashIndex\n"
+        "from hashlens import HashIndex\n"
         "began = time.perf_counter(); index = HashIndex.open(sys.argv[1]); n = len(index)\n"
         "took = time.perf_counter() - began\n"
         "status = open('/proc/self/status').read()\n"

@@ -13,11 +13,11 @@ import time
 
 import numpy as np
 
+from hashlens import Encoder, SearchOptions
 from hashlens.data.labels import split_validation
 from hashlens.data.opening import open_source
 from hashlens.index.ranking import ArraySearcher
-from hashlens.models.encoder import Encoder, encode_source
-from hashlens.types import SearchOptions
+from hashlens.models.encoder import encode_source
 
 POOLS = (10, 30, 100, 200, 400, 1000, 3000, 10000)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hashlens import __version__
+from hashlens import Encoder, __version__
 from hashlens.data.opening import open_source
 from hashlens.evaluation.label_noise import (
     ClassScores,
@@ -33,7 +33,6 @@ from hashlens.evaluation.label_noise import (
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
 from hashlens.models.description import ModelConfig
-from hashlens.models.encoder import Encoder
 from hashlens.models.latent import LatentHashNet
 from hashlens.report.table import Table
 from hashlens.workflows.score import encode

@@ -15,10 +15,10 @@ from functools import partial
 import numba
 import numpy as np
 
+from hashlens import hamming_topk
 from hashlens.bench.search import clustered_codes
 from hashlens.codes import kernels, rings
 from hashlens.codes.database import CodeDatabase, flat_rows
-from hashlens.codes.search import hamming_topk
 from hashlens.codes.vector import GROUP, any_below
 from hashlens.types import Codes
 

@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from hashlens import HashIndex
 from hashlens.data.opening import open_source
-from hashlens.index.hash_index import HashIndex
 
 _PICTURES = 500
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from hashlens.codes.packing import pack_bits
+from hashlens import pack_bits
 from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.evaluation.scoring import evaluate, top_class_error

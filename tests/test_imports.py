@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import hashlens
 
 ROOT = Path(__file__).parents[1] / "src" / "hashlens"
 
@@ -64,6 +67,19 @@ def _modules() -> list[Path]:
 def test_imports_run_one_way(path: Path) -> None:
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert _imported_parts(path) <= ALLOWED[part] | {part}
+
+
+def test_public_names_are_what_a_type_checker_sees() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hashlens.")
+        for alias in node.names
+    }
+    assert seen.keys() | {"__version__"} == set(hashlens.__all__)
+    for name, module in seen.items():
+        assert getattr(hashlens, name) is getattr(import_module(str(module)), name)
 
 
 def _loaded_by(statement: str) -> set[str]:

@@ -13,8 +13,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hashlens.codes.packing import pack_bits, unpack_bits
     from hashlens.codes.search import hamming_radius, hamming_topk
-    from hashlens.errors import HashlensError
+    from hashlens.errors import (
+        HashlensError,
+        ImageError,
+        IndexStoreError,
+        InvalidInputError,
+        MissingExtraError,
+        ModelError,
+        SourceError,
+    )
     from hashlens.index.hash_index import HashIndex, Hit
+    from hashlens.index.rows import Record
     from hashlens.models.encoder import Encoder
     from hashlens.types import Searcher, SearchOptions, SearchResult
 
@@ -23,9 +32,16 @@ _HOMES = {
     "HashIndex": "hashlens.index.hash_index",
     "HashlensError": "hashlens.errors",
     "Hit": "hashlens.index.hash_index",
+    "ImageError": "hashlens.errors",
+    "IndexStoreError": "hashlens.errors",
+    "InvalidInputError": "hashlens.errors",
+    "MissingExtraError": "hashlens.errors",
+    "ModelError": "hashlens.errors",
+    "Record": "hashlens.index.rows",
     "SearchOptions": "hashlens.types",
     "SearchResult": "hashlens.types",
     "Searcher": "hashlens.types",
+    "SourceError": "hashlens.errors",
     "hamming_radius": "hashlens.codes.search",
     "hamming_topk": "hashlens.codes.search",
     "pack_bits": "hashlens.codes.packing",
@@ -37,9 +53,16 @@ __all__ = [
     "HashIndex",
     "HashlensError",
     "Hit",
+    "ImageError",
+    "IndexStoreError",
+    "InvalidInputError",
+    "MissingExtraError",
+    "ModelError",
+    "Record",
     "SearchOptions",
     "SearchResult",
     "Searcher",
+    "SourceError",
     "__version__",
     "hamming_radius",
     "hamming_topk",

@@ -15,6 +15,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.cross_decomposition import CCA
 from sklearn.datasets import load_digits
 
+from hashlens import pack_bits, unpack_bits
 from hashlens.baselines.base import random_rotation
 from hashlens.baselines.bre import BRE, best_step, reconstruction_loss
 from hashlens.baselines.itq import ITERATIONS, ITQ, rotate_to_corners
@@ -23,7 +24,6 @@ from hashlens.baselines.ksh import KSH, _Residual
 from hashlens.baselines.lsh import LSH
 from hashlens.baselines.mlh import MLH, loss_augmented_codes, pair_loss
 from hashlens.baselines.spectral import SpectralHashing
-from hashlens.codes.packing import pack_bits, unpack_bits
 from hashlens.codes.reference import topk
 from hashlens.training.objectives.cnnh import class_codes, decompose_similarity
 from hashlens.types import Codes

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hashlens import InvalidInputError, unpack_bits
 from hashlens.baselines import METHODS
 from hashlens.baselines.base import HashMethod
 from hashlens.baselines.pca import NeuralCodes
-from hashlens.codes.packing import unpack_bits
 from hashlens.codes.reference import topk
-from hashlens.errors import InvalidInputError
 
 SUPERVISED = [name for name, kind in METHODS.items() if kind.supervised]
 

@@ -9,7 +9,7 @@ import pytest
 from command_line import run
 from PIL import Image
 
-from hashlens.errors import SourceError
+from hashlens import SourceError
 from hashlens.workflows.demo import NEXT_COMMANDS, demo_sources
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from command_line import run
 
+from hashlens import Encoder
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
 from hashlens.models.description import ModelConfig
-from hashlens.models.encoder import Encoder
 from hashlens.models.latent import LatentHashNet
 
 

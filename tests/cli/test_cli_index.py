@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from hashlens import HashIndex
 from hashlens.cli.main import app, main
 from hashlens.data.opening import open_source
-from hashlens.index.hash_index import HashIndex
 
 runner = CliRunner()
 

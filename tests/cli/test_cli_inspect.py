@@ -11,7 +11,7 @@ import pytest
 from command_line import run
 from PIL import Image
 
-from hashlens.models.encoder import Encoder
+from hashlens import Encoder
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_a_folder_without_labels_is_told_of_unsupervised(flat_folder: Path, tmp_
 def test_unsupervised_makes_an_ordinary_model(
     flat_folder: Path, tmp_path: Path, weights_dir: Path
 ) -> None:
-    from hashlens.models.encoder import Encoder
+    from hashlens import Encoder
 
     (flat_folder / "cut.png").write_bytes((flat_folder / "0.png").read_bytes()[:200])
     out = tmp_path / "m"

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hashlens import InvalidInputError, pack_bits
 from hashlens.codes import pairs, reference
 from hashlens.codes.database import CodeDatabase
-from hashlens.codes.packing import pack_bits
 from hashlens.codes.pairs import hamming_pairs
-from hashlens.errors import InvalidInputError
 
 
 def collected(codes: Any, radius: int, allowed: np.ndarray | None = None) -> list[tuple[int, ...]]:

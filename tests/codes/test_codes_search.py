@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hashlens import InvalidInputError, hamming_radius, hamming_topk, pack_bits
 from hashlens.codes import reference, rings, scan
 from hashlens.codes.database import CodeDatabase
-from hashlens.codes.packing import pack_bits
-from hashlens.codes.search import hamming_distances, hamming_radius, hamming_topk
-from hashlens.errors import InvalidInputError
+from hashlens.codes.search import hamming_distances
 
 # Widths in bytes that have been compiled for others already would cost nothing; each number of
 # 64-bit words is compiled once, so most examples use few of them.

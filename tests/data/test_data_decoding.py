@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hashlens import ImageError, InvalidInputError
 from hashlens.data.decoding import decode_source, iter_decoded
 from hashlens.data.image import load_image
 from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.errors import ImageError, InvalidInputError
 from hashlens.types import ImageInput
 from image_builders import encoded, picture
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hashlens import ImageError, SourceError
 from hashlens.data.folders import list_images
 from hashlens.data.image import MAX_PIXELS, load_image
-from hashlens.errors import ImageError, SourceError
 from hashlens.files import path_uri, uri_path
 from image_builders import encoded, picture
 
@@ -275,7 +275,7 @@ def test_folders_and_files_without_permission_are_named() -> None:
         "from PIL import Image\n"
         "from hashlens.data.image import load_image\n"
         "from hashlens.data.opening import open_source\n"
-        "from hashlens.errors import HashlensError\n"
+        "from hashlens import HashlensError\n"
         "Image.init()  # all that is imported is imported before rights are given up\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
         "for step in (lambda: open_source(sys.argv[1]), lambda: load_image(sys.argv[2]),\n"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hashlens import InvalidInputError, SourceError
 from hashlens.data.decoding import decode_source
 from hashlens.data.labels import (
     balanced_weights,
@@ -21,7 +22,6 @@ from hashlens.data.labels import (
 from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import FileImages, Source
-from hashlens.errors import InvalidInputError, SourceError
 from hashlens.workflows.labels import content_hashes, find_leakage, pixel_hashes, same_content
 from image_builders import picture, write_class_folder
 

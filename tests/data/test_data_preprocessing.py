@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from hashlens import InvalidInputError
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.errors import InvalidInputError
 from image_builders import encoded, picture
 
 GREY = {"channels": 1, "mean": (0.1307,), "std": (0.3081,)}

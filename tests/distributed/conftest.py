@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hashlens import HashIndex
 from hashlens.distributed.cluster import stay_on_loopback
-from hashlens.index.hash_index import HashIndex
 
 from .sharded_folders import BITS, DIM
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from hashlens import HashIndex
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
-from hashlens.index.hash_index import HashIndex
 
 BITS, DIM = 16, 6
 

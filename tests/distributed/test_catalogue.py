@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hashlens import IndexStoreError
 from hashlens.distributed.catalogue import (
     FILE_NAME,
     Catalogue,
@@ -20,7 +21,6 @@ from hashlens.distributed.catalogue import (
     read_catalogue,
     write_catalogue,
 )
-from hashlens.errors import IndexStoreError
 
 
 def _empty(n_shards: int) -> Catalogue:

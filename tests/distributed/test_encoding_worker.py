@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hashlens import Encoder
 from hashlens.data.opening import open_source
 from hashlens.distributed.encoding import MOST_IMAGES, EncodeBatches, images_at_once
-from hashlens.models.encoder import Encoder
 
 N = 20
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hashlens import SearchResult
 from hashlens.codes import reference
 from hashlens.distributed.replicas import merge
-from hashlens.types import SearchResult
 
 
 @given(

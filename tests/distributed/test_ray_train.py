@@ -30,8 +30,8 @@ def test_the_guides_program_trains_with_two_processes(
         program = program.replace(shown, here)
     exec(compile(program, str(GUIDE), "exec"), {"__name__": "program"})
 
+    from hashlens import Encoder
     from hashlens.data.opening import open_source
-    from hashlens.models.encoder import Encoder
 
     encoder = Encoder.load(tmp_path / "model")
     codes, _ = encoder.encode(open_source("digits#test").uris[:5])

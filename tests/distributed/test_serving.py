@@ -14,10 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
+from hashlens import HashIndex, IndexStoreError, SearchOptions
 from hashlens.distributed.serving import build
-from hashlens.errors import IndexStoreError
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
 
 from .sharded_folders import make_shards
 

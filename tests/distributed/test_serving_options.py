@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hashlens import InvalidInputError
 from hashlens.distributed.serving import parse_options
-from hashlens.errors import InvalidInputError
 
 
 def test_options_are_read() -> None:

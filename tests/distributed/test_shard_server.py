@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hashlens import HashIndex, SearchOptions
 from hashlens.distributed.catalogue import (
     Catalogue,
     IdRange,
@@ -15,8 +16,7 @@ from hashlens.distributed.catalogue import (
     write_catalogue,
 )
 from hashlens.distributed.replicas import ShardServer
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import Mode, SearchOptions
+from hashlens.types import Mode
 
 KNOWN, NEW = 12, 5
 

@@ -15,9 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
+from hashlens import HashIndex, IndexStoreError, InvalidInputError, SourceError
 from hashlens.distributed.encoding import COMPLETE_NAME, Images, create_sharded, open_images
-from hashlens.errors import IndexStoreError, InvalidInputError, SourceError
-from hashlens.index.hash_index import HashIndex
 
 N = 240
 SHARDS = 3
@@ -26,7 +25,7 @@ SHARDS = 3
 @pytest.fixture(scope="module")
 def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> HashIndex:
     """The same images, encoded and indexed in this process."""
-    from hashlens.models.encoder import Encoder
+    from hashlens import Encoder
 
     images = _images()
     encoder = Encoder.load(model)

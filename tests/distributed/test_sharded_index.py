@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hashlens import HashIndex, IndexStoreError, InvalidInputError, SearchOptions
 from hashlens.distributed.sharded import ShardedIndex
-from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
 
 from .sharded_folders import BITS, DIM, make_shards, part
 

@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from hashlens import InvalidInputError, SearchResult, pack_bits
 from hashlens.codes import reference
-from hashlens.codes.packing import pack_bits
-from hashlens.errors import InvalidInputError
 from hashlens.evaluation.metrics import (
     PRECISION_AT,
     counts_by_distance,
@@ -17,7 +16,7 @@ from hashlens.evaluation.metrics import (
     shares_label,
 )
 from hashlens.evaluation.scoring import evaluate, top_class_error
-from hashlens.types import EncodedImages, SearchResult
+from hashlens.types import EncodedImages
 
 BITS = 12
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashlens.codes.packing import pack_bits
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError, pack_bits
 from hashlens.evaluation.inspection import (
     bit_correlation,
     bit_entropy,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.evaluation.label_noise import (
     code_neighbours,
     confused_pairs,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.evaluation.metrics import (
     average_precision,
     expected_average_precision,

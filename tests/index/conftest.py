@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pixel_encoder import PixelEncoder, save_pictures
 
-from hashlens.index.hash_index import HashIndex
+from hashlens import HashIndex
 
 
 @pytest.fixture

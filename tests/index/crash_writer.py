@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.errors import ImageError
+from hashlens import HashIndex, ImageError
 from hashlens.index import writing
-from hashlens.index.hash_index import HashIndex
 from hashlens.types import Codes, EncodedBatch, Features, Skipped
 
 BITS, WIDTH = 64, 24

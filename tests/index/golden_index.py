@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
+from hashlens import HashIndex, SearchOptions
 
 FOLDER = Path(__file__).parents[1] / "data" / "index-v1"
 ANSWERS = FOLDER.with_name("index-v1-answers.json")

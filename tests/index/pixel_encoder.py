@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hashlens.codes.packing import pack_bits
-from hashlens.errors import ImageError
-from hashlens.index.hash_index import HashIndex
+from hashlens import HashIndex, ImageError, pack_bits
 from hashlens.types import Codes, EncodedBatch, Features, ImageInput, Skipped
 
 SIDE = 6

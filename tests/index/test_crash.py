@@ -17,8 +17,7 @@ import crash_writer
 import numpy as np
 import pytest
 
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
+from hashlens import HashIndex, SearchOptions
 
 if sys.platform == "win32":
     pytest.skip("SIGKILL and fork servers are not for Windows", allow_module_level=True)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hashlens import InvalidInputError, Searcher, SearchOptions
 from hashlens.codes import reference
-from hashlens.errors import InvalidInputError
 from hashlens.index import features as feature_rows
 from hashlens.index.ranking import ArraySearcher
-from hashlens.types import MODES, Searcher, SearchOptions, SearchTrace, default_pool
+from hashlens.types import MODES, SearchTrace, default_pool
 
 
 def _arrays(seed: int, n: int, width: int, kind: str) -> tuple[Any, Any]:

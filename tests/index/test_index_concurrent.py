@@ -11,11 +11,9 @@ import crash_writer
 import pytest
 from pixel_encoder import add_codes
 
-from hashlens.errors import IndexStoreError
+from hashlens import HashIndex, IndexStoreError, SearchOptions
 from hashlens.index import store
-from hashlens.index.hash_index import HashIndex
 from hashlens.index.snapshot import Snapshot
-from hashlens.types import SearchOptions
 
 
 def test_a_second_writer_gets_a_clear_error(

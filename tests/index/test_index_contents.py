@@ -12,11 +12,9 @@ import pytest
 from PIL import Image
 from pixel_encoder import PixelEncoder, add_codes, save_pictures
 
-from hashlens.errors import ImageError, IndexStoreError, InvalidInputError
+from hashlens import HashIndex, ImageError, IndexStoreError, InvalidInputError, SearchOptions
 from hashlens.index import writing
 from hashlens.index.files import content_digest
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
 
 HOSTILE = [
     "plain",

@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 from pixel_encoder import PixelEncoder
 
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens import HashIndex, IndexStoreError, InvalidInputError, SearchOptions
 from hashlens.index import layout
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
 
 COUNT = 40
 FILES = ("index.sqlite", "codes.1", "features.1", "ids.1", "head")
@@ -202,7 +200,7 @@ def _without_root_powers() -> list[str]:
 def test_a_read_only_folder_is_searched_and_not_changed(whole: Path) -> None:
     code = (
         "import sys; from hashlens.index.hash_index import HashIndex\n"
-        "from hashlens.errors import IndexStoreError\n"
+        "from hashlens import IndexStoreError\n"
         "index = HashIndex.open(sys.argv[1], read_only=True)\n"
         "print(len(index.search(0, k=3)), index.verify())\n"
         "try: HashIndex.open(sys.argv[1])\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hashlens import HashIndex
 from hashlens.index.duplicates import group_pairs
-from hashlens.index.hash_index import HashIndex
 
 
 def test_duplicates_are_grouped_by_chains(index: HashIndex) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import golden_index
 
-from hashlens.index.hash_index import HashIndex
+from hashlens import HashIndex
 
 
 def test_version_1_opens_and_answers(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hashlens.index.hash_index import HashIndex
-from hashlens.types import SearchOptions
+from hashlens import HashIndex, SearchOptions
 
 BITS, WIDTH = 12, 3
 LABELS = st.sampled_from(["cat", "dog", "naïve \"quoted'", None])

@@ -30,10 +30,10 @@ def main() -> None:
     """Write a model directory, its export, and the answers expected of both."""
     import torch
 
+    from hashlens import Encoder
     from hashlens.models.backbones import create_backbone
     from hashlens.models.checkpoint import save_model
     from hashlens.models.description import ModelConfig
-    from hashlens.models.encoder import Encoder
     from hashlens.models.export import export_onnx
     from hashlens.models.latent import LatentHashNet
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hashlens.errors import ModelError
+from hashlens import ModelError
 from hashlens.models.backbones import create_backbone
 
 

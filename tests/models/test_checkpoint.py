@@ -17,11 +17,9 @@ import torch
 from golden_models import FOLDER, golden_pictures
 from PIL import Image
 
-from hashlens.errors import IndexStoreError, ModelError
-from hashlens.index.hash_index import HashIndex
+from hashlens import Encoder, HashIndex, IndexStoreError, ModelError
 from hashlens.models import checkpoint
 from hashlens.models.checkpoint import load_model, read_config, save_model, update_config
-from hashlens.models.encoder import Encoder
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hashlens.errors import ImageError, InvalidInputError, ModelError
+from hashlens import Encoder, ImageError, InvalidInputError, ModelError
 from hashlens.models.checkpoint import load_model
-from hashlens.models.encoder import Encoder
 from hashlens.types import EncoderLike
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hashlens import Encoder, ImageError
 from hashlens.data.opening import open_source
-from hashlens.errors import ImageError
-from hashlens.models.encoder import Encoder, encode_source
+from hashlens.models.encoder import encode_source
 
 
 @pytest.fixture

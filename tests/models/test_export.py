@@ -12,10 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from hashlens.codes.packing import unpack_bits
-from hashlens.errors import ModelError
+from hashlens import Encoder, ModelError, unpack_bits
 from hashlens.models import export
-from hashlens.models.encoder import METADATA_KEY, Encoder
+from hashlens.models.encoder import METADATA_KEY
 from hashlens.models.export import export_onnx
 
 

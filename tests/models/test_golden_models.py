@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from golden_models import FOLDER, golden_pictures
 
+from hashlens import Encoder
 from hashlens.models.description import FORMAT_VERSION
-from hashlens.models.encoder import Encoder
 
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))

@@ -15,10 +15,9 @@ from threading import Thread
 import pytest
 from typer.testing import CliRunner
 
+from hashlens import Encoder, ModelError
 from hashlens.cli.main import app
-from hashlens.errors import ModelError
 from hashlens.models.checkpoint import load_model, read_config
-from hashlens.models.encoder import Encoder
 from hashlens.models.hub import pull_model, push_model
 
 REPO = "me/codes"

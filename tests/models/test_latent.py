@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.models.latent import LatentHashNet
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from hashlens import ModelError
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.errors import ModelError
 from hashlens.models.description import ModelConfig, parse_config
 
 CONFIG = ModelConfig(48, 512, ("a", "b"), "resnet9", Preprocessing(32), radius=3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.paper.gist import WIDTH, _even_contrast, _gabor_filters, gist
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashlens.codes.packing import pack_bits
-from hashlens.errors import ImageError, InvalidInputError
+from hashlens import ImageError, InvalidInputError, pack_bits
 from hashlens.report.page import Report
 from hashlens.report.plot import Curve, plot_bars, plot_curves, save_figure
 from hashlens.report.sheet import RIGHT, WRONG, Neighbour, SheetQuery, code_bits, picture_sheet

@@ -12,8 +12,7 @@ pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 
 from serving import LABELS, SIDE, Service, draw, png, running
 
-from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import Encoder
+from hashlens import Encoder, HashIndex
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import Encoder
+from hashlens import Encoder, HashIndex
 from hashlens.service.app import create_app
 from hashlens.service.limits import Limits
 from hashlens.service.server import listen, make_server

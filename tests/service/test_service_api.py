@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 from serving import KEY, SIDE, Service, draw, png, running
 
+from hashlens import Encoder, HashIndex
 from hashlens.codes import reference
-from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import Encoder
 from hashlens.service.engine import commit
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits

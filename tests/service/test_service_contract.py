@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from serving import KEY, running
 
-from hashlens.models.encoder import Encoder
+from hashlens import Encoder
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs the extra 'dev'")
 from schemathesis.checks import not_a_server_error  # noqa: E402

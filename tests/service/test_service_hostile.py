@@ -22,8 +22,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from serving import Service, draw, process, running
 
-from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import Encoder
+from hashlens import Encoder, HashIndex
 from hashlens.service.app import create_app
 from hashlens.service.limits import Limits
 

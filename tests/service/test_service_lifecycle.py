@@ -16,9 +16,8 @@ import pytest
 from serving import KEY, draw, png, process, running
 from typer.testing import CliRunner
 
+from hashlens import Encoder, HashIndex
 from hashlens.cli.main import app as command_line
-from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import Encoder
 from hashlens.service.limits import Limits
 
 

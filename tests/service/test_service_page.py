@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from serving import Service, running
 
-from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import Encoder
+from hashlens import Encoder, HashIndex
 from hashlens.service.limits import Limits
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'")

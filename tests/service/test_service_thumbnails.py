@@ -10,11 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from hashlens import Encoder, HashIndex
 from hashlens.data.folders import list_images
 from hashlens.data.opening import open_source
 from hashlens.index.files import content_digest
-from hashlens.index.hash_index import HashIndex
-from hashlens.models.encoder import Encoder
 from hashlens.service.app import create_app
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits

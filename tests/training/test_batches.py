@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.training.data import Batch, MemoryPixels, TrainingBatches, ValidationBatches
 
 PIXELS = MemoryPixels(np.arange(50 * 4, dtype=np.uint8).reshape(50, 2, 2, 1))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from hashlens import ModelError, SourceError
 from hashlens.data.opening import open_source
 from hashlens.data.source import Source
-from hashlens.errors import ModelError, SourceError
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import OBJECTIVES, TrainingConfig
 from hashlens.training.fit import TrainingResult, train

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.config import OBJECTIVES
 from hashlens.training.objectives import create_objective

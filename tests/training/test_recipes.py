@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.training.recipes import RECIPES, ImageFacts, configure, recipe_values
 
 DIGITS = ImageFacts(images=1437, side=8, channels=1, cuda=False, bf16=False)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hashlens import ModelError
 from hashlens.data.opening import open_source
-from hashlens.errors import ModelError
 from hashlens.training.config import TrainingConfig
 from hashlens.training.fit import train
 from hashlens.training.recipes import configure

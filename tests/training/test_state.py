@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashlens.errors import ModelError
+from hashlens import ModelError
 from hashlens.training.state import read_state, write_state
 
 _PLAIN = (

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from hashlens.errors import InvalidInputError
+from hashlens import InvalidInputError
 from hashlens.training.config import TrainingConfig
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hashlens.errors import SourceError
+from hashlens import SourceError
 from hashlens.workflows.score import Named, match_classes, match_model
 
 

@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from hashlens import Encoder, SourceError
 from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
-from hashlens.errors import SourceError
 from hashlens.models.description import ModelConfig
-from hashlens.models.encoder import Encoder, NetworkOutput
+from hashlens.models.encoder import NetworkOutput
 from hashlens.workflows.score import score_model, sheet_queries, write_report
 
 DIGITS = tuple(str(digit) for digit in range(10))
