@@ -26,7 +26,7 @@ from hashlens.index.ranking import ArraySearcher
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Inputs, decoded_inputs, feature_inputs
-from hashlens.training.fit import image_facts, train
+from hashlens.training.fit import fit
 from hashlens.training.recipes import configure
 from hashlens.types import EncodedImages
 
@@ -74,14 +74,12 @@ def run_trial(
     """
     fields = asdict(trial)
     recipe = fields.pop("recipe")
-    facts = image_facts(database)
-    config, _ = configure(recipe, {**values, **fields}, facts)
+    config, _ = configure(recipe, {**values, **fields}, database)
     out = folder / "model"
-    result = train(
+    result = fit(
         database,
         config,
         out,
-        channels=facts.channels,
         overwrite=True,
         progress=False,
         features=folder / "features" if config.freeze_backbone else None,

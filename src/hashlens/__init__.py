@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hashlens.codes.packing import pack_bits, unpack_bits
     from hashlens.codes.search import hamming_radius, hamming_topk
+    from hashlens.data.opening import open_source
     from hashlens.errors import (
         HashlensError,
         ImageError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hashlens.index.hash_index import HashIndex, Hit
     from hashlens.index.rows import Record
     from hashlens.models.encoder import Encoder
+    from hashlens.training.fit import train
     from hashlens.types import Searcher, SearchOptions, SearchResult
 
 _HOMES = {
@@ -44,7 +46,9 @@ _HOMES = {
     "SourceError": "hashlens.errors",
     "hamming_radius": "hashlens.codes.search",
     "hamming_topk": "hashlens.codes.search",
+    "open_source": "hashlens.data.opening",
     "pack_bits": "hashlens.codes.packing",
+    "train": "hashlens.training.fit",
     "unpack_bits": "hashlens.codes.packing",
 }
 
@@ -66,7 +70,9 @@ __all__ = [
     "__version__",
     "hamming_radius",
     "hamming_topk",
+    "open_source",
     "pack_bits",
+    "train",
     "unpack_bits",
 ]
 

@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 from command_line import run
 
+from hashlens import train
 from hashlens.data.opening import open_source
-from hashlens.training.fit import image_facts, train
-from hashlens.training.recipes import configure
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = open_source("digits#test")
-    config, _ = configure("auto", {"bits": 24, "epochs": 8}, image_facts(source))
     out = tmp_path_factory.mktemp("labels") / "model"
-    train(source, config, out, progress=False)
+    train("digits#test", out, bits=24, epochs=8, progress=False)
     return out
 
 

@@ -55,7 +55,11 @@ def test_show_config_prints_toml_and_reasons() -> None:
         ([], 2, "expected a SOURCE"),
         (["digits"], 2, "--out FOLDER"),
         (["digits", "--out", "m", "--bits", "4"], 2, "8 to 1024, got 4"),
-        (["digits", "--out", "m", "--objective", "x"], 2, "latent, ssdh, greedyhash, csq"),
+        (
+            ["digits", "--out", "m", "--objective", "x"],
+            2,
+            "cnnh, cnnh+, csq, greedyhash",
+        ),
         (["digits", "--out", "m", "--recipe", "x"], 2, "auto, small, finetune, paper"),
         (["digits", "--out", "m", "--devices", "many"], 2, "a number or auto"),
         (["digits", "--out", "m", "--backbone", "vgg"], 1, "no backbone is called 'vgg'"),

@@ -72,9 +72,10 @@ def test_the_check_finds_what_is_wrong() -> None:
     assert _check(["--no-such-option"]) == "no option '--no-such-option'"
 
 
-def test_reference_page_is_current() -> None:
+def test_reference_pages_are_current() -> None:
     generator = _generator()
     assert generator.PAGE.read_text() == generator.page(), "run `make docs`"
+    assert generator.TRAINING_PAGE.read_text() == generator.training_page(), "run `make docs`"
 
 
 def test_every_command_shows_an_example() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from hashlens import InvalidInputError
 from hashlens.models.latent import LatentHashNet
 
 
-def _net(bits: int = 12, classes: int = 4, **options: bool) -> LatentHashNet:
+def _net(bits: int = 12, classes: int = 4, **options: Any) -> LatentHashNet:
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(75, 30), nn.ReLU())
     return LatentHashNet(backbone, feature_dim=30, bits=bits, classes=classes, **options)
@@ -78,3 +80,13 @@ def test_normalisation_keeps_the_sigmoid_out_of_its_flat_ends() -> None:
 def test_refuses_impossible_lengths(bits: int) -> None:
     with pytest.raises(InvalidInputError, match="8 to 1024"):
         _net(bits=bits)
+
+
+def test_latent_dropout_leaves_out_features_before_h_in_training_only() -> None:
+    net = _net(latent_dropout=0.5)
+    images = torch.rand(6, 3, 5, 5)
+    plain = net.eval()(images)
+    torch.testing.assert_close(plain.latent, net.latent(plain.features))
+    trained = net.train()(images)
+    torch.testing.assert_close(trained.features, plain.features)
+    assert not torch.allclose(trained.latent, plain.latent)

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.training.config import TrainingConfig
 from hashlens.training.recipes import configure
-from hashlens.training.split import image_facts
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +29,18 @@ def quick(digits: Source) -> Any:
 
     def make(**values: Any) -> TrainingConfig:
         defaults = {"bits": 16, "epochs": 3, "precision": "fp32", "validation": 0.2}
-        return configure("small", {**defaults, **values}, image_facts(digits))[0]
+        return configure("small", {**defaults, **values}, digits)[0]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options for a tiny frozen backbone, with a file of its "pre-trained" weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("start") / "test_resnet.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    return {"backbone": "timm:test_resnet", "weights": str(path), "freeze_backbone": True}
 
 
 @pytest.fixture

@@ -7,34 +7,34 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hashlens.data.opening import open_source
 from hashlens.models.checkpoint import load_model
-from hashlens.training.fit import image_facts, train
+from hashlens.training.fit import fit
 from hashlens.training.recipes import configure
 
 # No layer looks over the batch here or draws at random: halves of it would differ.
 _RECIPE = """
 recipe = "small"
-backbone = "resnet9?width=4"
-pretrained = false
+backbone = "timm:test_resnet"
+freeze_backbone = true
 size = 16
 epochs = 2
 batch_size = 50
 validation = 0.205
 precision = "fp32"
-freeze_backbone = true
 feature_layer = 0
 latent_normalisation = false
 """
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(tmp_path: Path, frozen: dict[str, Any]) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(_RECIPE)
+    recipe.write_text(_RECIPE + f"weights = {json.dumps(frozen['weights'])}\n")
     hashlens = str(Path(sys.executable).with_name("hashlens"))
     options = f"--recipe {recipe} --out {tmp_path / 'two'} --bits 16 --devices 2 --json"
     answer = subprocess.run(
@@ -49,8 +49,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     (line,) = answer.stdout.splitlines()  # one JSON object, from the first process alone
     two = json.loads(line)
     source = open_source("digits#train")
-    config, _ = configure(str(recipe), {"bits": 16}, image_facts(source))
-    one = train(source, config, tmp_path / "one", progress=False)
+    config, _ = configure(str(recipe), {"bits": 16}, source)
+    one = fit(source, config, tmp_path / "one", progress=False)
     best = one.history[one.best_epoch - 1]
     assert two["validation"]["images"] == best["images"] == one.validation_images
     assert one.validation_images % 2 == 1  # the two shares differ in size

@@ -13,9 +13,9 @@ from hashlens.data.opening import open_source
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import TrainingConfig
-from hashlens.training.fit import TrainingResult, train
+from hashlens.training.fit import fit
+from hashlens.training.folder import TrainingResult
 from hashlens.training.recipes import configure
-from hashlens.training.split import image_facts
 
 needs_photographs = pytest.mark.skipif(
     not (os.environ.get("HASHLENS_DATA") and os.environ.get("HASHLENS_WEIGHTS")),
@@ -34,14 +34,14 @@ def _config(backbone: str, weights: str, **values: object) -> TrainingConfig:
         "precision": "fp32",
         "validation": 0.2,
     }
-    return configure("finetune", {**defaults, **values}, image_facts(source))[0]
+    return configure("finetune", {**defaults, **values}, source)[0]
 
 
 def _fine_tune(config: TrainingConfig, out: Path, images: int) -> TrainingResult:
     source = open_source(str(Path(os.environ["HASHLENS_DATA"]) / "grocery#train"))
     few = np.flatnonzero(source.labels < 10)  # the first ten of 81 classes
     rows = np.random.default_rng(0).permutation(few)[:images]
-    return train(source.subset(np.sort(rows)), config, out, progress=False)
+    return fit(source.subset(np.sort(rows)), config, out, progress=False)
 
 
 def _statistics(config: TrainingConfig, net: torch.nn.Module | None = None) -> dict[str, object]:

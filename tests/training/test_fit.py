@@ -16,11 +16,11 @@ from hashlens import ModelError, SourceError
 from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.models.checkpoint import load_model
-from hashlens.training.config import OBJECTIVES, TrainingConfig
-from hashlens.training.fit import TrainingResult, train
-from hashlens.training.folder import open_run
+from hashlens.training.config import TrainingConfig
+from hashlens.training.fit import fit
+from hashlens.training.folder import TrainingResult, open_run
+from hashlens.training.objectives import objectives
 from hashlens.training.recipes import configure
-from hashlens.training.split import image_facts
 from hashlens.training.trainer import ShowProgress
 
 Quick = Callable[..., TrainingConfig]
@@ -36,16 +36,16 @@ def _train_folder(
 ) -> TrainingResult:
     source = open_source(str(folder))
     defaults = {"bits": 8, "epochs": 1, "validation": 0.2, "precision": "fp32"}
-    config, _ = configure("small", {**defaults, **values}, image_facts(source))
-    return train(source, config, out, resume=resume, progress=False, features=features)
+    config, _ = configure("small", {**defaults, **values}, source)
+    return fit(source, config, out, resume=resume, progress=False, features=features)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", objectives())
 def test_every_objective_learns_digits(
     digits: Source, quick: Quick, tmp_path: Path, objective: str
 ) -> None:
     config = quick(epochs=15, objective=objective)
-    result = train(digits, config, tmp_path / "m", progress=False)
+    result = fit(digits, config, tmp_path / "m", progress=False)
     best = next(e for e in result.history if e["epoch"] == result.best_epoch)
     assert best["map"] == max(epoch["map"] for epoch in result.history)
     assert best["map"] > 0.9
@@ -64,21 +64,19 @@ def test_every_objective_learns_digits(
 
 def test_the_same_seed_gives_the_same_model(digits: Source, quick: Quick, tmp_path: Path) -> None:
     config = quick()
-    first, second = (train(digits, config, tmp_path / name, progress=False) for name in ("a", "b"))
+    first, second = (fit(digits, config, tmp_path / name, progress=False) for name in ("a", "b"))
     assert first.history == second.history
     assert first.fingerprint == second.fingerprint
-    other = train(digits, quick(seed=1), tmp_path / "c", progress=False)
+    other = fit(digits, quick(seed=1), tmp_path / "c", progress=False)
     assert other.fingerprint != first.fingerprint
 
 
-def test_a_frozen_backbone_stays_as_it_was(folder: Path, tmp_path: Path) -> None:
-    from hashlens.models.backbones import create_backbone
-
-    config_values = {"backbone": "resnet9?width=4", "freeze_backbone": True, "epochs": 2}
-    _train_folder(folder, tmp_path / "m", **config_values)
+def test_a_frozen_backbone_stays_as_it_was(
+    folder: Path, tmp_path: Path, frozen: dict[str, Any]
+) -> None:
+    _train_folder(folder, tmp_path / "m", **frozen, epochs=2)
     net, _ = load_model(tmp_path / "m")
-    torch.manual_seed(0)
-    start = create_backbone("resnet9?width=4", channels=3, size=16).module.state_dict()
+    start = torch.load(frozen["weights"])
     for name, value in net.backbone.state_dict().items():
         torch.testing.assert_close(value, start[name], rtol=0, atol=0)
 
@@ -96,17 +94,17 @@ def test_unreadable_and_unlabelled_images_are_left_out_and_counted(
     labels = source.labels.copy()
     labels[:3] = -1
     partly = dataclasses.replace(source, labels=labels)
-    config, _ = configure("small", {"epochs": 1, "validation": 0.2}, image_facts(partly))
-    result = train(partly, config, tmp_path / "n", progress=False)
+    config, _ = configure("small", {"epochs": 1, "validation": 0.2}, partly)
+    result = fit(partly, config, tmp_path / "n", progress=False)
     assert any("3 of 22 images have no label" in note for note in result.warnings)
 
 
 def test_strict_stops_at_an_unreadable_image(folder: Path, tmp_path: Path) -> None:
     (folder / "dark" / "empty.png").touch()
     source = open_source(str(folder))
-    config, _ = configure("small", {"epochs": 1, "validation": 0.2}, image_facts(source))
+    config, _ = configure("small", {"epochs": 1, "validation": 0.2}, source)
     with pytest.raises(SourceError, match=r"empty\.png"):
-        train(source, config, tmp_path / "m", strict=True, progress=False)
+        fit(source, config, tmp_path / "m", strict=True, progress=False)
 
 
 def test_copies_of_training_images_do_not_validate(folder: Path, tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def test_balanced_sampling_finds_a_rare_class(digits: Source, quick: Quick, tmp_
         [np.flatnonzero(digits.labels == 1), np.flatnonzero(digits.labels == 7)[:4]]
     )
     source = digits.subset(rare)
-    result = train(source, quick(balanced=True), tmp_path / "m", progress=False)
+    result = fit(source, quick(balanced=True), tmp_path / "m", progress=False)
     assert result.history[-1]["epoch"] == 3
 
 
@@ -146,7 +144,7 @@ def test_several_labels_an_image(digits: Source, quick: Quick, tmp_path: Path) -
         label_matrix=matrix,
         labels=matrix.argmax(axis=1).astype(np.int64),
     )
-    result = train(source, quick(epochs=12), tmp_path / "m", progress=False)
+    result = fit(source, quick(epochs=12), tmp_path / "m", progress=False)
     _, saved = load_model(tmp_path / "m")
     assert saved.multi_label
     assert result.history[-1]["accuracy"] > 0.85
@@ -157,16 +155,16 @@ def test_the_old_model_stays_until_the_new_one_is_whole(
     digits: Source, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "m"
-    first = train(digits, quick(epochs=1), out, progress=False)
+    first = fit(digits, quick(epochs=1), out, progress=False)
     with pytest.raises(ModelError, match=r"holds a model; .*--overwrite"):
-        train(digits, quick(epochs=1), out, progress=False)
+        fit(digits, quick(epochs=1), out, progress=False)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hashlens.models.checkpoint.write_atomically", full)
     with pytest.raises(ModelError, match="No space left"):
-        train(digits, quick(epochs=1, seed=5), out, overwrite=True, progress=False)
+        fit(digits, quick(epochs=1, seed=5), out, overwrite=True, progress=False)
     assert load_model(out)[1].fingerprint == first.fingerprint
 
 
@@ -193,8 +191,10 @@ def test_a_missing_weights_file(folder: Path, tmp_path: Path) -> None:
         )
 
 
-def test_a_frozen_backbone_gets_a_feature_layer_that_learns(folder: Path, tmp_path: Path) -> None:
-    values = {"backbone": "resnet9?width=4", "freeze_backbone": True, "epochs": 2}
+def test_a_frozen_backbone_gets_a_feature_layer_that_learns(
+    folder: Path, tmp_path: Path, frozen: dict[str, Any]
+) -> None:
+    values = {**frozen, "epochs": 2}
     _train_folder(folder, tmp_path / "m", **values)
     net, saved = load_model(tmp_path / "m")
     assert saved.feature_dim == net.feature_dim == 256
@@ -206,7 +206,7 @@ def test_a_frozen_backbone_gets_a_feature_layer_that_learns(folder: Path, tmp_pa
     _train_folder(folder, tmp_path / "n", **values, feature_layer=0)
     net, saved = load_model(tmp_path / "n")
     assert net.feature_layer is None
-    assert saved.feature_dim == 32  # the backbone's own
+    assert saved.feature_dim == 96  # the backbone's own
     _train_folder(folder, tmp_path / "o", backbone="resnet9?width=4")
     assert load_model(tmp_path / "o")[0].feature_layer is None
 
@@ -229,9 +229,9 @@ def _interrupted(
 
 
 def test_dropout_is_drawn_alike_after_an_interruption(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: dict[str, Any]
 ) -> None:
-    values = {"backbone": "resnet9?width=4", "freeze_backbone": True, "epochs": 3}
+    values = {**frozen, "epochs": 3}
     whole = _train_folder(folder, tmp_path / "whole", **values)
     _interrupted(folder, tmp_path / "again", 2, monkeypatch, **values)
     resumed = _train_folder(folder, tmp_path / "again", resume=True, **values)
@@ -261,18 +261,27 @@ def test_a_source_in_another_order_is_not_resumed(
 
 def test_the_average_follows_every_step(digits: Source, quick: Quick, tmp_path: Path) -> None:
     steps = {"epochs": 1, "batch_size": 64, "accumulate": 2}  # 5 batches: the last is a step alone
-    plain = train(digits, quick(**steps, average=0.0), tmp_path / "plain", progress=False)
+    plain = fit(digits, quick(**steps, average=0.0), tmp_path / "plain", progress=False)
     # an average that forgets at once is the weights themselves
-    averaged = train(digits, quick(**steps, average=1e-9), tmp_path / "average", progress=False)
+    averaged = fit(digits, quick(**steps, average=1e-9), tmp_path / "average", progress=False)
     for name, value in plain.history[0].items():
         assert averaged.history[0][name] == pytest.approx(value, abs=1e-5)
 
 
-def test_kept_features_are_of_the_same_images(folder: Path, tmp_path: Path) -> None:
-    values = {"backbone": "resnet9?width=4", "freeze_backbone": True}
+def test_kept_features_are_of_the_same_images(
+    folder: Path, tmp_path: Path, frozen: dict[str, Any]
+) -> None:
     kept = tmp_path / "features.safetensors"
-    _train_folder(folder, tmp_path / "a", features=kept, **values)
+    _train_folder(folder, tmp_path / "a", features=kept, **frozen)
     (folder / "dark" / "0.png").rename(folder / "light" / "10.png")  # a label put right
-    moved = _train_folder(folder, tmp_path / "b", features=kept, **values)
-    anew = _train_folder(folder, tmp_path / "c", **values)
-    assert moved.fingerprint == anew.fingerprint
+    moved = _train_folder(folder, tmp_path / "b", features=kept, **frozen)
+    again = _train_folder(folder, tmp_path / "c", **frozen)
+    assert moved.fingerprint == again.fingerprint
+
+
+def test_the_latent_layer_starts_as_the_recipe_says(folder: Path, tmp_path: Path) -> None:
+    values = {"latent_std": 0.005, "latent_bias": 1.0, "latent_normalisation": False}
+    _train_folder(folder, tmp_path / "m", **values, bits=64, learning_rate=0.0, average=0.0)
+    latent = load_model(tmp_path / "m")[0].latent
+    assert float(latent.weight.std()) == pytest.approx(0.005, rel=0.1)
+    assert bool((latent.bias == 1).all())

@@ -41,6 +41,14 @@ def test_rates_fall_towards_the_first_layer_and_rise_on_the_classifier(
     assert layers == sorted(layers)
 
 
+def test_biases_have_a_rate_of_their_own(net: LatentHashNet) -> None:
+    config = TrainingConfig(learning_rate=1.0, classifier_rate=10.0, bias_rate=2.0)
+    rates = _rates(net, config)
+    assert rates["latent.weight"][0] == rates["backbone.3.weight"][0] == 1.0
+    assert rates["latent.bias"][0] == rates["backbone.3.bias"][0] == 2.0
+    assert (rates["classifier.weight"][0], rates["classifier.bias"][0]) == (10.0, 20.0)
+
+
 def test_every_weight_is_in_one_group_and_frozen_ones_in_none(net: LatentHashNet) -> None:
     assert len(_rates(net, TrainingConfig())) == len(list(net.parameters()))
     net.backbone.requires_grad_(False)

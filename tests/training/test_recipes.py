@@ -45,6 +45,50 @@ def test_auto_takes_given_weights_as_a_start() -> None:
     assert "weights to start from" in why[0]
 
 
+def test_auto_keeps_what_a_named_backbone_learned() -> None:
+    config, why = configure("auto", {"backbone": "timm:resnet18", "freeze_backbone": True}, CIFAR)
+    assert (config.recipe, config.pretrained, config.feature_layer) == ("finetune", True, 256)
+    assert "a pre-trained backbone is asked for" in why[0]
+    config, why = configure("auto", {"freeze_backbone": True}, CIFAR)
+    assert (config.backbone, config.pretrained) == ("timm:mobilenetv2_100", True)
+    assert "a frozen backbone must be pre-trained" in why[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "pretrained"),
+    [
+        ({}, False),
+        ({"backbone": "resnet9"}, False),
+        ({"backbone": "timm:resnet18"}, True),
+        ({"backbone": "timm:resnet18", "pretrained": False}, False),
+        ({"backbone": "timm:resnet18", "weights": "w.pth"}, False),  # the file is the start
+    ],
+)
+def test_a_named_timm_backbone_is_pretrained_unless_the_user_says_no(
+    values: dict[str, object], pretrained: bool
+) -> None:
+    assert configure("small", values, CIFAR)[0].pretrained is pretrained
+
+
+@pytest.mark.parametrize("backbone", ["resnet9?width=32", "timm:resnet18"])
+def test_a_frozen_and_random_backbone_is_refused(backbone: str) -> None:
+    values = {"backbone": backbone, "freeze_backbone": True, "pretrained": False}
+    with pytest.raises(InvalidInputError, match=r"starts random.*--weights FILE.*timm:mobilenet"):
+        configure("small", values, CIFAR)
+    frozen, _ = configure("small", {**values, "weights": "w.pth"}, CIFAR)
+    assert frozen.freeze_backbone
+
+
+def test_depthwise_networks_use_fp32_on_a_processor() -> None:
+    quick = dataclasses.replace(PHOTOS, bf16=True)
+    on_gpu = dataclasses.replace(quick, cuda=True)
+    light, plain = {"backbone": "timm:tf_efficientnet_lite0"}, {"backbone": "timm:resnet18"}
+    assert configure("finetune", {}, quick)[0].precision == "fp32"  # mobilenetv2_100
+    assert configure("finetune", light, quick)[0].precision == "fp32"
+    assert configure("finetune", plain, quick)[0].precision == "bf16"
+    assert configure("finetune", light, on_gpu)[0].precision == "bf16"
+
+
 def test_digits_are_not_mirrored() -> None:
     config, _ = configure("auto", {}, DIGITS)
     assert (config.backbone, config.flip, config.size) == ("smallcnn", False, 8)
@@ -61,6 +105,8 @@ def test_the_paper_recipe_is_the_authors_solver() -> None:
     assert (values["learning_rate"], values["classifier_rate"]) == (0.001, 10.0)
     assert (values["momentum"], values["weight_decay"], values["schedule"]) == (0.9, 5e-4, "step")
     assert values["latent_normalisation"] is False
+    assert (values["latent_std"], values["latent_bias"]) == (0.005, 1.0)
+    assert (values["latent_dropout"], values["bias_rate"]) == (0.5, 2.0)
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -17,16 +17,15 @@ import torch
 from hashlens import ModelError
 from hashlens.data.opening import open_source
 from hashlens.training.config import TrainingConfig
-from hashlens.training.fit import train
+from hashlens.training.fit import fit
 from hashlens.training.recipes import configure
-from hashlens.training.split import image_facts
 
 EPOCHS = 10
 
 
 def _config() -> TrainingConfig:
     values = {"bits": 16, "epochs": EPOCHS, "precision": "fp32", "validation": 0.2}
-    return configure("small", values, image_facts(open_source("digits#train")))[0]
+    return configure("small", values, open_source("digits#train"))[0]
 
 
 def _start(out: Path, epochs: int = EPOCHS) -> subprocess.Popen[bytes]:
@@ -83,7 +82,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "m"
-    train(open_source("digits#train"), _config(), out, progress=False)
+    fit(open_source("digits#train"), _config(), out, progress=False)
     return out
 
 
@@ -98,12 +97,12 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(unbroken: Path, tmp_path: 
     assert not (out / "model.json").exists()
     source, config = open_source("digits#train"), _config()
     with pytest.raises(ModelError, match="unfinished run; continue with --resume"):
-        train(source, config, out, progress=False)
+        fit(source, config, out, progress=False)
     with pytest.raises(ModelError, match=r"has bits 16 \(now 32\)"):
-        train(source, config.with_values({"bits": 32}), out, resume=True, progress=False)
+        fit(source, config.with_values({"bits": 32}), out, resume=True, progress=False)
     with pytest.raises(ModelError, match="other images"):
-        train(source.subset(range(900)), config, out, resume=True, progress=False)
-    result = train(source, config, out, resume=True, progress=False)
+        fit(source.subset(range(900)), config, out, resume=True, progress=False)
+    result = fit(source, config, out, resume=True, progress=False)
     assert [entry["epoch"] for entry in result.history] == list(range(1, EPOCHS + 1))
     whole, resumed = read_config(unbroken)[0], read_config(out)[0]
     assert resumed.training["best epoch"] == whole.training["best epoch"]
@@ -112,7 +111,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(unbroken: Path, tmp_path: 
     # Steps and rates are those of one run.
     assert _rates(out) == _rates(unbroken)
     with pytest.raises(ModelError, match="nothing to resume"):
-        train(source, config, out, resume=True, progress=False)
+        fit(source, config, out, resume=True, progress=False)
 
 
 def test_ctrl_c_keeps_the_last_epoch_and_says_how_to_go_on(tmp_path: Path) -> None:

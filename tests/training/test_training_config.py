@@ -20,14 +20,14 @@ def test_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
     [
         ("bits", 7, "8 to 1024, got 7"),
         ("bits", 1025, "8 to 1024, got 1025"),
-        ("bits", 48.5, "expected int, got 48.5"),
-        ("bits", True, "expected int, got True"),
-        ("objective", "hinge", r"one of latent, ssdh, greedyhash, csq, cnnh, cnnh\+, got 'hinge'"),
-        ("schedule", "linear", "'step', 'onecycle', 'cosine', got 'linear'"),
-        ("epochs", 0, "epochs: expected 1"),
-        ("validation", 0.0, "validation: expected 0.001 to 0.9, got 0"),
-        ("precision", "fp64", "'fp32', 'bf16', got 'fp64'"),
-        ("flip", "yes", "flip: expected bool, got 'yes'"),
+        ("bits", 48.5, "expected a whole number, 8 to 1024, got 48.5"),
+        ("bits", True, "expected a whole number, 8 to 1024, got True"),
+        ("objective", "hinge", r"one of cnnh, cnnh\+, csq, greedyhash, latent, ssdh, got 'hinge'"),
+        ("schedule", "linear", "one of step, onecycle, cosine, got 'linear'"),
+        ("epochs", 0, "epochs: expected a whole number, 1 or more, got 0"),
+        ("validation", 0.0, "validation: expected a number, 0.001 to 0.9, got 0"),
+        ("precision", "fp64", "one of fp32, bf16, got 'fp64'"),
+        ("flip", "yes", "flip: expected true or false, got 'yes'"),
     ],
 )
 def test_wrong_values_are_refused(name: str, value: object, words: str) -> None:

@@ -57,6 +57,8 @@ class LatentHashNet(nn.Module):
         learned scale and no shift). It keeps the sigmoid away from its flat ends, where many
         classes or a deep backbone otherwise leave it without gradient, and centres each bit on
         its own threshold. A saved or exported network has it folded into the linear layer.
+    latent_dropout : float
+        Share of F7 that training leaves out before H.
     feature_layer : int
         Units of an F7 of its own between backbone and H: dropout, a linear layer, ReLU. A frozen
         backbone's features know nothing of the classes; those of a trained F7 do. 0: the
@@ -71,6 +73,7 @@ class LatentHashNet(nn.Module):
         bits: int,
         classes: int,
         latent_normalisation: bool = False,
+        latent_dropout: float = 0.0,
         feature_layer: int = 0,
     ) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class LatentHashNet(nn.Module):
                 "expected feature_dim >= 1, classes >= 0 and feature_layer >= 0, "
                 f"got {feature_dim}, {classes} and {feature_layer}"
             )
-        self.backbone = backbone
+        self.backbone, self.latent_dropout = backbone, latent_dropout
         self.feature_layer: nn.Linear | None = None
         if feature_layer:
             self.feature_layer = nn.Linear(feature_dim, feature_layer)
@@ -109,7 +112,7 @@ class LatentHashNet(nn.Module):
         if self.feature_layer is not None:
             kept = functional.dropout(features, DROPOUT, self.training)
             features = torch.relu(self.feature_layer(kept))
-        latent = self.latent(features)
+        latent = self.latent(functional.dropout(features, self.latent_dropout, self.training))
         if self.normalise is not None:
             latent = self.normalise(latent)
         activations = torch.sigmoid(latent)

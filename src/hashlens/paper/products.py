@@ -197,9 +197,8 @@ class ProductsRun:
     def _encoder(self) -> Encoder:
         if self.model is not None:
             return Encoder.load(self.model)
-        from hashlens.training.fit import train
+        from hashlens.training.fit import fit
         from hashlens.training.recipes import configure
-        from hashlens.training.split import image_facts
         from hashlens.training.state import RUN
 
         values = dict(self.settings.training)
@@ -208,11 +207,11 @@ class ProductsRun:
         if self.weights is not None:
             values["weights"] = str(self.weights)
         images = self.collection.subset(self.split()[0])
-        config, _ = configure(recipe, values, image_facts(images))
+        config, _ = configure(recipe, values, images)
         text = json.dumps([config.to_toml(), self.collection.spec, len(images)])
         out = self.out / f"model-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         if (out / RUN).is_dir() or not (out / CONFIG_NAME).is_file():
-            train(images, config, out, resume=(out / RUN).is_dir())
+            fit(images, config, out, resume=(out / RUN).is_dir())
         return Encoder.load(out)
 
     def _scores(self, encoder: Encoder) -> dict[str, Any]:
@@ -305,12 +304,11 @@ class ProductsRun:
         if self.weights is None:
             return None
         from hashlens.training.recipes import configure
-        from hashlens.training.split import image_facts
 
         values = {"weights": str(self.weights)}
         if "backbone" in self.settings.training:
             values["backbone"] = self.settings.training["backbone"]
-        config, _ = configure("finetune", values, image_facts(self.collection))
+        config, _ = configure("finetune", values, self.collection)
         assert config.backbone is not None  # resolved
         return create_backbone(config.backbone, size=config.size, weights=self.weights)
 

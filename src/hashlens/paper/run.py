@@ -300,7 +300,7 @@ class DeepMethod:
         """
         if self.model is not None:
             return Encoder.load(self.model), 0.0
-        from hashlens.training.fit import train as fit
+        from hashlens.training.fit import fit
         from hashlens.training.state import RUN
 
         text = json.dumps(self.configuration(train), sort_keys=True)
@@ -314,9 +314,8 @@ class DeepMethod:
 
     def _config(self, train: Source) -> TrainingConfig:
         from hashlens.training.recipes import configure
-        from hashlens.training.split import image_facts
 
         values = dict(self.training)
         recipe = str(values.pop("recipe", "auto"))
         values |= {"bits": self.bits, "objective": OBJECTIVES[self.name], "seed": self.seed}
-        return configure(recipe, values, image_facts(train))[0]
+        return configure(recipe, values, train)[0]

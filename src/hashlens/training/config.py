@@ -1,4 +1,8 @@
-"""What a training run is told: one frozen dataclass, filled from a recipe and the command line."""
+"""The configuration of a training run: one frozen dataclass.
+
+A new option is one field of ``TrainingConfig``. Its check, its option of ``hashlens train`` and its
+row in docs/reference/training.md derive from the field.
+"""
 
 from __future__ import annotations
 
@@ -8,144 +12,111 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from hashlens.errors import InvalidInputError
+from hashlens.training.objectives import objectives
 
-MIN_BITS, MAX_BITS = 8, 1024
-OBJECTIVES = ("latent", "ssdh", "greedyhash", "csq", "cnnh", "cnnh+")
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _option(
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    flag: str | None = None,
+) -> Any:
+    """A field with its help, its range or choices, and its flag where that is not its name."""
+    facts = {"help": help, "low": low, "high": high, "choices": choices, "flag": flag}
+    return dataclasses.field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Everything that decides a training run, besides the images.
 
-    ``None`` means "chosen by the images and the hardware" (``training.recipes.configure``); a
-    resolved configuration holds none, except ``weights``, and ``size`` where the backbone's own is
-    taken, and is written into the result.
-
-    Attributes
-    ----------
-    recipe : str
-        Name of the recipe the values came from.
-    bits : int
-        Length of a code, 8 to 1024.
-    objective : {"latent", "ssdh", "greedyhash", "csq", "cnnh", "cnnh+"}
-        What is minimised; see ``training/objectives/``.
-    backbone : str, optional
-        A name that ``models.backbones.create_backbone`` knows.
-    weights : str, optional
-        File with the backbone's pre-trained weights.
-    pretrained : bool
-        Fetch the backbone's published weights where no file is given.
-    freeze_backbone : bool, optional
-        Train the latent layer and the classifier alone, on features computed once.
-    feature_layer : int, optional
-        Units of an F7 of its own, trained over the backbone's features; 0: these are F7. None:
-        256 over a frozen backbone.
-    freeze_statistics : bool
-        Keep the backbone's batch normalisation at its pre-trained mean and deviation.
-    latent_normalisation : bool
-        Normalise each latent unit over the batch before its sigmoid.
-    size : int, optional
-        Side of the square images the network sees, in pixels.
-    epochs : int, optional
-        Passes over the training images.
-    batch_size : int, optional
-        Images a step, over all devices together.
-    accumulate : int
-        Steps whose gradients are added up before the weights move.
-    optimizer : {"sgd", "adamw"}
-        SGD uses ``momentum`` (Nesterov's, unless the schedule is ``step``).
-    learning_rate : float
-        Rate of the latent layer at the schedule's peak.
-    backbone_rate : float
-        Multiplies the rate for the backbone.
-    layer_decay : float
-        Multiplies it once more at the backbone's first layer, geometrically in between.
-    classifier_rate : float
-        Multiplies the rate for the classifier F8.
-    momentum : float
-        Momentum of SGD.
-    weight_decay : float
-        Not applied to biases and normalisation weights.
-    schedule : {"step", "onecycle", "cosine"}
-        Form of the learning rate over the steps; see ``training.schedules``.
-    warmup : float
-        Share of the steps in which the rate rises.
-    label_smoothing : float
-        Share of a label spread over all classes.
-    crop : float
-        Random shift, as a share of the side.
-    flip : bool, optional
-        Mirror half of the images; None: for colour images only.
-    rotate : float, optional
-        Random rotation up to so many degrees, and a tenth of scale where it is not 0; None: for
-        grey images of the recipe ``small`` only.
-    average : float
-        Decay of the moving average of the weights that is validated and kept; 0: none.
-    balanced : bool
-        Draw every class equally often.
-    validation : float, optional
-        Share of the labelled images held out to choose the best epoch.
-    precision : {"fp32", "bf16"}, optional
-        Arithmetic of the network's forward and backward pass.
-    compile : bool
-        Compile the network with ``torch.compile``.
-    seed : int
-        Decides split, initial weights, order and augmentation.
+    ``None`` means that images and hardware decide (``training.recipes``). In a resolved
+    configuration only ``weights``, and ``size`` where the backbone's own is taken, may be None.
     """
 
-    recipe: str = "small"
-    bits: int = 48
-    objective: str = "latent"
-    backbone: str | None = None
-    weights: str | None = None
-    pretrained: bool = True
-    freeze_backbone: bool | None = None
-    feature_layer: int | None = None
-    freeze_statistics: bool = False
-    latent_normalisation: bool = True
-    size: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
-    backbone_rate: float = 1.0
-    layer_decay: float = 1.0
-    classifier_rate: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Literal["step", "onecycle", "cosine"] = "onecycle"
-    warmup: float = 0.2
-    label_smoothing: float = 0.0
-    crop: float = 0.0
-    flip: bool | None = None
-    rotate: float | None = None
-    average: float = 0.0
-    balanced: bool = False
-    validation: float | None = None
-    precision: Literal["fp32", "bf16"] | None = None
-    compile: bool = False
-    seed: int = 0
+    recipe: str = _option("small", "Recipe that the values come from")
+    bits: int = _option(48, "Length of a code; 48 if left out", 8, 1024)
+    objective: str = _option("latent", "What is minimised", choices=tuple(objectives()))
+    backbone: str | None = _option(None, "smallcnn, resnet9, alexnet, caffenet or timm:NAME")
+    weights: str | None = _option(None, "File with weights that the backbone starts from")
+    pretrained: bool | None = _option(None, "Start from the backbone's published weights")
+    freeze_backbone: bool | None = _option(
+        None,
+        "Train only the layers above the backbone, on features computed once",
+        flag="--freeze-backbone/--train-backbone",
+    )
+    feature_layer: int | None = _option(
+        None, "Units of a trained layer F7 over the backbone; 0: the backbone's features are F7", 0
+    )
+    freeze_statistics: bool = _option(
+        False, "Keep the backbone's batch normalisation at its pre-trained mean and deviation"
+    )
+    latent_normalisation: bool = _option(
+        True, "Normalise each latent unit over the batch before its sigmoid"
+    )
+    latent_dropout: float = _option(0.0, "Share of F7 that is left out before H", 0, 0.9)
+    latent_std: float = _option(
+        0.0, "Standard deviation of H's first weights (normal distribution); 0: PyTorch's start", 0
+    )
+    latent_bias: float = _option(0.0, "First bias of H, where latent_std is not 0")
+    size: int | None = _option(None, "Side of the network's input in pixels", 8, 1024)
+    epochs: int | None = _option(None, "Passes over the training images", 1)
+    batch_size: int | None = _option(None, "Images per step, over all devices together", 2)
+    accumulate: int = _option(
+        1, "Steps whose gradients are added up before the weights move, when memory is short", 1
+    )
+    optimizer: Literal["sgd", "adamw"] = _option("sgd", "Method of the steps")
+    learning_rate: float = _option(0.1, "Peak rate of the latent layer", 0, 1000)
+    backbone_rate: float = _option(1.0, "Multiplies the rate for the backbone", 0, 1000)
+    layer_decay: float = _option(
+        1.0, "Multiplies the rate once more at the backbone's first layer, less above it", 0, 1
+    )
+    classifier_rate: float = _option(1.0, "Multiplies the rate for the classifier F8", 0, 1000)
+    bias_rate: float = _option(1.0, "Multiplies the rate for biases", 0, 1000)
+    momentum: float = _option(0.9, "Momentum of SGD; Nesterov's unless schedule is step", 0, 0.9999)
+    weight_decay: float = _option(
+        5e-4, "Weight decay; biases and normalisation weights have none", 0, 10
+    )
+    schedule: Literal["step", "onecycle", "cosine"] = _option(
+        "onecycle", "Form of the learning rate over the steps"
+    )
+    warmup: float = _option(0.2, "Share of the steps in which the rate rises", 0, 0.9)
+    label_smoothing: float = _option(0.0, "Share of a label spread over all classes", 0, 0.9)
+    crop: float = _option(0.0, "Random shift, as a share of the side", 0, 0.5)
+    flip: bool | None = _option(None, "Mirror each image in every other epoch")
+    rotate: float | None = _option(
+        None, "Random rotation up to so many degrees, with a tenth of scale; 0: neither", 0, 180
+    )
+    average: float = _option(
+        0.0,
+        "Decay of the average of weights that is validated and kept; 0: none",
+        0,
+        0.99999,
+    )
+    balanced: bool = _option(False, "Draw every class equally often")
+    validation: float | None = _option(
+        None, "Share of the labelled images held out to choose the best epoch", 0.001, 0.9
+    )
+    precision: Literal["fp32", "bf16"] | None = _option(None, "Arithmetic of the network")
+    compile: bool = _option(False, "Use torch.compile")
+    seed: int = _option(0, "Decides split, first weights, order and augmentation; 0 if left out")
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
-        _check_range("bits", self.bits, MIN_BITS, MAX_BITS)
-        if self.objective not in OBJECTIVES:
-            raise InvalidInputError(
-                f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
-            )
-        for name, low, high in _RANGES:
-            if (value := getattr(self, name)) is not None:
-                _check_range(name, value, low, high)
+        for option in options():
+            option.check(getattr(self, option.name))
 
     def with_values(self, values: Mapping[str, Any]) -> TrainingConfig:
         """Return a copy with some values replaced."""
-        known = [field.name for field in dataclasses.fields(self)]
+        known = [option.name for option in options()]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise InvalidInputError(
@@ -155,59 +126,86 @@ class TrainingConfig:
 
     def to_toml(self) -> str:
         """Write the configuration as TOML; keys without a value are left as comments."""
-        lines = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            # JSON's strings, numbers and booleans are TOML's as well.
-            lines.append(
-                f"# {field.name} = chosen by images and hardware"
-                if value is None
-                else f"{field.name} = {json.dumps(value)}"
-            )
+        # JSON's strings, numbers and booleans are TOML's as well.
+        lines = [
+            f"# {name} = chosen by images and hardware"
+            if value is None
+            else f"{name} = {json.dumps(value)}"
+            for name, value in dataclasses.asdict(self).items()
+        ]
         return "\n".join(lines) + "\n"
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("size", 8, 1024),
-    ("epochs", 1, 100_000),
-    ("feature_layer", 0, 100_000),
-    ("batch_size", 2, 1_000_000),
-    ("accumulate", 1, 10_000),
-    ("learning_rate", 0.0, 1000.0),
-    ("backbone_rate", 0.0, 1000.0),
-    ("layer_decay", 0.0, 1.0),
-    ("classifier_rate", 0.0, 1000.0),
-    ("momentum", 0.0, 0.9999),
-    ("weight_decay", 0.0, 10.0),
-    ("warmup", 0.0, 0.9),
-    ("label_smoothing", 0.0, 0.9),
-    ("crop", 0.0, 0.5),
-    ("rotate", 0.0, 180.0),
-    ("average", 0.0, 0.99999),
-    ("validation", 0.001, 0.9),
-)
+@dataclass(frozen=True)
+class Option:
+    """A field of ``TrainingConfig`` as a user meets it.
 
+    Attributes
+    ----------
+    name, help, flag : str
+        Key, one sentence without its full stop, and option of the command line.
+    kind : type
+        bool, int, float or str.
+    default : bool, int, float, str or None
+    open : bool
+        Whether None is allowed.
+    choices : tuple of str
+        All values that are allowed; empty: any.
+    low, high : float, optional
+    """
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidInputError(f"{name}: expected {low:g} to {high:g}, got {value:g}")
+    name: str
+    help: str
+    flag: str
+    kind: type
+    default: Any
+    open: bool
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
 
+    @property
+    def values(self) -> str:
+        """The range or the choices in words; empty where there are none."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.low is None:
+            return ""
+        return f"{self.low:g} or more" if self.high is None else f"{self.low:g} to {self.high:g}"
 
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if typing.get_origin(hint) is typing.Union:
-        kinds = typing.get_args(hint)
-    for kind in kinds:
-        if typing.get_origin(kind) is Literal:
-            if value in typing.get_args(kind):
-                return
-        elif type(value) is kind or (kind is float and type(value) is int):
+    def check(self, value: Any) -> None:
+        """Refuse a value of another type or outside of the range."""
+        if value is None and self.open:
             return
-    wanted = " or ".join(
-        ", ".join(map(repr, typing.get_args(kind)))
-        if typing.get_origin(kind) is Literal
-        else kind.__name__
-        for kind in kinds
-        if kind is not type(None)
-    )
-    raise InvalidInputError(f"{name}: expected {wanted}, got {value!r}")
+        right = type(value) is self.kind or (self.kind is float and type(value) is int)
+        if right and self.choices:
+            right = value in self.choices
+        if right and self.low is not None:
+            right = self.low <= value <= (float("inf") if self.high is None else self.high)
+        if not right:
+            kind = "one of " if self.choices else _KINDS[self.kind] + ", " * bool(self.values)
+            raise InvalidInputError(f"{self.name}: expected {kind}{self.values}, got {value!r}")
+
+
+@cache
+def options() -> tuple[Option, ...]:
+    """Every field of ``TrainingConfig``."""
+    hints = typing.get_type_hints(TrainingConfig)
+    found = []
+    for field in dataclasses.fields(TrainingConfig):
+        hint, facts = hints[field.name], dict(field.metadata)
+        parts = typing.get_args(hint) if _is_union(hint) else (hint,)
+        (kind,) = (part for part in parts if part is not type(None))
+        if typing.get_origin(kind) is Literal:
+            facts["choices"], kind = typing.get_args(kind), str
+        flag = f"--{field.name.replace('_', '-')}"
+        flag += f"/--no-{flag[2:]}" if kind is bool else ""
+        facts["flag"] = facts["flag"] or flag
+        found.append(
+            Option(field.name, kind=kind, default=field.default, open=len(parts) > 1, **facts)
+        )
+    return tuple(found)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)

@@ -1,18 +1,21 @@
-"""Train a model: from a source and a configuration to a model's folder."""
+"""Train a model: from a source and options to a model's folder."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from hashlens.data.labels import balanced_weights, require_labels
+from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import Backbone, create_backbone
@@ -26,12 +29,13 @@ from hashlens.training.data import (
     decoded_inputs,
     feature_inputs,
 )
-from hashlens.training.folder import TrainingResult, open_run, save_result
+from hashlens.training.folder import TrainingResult, kept_config, open_run, save_result
 from hashlens.training.module import HashModule
 from hashlens.training.objectives import create_objective
+from hashlens.training.recipes import configure, image_facts, named_values
 from hashlens.training.scores import chance_loss
-from hashlens.training.split import Split, image_facts, split_notes, split_rows
-from hashlens.training.state import RUN
+from hashlens.training.split import Split, split_notes, split_rows
+from hashlens.training.state import LAST, RUN
 from hashlens.training.trainer import (
     Detectors,
     KeepStates,
@@ -41,9 +45,108 @@ from hashlens.training.trainer import (
     run_trainer,
 )
 
-__all__ = ["TrainingResult", "image_facts", "is_first_process", "train"]
 
-_PROBES = 24
+def train(
+    source: Any,
+    out: str | Path,
+    bits: int | None = None,
+    *,
+    recipe: str = "auto",
+    unsupervised: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    strict: bool = False,
+    progress: bool = True,
+    devices: int | str = "auto",
+    nodes: int = 1,
+    **options: Any,
+) -> TrainingResult:
+    """Train hash codes and save the model, as ``hashlens train`` does.
+
+    Parameters
+    ----------
+    source : str, Path, Source or what else ``open_source`` takes
+        The images and their class labels. Images without a label are left out.
+    out : str or Path
+        The model's folder.
+    bits : int, optional
+        Length of a code, 8 to 1024; 48 unless the recipe says otherwise.
+    recipe : str
+        "auto", "small", "finetune", "paper", or the path of a .toml file.
+    unsupervised : bool
+        Make codes without labels, from the features of a pre-trained backbone and ITQ. Of
+        ``options`` only ``backbone``, ``weights``, ``size`` and ``seed`` are used.
+    resume : bool
+        Continue the unfinished run in ``out``, with its own options; options that are given must
+        be the same.
+    overwrite : bool
+        Replace the model in ``out`` once the new one is complete.
+    strict : bool
+        Raise at an unreadable image instead of leaving it out.
+    progress : bool
+        Print choices, progress and warnings on standard error.
+    devices : int or "auto"
+        Processes on this host, each with a device of its own or a share of the processor.
+    nodes : int
+        Hosts.
+    **options
+        Fields of ``TrainingConfig``, such as ``epochs`` or ``backbone``; they win over the recipe.
+        docs/reference/training.md lists them all.
+
+    Returns
+    -------
+    TrainingResult
+        Where the model is, its fingerprint, the scores of each epoch, and what was left out.
+
+    Raises
+    ------
+    InvalidInputError
+        If an option is not known or has a value that is not allowed.
+    SourceError
+        If the source cannot be trained on.
+    ModelError
+        If ``out`` cannot be used, or the backbone cannot be made.
+    KeyboardInterrupt
+        After Ctrl-C; the state of the last complete epoch is kept.
+
+    Examples
+    --------
+    >>> result = train("photos/", "model/", bits=48, epochs=5)  # doctest: +SKIP
+    >>> result.best_epoch  # doctest: +SKIP
+    5
+    """
+    source = source if isinstance(source, Source) else open_source(source)
+    out = Path(out)
+    values = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in {"bits": bits, **options}.items()
+        if value is not None
+    }
+    if unsupervised:
+        from hashlens.training.unsupervised import train_unsupervised
+
+        return train_unsupervised(
+            source, out, values, overwrite=overwrite, strict=strict, progress=progress
+        )
+    kept = kept_config(out) if resume else None
+    if kept is None:
+        config, reasons = configure(recipe, values, source)
+    else:
+        config, reasons = kept.with_values({**named_values(recipe), **values}), []
+    console = _console(progress)
+    for reason in reasons:
+        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+    return fit(
+        source,
+        config,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        strict=strict,
+        progress=progress,
+        devices=devices,
+        nodes=nodes,
+    )
 
 
 def is_first_process() -> bool:
@@ -51,12 +154,11 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "NODE_RANK"))
 
 
-def train(
+def fit(
     source: Source,
     config: TrainingConfig,
     out: Path,
     *,
-    channels: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     strict: bool = False,
@@ -65,59 +167,38 @@ def train(
     nodes: int = 1,
     features: Path | None = None,
 ) -> TrainingResult:
-    """Train a model and save it.
+    """Train with a resolved configuration; otherwise as :func:`train`.
 
-    Parameters
-    ----------
-    source : Source
-        Labelled images; unlabelled ones are left out.
-    config : TrainingConfig
-        Resolved (``recipes.configure``).
-    out : Path
-        The model's folder.
-    channels : int, optional
-        1 or 3; None: by the images.
-    resume : bool
-        Continue an unfinished run in ``out``.
-    overwrite : bool
-        Replace what is in ``out``; the old model stays until the new one is complete.
-    strict : bool
-        Raise for an unreadable image instead of leaving it out.
-    progress : bool
-        Show progress on standard error.
-    devices : int or "auto"
-        Processes a host, each with a device of its own (or a share of the processor).
-    nodes : int
-        Hosts.
-    features : Path, optional
-        File that keeps the features of a frozen backbone for the next run of the same images,
-        backbone and seed; None: kept for this run alone.
-
-    Raises
-    ------
-    SourceError
-        If the source cannot be trained on.
-    ModelError
-        If ``out`` cannot be used, or the backbone cannot be made.
-    KeyboardInterrupt
-        After Ctrl-C; the state of the last complete epoch is kept.
+    ``features`` names a file that keeps the features of a frozen backbone for the next run of the
+    same images, backbone and seed; without it they are kept for this run alone.
     """
     started = time.monotonic()
     require_labels(source)
     keep_freed_memory()
-    console = Console(stderr=True, quiet=not progress or not is_first_process())
     first = is_first_process()
+    console = _console(progress)
     # The same weights at the start in every process and every repetition.
     torch.manual_seed(config.seed)
-    backbone = _backbone(config, channels or image_facts(source).channels)
+    backbone = _backbone(config, image_facts(source).channels)
     state = None
     if first:
         state = open_run(out, source, config, resume=resume, overwrite=overwrite)
-    elif resume and (out / RUN / "last.safetensors").is_file():
-        state = out / RUN / "last.safetensors"
-    cache = features or out / RUN / FEATURES
-    inputs = _inputs(source, config, backbone, cache, strict, console, first)
-    targets = _targets(source)[inputs.rows]
+    elif resume and (out / RUN / LAST).is_file():
+        state = out / RUN / LAST
+    if config.freeze_backbone:
+        inputs = feature_inputs(
+            source,
+            backbone.preprocessing,
+            backbone.module,
+            features or out / RUN / FEATURES,
+            strict=strict,
+            console=console,
+            write=first,
+        )
+    else:
+        inputs = decoded_inputs(source, backbone.preprocessing, strict=strict, console=console)
+    labels = source.labels if source.label_matrix is None else source.label_matrix
+    targets = labels[inputs.rows]
     split = split_rows(source.labels[inputs.rows], inputs.twins, config)
     notes = split_notes(source, inputs, split)
     for line in (
@@ -127,27 +208,29 @@ def train(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     module = _module(config, backbone, len(source.classes))
     states = KeepStates(out / RUN)
-    chance = chance_loss(targets[split.training], config.balanced)
-    detectors = Detectors(states, chance, console)
+    detectors = Detectors(states, chance_loss(targets[split.training], config.balanced), console)
     callbacks = [states, detectors, ShowProgress(states, console)]
     trainer = make_trainer(config, out, callbacks, devices, nodes)
     batches = _batches(inputs, targets, split, config, trainer)
     run_trainer(trainer, module, batches, state, out, console)
-    if first:  # which drops the state of the run, perhaps before the others could read it
+    if first:  # the others must not read the state of the run, which the first one drops
         load_best(module.net, out / RUN)
-    seconds = time.monotonic() - started
     result = TrainingResult(
         out=out,
-        fingerprint="",
+        config=config,
         best_epoch=states.best_epoch,
         history=tuple(states.history),
         training_images=len(split.training),
         validation_images=len(split.validation),
         skipped=tuple(inputs.skipped),
         warnings=(*notes, *detectors.warnings),
-        seconds=seconds,
+        seconds=time.monotonic() - started,
     )
-    return save_result(result, module.net, config, backbone, source) if first else result
+    return save_result(result, module.net, backbone, source) if first else result
+
+
+def _console(progress: bool) -> Console:
+    return Console(stderr=True, quiet=not progress or not is_first_process())
 
 
 def _backbone(config: TrainingConfig, channels: int) -> Backbone:
@@ -157,34 +240,8 @@ def _backbone(config: TrainingConfig, channels: int) -> Backbone:
         channels=channels,
         size=config.size,
         weights=Path(config.weights) if config.weights else None,
-        pretrained=config.pretrained and config.weights is None,
+        pretrained=bool(config.pretrained) and config.weights is None,
     )
-
-
-def _inputs(
-    source: Source,
-    config: TrainingConfig,
-    backbone: Backbone,
-    cache: Path,
-    strict: bool,
-    console: Console,
-    first: bool,
-) -> Inputs:
-    if config.freeze_backbone:
-        return feature_inputs(
-            source,
-            backbone.preprocessing,
-            backbone.module,
-            cache,
-            strict=strict,
-            console=console,
-            write=first,
-        )
-    return decoded_inputs(source, backbone.preprocessing, strict=strict, console=console)
-
-
-def _targets(source: Source) -> NDArray[np.int64] | NDArray[np.bool_]:
-    return source.labels if source.label_matrix is None else source.label_matrix
 
 
 def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashModule:
@@ -195,8 +252,12 @@ def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashMod
         bits=config.bits,
         classes=classes,
         latent_normalisation=config.latent_normalisation,
+        latent_dropout=config.latent_dropout,
         feature_layer=config.feature_layer or 0,
     )
+    if config.latent_std:
+        nn.init.normal_(net.latent.weight, std=config.latent_std)
+        nn.init.constant_(net.latent.bias, config.latent_bias)
     if config.freeze_backbone:
         net.backbone.requires_grad_(False)
     objective = create_objective(

@@ -1,4 +1,4 @@
-"""What a run comes to: the model's folder, and what is said about it."""
+"""The folder of a run: made and checked at the start, a whole model at the end."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import json
 import math
 import shutil
 import tomllib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hashlens.data.labels import class_counts
 from hashlens.data.source import Source
-from hashlens.errors import ModelError
+from hashlens.errors import InvalidInputError, ModelError
 from hashlens.models.backbones import Backbone
 from hashlens.models.checkpoint import CONFIG_NAME, save_model, write_atomically
 from hashlens.models.description import CARD_NAME, ModelConfig, model_card
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.config import TrainingConfig
-from hashlens.training.recipes import describe
 from hashlens.training.state import LAST, RUN
 from hashlens.types import Skipped
 
@@ -56,12 +57,6 @@ def open_run(
     return None
 
 
-def close_run(out: Path, config: TrainingConfig) -> None:
-    """Leave the configuration beside the model and drop the state of the run."""
-    (out / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    shutil.rmtree(out / RUN, ignore_errors=True)
-
-
 def _identity(source: Source) -> dict[str, object]:
     labels = source.labels if source.label_matrix is None else source.label_matrix
     return {
@@ -71,25 +66,43 @@ def _identity(source: Source) -> dict[str, object]:
     }
 
 
-def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
+def kept_config(out: Path) -> TrainingConfig | None:
+    """Configuration of the unfinished run in a folder; None where there is no run.
+
+    A key that an older version did not write has its default.
+    """
+    path = out / RUN / "config.toml"
+    if not path.is_file():
+        return None
     try:
-        kept = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        return TrainingConfig().with_values(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, InvalidInputError) as error:
+        raise ModelError(
+            f"{path.parent}: cannot be resumed ({error}); start with --overwrite"
+        ) from error
+
+
+def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
+    config_kept = kept_config(run.parent)
+    try:
         identity = json.loads((run / "source.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{run}: cannot be resumed ({error}); start with --overwrite") from error
-    now = tomllib.loads(config.to_toml())
-    differing = sorted(k for k in kept.keys() | now.keys() if kept.get(k) != now.get(k))
+    if config_kept is None:
+        raise ModelError(f"{run}: has no config.toml; start again with --overwrite")
+    kept, now = asdict(config_kept), asdict(config)
+    differing = [name for name in now if kept[name] != now[name]]
     if differing:
-        values = ", ".join(f"{k} {kept.get(k)} (now {now.get(k)})" for k in differing)
+        values = ", ".join(f"{name} {kept[name]} (now {now[name]})" for name in differing)
         raise ModelError(
             f"{run.parent}: the unfinished run has {values}; resume with the same options, or "
-            "start anew with --overwrite"
+            "start again with --overwrite"
         )
     given = _identity(source)
     if any(given[key] != value for key, value in identity.items() if key in given):
         raise ModelError(
             f"{run.parent}: the unfinished run had other images ({identity['images']}, now "
-            f"{len(source)}) or labels; give the same source, or start anew with --overwrite"
+            f"{len(source)}) or labels; give the same source, or start again with --overwrite"
         )
 
 
@@ -101,10 +114,10 @@ class TrainingResult:
     ----------
     out : Path
         The model's folder.
-    fingerprint : str
-        The model's.
+    config : TrainingConfig
+        What decided the run.
     best_epoch : int
-        Epoch whose weights were kept: the one of the highest validation mAP.
+        Epoch whose weights were kept: the one of the highest validation mAP; 0 without labels.
     history : tuple of dict
         Scores of each epoch.
     training_images, validation_images : int
@@ -115,10 +128,12 @@ class TrainingResult:
         What the user was warned of.
     seconds : float
         Time from decoding to the saved model, of this process.
+    fingerprint : str
+        The saved model's; empty in all processes but the first, which saves it.
     """
 
     out: Path
-    fingerprint: str
+    config: TrainingConfig
     best_epoch: int
     history: tuple[dict[str, float], ...]
     training_images: int
@@ -126,16 +141,14 @@ class TrainingResult:
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
     seconds: float
+    fingerprint: str = ""
 
 
 def save_result(
-    result: TrainingResult,
-    net: LatentHashNet,
-    config: TrainingConfig,
-    backbone: Backbone,
-    source: Source,
+    result: TrainingResult, net: LatentHashNet, backbone: Backbone, source: Source
 ) -> TrainingResult:
     """Save a model with its card and configuration, and drop the state of the run."""
+    config = result.config
     scores = next(e for e in result.history if e["epoch"] == result.best_epoch)
     counts = class_counts(source)
     training = {
@@ -143,7 +156,7 @@ def save_result(
         "images": {"training": result.training_images, "validation": result.validation_images},
         "images per class": dict(zip(source.classes, counts.tolist(), strict=True)),
         "skipped": len(result.skipped),
-        "configuration": describe(config),
+        "configuration": asdict(config),
         "epoch chosen by": "highest mAP of the validation codes among themselves",
         "best epoch": result.best_epoch,
         "validation": {
@@ -156,21 +169,38 @@ def save_result(
         "warnings": list(result.warnings),
         "versions": {name: version(name) for name in ("hashlens", "torch", "lightning", "numpy")},
     }
+    result = write_model(
+        result, net, backbone, training, source.classes, multi_label=source.is_multi_label
+    )
+    (result.out / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    shutil.rmtree(result.out / RUN, ignore_errors=True)
+    return result
+
+
+def write_model(
+    result: TrainingResult,
+    net: LatentHashNet,
+    backbone: Backbone,
+    training: Mapping[str, Any],
+    classes: tuple[str, ...] = (),
+    *,
+    multi_label: bool = False,
+) -> TrainingResult:
+    """Save a model and its card; ``training`` is what they say about the run."""
     saved = save_model(
         result.out,
         net,
         ModelConfig(
-            bits=config.bits,
+            bits=result.config.bits,
             feature_dim=net.feature_dim,
-            classes=source.classes,
+            classes=classes,
             backbone=backbone.name,
             preprocessing=backbone.preprocessing,
-            multi_label=source.is_multi_label,
+            multi_label=multi_label,
             start_origin=backbone.start.origin,
             start_licence=backbone.start.licence,
             training=training,
         ),
     )
     write_atomically(result.out / CARD_NAME, model_card(saved).encode())
-    close_run(result.out, config)
     return replace(result, fingerprint=saved.fingerprint)

@@ -54,6 +54,8 @@ def parameter_groups(net: LatentHashNet, config: TrainingConfig) -> list[dict[st
             rate *= config.backbone_rate * config.layer_decay**below
         elif name.startswith("classifier."):
             rate *= config.classifier_rate
+        if name.endswith("bias"):
+            rate *= config.bias_rate
         decay = config.weight_decay if weight.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(weight)
     return [

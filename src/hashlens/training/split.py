@@ -1,4 +1,4 @@
-"""Before a run: what the images are like, and which of them validate."""
+"""Before a run: which images train, and which validate."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.data.labels import require_labels, split_validation
+from hashlens.data.labels import split_validation
 from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Inputs
-from hashlens.training.recipes import ImageFacts, hardware
-
-_PROBES = 24
 
 
 class Split(NamedTuple):
@@ -32,28 +29,6 @@ class Split(NamedTuple):
     training: NDArray[np.int64]
     validation: NDArray[np.int64]
     copies: int
-
-
-def image_facts(source: Source) -> ImageFacts:
-    """Measure what the choice of a recipe depends on, from a few images."""
-    require_labels(source)
-    rows = source.labelled
-    probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
-    sides, grey, failed = [], True, ""
-    for row in probes.tolist():
-        try:
-            image = source.load(row)
-        except SourceError as error:
-            failed = str(error)
-            continue
-        sides.append(max(image.size))
-        grey = grey and image.mode == "L"
-    if not sides:
-        raise SourceError(
-            f"{source.spec}: none of {len(probes)} images tried can be read: {failed}"
-        )
-    cuda, bf16 = hardware()
-    return ImageFacts(len(rows), int(np.median(sides)), 1 if grey else 3, cuda, bf16)
 
 
 def split_rows(

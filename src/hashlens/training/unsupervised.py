@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,81 +15,81 @@ from rich.console import Console
 
 from hashlens.baselines.itq import ITQ
 from hashlens.data.source import Source
-from hashlens.errors import ModelError, SourceError
+from hashlens.errors import InvalidInputError, ModelError, SourceError
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import Backbone, create_backbone
-from hashlens.models.checkpoint import CONFIG_NAME, save_model, write_atomically
-from hashlens.models.description import CARD_NAME, ModelConfig, model_card
+from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.latent import LatentHashNet
+from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Inputs, feature_inputs
+from hashlens.training.folder import TrainingResult, write_model
 
 BACKBONE, SIZE = "timm:mobilenetv2_100", 128
 MOST_IMAGES = 50_000
+OPTIONS = ("bits", "backbone", "weights", "size", "seed")
 
 
 def train_unsupervised(
     source: Source,
     out: Path,
+    values: Mapping[str, Any],
     *,
-    bits: int = 48,
-    backbone: str | None = None,
-    weights: Path | str | None = None,
-    size: int | None = None,
-    seed: int = 0,
     overwrite: bool = False,
     strict: bool = False,
     progress: bool = True,
-) -> ModelConfig:
-    """Make a model from images alone.
+) -> TrainingResult:
+    """Make a model from images alone; ``values`` are options of the configuration.
 
     ITQ (Gong, Lazebnik, CVPR 2011) rotates the principal components of the features; both are
     linear, so the result is an ordinary model whose latent layer holds them. It has no classifier.
     """
     started = time.monotonic()
+    if odd := sorted(set(values) - set(OPTIONS)):
+        raise InvalidInputError(f"--unsupervised does not use {', '.join(odd)}; leave it out")
+    config = TrainingConfig().with_values(
+        {"recipe": "unsupervised", "backbone": BACKBONE, "size": SIZE, **values}
+    )
+    assert config.backbone is not None  # it has a default here
     keep_freed_memory()
     if (out / CONFIG_NAME).exists() and not overwrite:
         raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
-    if len(source) < 2 * bits:
+    if len(source) < 2 * config.bits:
         raise SourceError(
-            f"{source.spec}: ITQ with {bits} bits needs at least {2 * bits} images, got "
-            f"{len(source)}; add images, or use fewer --bits"
+            f"{source.spec}: ITQ with {config.bits} bits needs at least {2 * config.bits} images, "
+            f"got {len(source)}; add images, or use fewer --bits"
         )
     base = create_backbone(
-        backbone or BACKBONE,
-        size=size or SIZE,
-        weights=None if weights is None else Path(weights),
-        pretrained=weights is None,
+        config.backbone,
+        size=config.size,
+        weights=None if config.weights is None else Path(config.weights),
+        pretrained=config.weights is None,
     )
     console = Console(stderr=True, quiet=not progress)
-    inputs = _features(source, base, seed=seed, strict=strict, console=console)
+    inputs = _features(source, base, seed=config.seed, strict=strict, console=console)
     for one in inputs.skipped:
         console.print(f"skipped {one.name}: {one.reason}", highlight=False, markup=False)
     features, _ = inputs.pixels.gather(np.arange(len(inputs.rows)))
-    net = _rotated(base, ITQ(bits, seed=seed).fit(features.numpy()))
+    net = _rotated(base, ITQ(config.bits, seed=config.seed).fit(features.numpy()))
+    result = TrainingResult(
+        out=out,
+        config=config.with_values({"backbone": base.name}),
+        best_epoch=0,
+        history=(),
+        training_images=len(inputs.rows),
+        validation_images=0,
+        skipped=tuple(inputs.skipped),
+        warnings=(),
+        seconds=time.monotonic() - started,
+    )
     training = {
         "method": "ITQ on the features of the backbone, no labels",
         "source": source.spec,
-        "images": {"training": len(inputs.rows), "skipped": len(inputs.skipped)},
-        "seed": seed,
-        "seconds": round(time.monotonic() - started, 1),
+        "images": {"training": result.training_images, "skipped": len(result.skipped)},
+        "seed": config.seed,
+        "seconds": round(result.seconds, 1),
         "versions": {name: version(name) for name in ("hashlens", "torch", "numpy")},
     }
-    saved = save_model(
-        out,
-        net,
-        ModelConfig(
-            bits=bits,
-            feature_dim=base.feature_dim,
-            classes=(),
-            backbone=base.name,
-            preprocessing=base.preprocessing,
-            start_origin=base.start.origin,
-            start_licence=base.start.licence,
-            training=training,
-        ),
-    )
-    write_atomically(out / CARD_NAME, model_card(saved).encode())
-    return saved
+    return write_model(result, net, base, training)
 
 
 def _features(

@@ -16,8 +16,7 @@ from hashlens.errors import SourceError
 from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.report.table import Cell, Table
-from hashlens.training.fit import image_facts, train
-from hashlens.training.recipes import configure
+from hashlens.training.fit import train
 from hashlens.types import EncodedImages, default_pool
 from hashlens.workflows.score import MODE_NAMES, ScoredModel, score_model, write_report
 
@@ -80,8 +79,7 @@ def run_demo(
     database, queries = demo_sources(data, path)
     model, index = out / "model", out / "index"
     say(f"1/4 train {BITS}-bit codes on {len(database):,} images of {database.spec}")
-    config, _ = configure("auto", {"bits": BITS}, image_facts(database))
-    train(database, config, model, overwrite=True, progress=progress)
+    train(database, model, BITS, overwrite=True, progress=progress)
     say(f"2/4 index them in {index}")
     encoder = Encoder.load(model)
 

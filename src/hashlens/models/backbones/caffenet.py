@@ -28,7 +28,7 @@ _STD = (1 / 255, 1 / 255, 1 / 255)
 
 
 def create_caffenet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
-    """CaffeNet; features are F7 after its ReLU."""
+    """CaffeNet; features are F7 after its ReLU, before the dropout (latent_dropout of training)."""
     if size not in (None, 227):
         raise ModelError(f"caffenet takes images of 227 px, got {size}; use alexnet for others")
     if pretrained and weights is None:
@@ -78,7 +78,6 @@ def _caffenet() -> nn.Sequential:
         drop6=nn.Dropout(0.5),
         fc7=nn.Linear(FEATURE_DIM, FEATURE_DIM),
         relu7=nn.ReLU(inplace=True),
-        drop7=nn.Dropout(0.5),
     )
     # Caffe's own start: narrow Gaussians, ones as bias where a ReLU would otherwise stay shut.
     with torch.no_grad():

@@ -1,59 +1,95 @@
 """Objectives: what a training run minimises. One file each, the same latent layer under all.
 
-An objective is a module that is called with a ``LatentOutput``, the targets, and F8, and returns
-``Losses``. Whatever it is, an image's code is read as bit j = latent_j >= 0.
+An objective is a module that is called with a ``LatentOutput``, the targets and F8, and returns
+``Losses``. Its constructor takes what it needs of ``bits``, ``classes``, ``label_smoothing`` and
+``seed``, by these names. The decorator ``@objective(name, description)`` above the class is all
+that makes it known to the configuration, the command line and the docs. Whatever is minimised, bit
+j of an image's code is latent_j >= 0.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from hashlens.errors import InvalidInputError
-from hashlens.training.config import OBJECTIVES
-from hashlens.training.objectives.cnnh import Cnnh
-from hashlens.training.objectives.csq import CentralSimilarity
-from hashlens.training.objectives.greedyhash import GreedyHash
-from hashlens.training.objectives.latent import Latent
-from hashlens.training.objectives.ssdh import Ssdh
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-__all__ = ["create_objective"]
+T = TypeVar("T", bound=Callable[..., Any])
+_CLASSES: dict[str, Callable[..., nn.Module]] = {}
 
 
-def create_objective(
-    name: str, *, bits: int, classes: int, label_smoothing: float = 0.0, seed: int = 0
-) -> nn.Module:
-    """Create an objective by name.
+class Losses(NamedTuple):
+    """What an objective returns: two scalars.
 
-    Parameters
+    Attributes
     ----------
-    name : {"latent", "ssdh", "greedyhash", "csq", "cnnh", "cnnh+"}
-        Which one.
-    bits : int
-        Length of a code.
-    classes : int
-        Number of classes.
-    label_smoothing : float
-        Share of a label spread over all classes.
-    seed : int
-        Seeds what an objective draws (the hash centres of ``csq``, the target codes of ``cnnh``).
-
-    Raises
-    ------
-    InvalidInputError
-        For an unknown name.
+    total : scalar tensor
+        What is minimised.
+    classification : scalar tensor
+        The classification loss within it, comparable with chance.
     """
-    known: dict[str, Callable[[], nn.Module]] = {
-        "latent": lambda: Latent(label_smoothing),
-        "ssdh": lambda: Ssdh(label_smoothing),
-        "greedyhash": lambda: GreedyHash(label_smoothing),
-        "csq": lambda: CentralSimilarity(bits, classes, seed),
-        "cnnh": lambda: Cnnh(bits, classes, seed, with_labels=False),
-        "cnnh+": lambda: Cnnh(bits, classes, seed, with_labels=True),
-    }
-    if name not in known:
-        raise InvalidInputError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}")
-    return known[name]()
+
+    total: torch.Tensor
+    classification: torch.Tensor
+
+
+def objective(name: str, description: str, **fixed: Any) -> Callable[[T], T]:
+    """Make a class known as an objective; ``fixed`` goes to its constructor."""
+
+    def register(made: T) -> T:
+        _CLASSES[name] = partial(made, **fixed)
+        return made
+
+    return register
+
+
+class Declaration(NamedTuple):
+    """What the decorator of an objective says, and the module that holds it."""
+
+    description: str
+    module: str
+
+
+@cache
+def objectives() -> dict[str, Declaration]:
+    """Every objective by name, read from the decorators without importing torch."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "objective":
+                name, description = (ast.literal_eval(argument) for argument in node.args)
+                found[name] = Declaration(description, path.stem)
+    return dict(sorted(found.items()))
+
+
+def create_objective(name: str, **offered: Any) -> nn.Module:
+    """Create an objective from bits, classes, label_smoothing and seed; import its file alone."""
+    if name not in objectives():
+        raise InvalidInputError(
+            f"objective: expected one of {', '.join(objectives())}, got {name!r}"
+        )
+    import_module(f"{__name__}.{objectives()[name].module}")
+    wanted = inspect.signature(_CLASSES[name]).parameters
+    return _CLASSES[name](**{key: value for key, value in offered.items() if key in wanted})
+
+
+def classification_loss(
+    scores: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Softmax loss where an image has one label, mean sigmoid loss where it has several."""
+    from torch.nn import functional
+
+    if targets.ndim == 1:
+        return functional.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+    wanted = targets.to(scores)
+    wanted = wanted * (1 - label_smoothing) + 0.5 * label_smoothing
+    return functional.binary_cross_entropy_with_logits(scores, wanted)

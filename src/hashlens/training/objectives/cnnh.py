@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hashlens.baselines.base import check_labels
 from hashlens.codes.packing import check_bits
-from hashlens.training.objectives.classification import Losses, classification_loss
+from hashlens.training.objectives import Losses, classification_loss, objective
 
 if TYPE_CHECKING:
     from hashlens.models.latent import LatentOutput
@@ -120,6 +120,13 @@ def class_codes(classes: int, bits: int, *, seed: int = 0) -> NDArray[np.uint8]:
     return codes
 
 
+@objective(
+    "cnnh",
+    "cross entropy of the activations with target codes from a decomposed similarity matrix; F8 "
+    "reads sigmoid(H) and leaves the codes alone",
+    with_labels=False,
+)
+@objective("cnnh+", "as cnnh, but the loss of F8 also shapes the codes", with_labels=True)
 class Cnnh(nn.Module):
     """The network learns the target codes that stage 1 made of the labels.
 
@@ -158,7 +165,7 @@ class Cnnh(nn.Module):
         activations = torch.sigmoid(latent)
         scores = classifier(activations if self.with_labels else activations.detach())
         loss = classification_loss(scores, targets)
-        return Losses(rebuilt + loss, loss, scores)
+        return Losses(rebuilt + loss, loss)
 
     def _wanted(self, targets: torch.Tensor) -> torch.Tensor:
         if targets.ndim == 1:

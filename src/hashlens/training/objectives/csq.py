@@ -8,12 +8,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hashlens.training.objectives.classification import Losses, classification_loss
+from hashlens.training.objectives import Losses, classification_loss, objective
 
 if TYPE_CHECKING:
     from hashlens.models.latent import LatentOutput
 
 
+@objective(
+    "csq",
+    "cross entropy of the activations with the hash centre of the class + 0.0001 x a quantisation "
+    "loss; F8 reads sigmoid(H) and leaves the codes alone",
+)
 class CentralSimilarity(nn.Module):
     """Codes near the hash centre of their class.
 
@@ -57,7 +62,7 @@ class CentralSimilarity(nn.Module):
         rough = (apart.abs() + functional.softplus(-2 * apart.abs()) - 0.6931471805599453).mean()
         scores = classifier(torch.sigmoid(latent).detach())
         loss = classification_loss(scores, targets)
-        return Losses(central + self.quantisation * rough + loss, loss, scores)
+        return Losses(central + self.quantisation * rough + loss, loss)
 
     def _centre(self, targets: torch.Tensor) -> torch.Tensor:
         if targets.ndim == 1:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hashlens.training.objectives.classification import Losses, classification_loss
+from hashlens.training.objectives import Losses, classification_loss, objective
 
 if TYPE_CHECKING:
     from hashlens.models.latent import LatentOutput
 
 
+@objective("latent", "classification loss alone, as in the paper; F8 reads sigmoid(H)")
 class Latent(nn.Module):
     """Softmax loss on F8's scores, which see the image through the latent layer alone.
 
@@ -33,4 +34,4 @@ class Latent(nn.Module):
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
         loss = classification_loss(output.scores, targets, self.label_smoothing)
-        return Losses(loss, loss, output.scores)
+        return Losses(loss, loss)

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hashlens.training.objectives.classification import Losses, classification_loss
+from hashlens.training.objectives import Losses, classification_loss, objective
 
 if TYPE_CHECKING:
     from hashlens.models.latent import LatentOutput
 
 
+@objective(
+    "ssdh",
+    "classification loss, minus the mean square distance of activations from 0.5, plus the square "
+    "of (the image's mean activation - 0.5); F8 reads sigmoid(H)",
+)
 class Ssdh(nn.Module):
     """The authors' later objective.
 
@@ -46,4 +51,4 @@ class Ssdh(nn.Module):
         activations = output.activations.float()
         away = (activations - 0.5).square().mean()
         uneven = (activations.mean(dim=1) - 0.5).square().mean()
-        return Losses(loss - self.push * away + self.balance * uneven, loss, output.scores)
+        return Losses(loss - self.push * away + self.balance * uneven, loss)

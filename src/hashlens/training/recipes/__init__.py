@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hashlens.errors import InvalidInputError
+import numpy as np
+
+from hashlens.data.labels import require_labels
+from hashlens.data.source import Source
+from hashlens.errors import InvalidInputError, SourceError
 from hashlens.training.config import TrainingConfig
 
 RECIPES = ("auto", "small", "finetune", "paper")
 SMALL_SIDE = 64
 FEATURE_LAYER = 256
+# Networks of depthwise convolutions: on processors bfloat16 made these 16 to 26 % slower.
+_DEPTHWISE = ("mobilenet", "efficientnet", "mnasnet", "lcnet", "ghostnet", "tinynet")
+_PROBES = 24
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class ImageFacts:
     channels : int
         1 where all are grey, else 3.
     cuda : bool
-        Whether a CUDA device is there.
+        Whether there is a CUDA device.
     bf16 : bool
         Whether the hardware multiplies bfloat16 itself.
     """
@@ -43,26 +49,61 @@ class ImageFacts:
     bf16: bool
 
 
+def image_facts(source: Source) -> ImageFacts:
+    """Measure what the choice of a recipe depends on, from a few images."""
+    require_labels(source)
+    rows = source.labelled
+    probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
+    sides, grey, failed = [], True, ""
+    for row in probes.tolist():
+        try:
+            image = source.load(row)
+        except SourceError as error:
+            failed = str(error)
+            continue
+        sides.append(max(image.size))
+        grey = grey and image.mode == "L"
+    if not sides:
+        raise SourceError(
+            f"{source.spec}: none of {len(probes)} images tried can be read: {failed}"
+        )
+    cuda, bf16 = hardware()
+    return ImageFacts(len(rows), int(np.median(sides)), 1 if grey else 3, cuda, bf16)
+
+
+def hardware() -> tuple[bool, bool]:
+    """Whether a CUDA device is there, and whether the device at hand multiplies bfloat16 itself."""
+    import torch
+
+    if torch.cuda.is_available():
+        return True, bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False, False
+    return False, "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def configure(
-    recipe: str, overrides: Mapping[str, Any], facts: ImageFacts
+    recipe: str, values: Mapping[str, Any], images: Source | ImageFacts
 ) -> tuple[TrainingConfig, list[str]]:
-    """Make a configuration that leaves nothing open."""
+    """A configuration that leaves nothing open, and the reasons for what was chosen."""
+    facts = images if isinstance(images, ImageFacts) else image_facts(images)
     reasons = []
     if recipe == "auto":
-        side = overrides.get("size") or facts.side
-        recipe = "small" if side <= SMALL_SIDE else "finetune"
-        if overrides.get("weights"):
-            recipe = "finetune"
-        reasons.append(
-            f"recipe {recipe}: the images are about {facts.side} px"
-            + (", and weights to start from are given" if overrides.get("weights") else "")
-            + f" (small is for up to {SMALL_SIDE} px, from scratch)"
+        recipe, reason = _automatic_recipe(values, facts)
+        reasons.append(reason)
+    chosen = {**recipe_values(recipe), **values}
+    chosen.setdefault("recipe", Path(recipe).stem)
+    config, why = _complete(TrainingConfig().with_values(chosen), facts)
+    if config.freeze_backbone and not (config.pretrained or config.weights):
+        raise InvalidInputError(
+            f"freeze_backbone: {config.backbone} starts random, and a frozen random network learns "
+            "nothing; give --weights FILE, name a pre-trained network such as "
+            "--backbone timm:mobilenetv2_100 (without --no-pretrained), or train it with "
+            "--train-backbone"
         )
-    values = {**recipe_values(recipe), **overrides}
-    values.setdefault("recipe", Path(recipe).stem)
-    config = TrainingConfig().with_values(values)
-    open_values, why = _open_values(config, facts)
-    return config.with_values(open_values), reasons + why
+    return config, reasons + why
 
 
 def recipe_values(recipe: str) -> dict[str, Any]:
@@ -86,17 +127,49 @@ def recipe_values(recipe: str) -> dict[str, Any]:
     return values
 
 
-def _open_values(config: TrainingConfig, facts: ImageFacts) -> tuple[dict[str, Any], list[str]]:
-    """Values for what a configuration leaves open, and the reasons of the larger choices."""
+def named_values(recipe: str) -> dict[str, Any]:
+    """What a run that is resumed with this recipe must have: its name, and a file's values."""
+    if recipe == "auto":
+        return {}
+    values = recipe_values(recipe)
+    return {"recipe": Path(recipe).stem, **(values if recipe.endswith(".toml") else {})}
+
+
+def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str, str]:
+    """The recipe that fits images and options, and the reason."""
+    start = ""
+    if values.get("weights"):
+        start = "weights to start from are given"
+    elif values.get("pretrained") or (
+        values.get("pretrained") is None and _is_published(values.get("backbone") or "")
+    ):
+        start = "a pre-trained backbone is asked for"
+    elif values.get("freeze_backbone") and not values.get("backbone"):
+        start = "a frozen backbone must be pre-trained"
+    small = (values.get("size") or facts.side) <= SMALL_SIDE and not start
+    recipe = "small" if small else "finetune"
+    return recipe, (
+        f"recipe {recipe}: the images are about {facts.side} px{start and f', and {start}'} "
+        f"(small is for up to {SMALL_SIDE} px, from scratch)"
+    )
+
+
+def _is_published(backbone: str) -> bool:
+    """Whether weights of a backbone can be downloaded."""
+    return backbone.startswith(("timm:", "alexnet"))
+
+
+def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig, list[str]]:
+    """Choose what a configuration leaves open; give the reasons for the larger choices."""
     grey = facts.channels == 1
     where = "a CUDA device" if facts.cuda else "no CUDA device"
-    chosen: dict[str, Any] = {}
     reasons: list[str] = []
     scratch = config.recipe == "small"
 
     def choose(name: str, value: Any, why: str = "") -> None:
+        nonlocal config
         if getattr(config, name) is None:
-            chosen[name] = value
+            config = config.with_values({name: value})
             if why:
                 reasons.append(f"{name.replace('_', ' ')} {value}: {why}")
 
@@ -109,11 +182,13 @@ def _open_values(config: TrainingConfig, facts: ImageFacts) -> tuple[dict[str, A
     else:
         name = "timm:resnet50" if facts.cuda else "timm:mobilenetv2_100"
         choose("backbone", name, where)
-        choose("freeze_backbone", not facts.cuda, f"{where}" if not facts.cuda else "")
+        choose("freeze_backbone", not facts.cuda, "" if facts.cuda else where)
         if not facts.cuda and config.recipe != "paper":
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
+    assert config.backbone is not None  # chosen above
+    choose("pretrained", config.weights is None and _is_published(config.backbone))
     # A backbone that stays as it is knows nothing of the classes: a layer above it learns them.
-    frozen = chosen.get("freeze_backbone", config.freeze_backbone)
+    frozen = config.freeze_backbone
     choose("feature_layer", FEATURE_LAYER if frozen else 0)
     choose("batch_size", 64 if facts.images < 5000 else 128 if facts.images < 20000 else 256)
     # Enough passes for a few thousand steps, whatever the number of images.
@@ -123,23 +198,6 @@ def _open_values(config: TrainingConfig, facts: ImageFacts) -> tuple[dict[str, A
     choose("validation", 0.1 if facts.images < 20000 else 0.05)
     choose("flip", not grey)
     choose("rotate", 12.0 if grey and scratch else 0.0)
-    choose("precision", "bf16" if facts.bf16 else "fp32")
-    return chosen, reasons
-
-
-def hardware() -> tuple[bool, bool]:
-    """Whether a CUDA device is there, and whether the device at hand multiplies bfloat16 itself."""
-    import torch
-
-    if torch.cuda.is_available():
-        return True, bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False, False
-    return False, "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def describe(config: TrainingConfig) -> dict[str, Any]:
-    """Return a configuration as plain values, for JSON."""
-    return dataclasses.asdict(config)
+    slow = not facts.cuda and any(kind in config.backbone for kind in _DEPTHWISE)
+    choose("precision", "bf16" if facts.bf16 and not slow else "fp32")
+    return config, reasons
