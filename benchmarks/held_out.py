@@ -19,8 +19,7 @@ from hashlens.data.opening import open_source
 from hashlens.evaluation.metrics import average_precision
 from hashlens.models.checkpoint import read_config
 from hashlens.training.config import TrainingConfig
-from hashlens.training.data import decoded_inputs
-from hashlens.training.split import split_rows
+from hashlens.training.data import decoded_inputs, split_rows
 
 _BATCH = 64
 

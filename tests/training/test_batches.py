@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hashlens import InvalidInputError
-from hashlens.training.data import Batch, MemoryPixels, TrainingBatches, ValidationBatches
+from hashlens.training.data import Batch, HeldPixels, TrainingBatches, ValidationBatches
 
-PIXELS = MemoryPixels(np.arange(50 * 4, dtype=np.uint8).reshape(50, 2, 2, 1))
+PIXELS = HeldPixels(torch.arange(50 * 4, dtype=torch.uint8).reshape(50, 2, 2, 1))
 TARGETS = np.arange(50) % 3
 ROWS = np.arange(5, 48)
 

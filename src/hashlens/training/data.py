@@ -1,4 +1,4 @@
-"""Batches in a seeded order: the same for every restart and every number of processes."""
+"""What a run reads: pixels or features by row, the split, and batches in a seeded order."""
 
 from __future__ import annotations
 
@@ -8,151 +8,65 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from hashlens.data.decoding import decode_source
 from hashlens.data.image import UnreadableImageError
+from hashlens.data.labels import split_validation
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError, SourceError
 from hashlens.report.progress import ProgressBar
+from hashlens.training.config import TrainingConfig
 from hashlens.training.state import read_state, write_state
 from hashlens.types import Skipped
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hashlens.data.preprocessing import Preprocessing
-    from hashlens.data.source import Source
-
-
-class Pixels(Protocol):
-    """Images by row, decoded and resized."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images of some rows."""
-        ...
-
-
-class MemoryPixels:
-    """Images held decoded in memory."""
-
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._pixels = torch.from_numpy(np.ascontiguousarray(pixels))
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images of some rows; see :class:`Pixels`."""
-        chosen = self._pixels[torch.from_numpy(rows)]
-        return chosen, torch.ones(len(rows), dtype=torch.bool)
-
-
-class FeatureRows:
-    """Features computed before, gathered like pixels."""
-
-    def __init__(self, features: torch.Tensor) -> None:
-        self._features = features
-
-    def __len__(self) -> int:
-        return len(self._features)
-
-    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of some rows; see :class:`Pixels`."""
-        chosen = self._features[torch.from_numpy(rows)]
-        return chosen, torch.ones(len(rows), dtype=torch.bool)
-
-
-class StreamedPixels:
-    """Images decoded by threads each time they are asked for."""
-
-    def __init__(
-        self,
-        source: Source,
-        rows: NDArray[np.int64],
-        preprocessing: Preprocessing,
-        *,
-        strict: bool = False,
-    ) -> None:
-        self._source, self._rows, self._preprocessing = source, rows, preprocessing
-        self._strict = strict
-        self.skipped: list[Skipped] = []  # each once; grows while images are asked for
-        self._unreadable: set[int] = set()
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def gather(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images of some rows; see :class:`Pixels`."""
-        size, channels = self._preprocessing.size, self._preprocessing.channels
-        pixels = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
-        fill = self._threads.map(
-            self._decode, rows.tolist(), itertools.repeat(pixels), range(len(rows))
-        )
-        return torch.from_numpy(pixels), torch.tensor(list(fill), dtype=torch.bool)
-
-    def _decode(self, row: int, pixels: NDArray[np.uint8], place: int) -> bool:
-        position = int(self._rows[row])
-        try:
-            pixels[place] = self._preprocessing.pixels(
-                self._source.load(position, size_hint=self._preprocessing.size_hint)
-            )
-        except ImageError as error:
-            if self._strict:
-                raise
-            if row not in self._unreadable:
-                self._unreadable.add(row)
-                name = self._source.uris[position]
-                reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
-                self.skipped.append(Skipped(position, name, reason))
-            return False
-        return True
-
-
 FEATURES = "features.safetensors"
+DRAWS = 5
+"""Random numbers that an image gets for its augmentation."""
 _CHUNK = 256
+
+Rows = NDArray[np.int64]
+Targets = NDArray[np.int64] | NDArray[np.bool_]
 
 
 class Inputs(NamedTuple):
-    """What the loop reads.
+    """The images of a run.
 
     Attributes
     ----------
     pixels : Pixels
-        Images, or features, by row.
+        Images, or their features, by row.
     rows : ndarray of shape (n,), int64
-        Where each stood in the source.
+        Position of each in the source.
     skipped : sequence of Skipped
         Images that could not be read so far.
     twins : ndarray of shape (n,), int64
-        Equal for images of equal pixels (features); -1 where this is not known.
+        Equal for images of equal pixels; -1 where this is not known.
     """
 
     pixels: Pixels
-    rows: NDArray[np.int64]
+    rows: Rows
     skipped: Sequence[Skipped]
-    twins: NDArray[np.int64]
+    twins: Rows
 
 
 def decoded_inputs(
     source: Source, preprocessing: Preprocessing, *, strict: bool, console: Console
 ) -> Inputs:
-    """Decode a source into memory where it fits, else prepare to stream it."""
+    """The labelled images, decoded into memory if they fit, else decoded when they are needed."""
     rows = source.labelled
     needed = len(rows) * preprocessing.size**2 * preprocessing.channels
     if needed > (budget := memory_budget()):
         console.print(
             f"{len(rows)} images take {needed / 2**30:.1f} GiB decoded, more than half of the free "
-            f"memory ({budget / 2**30:.1f} GiB): they are decoded anew in every epoch",
+            f"memory ({budget / 2**30:.1f} GiB): they are decoded again in every epoch",
             highlight=False,
             soft_wrap=True,
         )
@@ -162,28 +76,29 @@ def decoded_inputs(
         decoded = decode_source(source, preprocessing, rows, strict=strict, progress=progress)
     if len(decoded.positions) == 0:
         raise SourceError(f"{source.spec}: expected images, none of {len(rows)} could be read")
-    twins = _twins(decoded.pixels)
-    return Inputs(MemoryPixels(decoded.pixels), rows[decoded.positions], decoded.skipped, twins)
+    held = HeldPixels(torch.from_numpy(decoded.pixels))
+    twins = _numbered(_digests(decoded.pixels))
+    return Inputs(held, rows[decoded.positions], decoded.skipped, twins)
 
 
 def feature_inputs(
     source: Source,
     preprocessing: Preprocessing,
     backbone: nn.Module,
-    cache: Path,
+    cache: Path | None,
     *,
-    rows: NDArray[np.int64] | None = None,
+    rows: Rows | None = None,
     strict: bool,
     console: Console,
     write: bool = True,
 ) -> Inputs:
-    """Compute the features of a source's images once; a cache serves a resumed run."""
+    """Features of the labelled images, or of ``rows``, computed once and kept in a cache file."""
     wanted = source.labelled if rows is None else rows
     key = _key(source, wanted, preprocessing, backbone)
-    if cache.is_file() and (kept := read_state(cache))["key"] == key:
+    if cache is not None and cache.is_file() and (kept := read_state(cache))["key"] == key:
         skipped = [Skipped(*one) for one in kept["skipped"]]
         found = kept["rows"].numpy()
-        return Inputs(FeatureRows(kept["features"]), found, skipped, kept["twins"].numpy())
+        return Inputs(HeldPixels(kept["features"]), found, skipped, kept["twins"].numpy())
     images = StreamedPixels(source, wanted, preprocessing, strict=strict)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
@@ -204,7 +119,7 @@ def feature_inputs(
         raise SourceError(f"{source.spec}: expected images, none of {len(wanted)} could be read")
     found = wanted[torch.cat(readable).numpy()]
     features, same = torch.cat(parts), _numbered(twins)
-    if write:
+    if cache is not None and write:
         write_state(
             {
                 "key": key,
@@ -215,48 +130,55 @@ def feature_inputs(
             },
             cache,
         )
-    return Inputs(FeatureRows(features), found, images.skipped, same)
+    return Inputs(HeldPixels(features), found, images.skipped, same)
 
 
-def _key(
-    source: Source, rows: NDArray[np.int64], preprocessing: Preprocessing, backbone: nn.Module
-) -> str:
-    """Digest of everything that decides features, but the contents of the images."""
-    digest = hashlib.blake2b(repr((source.spec, preprocessing.to_dict())).encode())
-    digest.update(np.ascontiguousarray(source.rows[rows]).tobytes())
-    for row in rows.tolist():
-        digest.update(f"{source.uris[row]}\n".encode("utf-8", "surrogateescape"))
-    for name, value in backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+class Split(NamedTuple):
+    """Rows of the inputs.
+
+    Attributes
+    ----------
+    training, validation : ndarray of int64
+        No row is in both, and no validation image is known to be an exact copy of a training
+        image.
+    copies : int
+        Images that left validation because they were such copies.
+    """
+
+    training: Rows
+    validation: Rows
+    copies: int
 
 
-def memory_budget() -> int:
-    """Bytes that decoded images may take: half of the free memory; 4 GiB where it is not known."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return 4 * 2**30
-    free = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
-    return int(free.split()[1]) * 1024 // 2
+def split_rows(labels: Rows, twins: Rows, config: TrainingConfig) -> Split:
+    """Hold out the validation images."""
+    assert config.validation is not None  # a resolved configuration names a share
+    training, validation = split_validation(labels, config.validation, config.seed)
+    copies = (twins[validation] >= 0) & np.isin(twins[validation], twins[training])
+    validation = validation[~copies]
+    if len(training) < 2 or len(validation) < 2:
+        raise SourceError(
+            f"expected at least 2 different images for validation, got {len(validation)} of "
+            f"{len(labels)}: add images, or raise the share held out (validation, now "
+            f"{config.validation:g})"
+        )
+    return Split(training, validation, int(copies.sum()))
 
 
-def _twins(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    return _numbered(_digests(pixels))
-
-
-def _digests(pixels: NDArray[np.uint8]) -> list[bytes]:
-    return [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
-
-
-def _numbered(digests: list[bytes]) -> NDArray[np.int64]:
-    numbers: dict[bytes, int] = {}
-    return np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], np.int64)
-
-
-DRAWS = 5
-"""Random numbers an image gets for its augmentation."""
+def split_notes(source: Source, inputs: Inputs, split: Split) -> list[str]:
+    """What a user should know about the images that are used, and those that are not."""
+    notes = list(source.notes)
+    unlabelled = len(source) - len(source.labelled)
+    if unlabelled:
+        notes.append(f"{unlabelled} of {len(source)} images have no label and are left out")
+    if inputs.skipped:
+        notes.append(f"{len(inputs.skipped)} images could not be read and are left out")
+    if split.copies:
+        notes.append(
+            f"{split.copies} validation images are exact copies of training images: they are left "
+            "out of validation, where they would flatter the model"
+        )
+    return notes
 
 
 class Batch(NamedTuple):
@@ -269,7 +191,7 @@ class Batch(NamedTuple):
     targets : tensor
         (b,) int64 classes, or (b, classes) bool labels.
     draws : tensor of shape (b, DRAWS), float32
-        Uniform in [0, 1); the first is 0 or 0.5 by turns over the epochs. Empty for validation.
+        Uniform in [0, 1); the first is 0 or 0.5 in turns over the epochs. Empty for validation.
     rows : tensor of shape (b,), int64
         Which images these are.
     """
@@ -290,8 +212,8 @@ class TrainingBatches:
     def __init__(
         self,
         inputs: Pixels,
-        targets: NDArray[np.int64] | NDArray[np.bool_],
-        rows: NDArray[np.int64],
+        targets: Targets,
+        rows: Rows,
         *,
         batch_size: int,
         seed: int,
@@ -311,7 +233,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self._epoch()
-        # What layers draw themselves, such as dropout, starts anew as well.
+        # What layers draw themselves, such as dropout, is seeded as well.
         torch.manual_seed(self._seed + 1_000_003 * epoch + self._rank)
         generator = np.random.default_rng((self._seed, epoch))
         if self._weights is None:
@@ -334,7 +256,7 @@ class TrainingBatches:
                     coming = ahead.submit(self._batch, order[following], draws[following])
                 yield batch
 
-    def _batch(self, order: NDArray[np.int64], draws: NDArray[np.float32]) -> Batch:
+    def _batch(self, order: Rows, draws: NDArray[np.float32]) -> Batch:
         return _readable_batch(
             self._inputs, self._targets, self._rows[order], torch.from_numpy(draws)
         )
@@ -346,8 +268,8 @@ class ValidationBatches:
     def __init__(
         self,
         inputs: Pixels,
-        targets: NDArray[np.int64] | NDArray[np.bool_],
-        rows: NDArray[np.int64],
+        targets: Targets,
+        rows: Rows,
         *,
         batch_size: int,
         rank: int = 0,
@@ -375,9 +297,103 @@ def _check_share(what: str, images: int, world: int) -> None:
 
 
 def _readable_batch(
-    inputs: Pixels, targets: torch.Tensor, rows: NDArray[np.int64], draws: torch.Tensor
+    inputs: Pixels, targets: torch.Tensor, rows: Rows, draws: torch.Tensor
 ) -> Batch:
     chosen, readable = inputs.gather(rows)
     places = torch.from_numpy(rows)
     batch = Batch(chosen, targets[places], draws, places)
     return batch if bool(readable.all()) else Batch(*(part[readable] for part in batch))
+
+
+class Pixels(Protocol):
+    """Images by row, decoded and resized; or their features, which are used alike."""
+
+    def gather(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows, and which of them could be read."""
+        ...
+
+
+class HeldPixels:
+    """Images, or features, that are held in memory."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+
+    def gather(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows; all could be read."""
+        return self._values[torch.from_numpy(rows)], torch.ones(len(rows), dtype=torch.bool)
+
+
+class StreamedPixels:
+    """Images that threads decode each time they are needed."""
+
+    def __init__(
+        self,
+        source: Source,
+        rows: Rows,
+        preprocessing: Preprocessing,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self._source, self._rows, self._preprocessing = source, rows, preprocessing
+        self._strict = strict
+        self.skipped: list[Skipped] = []  # each once; grows while images are read
+        self._unreadable: set[int] = set()
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+
+    def gather(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows, and which of them could be read."""
+        size, channels = self._preprocessing.size, self._preprocessing.channels
+        pixels = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
+        fill = self._threads.map(
+            self._decode, rows.tolist(), itertools.repeat(pixels), range(len(rows))
+        )
+        return torch.from_numpy(pixels), torch.tensor(list(fill), dtype=torch.bool)
+
+    def _decode(self, row: int, pixels: NDArray[np.uint8], place: int) -> bool:
+        position = int(self._rows[row])
+        try:
+            pixels[place] = self._preprocessing.pixels(
+                self._source.load(position, size_hint=self._preprocessing.size_hint)
+            )
+        except ImageError as error:
+            if self._strict:
+                raise
+            if row not in self._unreadable:
+                self._unreadable.add(row)
+                name = self._source.uris[position]
+                reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
+                self.skipped.append(Skipped(position, name, reason))
+            return False
+        return True
+
+
+def _key(source: Source, rows: Rows, preprocessing: Preprocessing, backbone: nn.Module) -> str:
+    """Digest of everything that decides features, but the contents of the images."""
+    digest = hashlib.blake2b(repr((source.spec, preprocessing.to_dict())).encode())
+    digest.update(np.ascontiguousarray(source.rows[rows]).tobytes())
+    for row in rows.tolist():
+        digest.update(f"{source.uris[row]}\n".encode("utf-8", "surrogateescape"))
+    for name, value in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def memory_budget() -> int:
+    """Bytes that decoded images may take: half of the free memory; 4 GiB where it is not known."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return 4 * 2**30
+    free = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
+    return int(free.split()[1]) * 1024 // 2
+
+
+def _digests(pixels: NDArray[np.uint8]) -> list[bytes]:
+    return [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
+
+
+def _numbered(digests: list[bytes]) -> NDArray[np.int64]:
+    numbers: dict[bytes, int] = {}
+    return np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], np.int64)

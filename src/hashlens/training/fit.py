@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
@@ -24,17 +22,20 @@ from hashlens.training.config import TrainingConfig
 from hashlens.training.data import (
     FEATURES,
     Inputs,
+    Split,
+    Targets,
     TrainingBatches,
     ValidationBatches,
     decoded_inputs,
     feature_inputs,
+    split_notes,
+    split_rows,
 )
 from hashlens.training.folder import TrainingResult, kept_config, open_run, save_result
 from hashlens.training.module import HashModule
 from hashlens.training.objectives import create_objective
 from hashlens.training.recipes import configure, image_facts, named_values
 from hashlens.training.scores import chance_loss
-from hashlens.training.split import Split, split_notes, split_rows
 from hashlens.training.state import LAST, RUN
 from hashlens.training.trainer import (
     Detectors,
@@ -275,7 +276,7 @@ def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashMod
 
 def _batches(
     inputs: Inputs,
-    targets: NDArray[np.int64] | NDArray[np.bool_],
+    targets: Targets,
     split: Split,
     config: TrainingConfig,
     trainer: lightning.Trainer,

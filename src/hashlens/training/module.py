@@ -1,9 +1,9 @@
-"""One training loop's contents for every recipe and objective, as Lightning wants them."""
+"""The network in training: Lightning's module, optimizer, schedule and augmentation."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning
 import torch
@@ -17,11 +17,166 @@ from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Batch
 from hashlens.training.scores import ValidationScores, validation_scores
 
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentHashNet
-
-
 _LEVELS = 8
+
+
+class HashModule(lightning.LightningModule):
+    """Network, objective, optimizer and validation of one run."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(
+        self,
+        net: LatentHashNet,
+        objective: nn.Module,
+        config: TrainingConfig,
+        preprocessing: Preprocessing,
+    ) -> None:
+        super().__init__()
+        self.net, self.objective, self.config = net, objective, config
+        self._folded = {part for part in net.backbone.modules() if is_folded(part)}
+        # Pixels are 0 to 255 here, and channels come last.
+        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean), persistent=False)
+        self.register_buffer("deviation", 255 * torch.tensor(preprocessing.std), persistent=False)
+        self.average: AveragedModel | None = None
+        if config.average > 0:
+            self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)
+            self.average.requires_grad_(False)
+        self.scores: ValidationScores | None = None
+        self._loss_sum = torch.zeros(2)
+        self._validation: list[tuple[torch.Tensor, ...]] = []
+
+    @property
+    def judged(self) -> LatentHashNet:
+        """The network that is validated and kept: the average of weights, if there is one."""
+        return self.net if self.average is None else cast(LatentHashNet, self.average.module)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer, and its rate step by step."""
+        optimizer = create_optimizer(self.net, self.config)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule, warmup = self.config.schedule, self.config.warmup
+
+        def share(step: int) -> float:
+            return rate_share(schedule, step, total, warmup)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "rate"},
+        }
+
+    def images(self, batch: Batch, *, augment: bool) -> torch.Tensor:
+        """Pixels (b, size, size, channels) uint8 to the network's input (b, channels, ...)."""
+        pixels = batch.inputs
+        if augment:
+            flip = bool(self.config.flip)
+            pixels = shift_and_flip(pixels, batch.draws, self.config.crop, flip)
+        # Convolutions are fastest when the channels stay last in memory.
+        images = ((pixels.float() - self.mean) / self.deviation).permute(0, 3, 1, 2)
+        if augment and self.config.rotate:
+            images = rotate_and_scale(images, batch.draws, self.config.rotate)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def output(self, net: LatentHashNet, batch: Batch, *, augment: bool) -> LatentOutput:
+        """Run a network on a batch of pixels, or of features of a frozen backbone."""
+        if self.config.freeze_backbone:
+            return net.from_features(batch.inputs)
+        result: LatentOutput = net(self.images(batch, augment=augment))
+        return result
+
+    def train(self, mode: bool = True) -> HashModule:
+        """Switch to training, except batch normalisation whose statistics stay frozen."""
+        super().train(mode)
+        if mode:
+            for part in self.net.backbone.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
+                    self.config.freeze_statistics or part in self._folded
+                ):
+                    part.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        """Freeze what stays frozen: Lightning keeps each part's mode and never calls ``train``."""
+        self.train()
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        """Loss of a batch."""
+        losses = self.objective(
+            self.output(self.net, batch, augment=True), batch.targets, self.net.classifier
+        )
+        classification = losses.classification.detach().float()
+        self._loss_sum = self._loss_sum.to(classification.device)
+        self._loss_sum += torch.stack([classification, torch.ones_like(classification)])
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({"train_loss": losses.total.detach().float(), "rate": rate})
+        total: torch.Tensor = losses.total
+        return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        """Move the average of weights after a step of the optimizer; the last batch has one."""
+        done = index + 1
+        stepped = done % self.config.accumulate == 0 or done == self.trainer.num_training_batches
+        if self.average is not None and stepped:
+            self.average.update_parameters(self.net)
+
+    def _move(self, old: Any, new: Any, count: Any) -> None:
+        """Move averages towards weights; the first, random ones are left behind quickly."""
+        if not old[0].is_floating_point():
+            torch._foreach_copy_(old, new)
+            return
+        steps = self.trainer.global_step
+        decay = min(self.config.average, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(old, new, 1 - decay)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Keep the network's output for a validation batch."""
+        output = self.output(self.judged, batch, augment=False)
+        scores, targets = output.scores.float(), batch.targets
+        if targets.ndim == 1:
+            losses = functional.cross_entropy(scores, targets, reduction="none")
+        else:
+            losses = functional.binary_cross_entropy_with_logits(
+                scores, targets.float(), reduction="none"
+            ).mean(dim=1)
+        self._validation.append((output.latent.float(), scores, targets, losses))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score each validation image once, those of other processes included."""
+        parts = [self._gathered(torch.cat(part)) for part in zip(*self._validation, strict=True)]
+        self._validation.clear()
+        latent, scores, targets, losses = parts
+        self.scores = validation_scores(latent, scores, targets, losses)
+        # Every process holds the same figures already.
+        self.log_dict(
+            {
+                "val_map": self.scores.map,
+                "val_accuracy": self.scores.accuracy,
+                "val_loss": self.scores.loss,
+                "val_stuck_bits": float(self.scores.stuck_bits),
+            }
+        )
+
+    def _gathered(self, values: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, which may hold different numbers of them."""
+        if self.trainer.world_size == 1:
+            return values.cpu()
+        count = torch.tensor(len(values), device=self.device)
+        counts = cast(torch.Tensor, self.all_gather(count)).tolist()
+        padded = values.new_zeros((max(counts), *values.shape[1:]))
+        padded[: len(values)] = values
+        gathered = cast(torch.Tensor, self.all_gather(padded))
+        kept = [rows[:count] for rows, count in zip(gathered, counts, strict=True)]
+        return torch.cat(kept).cpu()
+
+    def end_epoch(self) -> float:
+        """Mean classification loss since the last call, over all processes."""
+        sums = self._loss_sum
+        if self.trainer.world_size > 1:
+            sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
+        self._loss_sum = torch.zeros(2)
+        return float(sums[0] / sums[1].clamp(min=1))
 
 
 def create_optimizer(net: LatentHashNet, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -109,165 +264,6 @@ def rotate_and_scale(images: torch.Tensor, draws: torch.Tensor, degrees: float) 
     turns = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
     grid = functional.affine_grid(turns.to(images.dtype), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-class HashModule(lightning.LightningModule):
-    """Network, objective, optimizer and validation of one run."""
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
-    def __init__(
-        self,
-        net: LatentHashNet,
-        objective: nn.Module,
-        config: TrainingConfig,
-        preprocessing: Preprocessing,
-    ) -> None:
-        super().__init__()
-        self.net, self.objective, self.config = net, objective, config
-        self._folded = {part for part in net.backbone.modules() if is_folded(part)}
-        # Pixels are 0 to 255 here, and channels come last.
-        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean), persistent=False)
-        self.register_buffer("deviation", 255 * torch.tensor(preprocessing.std), persistent=False)
-        self.average: AveragedModel | None = None
-        if config.average > 0:
-            self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)
-            self.average.requires_grad_(False)
-        self.scores: ValidationScores | None = None
-        self._loss_sum = torch.zeros(2)
-        self._validation: list[tuple[torch.Tensor, ...]] = []
-
-    @property
-    def judged(self) -> LatentHashNet:
-        """The network that is validated and kept: the average of weights, if there is one."""
-        return self.net if self.average is None else cast(LatentHashNet, self.average.module)
-
-    def configure_optimizers(self) -> Any:
-        """Optimizer, and its rate step by step."""
-        optimizer = create_optimizer(self.net, self.config)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule, warmup = self.config.schedule, self.config.warmup
-
-        def share(step: int) -> float:
-            return rate_share(schedule, step, total, warmup)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "rate"},
-        }
-
-    def images(self, batch: Batch, *, augment: bool) -> torch.Tensor:
-        """Pixels (b, size, size, channels) uint8 to the network's input (b, channels, ...)."""
-        pixels = batch.inputs
-        if augment:
-            flip = bool(self.config.flip)
-            pixels = shift_and_flip(pixels, batch.draws, self.config.crop, flip)
-        # Channels stay last in memory, which is what the convolutions are quickest with.
-        images = ((pixels.float() - self.mean) / self.deviation).permute(0, 3, 1, 2)
-        if augment and self.config.rotate:
-            images = rotate_and_scale(images, batch.draws, self.config.rotate)
-        return images.contiguous(memory_format=torch.channels_last)
-
-    def output(self, net: LatentHashNet, batch: Batch, *, augment: bool) -> LatentOutput:
-        """Run a network on a batch of pixels, or of features computed before."""
-        if self.config.freeze_backbone:
-            return net.from_features(batch.inputs)
-        result: LatentOutput = net(self.images(batch, augment=augment))
-        return result
-
-    def train(self, mode: bool = True) -> HashModule:
-        """Switch to training, except batch normalisation whose statistics stay frozen."""
-        super().train(mode)
-        if mode:
-            for part in self.net.backbone.modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
-                    self.config.freeze_statistics or part in self._folded
-                ):
-                    part.eval()
-        return self
-
-    def on_train_start(self) -> None:
-        """Freeze what stays frozen: Lightning keeps each part's mode and never calls ``train``."""
-        self.train()
-
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
-        """Loss of a batch."""
-        losses = self.objective(
-            self.output(self.net, batch, augment=True), batch.targets, self.net.classifier
-        )
-        classification = losses.classification.detach().float()
-        self._loss_sum = self._loss_sum.to(classification.device)
-        self._loss_sum += torch.stack([classification, torch.ones_like(classification)])
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({"train_loss": losses.total.detach().float(), "rate": rate})
-        total: torch.Tensor = losses.total
-        return total
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        """Move the average of weights after a step of the optimizer; the last batch has one."""
-        done = index + 1
-        stepped = done % self.config.accumulate == 0 or done == self.trainer.num_training_batches
-        if self.average is not None and stepped:
-            self.average.update_parameters(self.net)
-
-    def _move(self, old: Any, new: Any, count: Any) -> None:
-        """Move averages towards weights; the first, random ones are left behind quickly."""
-        if not old[0].is_floating_point():
-            torch._foreach_copy_(old, new)
-            return
-        steps = self.trainer.global_step
-        decay = min(self.config.average, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(old, new, 1 - decay)
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Keep what the network makes of a validation batch."""
-        output = self.output(self.judged, batch, augment=False)
-        scores, targets = output.scores.float(), batch.targets
-        if targets.ndim == 1:
-            losses = functional.cross_entropy(scores, targets, reduction="none")
-        else:
-            losses = functional.binary_cross_entropy_with_logits(
-                scores, targets.float(), reduction="none"
-            ).mean(dim=1)
-        self._validation.append((output.latent.float(), scores, targets, losses))
-
-    def on_validation_epoch_end(self) -> None:
-        """Score all validation images, those of other processes included, each once."""
-        parts = [self._gathered(torch.cat(part)) for part in zip(*self._validation, strict=True)]
-        self._validation.clear()
-        latent, scores, targets, losses = parts
-        self.scores = validation_scores(latent, scores, targets, losses)
-        # Every process holds the same figures already.
-        self.log_dict(
-            {
-                "val_map": self.scores.map,
-                "val_accuracy": self.scores.accuracy,
-                "val_loss": self.scores.loss,
-                "val_stuck_bits": float(self.scores.stuck_bits),
-            }
-        )
-
-    def _gathered(self, values: torch.Tensor) -> torch.Tensor:
-        """Rows of all processes, which may hold different numbers of them."""
-        if self.trainer.world_size == 1:
-            return values.cpu()
-        count = torch.tensor(len(values), device=self.device)
-        counts = cast(torch.Tensor, self.all_gather(count)).tolist()
-        padded = values.new_zeros((max(counts), *values.shape[1:]))
-        padded[: len(values)] = values
-        gathered = cast(torch.Tensor, self.all_gather(padded))
-        kept = [rows[:count] for rows, count in zip(gathered, counts, strict=True)]
-        return torch.cat(kept).cpu()
-
-    def end_epoch(self) -> float:
-        """Mean classification loss since the last call, over all processes."""
-        sums = self._loss_sum
-        if self.trainer.world_size > 1:
-            sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
-        self._loss_sum = torch.zeros(2)
-        return float(sums[0] / sums[1].clamp(min=1))
 
 
 def is_folded(part: nn.Module) -> bool:

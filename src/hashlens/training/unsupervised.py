@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -99,17 +98,9 @@ def _features(
     rows = np.arange(len(source))
     if len(rows) > MOST_IMAGES:
         rows = np.sort(np.random.default_rng(seed).choice(len(rows), MOST_IMAGES, replace=False))
-    with TemporaryDirectory() as folder:
-        return feature_inputs(
-            source,
-            base.preprocessing,
-            base.module,
-            Path(folder) / "features",
-            rows=rows,
-            strict=strict,
-            console=console,
-            write=False,
-        )
+    return feature_inputs(
+        source, base.preprocessing, base.module, None, rows=rows, strict=strict, console=console
+    )
 
 
 def _rotated(base: Backbone, method: ITQ) -> LatentHashNet:
