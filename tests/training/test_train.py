@@ -93,7 +93,7 @@ def test_every_option_of_the_configuration_is_an_option_of_the_command() -> None
             words.append(on)
             wanted[option.name] = True
         else:
-            value = option.choices[-1] if option.choices else option.kind(option.low or 9)
+            value = option.choices[-1] if option.choices else option.kind(option.high or 9)
             words += [on, str(value)]
             wanted[option.name] = value
     answer = CliRunner().invoke(app, ["train", "--show-config", *words])

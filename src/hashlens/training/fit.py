@@ -36,12 +36,11 @@ from hashlens.training.module import HashModule
 from hashlens.training.objectives import create_objective
 from hashlens.training.recipes import configure, image_facts, named_values
 from hashlens.training.scores import chance_loss
-from hashlens.training.state import LAST, RUN
+from hashlens.training.state import BEST, LAST, RUN, read_state
 from hashlens.training.trainer import (
     Detectors,
     KeepStates,
     ShowProgress,
-    load_best,
     make_trainer,
     run_trainer,
 )
@@ -215,7 +214,7 @@ def fit(
     batches = _batches(inputs, targets, split, config, trainer)
     run_trainer(trainer, module, batches, state, out, console)
     if first:  # the others must not read the state of the run, which the first one drops
-        load_best(module.net, out / RUN)
+        module.net.load_state_dict(read_state(out / RUN / BEST))
     result = TrainingResult(
         out=out,
         config=config,

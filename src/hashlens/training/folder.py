@@ -108,7 +108,7 @@ def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to.
+    """The result of a training run.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ class TrainingResult:
     skipped : tuple of Skipped
         Images that could not be read.
     warnings : tuple of str
-        What the user was warned of.
+        Notes on the images, and signs that the training did not work.
     seconds : float
         Time from decoding to the saved model, of this process.
     fingerprint : str

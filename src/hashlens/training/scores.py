@@ -1,4 +1,4 @@
-"""What a run is judged by: scores of the validation images, and signs that nothing is learned."""
+"""Scores of the validation images, and warnings where nothing is learned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hashlens.evaluation.metrics import expected_average_precision
 
 MAP_QUERIES = 2000
-"""Validation images that serve as queries, at most; all serve as database."""
+"""Most validation images that are queries; all are the database."""
 
 
 class ValidationScores(NamedTuple):
@@ -55,7 +55,7 @@ def code_map(bits: torch.Tensor, targets: torch.Tensor) -> float:
         distances = ((width - signs[part] @ signs.T) / 2).round().long()
         relevant = (labels[part] @ labels.T > 0).long()
         kept = torch.ones_like(relevant)
-        kept[torch.arange(len(part)), part] = 0  # a query is no answer to itself
+        kept[torch.arange(len(part)), part] = 0  # a query does not find itself
         sizes = torch.zeros(len(part), width + 1, dtype=torch.int64)
         good = sizes.clone()
         sizes.scatter_add_(1, distances, kept)
@@ -82,7 +82,7 @@ def validation_scores(
 
 
 def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool = False) -> float:
-    """Loss of the best constant answer: what a run that learns nothing settles at."""
+    """Loss of the best constant prediction, where a run that learns nothing ends."""
     if targets.ndim == 1:
         counts = np.bincount(targets).astype(np.float64)
         shares = counts[counts > 0] / counts.sum()
@@ -92,7 +92,7 @@ def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool =
 
 
 def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str | None:
-    """Say so where a loss has not left chance."""
+    """A warning if a loss has not left chance."""
     if epoch < min(3, epochs) or (math.isfinite(loss) and loss < 0.97 * chance):
         return None
     if not loss <= 3 * chance:  # or not a number
@@ -103,16 +103,17 @@ def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str |
     return (
         f"the loss {loss:.3f} is still at chance ({chance:.3f}) after {epoch} epoch(s): nothing is "
         "learned yet; try another --learning-rate (three times higher, then a third), "
-        "--latent-normalisation if it is off, --recipe auto, and look whether the labels are right"
+        "--latent-normalisation if it is off, --recipe auto, and check the labels"
     )
 
 
 def stuck_warning(stuck_bits: int, bits: int) -> str | None:
-    """Say so where bits are the same for every validation image."""
+    """A warning if bits are the same for every validation image."""
     if stuck_bits == 0:
         return None
     return (
-        f"{stuck_bits} of {bits} bits are the same for every validation image and tell nothing: "
+        f"{stuck_bits} of {bits} bits are the same for every validation image and carry no "
+        "information: "
         "try --latent-normalisation if it is off, --objective ssdh (it balances bits), "
         "fewer --bits, or more --epochs"
     )

@@ -1,4 +1,4 @@
-"""The resume state: one safetensors file, tensors beside a JSON text. Nothing is unpickled."""
+"""The resume state: one safetensors file with tensors and a JSON text, no pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lightning's trainer as training uses it: quiet, stoppable, with states that hold no pickle."""
+"""Lightning's trainer: its callbacks, quiet logging, and a clean stop after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import signal
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
@@ -22,13 +23,9 @@ from hashlens.training.config import TrainingConfig
 from hashlens.training.data import TrainingBatches, ValidationBatches
 from hashlens.training.module import HashModule
 from hashlens.training.scores import chance_warning, stuck_warning
-from hashlens.training.state import BEST, LAST, RUN, SafeCheckpointIO, read_state, write_state
+from hashlens.training.state import BEST, LAST, RUN, SafeCheckpointIO, write_state
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-_SECONDS_A_LINE = 2.0
+_SECONDS_PER_LINE = 2.0
 
 
 class KeepStates(Callback):
@@ -69,29 +66,29 @@ class KeepStates(Callback):
 
 
 class Detectors(Callback):
-    """Says once where the loss stays at chance, and at the end which bits are stuck."""
+    """Warns once if the loss stays at chance, and at the end if bits are stuck."""
 
     def __init__(self, states: KeepStates, chance: float, console: Console) -> None:
         self._states, self._chance, self._console = states, chance, console
         self.warnings: list[str] = []
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Look at the epochs of the run that is resumed."""
+        """Check the epochs of the run that is resumed."""
         for epoch in self._states.history:
-            self._look(trainer, epoch)
+            self._check(trainer, epoch)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Look at the epoch's loss."""
-        self._look(trainer, self._states.history[-1])
+        """Check the epoch's loss."""
+        self._check(trainer, self._states.history[-1])
 
-    def _look(self, trainer: lightning.Trainer, latest: dict[str, float]) -> None:
+    def _check(self, trainer: lightning.Trainer, latest: dict[str, float]) -> None:
         epochs = int(trainer.max_epochs or 1)
         warning = chance_warning(latest["train_loss"], self._chance, int(latest["epoch"]), epochs)
         if warning and not self.warnings:
             self._warn(trainer, warning)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Look at the bits of the best epoch."""
+        """Check the bits of the best epoch."""
         kept = [e for e in self._states.history if e["epoch"] == self._states.best_epoch]
         for epoch in kept[-1:]:
             if warning := stuck_warning(int(epoch["stuck_bits"]), module.config.bits):
@@ -106,7 +103,7 @@ class Detectors(Callback):
 
 
 class ShowProgress(Callback):
-    """A bar over the whole run: images a second, time left, and the scores of the last epoch."""
+    """A bar over the whole run, with images per second and time left, and a line per epoch."""
 
     def __init__(self, states: KeepStates, console: Console) -> None:
         self._states, self._console = states, console
@@ -135,13 +132,13 @@ class ShowProgress(Callback):
             self._bar()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Print the epoch's scores on a line of their own, unless epochs take no time."""
+        """Print the epoch's scores, but not more often than every two seconds."""
         if self._bar is None:
             return
         latest = self._states.history[-1]
         self._bar.rename(f"epoch {latest['epoch']}/{trainer.max_epochs}")
         now = time.monotonic()
-        if now - self._printed < _SECONDS_A_LINE and latest["epoch"] != trainer.max_epochs:
+        if now - self._printed < _SECONDS_PER_LINE and latest["epoch"] != trainer.max_epochs:
             return
         self._printed = now
         self._bar.say(
@@ -164,11 +161,6 @@ class ShowProgress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def load_best(net: torch.nn.Module, folder: Path) -> None:
-    """Put the best weights into a network."""
-    net.load_state_dict(read_state(folder / BEST))
 
 
 def make_trainer(
@@ -209,7 +201,7 @@ def run_trainer(
     out: Path,
     console: Console,
 ) -> None:
-    """Train; after Ctrl-C say how to go on, and raise ``KeyboardInterrupt``."""
+    """Train; after Ctrl-C say how to continue, and raise ``KeyboardInterrupt``."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         with _quiet_lightning():

@@ -111,7 +111,7 @@ def class_codes(classes: int, bits: int, *, seed: int = 0) -> NDArray[np.uint8]:
     """Target code of each class, shape (classes, bits), 0 and 1.
 
     With similarities from labels, stage 1 gives all images of a class one code: their rows of S
-    are equal. So a few images a class stand for all, as long as no class outweighs the others.
+    are equal. So a few images of each class suffice, as long as all classes have equally many.
     """
     labels = np.repeat(np.arange(classes), _PER_CLASS)
     found = decompose_similarity(labels, bits, sweeps=4 * SWEEPS, seed=seed).bits
@@ -132,11 +132,11 @@ class Cnnh(nn.Module):
 
     R. Xia, Y. Pan, H. Lai, C. Liu, S. Yan, "Supervised Hashing for Image Retrieval via Image
     Representation Learning", AAAI 2014, stage 2: cross entropy between the activations and the
-    target bits (mean over bits). Of one class all images share a target code; see
-    ``baselines.cnnh``. With several labels an image, which the paper has not, the bits are those
-    of most labels. CNNH+ has the class labels as further targets; in the paper they are
-    outputs beside the bits, here F8 behind them. In CNNH the gradient of F8's loss is stopped
-    before the bits, so that it predicts classes and leaves the codes alone.
+    target bits (mean over bits). All images of a class share one target code. Where an image has
+    several labels, which the paper does not cover, each bit is that of most labels. CNNH+ has
+    the class labels as further targets; in the paper they are outputs next to the bits, here F8
+    behind them. In CNNH the gradient of F8's loss is stopped before the bits, so that it
+    predicts classes and does not change the codes.
 
     Parameters
     ----------

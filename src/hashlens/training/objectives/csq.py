@@ -1,4 +1,4 @@
-"""Central similarity: each class has a hash centre, and its images' codes gather there."""
+"""Central similarity: each class has a hash centre, and the codes of its images move there."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class CentralSimilarity(nn.Module):
     L_Q = log cosh(|2a - 1| - 1) (equation 5). Several labels: the centre is the majority of the
     labels' centres, ties from a fixed random code (section 3.2).
 
-    The method has no classifier. F8 is trained beside it on the activations with the gradient
-    stopped, so that it predicts classes and leaves the codes alone.
+    The method has no classifier. F8 is trained on the activations with the gradient stopped, so
+    that it predicts classes and does not change the codes.
 
     Parameters
     ----------
