@@ -27,85 +27,6 @@ from hashlens.training.state import LAST, RUN
 from hashlens.types import Skipped
 
 
-def open_run(
-    out: Path, source: Source, config: TrainingConfig, *, resume: bool, overwrite: bool
-) -> Path | None:
-    """Prepare the folder of a run."""
-    run = out / RUN
-    if out.exists() and not out.is_dir():
-        raise ModelError(f"{out}: expected a folder for the model, there is a file; choose another")
-    if resume and run.is_dir():
-        _check_same(run, source, config)
-        return run / LAST if (run / LAST).is_file() else None
-    if resume and (out / CONFIG_NAME).exists():
-        raise ModelError(f"{out}: this run is complete; there is nothing to resume")
-    if overwrite:
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.rmtree(out / "logs", ignore_errors=True)
-    elif run.is_dir():
-        raise ModelError(f"{out}: holds an unfinished run; continue with --resume, or --overwrite")
-    elif (out / CONFIG_NAME).exists():
-        raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
-    try:
-        run.mkdir(parents=True)
-        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        (run / "source.json").write_text(json.dumps(_identity(source)), encoding="utf-8")
-    except OSError as error:
-        raise ModelError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
-    return None
-
-
-def _identity(source: Source) -> dict[str, object]:
-    labels = source.labels if source.label_matrix is None else source.label_matrix
-    return {
-        "images": len(source),
-        "classes": list(source.classes),
-        "order": hashlib.blake2b(np.ascontiguousarray(labels).tobytes()).hexdigest(),
-    }
-
-
-def kept_config(out: Path) -> TrainingConfig | None:
-    """Configuration of the unfinished run in a folder; None where there is no run.
-
-    A key that an older version did not write has its default.
-    """
-    path = out / RUN / "config.toml"
-    if not path.is_file():
-        return None
-    try:
-        return TrainingConfig().with_values(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, InvalidInputError) as error:
-        raise ModelError(
-            f"{path.parent}: cannot be resumed ({error}); start with --overwrite"
-        ) from error
-
-
-def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
-    config_kept = kept_config(run.parent)
-    try:
-        identity = json.loads((run / "source.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{run}: cannot be resumed ({error}); start with --overwrite") from error
-    if config_kept is None:
-        raise ModelError(f"{run}: has no config.toml; start again with --overwrite")
-    kept, now = asdict(config_kept), asdict(config)
-    differing = [name for name in now if kept[name] != now[name]]
-    if differing:
-        values = ", ".join(f"{name} {kept[name]} (now {now[name]})" for name in differing)
-        raise ModelError(
-            f"{run.parent}: the unfinished run has {values}; resume with the same options, or "
-            "start again with --overwrite"
-        )
-    given = _identity(source)
-    if any(given[key] != value for key, value in identity.items() if key in given):
-        raise ModelError(
-            f"{run.parent}: the unfinished run had other images ({identity['images']}, now "
-            f"{len(source)}) or labels; give the same source, or start again with --overwrite"
-        )
-
-
 @dataclass(frozen=True)
 class TrainingResult:
     """The result of a training run.
@@ -142,6 +63,52 @@ class TrainingResult:
     warnings: tuple[str, ...]
     seconds: float
     fingerprint: str = ""
+
+
+def open_run(
+    out: Path, source: Source, config: TrainingConfig, *, resume: bool, overwrite: bool
+) -> Path | None:
+    """Prepare the folder of a run."""
+    run = out / RUN
+    if out.exists() and not out.is_dir():
+        raise ModelError(f"{out}: expected a folder for the model, there is a file; choose another")
+    if resume and run.is_dir():
+        _check_same(run, source, config)
+        return run / LAST if (run / LAST).is_file() else None
+    if resume and (out / CONFIG_NAME).exists():
+        raise ModelError(f"{out}: this run is complete; there is nothing to resume")
+    if overwrite:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(out / "logs", ignore_errors=True)
+    elif run.is_dir():
+        raise ModelError(f"{out}: holds an unfinished run; continue with --resume, or --overwrite")
+    elif (out / CONFIG_NAME).exists():
+        raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
+    try:
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        (run / "source.json").write_text(json.dumps(_identity(source)), encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    return None
+
+
+def kept_config(out: Path) -> TrainingConfig | None:
+    """Configuration of the unfinished run in a folder; None where there is no run.
+
+    A key that an older version did not write has its default.
+    """
+    path = out / RUN / "config.toml"
+    if not path.is_file():
+        return None
+    try:
+        return TrainingConfig().with_values(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, InvalidInputError) as error:
+        raise ModelError(
+            f"{path.parent}: cannot be resumed ({error}); start with --overwrite"
+        ) from error
 
 
 def save_result(
@@ -204,3 +171,36 @@ def write_model(
     )
     write_atomically(result.out / CARD_NAME, model_card(saved).encode())
     return replace(result, fingerprint=saved.fingerprint)
+
+
+def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
+    found = kept_config(run.parent)
+    try:
+        identity = json.loads((run / "source.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{run}: cannot be resumed ({error}); start with --overwrite") from error
+    if found is None:
+        raise ModelError(f"{run}: cannot be resumed (no config.toml); start with --overwrite")
+    kept, now = asdict(found), asdict(config)
+    differing = [name for name in now if kept[name] != now[name]]
+    if differing:
+        values = ", ".join(f"{name} {kept[name]} (now {now[name]})" for name in differing)
+        raise ModelError(
+            f"{run.parent}: the unfinished run has {values}; resume with the same options, or "
+            "start again with --overwrite"
+        )
+    given = _identity(source)
+    if any(given[key] != value for key, value in identity.items() if key in given):
+        raise ModelError(
+            f"{run.parent}: the unfinished run had other images ({identity['images']}, now "
+            f"{len(source)}) or labels; give the same source, or start again with --overwrite"
+        )
+
+
+def _identity(source: Source) -> dict[str, object]:
+    labels = source.labels if source.label_matrix is None else source.label_matrix
+    return {
+        "images": len(source),
+        "classes": list(source.classes),
+        "order": hashlib.blake2b(np.ascontiguousarray(labels).tobytes()).hexdigest(),
+    }
