@@ -1,4 +1,4 @@
-"""A hundred classes out of ten: two digits side by side, to train where there are many classes."""
+"""A hundred classes made of ten: two digits side by side, to train with many classes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def write_pairs(digits: Source, path: Path, per_class: int, seed: int = 0) -> No
     Parameters
     ----------
     digits : Source
-        Images of ten classes, all of one size, such as ``mnist#train``.
+        Images of ten classes, all of the same size, such as ``mnist#train``.
     path : Path
         The parquet file.
     per_class : int
         Pairs of each class; both images are drawn with repetition.
     seed : int
-        Of the draw.
+        Decides which images are drawn.
 
     Raises
     ------
     SourceError
-        If the source has not ten classes.
+        If the source does not have ten classes.
     """
     if len(digits.classes) != 10:
         raise SourceError(f"{digits.spec}: expected ten classes, got {len(digits.classes)}")

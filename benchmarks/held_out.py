@@ -3,7 +3,7 @@
     python benchmarks/held_out.py cifar10#train cifar48 cifar48-csq
 
 Each model names in ``model.json`` the share and the seed of the images that validated it. They are
-cut off again, and search the rest by codes alone: mAP@1000 and precision@1000, ties by id.
+held out again and search the rest by codes alone: mAP@1000 and precision@1000, ties by id.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BATCH = 64
 
 
 def main() -> None:
-    """Print a row a model."""
+    """Print one row per model."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("source", help="what the models were trained on")
     parser.add_argument("models", nargs="+", type=Path, help="folders of models")

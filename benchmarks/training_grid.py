@@ -1,4 +1,4 @@
-"""Training compared: recipes, objectives, bits and seeds on one source, a row a run.
+"""Training compared: recipes, objectives, bits and seeds on one source, one row per run.
 
 ``python benchmarks/training_grid.py SOURCE --queries SOURCE --out DIR ...``; finished
 runs are kept in ``DIR/runs.jsonl`` and not repeated with the same images and configuration.
@@ -33,15 +33,7 @@ from hashlens.types import EncodedImages
 
 @dataclass(frozen=True)
 class Trial:
-    """One run.
-
-    Attributes
-    ----------
-    recipe, objective : str
-        As in ``TrainingConfig``.
-    bits, seed : int
-        As in ``TrainingConfig``.
-    """
+    """One run: what differs between runs, as in ``TrainingConfig``."""
 
     recipe: str
     objective: str
@@ -52,25 +44,9 @@ class Trial:
 def run_trial(
     trial: Trial, values: dict[str, Any], database: Source, queries: Source, folder: Path
 ) -> dict[str, Any]:
-    """Train, encode both sources, and score the codes.
+    """Train on the database, search it with the queries, and return the trial with its scores.
 
-    Parameters
-    ----------
-    trial : Trial
-        What differs between runs.
-    values : dict
-        Values of the configuration that all runs share.
-    database : Source
-        Trained on and searched.
-    queries : Source
-        Searched with; not seen before.
-    folder : Path
-        Gets the model, and the features that runs with a frozen backbone share.
-
-    Returns
-    -------
-    dict
-        The trial's values and its scores.
+    All runs share ``values`` and, where the backbone is frozen, the features kept in ``folder``.
     """
     fields = asdict(trial)
     recipe = fields.pop("recipe")
@@ -111,7 +87,7 @@ def run_trial(
 def _encode(
     source: Source, config: TrainingConfig, model: Path, cache: Path
 ) -> tuple[EncodedImages, Any]:
-    """Codes, features and class scores of a source, from cached features where there are."""
+    """Codes, features and class scores of a source, from kept features where there are any."""
     net, saved = load_model(model)
     quiet = Console(quiet=True)
     inputs: Inputs
@@ -144,8 +120,8 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=["latent", "ssdh", "greedyhash", "csq"])
     parser.add_argument("--bits", nargs="+", type=int, default=[48])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, help="of the source, the first so many")
-    parser.add_argument("--query-images", type=int, help="of the queries, the first so many")
+    parser.add_argument("--images", type=int, help="only the first so many images")
+    parser.add_argument("--query-images", type=int, help="only the first so many queries")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of the configuration")
     asked = parser.parse_args()
     values = {}
@@ -168,7 +144,7 @@ def main() -> None:
         "set": values,
     }
     kept = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    # Logs of before settings were written are taken as runs of these.
+    # Rows of older logs, which have no settings, count as runs with these.
     done = [row for row in kept if row.get("settings", settings) == settings]
     names = list(Trial.__dataclass_fields__)
     for trial in itertools.starmap(
@@ -185,13 +161,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: mean and spread over the seeds of each recipe, objective and number of bits.
-
-    Parameters
-    ----------
-    rows : list of dict
-        What ``run_trial`` returned.
-    """
+    """Markdown: mean and spread over the seeds of each recipe, objective and number of bits."""
     lines = [
         "| recipe | objective | bits | mAP@1000 (BCS) | error | seeds |",
         "|---|---|---|---|---|---|",
