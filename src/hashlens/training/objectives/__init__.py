@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from hashlens.errors import InvalidInputError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T", bound=Callable[..., Any])
+_DECORATOR = re.compile(r"^@(objective\(.*?\))$", re.MULTILINE | re.DOTALL)
 _CLASSES: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -64,10 +66,10 @@ def objectives() -> dict[str, Declaration]:
     """Every objective by name, read from the decorators without importing torch."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "objective":
-                name, description = (ast.literal_eval(argument) for argument in node.args)
-                found[name] = Declaration(description, path.stem)
+        for text in _DECORATOR.findall(path.read_text(encoding="utf-8")):
+            call = cast(ast.Call, ast.parse(text, mode="eval").body)
+            name, description = (ast.literal_eval(argument) for argument in call.args)
+            found[name] = Declaration(description, path.stem)
     return dict(sorted(found.items()))
 
 
