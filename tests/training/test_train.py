@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from hashlens import open_source, train
+from hashlens import InvalidInputError, ModelError, open_source, train
 from hashlens.cli.main import app
-from hashlens.errors import InvalidInputError, ModelError
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import options
 from hashlens.training.folder import open_run
