@@ -25,7 +25,7 @@ ALLOWED = {
     "files": {"errors", "types"},
     "machine": {"errors", "types"},
     "codes": _FLOOR,
-    "index": _FLOOR | {"codes"},
+    "index": _FLOOR | {"codes", "data"},  # data: the pictures of hits in a notebook
     "baselines": _FLOOR | {"codes"},
     "evaluation": _FLOOR | {"codes", "report"},
     "report": _FLOOR,

@@ -23,23 +23,22 @@ if TYPE_CHECKING:
         ModelError,
         SourceError,
     )
-    from hashlens.index.hash_index import HashIndex, Hit
-    from hashlens.index.rows import Record
+    from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
     from hashlens.training.fit import train
-    from hashlens.types import Searcher, SearchOptions, SearchResult
+    from hashlens.types import Hit, Record, Searcher, SearchOptions, SearchResult
 
 _HOMES = {
     "Encoder": "hashlens.models.encoder",
     "HashIndex": "hashlens.index.hash_index",
     "HashlensError": "hashlens.errors",
-    "Hit": "hashlens.index.hash_index",
+    "Hit": "hashlens.types",
     "ImageError": "hashlens.errors",
     "IndexStoreError": "hashlens.errors",
     "InvalidInputError": "hashlens.errors",
     "MissingExtraError": "hashlens.errors",
     "ModelError": "hashlens.errors",
-    "Record": "hashlens.index.rows",
+    "Record": "hashlens.types",
     "SearchOptions": "hashlens.types",
     "SearchResult": "hashlens.types",
     "Searcher": "hashlens.types",

@@ -135,7 +135,7 @@ def test_conditions_that_cannot_be_compared_are_refused(index: HashIndex, where:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": ["a"]}, "labels: expected 2, one an image, got 1"),
+        ({"labels": ["a"]}, "labels: expected 2, one per image, got 1"),
         ({"labels": ["a", 1.5]}, "label: expected a class name, got 1.5"),
         ({"metadata": [{}, {"x": float("nan")}]}, "u1: metadata: expected text"),
         ({"metadata": [{}, {"x": object()}]}, "u1: metadata: expected text"),
@@ -300,7 +300,7 @@ def test_arrays_of_numpy_are_taken_for_lists(index: HashIndex, pictures: list[Pa
     for labels in (np.array([3, 4]), np.array(["3", "4"])):
         index.add_encoded(codes, features, np.array(["u", "v"]), labels=labels)
     names = np.array([str(path) for path in pictures])
-    with pytest.raises(InvalidInputError, match="labels: expected 12, one an image, got 13"):
+    with pytest.raises(InvalidInputError, match="labels: expected 12, one per image, got 13"):
         index.add(names, labels=["x"] * 13)
     index.add(names, labels=np.arange(12))
     assert [r.label for r in index.records()][:4] == ["3", "4"] * 2
@@ -311,7 +311,7 @@ def test_one_image_is_not_taken_for_a_list(index: HashIndex, pictures: list[Path
     for image in (pictures[0], str(pictures[0]), pictures[0].read_bytes()):
         with pytest.raises(InvalidInputError, match="expected a list, got one image"):
             index.add(image)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="labels: expected one an image, got 3 for more"):
+    with pytest.raises(InvalidInputError, match="labels: expected one per image, got 3 for more"):
         index.add(iter(pictures), labels=["a", "b", "c"])
     assert len(index) == 0
 

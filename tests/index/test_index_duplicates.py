@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hashlens import HashIndex
-from hashlens.index.duplicates import group_pairs
+from hashlens.codes.pairs import group_pairs
 
 
 def test_duplicates_are_grouped_by_chains(index: HashIndex) -> None:

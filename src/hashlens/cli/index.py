@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hashlens.cli.opening import open_images, open_index, parse_metadata, show_skipped, skipped_json
+from hashlens.cli.opening import open_given, open_index, parse_metadata, show_skipped, skipped_json
 from hashlens.cli.search import printable, save_picture
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.report.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from hashlens.index.hash_index import HashIndex
+    from hashlens.types import Index
 
 
 index_app = typer.Typer(
@@ -82,7 +82,7 @@ def create_command(
     if features not in FEATURE_TYPES:
         raise typer.BadParameter(f"--features: expected float16 or float32, got {features!r}")
     shared = parse_metadata(metadata)
-    images = open_images(sources or [])
+    images = open_given(sources or [])
     encoder = Encoder.load(model)
     with HashIndex.create(index, encoder, features=features, model=model) as made:
         _add(made, images.uris, images.labels, shared, strict, as_json)
@@ -104,14 +104,14 @@ def add_command(
     shared = parse_metadata(metadata)
     if not sources:
         raise typer.BadParameter("expected at least one image, folder or other source")
-    images = open_images(sources)
+    images = open_given(sources)
     labels = images.labels if label is None else [label] * len(images.uris)
-    with open_index(index, model, encode=True, shards=True) as opened:
+    with open_index(index, model, encode=True) as opened:
         _add(opened, images.uris, labels, shared, strict, as_json)
 
 
 def _add(
-    index: HashIndex,
+    index: Index,
     uris: list[str],
     labels: Sequence[str | None],
     metadata: dict[str, Any],
@@ -236,7 +236,7 @@ def remove_command(
     """
     from hashlens.files import path_uri
 
-    with open_index(index, shards=True) as opened:
+    with open_index(index) as opened:
         by_uri = {} if all(i.isdecimal() for i in images) else opened.uris()
         ids: set[int] = set()
         for image in images:
@@ -287,7 +287,7 @@ def info_command(index: Path = INDEX, as_json: bool = JSON) -> None:
 
     Example: hashlens index info shop.idx
     """
-    with open_index(index, read_only=True, shards=True) as opened:
+    with open_index(index, read_only=True) as opened:
         info = asdict(opened.info())
         labels = opened.label_counts()
     lines = [f"{key.replace('_', ' '):<15} {printable(str(value))}" for key, value in info.items()]

@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
 from hashlens.errors import IndexStoreError, ModelError, SourceError, system_reason
 
 if TYPE_CHECKING:
-    from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
-    from hashlens.types import Skipped
+    from hashlens.types import Index, Skipped
 
 
 # The sign may stand between spaces, as many before it as after it.
@@ -31,35 +30,27 @@ def open_index(
     *,
     encode: bool = False,
     read_only: bool = False,
-    shards: bool = False,
     replicas: int = 1,
     require_all: bool = False,
-) -> HashIndex:
+) -> Index:
     """Open an index; with ``encode``, also the model given or the one that it remembers.
 
-    With ``shards``, an index in shards is opened too, on the Ray cluster of ``RAY_ADDRESS`` or one
-    of this process; ``replicas`` and ``require_all`` are as in ``ShardedIndex.open``.
+    An index in shards is opened on the Ray cluster of ``RAY_ADDRESS`` or one of this process;
+    ``replicas`` and ``require_all`` are as in ``ShardedIndex.open``.
     """
-    from hashlens.distributed.catalogue import is_sharded, read_catalogue
+    from hashlens.distributed.catalogue import is_sharded
     from hashlens.index.hash_index import HashIndex
 
-    if is_sharded(path):
-        if not shards:
-            raise IndexStoreError(
-                f"{path}: an index in shards; use this command on one shard, such as "
-                f"{path / read_catalogue(path).shards[0].folder}"
-            )
-        from hashlens.distributed.sharded import ShardedIndex
-
-        encoder = load_encoder(path, model) if encode else None
-        opened = ShardedIndex.open(path, encoder, replicas=replicas, require_all=require_all)
-        return cast("HashIndex", opened)
     encoder = load_encoder(path, model) if encode else None
-    return HashIndex.open(path, encoder, read_only=read_only)
+    if not is_sharded(path):
+        return HashIndex.open(path, encoder, read_only=read_only)
+    from hashlens.distributed.sharded import ShardedIndex
+
+    return ShardedIndex.open(path, encoder, replicas=replicas, require_all=require_all)
 
 
 def remembered_model(path: Path) -> str | None:
-    """Where the index at ``path`` says its model lies, if it does."""
+    """Where the index at ``path`` says its model is, if it does."""
     from hashlens.distributed.catalogue import is_sharded, read_catalogue
     from hashlens.index.hash_index import HashIndex
 
@@ -77,27 +68,27 @@ def load_encoder(path: Path, model: Path | None) -> Encoder:
         raise IndexStoreError(f"{path}: the index does not know its model; give it with --model")
     if not chosen.exists() and model is None:
         raise IndexStoreError(
-            f"{path}: its model was at {chosen}, where it is no more; say where with --model"
+            f"{path}: its model was at {chosen}, but is gone; say where with --model"
         )
     from hashlens.models.encoder import Encoder
 
     return Encoder.load(chosen)
 
 
-class Images(NamedTuple):
+class GivenImages(NamedTuple):
     """Images to add: URIs, and a label or None for each."""
 
     uris: list[str]
     labels: list[str | None]
 
 
-def open_images(sources: Sequence[str]) -> Images:
+def open_given(sources: Sequence[str]) -> GivenImages:
     """Image files, folders and other sources as one list."""
     from hashlens.data.folders import SUFFIXES
     from hashlens.data.opening import open_source
     from hashlens.files import path_uri
 
-    found = Images([], [])
+    found = GivenImages([], [])
     for spec in sources:
         if Path(spec).suffix.lower() in SUFFIXES and Path(spec).is_file():
             found.uris.append(path_uri(spec))

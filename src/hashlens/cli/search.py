@@ -12,9 +12,8 @@ from hashlens.cli.opening import RADIUS, open_index, parse_radius, parse_where, 
 from hashlens.errors import IndexStoreError
 
 if TYPE_CHECKING:
-    from hashlens.index.hash_index import Hit
     from hashlens.models.encoder import Encoder
-    from hashlens.types import Mode
+    from hashlens.types import Hit, Mode
 
 _MODES = ("hds", "bcs", "es")
 
@@ -58,7 +57,7 @@ def search_command(
     queries: list[Any] = [_query(image) for image in images]
     encode = limit == "proposed" or any(isinstance(query, str) for query in queries)
     trace = SearchTrace()
-    with open_index(index, model, encode=encode, read_only=True, shards=True) as opened:
+    with open_index(index, model, encode=encode, read_only=True) as opened:
         if limit == "proposed":
             limit = stored_radius(cast("Encoder", opened.encoder), model or opened.model)
         found = opened.search(
@@ -72,7 +71,7 @@ def search_command(
             write_sheet(sheet, list(zip(images, uris, found, strict=True)))
     if as_json:
         answers = [
-            {"query": query, "hits": [hit._asdict() for hit in hits]}
+            {"query": query, "hits": [_without_code(hit) for hit in hits]}
             for query, hits in zip(queries, found, strict=True)
         ]
         settings = {"mode": mode, "k": k, "radius": limit}
@@ -89,6 +88,11 @@ def _query(text: str) -> str | int:
     if text.isascii() and text.isdecimal() and not Path(text).exists():
         return int(text)
     return text
+
+
+def _without_code(hit: Hit) -> dict[str, Any]:
+    """A hit for JSON, which holds no bytes."""
+    return {name: value for name, value in hit._asdict().items() if name != "code"}
 
 
 def _print(image: str, hits: list[Hit]) -> None:

@@ -61,7 +61,6 @@ def serve_command(
         model,
         encode=knows_model,
         read_only=key is None,
-        shards=True,
         replicas=replicas,
         require_all=require_all,
     ) as opened:

@@ -330,3 +330,38 @@ def _join(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def group_pairs(count: int, pairs: Iterable[tuple[Ids, Ids]]) -> tuple[list[Ids], int]:
+    """Join pairs of rows to groups; one batch of pairs is held at a time."""
+    parent = np.arange(count)
+    total = 0
+    for left, right in pairs:
+        total += len(left)
+        _unite(parent, left, right)
+    parent = _roots(parent, np.arange(count))
+    order = np.argsort(parent, kind="stable")
+    starts = np.flatnonzero(np.diff(parent[order], prepend=-1))
+    groups = np.split(order, starts[1:])
+    return [group for group in groups if len(group) > 1], total
+
+
+def _unite(parent: Ids, left: Ids, right: Ids) -> None:
+    """Union-find over whole arrays: hang the larger root of each pair under the smaller."""
+    while len(left):
+        left, right = _roots(parent, left), _roots(parent, right)
+        apart = left != right
+        left, right = left[apart], right[apart]
+        np.minimum.at(parent, np.maximum(left, right), np.minimum(left, right))
+
+
+def _roots(parent: Ids, rows: Ids) -> NDArray[np.int64]:
+    """The root of each row; rows come to point at it."""
+    roots = parent[rows]
+    while True:
+        above = parent[roots]
+        if np.array_equal(above, roots):
+            break
+        roots = above
+    parent[rows] = roots
+    return roots

@@ -2,7 +2,7 @@
 
 ``shards.json`` is replaced in one step (written aside, synced, renamed), so a reader sees either
 the old catalogue or the new one. A shard is an ordinary index whose own ids are *local*; the
-catalogue maps them to ids of the whole by ranges, so that a sharded index and one index of the
+catalogue maps them to ids of the sharded index by ranges. So a sharded index and one index of the
 same images agree on every id, and ids never change when shards are added.
 """
 
@@ -53,7 +53,7 @@ class Shard:
         return sum(r.count for r in self.ranges)
 
     def to_global(self, local: Ids) -> Ids:
-        """Ids of the whole for the shard's own ids; -1 stays -1."""
+        """Ids of the sharded index for the shard's own ids; -1 stays -1."""
         result = np.full(local.shape, -1, dtype=np.int64)
         for r in self.ranges:
             inside = (local >= r.local) & (local < r.local + r.count)
@@ -61,7 +61,7 @@ class Shard:
         return result
 
     def to_local(self, ids: Ids) -> Ids:
-        """The shard's own ids for ids of the whole; -1 where it does not hold one."""
+        """The shard's own ids for ids of the sharded index; -1 where it does not hold one."""
         result = np.full(ids.shape, -1, dtype=np.int64)
         for r in self.ranges:
             inside = (ids >= r.start) & (ids < r.start + r.count)
@@ -92,7 +92,7 @@ class Catalogue:
         return None
 
     def with_added(self, position: int, end: int) -> Catalogue:
-        """The catalogue once a shard's own ids below ``end`` all have ids of the whole."""
+        """The catalogue once all of a shard's own ids below ``end`` have ids in it."""
         shard = self.shards[position]
         last = shard.ranges[-1] if shard.ranges else None
         local = last.local + last.count if last else 0
@@ -180,7 +180,7 @@ class CatalogueFile:
         self._folder = folder
         self._read: tuple[tuple[int, int], Catalogue] | None = None
 
-    def current(self, *, anew: bool = False) -> Catalogue:
+    def current(self, *, again: bool = False) -> Catalogue:
         """The catalogue as it is now."""
         try:
             status = (self._folder / FILE_NAME).stat()
@@ -188,7 +188,7 @@ class CatalogueFile:
         except FileNotFoundError:
             seen = (-1, -1)  # reading it says what is wrong
         known = self._read
-        if known is None or anew or known[0] != seen:
+        if known is None or again or known[0] != seen:
             known = self._read = (seen, read_catalogue(self._folder))
         return known[1]
 

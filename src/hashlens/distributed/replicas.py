@@ -17,9 +17,10 @@ from hashlens.codes.packing import code_bytes
 from hashlens.distributed.catalogue import CatalogueFile, Shard
 from hashlens.errors import InvalidInputError
 from hashlens.index.features import distances_to_rows
-from hashlens.index.hash_index import HashIndex, Record
+from hashlens.index.hash_index import HashIndex
+from hashlens.index.writing import GivenRows, add_images, update_image
 from hashlens.machine import own_memory
-from hashlens.types import Codes, Features, Ids, SearchOptions, SearchResult
+from hashlens.types import Codes, Features, Ids, Record, SearchOptions, SearchResult
 
 
 class ShardServer:
@@ -41,7 +42,7 @@ class ShardServer:
 
     def refresh(self) -> None:
         """Read the catalogue again, after images were added."""
-        self._catalogue.current(anew=True)
+        self._catalogue.current(again=True)
 
     def held(self) -> tuple[int, int]:
         """Living images, and the first of this shard's own ids that no image ever had."""
@@ -86,22 +87,24 @@ class ShardServer:
 
     def ids(self) -> Ids:
         """Ids of all living images, ascending."""
-        return np.sort(self._shard.to_global(self._index.ids()))
+        return self._known(self._index.ids())[0]
 
     def records(self, ids: Sequence[int] | None) -> list[Record]:
         """Records of images that are here; of all without ``ids``."""
         with self._naming(ids):
             found = self._index.records(None if ids is None else self._local(ids))
-        numbers = self._shard.to_global(np.array([r.id for r in found], np.int64))
+        numbers, at = self._known(np.array([record.id for record in found], np.int64))
         return [
-            record._replace(id=int(number)) for record, number in zip(found, numbers, strict=True)
+            found[i]._replace(id=number)
+            for i, number in zip(at.tolist(), numbers.tolist(), strict=True)
         ]
 
-    def encoded(self, ids: Sequence[int]) -> tuple[Codes, NDArray[Any]]:
-        """Codes and features of images that are here, in the order asked for."""
+    def encoded(self, ids: Sequence[int] | None) -> tuple[Ids, Codes, NDArray[Any]]:
+        """Ids, codes and features of images that are here; of all without ``ids``."""
         with self._naming(ids):
-            _, codes, features = self._index.encoded(self._local(ids))
-        return codes, features
+            found, codes, features = self._index.encoded(None if ids is None else self._local(ids))
+        numbers, at = self._known(found)
+        return numbers, codes[at], features[at]
 
     def file_digest(self, ids: Sequence[int]) -> bytes | None:
         """Digest of the file of one image that is here."""
@@ -111,18 +114,19 @@ class ShardServer:
     def described(self, ids: Sequence[int]) -> tuple[Codes, list[Record]]:
         """Codes and records of images that are here; one removed meanwhile is passed over."""
         try:
-            return self.encoded(ids)[0], self.records(ids)
+            return self.encoded(ids)[1], self.records(ids)
         except InvalidInputError:
             local = np.array(self._local(ids), np.int64)
             ids = np.asarray(ids)[np.isin(local, self._index.ids())].tolist()
-            return self.encoded(ids)[0], self.records(ids)
+            return self.encoded(ids)[1], self.records(ids)
 
     def uris(self) -> dict[str, list[int]]:
         """Ids of the images that have each URI."""
-        return {
-            uri: self._shard.to_global(np.array(ids, np.int64)).tolist()
+        numbered = {
+            uri: self._known(np.array(ids, np.int64))[0].tolist()
             for uri, ids in self._index.uris().items()
         }
+        return {uri: ids for uri, ids in numbered.items() if ids}
 
     def histogram(
         self, code: Codes, where: Mapping[str, Any] | None, exclude: int | None
@@ -143,21 +147,46 @@ class ShardServer:
         """``IndexInfo`` as a dictionary."""
         return asdict(self._index.info())
 
-    def add_encoded(
-        self,
-        codes: Codes,
-        features: Features,
-        uris: Sequence[str],
-        labels: Sequence[Any] | None,
-        metadata: Sequence[Any] | None,
-    ) -> Ids:
+    def to_arrow(self) -> Any:
+        """``HashIndex.to_arrow`` of this shard, with the ids of the sharded index."""
+        table = self._index.to_arrow()
+        numbers, at = self._known(table["id"].to_numpy())
+        return table.take(at).set_column(0, table.schema.field("id"), [numbers])
+
+    def verify(self) -> tuple[list[str], int]:
+        """Lines for what is damaged in this shard, and the number of rows that were read."""
+        rows: list[int] = []
+        return self._index.verify(rows.append), sum(rows)
+
+    def add(self, codes: Codes, features: Features, rows: GivenRows) -> Ids:
         """Add to this shard, in one commit; returns the shard's own ids."""
-        return self._index.add_encoded(codes, features, uris, labels, metadata)
+        return add_images(self._index.store, codes, features, rows)
+
+    def replace_encoded(self, ids: Sequence[int], codes: Codes, features: Any) -> None:
+        """Give images that are here new codes and features."""
+        with self._naming(ids):
+            self._index.replace_encoded(self._local(ids), codes, features)
+
+    def update(self, image_id: int, changes: dict[str, Any], encoded: Any) -> None:
+        """Change the record of an image that is here, and what it is searched by."""
+        with self._naming([image_id]):
+            (local,) = self._local([image_id])
+            update_image(self._index.store, local, changes, encoded)
+
+    def compact(self) -> int:
+        """Drop removed rows; the number of them."""
+        return self._index.compact()
 
     def remove(self, ids: Sequence[int]) -> None:
         """Remove images that are here, in one commit."""
         with self._naming(ids):
             self._index.remove(self._local(ids))
+
+    def _known(self, local: Ids) -> tuple[Ids, Ids]:
+        """Ids of the sharded index, and the places in ``local`` of those that have one."""
+        numbers = self._shard.to_global(local)
+        at = np.flatnonzero(numbers >= 0)
+        return numbers[at], at
 
     def _local(self, ids: Sequence[int]) -> list[int]:
         local: list[int] = self._shard.to_local(np.array(ids, np.int64)).tolist()

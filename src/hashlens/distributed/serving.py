@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from hashlens.distributed.catalogue import read_catalogue
 from hashlens.distributed.cluster import load_ray
 from hashlens.distributed.replicas import START_SECONDS, Answers, Replicas
-from hashlens.distributed.sharded import DEADLINE_SECONDS, ShardedIndex, ShardedReader
+from hashlens.distributed.sharded import DEADLINE_SECONDS, ShardedIndex
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
+from hashlens.index.writing import GivenRows
 from hashlens.models.encoder import Encoder
-from hashlens.types import Codes, Features, Ids
+from hashlens.types import Ids
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -45,7 +46,7 @@ class FrontEndOptions:
     front_ends : int
         How many.
     replicas : int
-        Actors a shard.
+        Actors per shard.
     deadline : float
         Seconds that a replica has for an answer.
     require_all : bool
@@ -142,10 +143,10 @@ class Shards:
         """The actors of each shard."""
         return await asyncio.to_thread(self._index.actors)
 
-    async def add_encoded(self, *arguments: Any) -> Ids:
-        """As ``ShardedIndex.add_encoded``."""
+    async def add_rows(self, *arguments: Any) -> Ids:
+        """As ``ShardedIndex.add_rows``."""
         async with self._writing:
-            return await asyncio.to_thread(self._index.add_encoded, *arguments)
+            return await asyncio.to_thread(self._index.add_rows, *arguments)
 
     async def remove(self, ids: Any) -> None:
         """As ``ShardedIndex.remove``."""
@@ -154,7 +155,7 @@ class Shards:
 
 
 class SharedReplicas(Replicas):
-    """Actors that another process started: asked for anew when some do not answer."""
+    """Actors that another process started: asked for again when some do not answer."""
 
     def __init__(self, ray: Any, fetch: Callable[[], list[list[Any]]], deadline: float) -> None:
         super().__init__(ray, "", 0, deadline)
@@ -175,7 +176,7 @@ class SharedReplicas(Replicas):
         repeat: bool = True,
         deadline: float | None = None,
     ) -> Answers:
-        """As ``Replicas.ask``; shards that were started anew meanwhile are asked again."""
+        """As ``Replicas.ask``; shards that were started again meanwhile are asked again."""
         answers = super().ask(calls, everyone=everyone, repeat=repeat, deadline=deadline)
         if not (answers.missing and repeat and self._renew()):
             return answers
@@ -202,7 +203,7 @@ class SharedReplicas(Replicas):
         self._actors = []
 
 
-class FrontIndex(ShardedReader):
+class FrontIndex(ShardedIndex):
     """The index as a front end has it: searched through shared actors, changed by ``Shards``."""
 
     def __init__(self, options: FrontEndOptions, shards: Any, encoder: Encoder | None) -> None:
@@ -210,22 +211,23 @@ class FrontIndex(ShardedReader):
         replicas = SharedReplicas(load_ray(), lambda: self._ask_owner("actors"), options.deadline)
         super().__init__(options.index, replicas, require_all=options.require_all, encoder=encoder)
 
-    def add_encoded(
-        self,
-        codes: Codes,
-        features: Features,
-        uris: Sequence[str],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Any] | None = None,
-    ) -> Ids:
-        """As ``ShardedIndex.add_encoded``."""
-        ids: Ids = self._ask_owner("add_encoded", codes, features, list(uris), labels, metadata)
-        self._file.current(anew=True)
+    def add_rows(self, codes: Any, features: Any, rows: GivenRows) -> Ids:
+        """As ``ShardedIndex.add_rows``."""
+        ids: Ids = self._ask_owner("add_rows", codes, features, rows)
+        self._file.current(again=True)
         return ids
 
     def remove(self, ids: Any) -> None:
         """As ``ShardedIndex.remove``."""
         self._ask_owner("remove", ids)
+
+    def _change(
+        self, calls: Mapping[int, tuple[Any, ...]], *, deadline: float | None = None
+    ) -> dict[int, Any]:
+        raise IndexStoreError(
+            f"{self.path}: a front end adds and removes images; for other changes open the index "
+            "with ShardedIndex.open"
+        )
 
     def _ask_owner(self, name: str, *arguments: Any) -> Any:
         ray = load_ray()

@@ -1,4 +1,4 @@
-"""``ShardedIndex``: many indexes, used as one."""
+"""``ShardedIndex``: many indexes on a cluster, used as one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,19 +22,35 @@ from hashlens.distributed.catalogue import (
 from hashlens.distributed.cluster import connect
 from hashlens.distributed.replicas import Answers, Replicas, merge
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.index.hash_index import AddReport, HashIndex, Hit, IndexInfo, Record
+from hashlens.index.hash_index import HashIndex
+from hashlens.index.hits import Hits
+from hashlens.index.ranking import ArraySearcher
+from hashlens.index.rows import check_ids, list_ids
+from hashlens.index.writing import GivenRows, encode_image, encode_images
 from hashlens.types import (
+    KEEP,
+    AddReport,
     Codes,
+    DuplicateGroups,
     EncoderLike,
     Features,
+    Hit,
     Ids,
     ImageInput,
-    Mode,
+    Index,
+    IndexInfo,
+    Keep,
+    Metadata,
+    Record,
     SearchOptions,
     SearchResult,
     SearchTrace,
     Skipped,
+    SyncReport,
 )
+
+DEADLINE_SECONDS = 10.0
+_HOUR = 3600.0  # for what reads or writes a whole shard
 
 
 class ShardedResult(SearchResult):
@@ -54,10 +70,13 @@ class ShardedResult(SearchResult):
         return bool(self.missing)
 
 
-class ShardedSearcher:
-    """Coarse search in every shard, an exact merge, fine search where the features lie.
+class ShardedIndex(Index):
+    """Shards on a Ray cluster, which answer as one index of the same images would.
 
-    The global pool is found by merging by (distance, id), so only ids and distances travel.
+    Every shard is searched coarsely, the results are merged exactly by (distance, id), and fine
+    search runs in the shards that hold the features, so only ids and distances travel. Counts are
+    those of the shards that answer. An instance may be used from many threads for searching; one
+    process may change it at a time.
     """
 
     def __init__(
@@ -68,20 +87,88 @@ class ShardedSearcher:
         require_all: bool = False,
         encoder: EncoderLike | None = None,
     ) -> None:
-        self.path = folder
-        self.encoder = encoder
         self.require_all = require_all
+        self._path = folder
+        self._encoder = encoder
         self._file = CatalogueFile(folder)
         self._replicas = replicas
 
-    @property
-    def _catalogue(self) -> Catalogue:
-        return self._file.current()
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        encoder: EncoderLike | None = None,
+        *,
+        address: str | None = None,
+        replicas: int = 1,
+        deadline: float = DEADLINE_SECONDS,
+        require_all: bool = False,
+    ) -> ShardedIndex:
+        """Open a sharded index: starts an actor for each shard and replica.
+
+        Parameters
+        ----------
+        path : str or Path
+            The folder; the actors must reach it too.
+        encoder : EncoderLike, optional
+            Needed to add or search images rather than codes.
+        address : str, optional
+            Ray's address; see :func:`hashlens.distributed.cluster.connect`.
+        replicas : int
+            Actors per shard.
+        deadline : float
+            Seconds that a replica has for an answer.
+        require_all : bool
+            Raise when a shard does not answer, rather than answer without it.
+
+        Returns
+        -------
+        ShardedIndex
+
+        Raises
+        ------
+        IndexStoreError
+            If there is no sharded index, or the encoder is not the one whose codes it holds.
+        """
+        if replicas < 1 or deadline <= 0:
+            raise InvalidInputError(
+                f"expected replicas of 1 or more and a deadline above 0, got {replicas}, {deadline}"
+            )
+        folder = Path(path).absolute()
+        catalogue = read_catalogue(folder)
+        if encoder is not None and encoder.fingerprint != catalogue.fingerprint:
+            raise IndexStoreError(
+                f"{folder}: made by model {catalogue.fingerprint[:12]}, got model "
+                f"{encoder.fingerprint[:12]}; use the index's own model, or index again"
+            )
+        actors = Replicas(connect(address), str(folder), replicas, deadline)
+        index = cls(folder, actors, require_all=require_all, encoder=encoder)
+        # Images that were committed to a shard just before a crash have no ids yet.
+        held = index._ask_all("held")
+        index._publish({position: end for position, (_, end) in held.items()})
+        return index
+
+    def close(self) -> None:
+        """End the actors."""
+        self._replicas.stop()
+
+    def __len__(self) -> int:
+        return sum(living for living, _ in self._ask_some("held").values())
 
     @property
-    def shards(self) -> tuple[Shard, ...]:
-        """The shards, as the catalogue has them."""
-        return self._catalogue.shards
+    def path(self) -> Path:
+        """The folder."""
+        return self._path
+
+    @property
+    def encoder(self) -> EncoderLike | None:
+        """What encodes images, if it was given."""
+        return self._encoder
+
+    @property
+    def model(self) -> str | None:
+        """Where the encoder's model is, if known."""
+        return self._catalogue.model
 
     @property
     def bits(self) -> int:
@@ -99,9 +186,31 @@ class ShardedSearcher:
         return self._catalogue.fingerprint
 
     @property
-    def model(self) -> str | None:
-        """Where the encoder's model lies, if known."""
-        return self._catalogue.model
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards, as the catalogue has them."""
+        return self._catalogue.shards
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return self._file.current()
+
+    def info(self) -> IndexInfo:
+        """Size, kind and origin: as of one index, sizes added up over shards."""
+        parts = [IndexInfo(**part) for part in self._ask_some("info").values()]
+        sums = ("images", "removed", "commit", "bytes_on_disk")
+        totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
+        return replace(parts[0], path=str(self.path), model=self.model or "", **totals)
+
+    def actors(self) -> list[list[Any]]:
+        """Ray's actors of each shard, all of which have answered."""
+        self._ask_all("held")
+        return self._replicas.actors
+
+    def own_memory(self) -> list[int]:
+        """Bytes of memory of each answering shard's process, without files that are mapped."""
+        return list(self._ask_some("own_memory").values())
+
+    # Searching; `search` itself is in `Index`
 
     def search_encoded(
         self, codes: Codes, features: Features | None, options: SearchOptions
@@ -155,10 +264,264 @@ class ShardedSearcher:
             return self._result(SearchResult(np.full(nothing.shape, -1), nothing), missing)
         return self._result(merge(ranked, k), (*missing, *late))
 
+    def search_hits(
+        self,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        trace: SearchTrace | None = None,
+    ) -> list[Hits]:
+        """As ``search_encoded``, with records: a list of hits for each query."""
+        trace = trace or SearchTrace()
+        found = self._search(codes, features, options, trace)
+        wanted = np.unique(found.ids[found.ids >= 0])
+        described = self._describe(wanted, trace) if len(wanted) else {}
+        hits = []
+        for query, ids, distances in zip(codes, found.ids, found.distances, strict=True):
+            of_query = Hits()
+            for image_id, distance in zip(ids.tolist(), distances.tolist(), strict=True):
+                if image_id in described:
+                    code, record = described[image_id]
+                    hamming = int(np.bitwise_count(code ^ query).sum())
+                    euclidean = None if options.mode == "bcs" else distance
+                    of_query.append(Hit(*record, hamming, euclidean, code.tobytes()))
+            hits.append(of_query)
+        return hits
+
+    def _describe(self, ids: Ids, trace: SearchTrace) -> dict[int, tuple[Codes, Record]]:
+        """Code and record of each image that is still there and whose shard answers."""
+        answers = self._replicas.ask(self._held_by("described", ids.tolist()))
+        self._check_missing(answers)
+        trace.missing += [self.shards[i].folder for i in answers.missing]
+        return {
+            record.id: (code, record)
+            for codes, records in answers.values.values()
+            for code, record in zip(codes, records, strict=True)
+        }
+
+    def histogram(
+        self, code: Codes, where: Mapping[str, Any] | None = None, exclude: int | None = None
+    ) -> NDArray[np.int64]:
+        """Number of images at each Hamming distance from a code, shape (bits + 1,)."""
+        counts: NDArray[np.int64] = sum(self._ask_some("histogram", code, where, exclude).values())
+        return counts
+
+    def duplicates(
+        self, radius: int, *, progress: Callable[[int], None] | None = None
+    ) -> DuplicateGroups:
+        """As ``HashIndex.duplicates``: all codes are gathered here and joined."""
+        ids, codes, _ = self.encoded()
+        return ArraySearcher(codes, ids=ids).duplicates(radius, None, progress)
+
+    # Reading what is stored
+
+    def ids(self) -> Ids:
+        """Ids of all images, ascending."""
+        return np.sort(np.concatenate([np.zeros(0, np.int64), *self._ask_some("ids").values()]))
+
+    def records(self, ids: Iterable[int] | None = None) -> list[Record]:
+        """What is known of images, in the order asked for; of all, by id, without ``ids``."""
+        if ids is None:
+            found = self._ask_all("records", None, deadline=_HOUR).values()
+            return sorted((record for part in found for record in part), key=lambda r: r.id)
+        wanted = list_ids(ids)
+        by_id = {r.id: r for part in self._ask_holders("records", wanted).values() for r in part}
+        return [by_id[i] for i in wanted]
+
+    def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
+        """Ids, codes and features (as stored) of images; of all, by id, without ``ids``."""
+        if ids is None:
+            parts = list(self._ask_all("encoded", None, deadline=_HOUR).values())
+            wanted = None
+        else:
+            wanted = list_ids(ids)
+            parts = list(self._ask_holders("encoded", wanted).values())
+        empty = np.zeros(0, np.int64), np.zeros((0, code_bytes(self.bits)), np.uint8)
+        if not parts:
+            return *empty, np.zeros((0, self.feature_dim), np.float32)
+        held, codes, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(held)
+        if wanted is not None:
+            order = order[np.searchsorted(held[order], wanted)]
+        return held[order], codes[order], features[order]
+
+    def uris(self) -> dict[str, list[int]]:
+        """Ids of the images that have each URI."""
+        total: dict[str, list[int]] = {}
+        for part in self._ask_all("uris", deadline=_HOUR).values():
+            for uri, ids in part.items():
+                total[uri] = sorted([*total.get(uri, []), *ids])
+        return total
+
+    def label_counts(self) -> dict[str | None, int]:
+        """Number of images with each label, by name; None are those without."""
+        total: dict[str | None, int] = {}
+        for counts in self._ask_some("label_counts").values():
+            for label, count in counts.items():
+                total[label] = total.get(label, 0) + count
+        return total
+
+    def file_digest(self, image_id: int) -> bytes | None:
+        """As ``HashIndex.file_digest``; encoding on a cluster keeps no digests."""
+        digest: bytes | None
+        (digest,) = self._ask_holders("file_digest", list_ids(image_id)).values()
+        return digest
+
+    def to_arrow(self) -> Any:
+        """All images as a table, as ``HashIndex.to_arrow`` gives it."""
+        tables = list(self._ask_all("to_arrow", deadline=_HOUR).values())
+        import pyarrow as pa
+
+        return pa.concat_tables(tables).sort_by("id")
+
+    def export(self, path: str | Path, format: str) -> None:
+        """Refused: a sharded index is exported shard by shard, or through ``to_arrow``."""
+        raise IndexStoreError(
+            f"{self.path}: an index in shards is exported shard by shard: "
+            f"`hashlens index export {self.path / self.shards[0].folder} ...`, and so on; in "
+            "Python, `to_arrow` gives one table of all"
+        )
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> list[str]:
+        """Read every byte of every shard against its checksum; a line for each damage."""
+        found = self._ask_all("verify", deadline=_HOUR)
+        if progress is not None:
+            progress(sum(rows for _, rows in found.values()))
+        return [line for position in sorted(found) for line in found[position][0]]
+
+    # Filling and changing
+
+    def add(
+        self,
+        images: Iterable[ImageInput],
+        labels: Sequence[Any] | None = None,
+        metadata: Sequence[Metadata | None] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+        strict: bool = False,
+    ) -> AddReport:
+        """Encode images here and add them to the smallest shard, committing as it goes."""
+        ids: list[Ids] = [np.zeros(0, np.int64)]
+        skipped: list[Skipped] = []
+        for piece in encode_images(self.require_encoder(), images, labels, metadata, strict=strict):
+            skipped += piece.skipped
+            if len(piece.codes):
+                ids.append(self.add_rows(piece.codes, piece.features, piece.rows))
+            if progress is not None:
+                progress(len(piece.codes) + len(piece.skipped))
+        return AddReport(np.concatenate(ids), tuple(skipped))
+
+    def add_encoded(
+        self,
+        codes: Any,
+        features: Any,
+        uris: Sequence[str],
+        labels: Sequence[Any] | None = None,
+        metadata: Sequence[Metadata | None] | None = None,
+    ) -> Ids:
+        """Add encoded images to the shard with the fewest ids, in one commit of that shard."""
+        return self.add_rows(codes, features, GivenRows(uris, labels, metadata))
+
+    def add_rows(self, codes: Any, features: Any, rows: GivenRows) -> Ids:
+        """As ``add_encoded``, with what is known of the images' files."""
+        position = min(range(len(self.shards)), key=lambda i: (self.shards[i].count, i))
+        local = self._change({position: ("add", codes, features, rows)})[position]
+        if not len(local):
+            return np.zeros(0, np.int64)
+        self._publish({position: int(local[-1]) + 1})
+        return self.shards[position].to_global(local)
+
+    def replace_encoded(self, ids: Any, codes: Any, features: Any) -> None:
+        """Give images new codes and features, in one commit per shard; ids and records stay."""
+        wanted = check_ids(ids)
+        self.records(wanted)
+        codes = check_codes(codes)
+        if len(codes) != len(wanted):
+            raise InvalidInputError(f"codes: expected {len(wanted)}, one per id, got {len(codes)}")
+        calls: dict[int, tuple[Any, ...]] = {}
+        for position, (_, here) in self._held_by("", wanted.tolist()).items():
+            at = np.flatnonzero(np.isin(wanted, here))
+            values = None if features is None else np.asarray(features)[at]
+            calls[position] = ("replace_encoded", here, codes[at], values)
+        self._change(calls)
+
+    def sync(
+        self,
+        folder: str | Path,
+        paths: Sequence[Path],
+        labels: Sequence[Any] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        strict: bool = False,
+    ) -> SyncReport:
+        """Refused: a sharded index is changed by ``add`` and ``remove``."""
+        raise IndexStoreError(
+            f"{self.path}: an index in shards cannot be synced with a folder; use "
+            "`hashlens index add` and `hashlens index remove`, or an index without shards"
+        )
+
+    def update(
+        self,
+        image_id: int,
+        *,
+        label: str | Keep | None = KEEP,
+        metadata: Metadata | Keep | None = KEEP,
+        image: ImageInput | None = None,
+    ) -> None:
+        """Change what is stored of an image; its id stays. A new picture is encoded here."""
+        image_id = self.get(image_id).id
+        given = {"label": label, "metadata": metadata}
+        changes = {key: value for key, value in given.items() if not isinstance(value, Keep)}
+        encoded = None if image is None else encode_image(self.require_encoder(), image)
+        (position,) = self._held_by("", [image_id])
+        self._change({position: ("update", image_id, changes, encoded)})
+
+    def remove(self, ids: Any) -> None:
+        """Remove images, in one commit per shard; their space is freed by ``compact``."""
+        wanted = check_ids(ids).tolist()
+        self.records(wanted)
+        self._change(self._held_by("remove", wanted))
+
+    def compact(self) -> int:
+        """Free the space of removed images in every shard; the number of rows dropped."""
+        calls: dict[int, tuple[Any, ...]] = dict.fromkeys(range(len(self.shards)), ("compact",))
+        return sum(self._change(calls, deadline=_HOUR).values())
+
+    def add_shard(self) -> Shard:
+        """Add an empty shard; what is added later goes there until it is as full as the others."""
+        shard = Shard(f"shard-{len(self.shards):04d}")
+        HashIndex.create(
+            self.path / shard.folder,
+            bits=self.bits,
+            feature_dim=self.feature_dim,
+            fingerprint=self.fingerprint,
+            model=self.model,
+        ).close()
+        change_catalogue(self.path, lambda c: replace(c, shards=(*c.shards, shard)))
+        self._file.current(again=True)
+        self._change({len(self.shards) - 1: ("refresh",)})
+        return shard
+
+    def _publish(self, ends: Mapping[int, int]) -> None:
+        """Give ids to the images whose ids in their shards are below each end."""
+
+        def change(catalogue: Catalogue) -> Catalogue:
+            for position, end in sorted(ends.items()):
+                catalogue = catalogue.with_added(position, end)
+            return catalogue
+
+        before = self._catalogue
+        change_catalogue(self.path, change)
+        self._file.current(again=True)
+        if self._catalogue != before:
+            self._replicas.ask({position: ("refresh",) for position in ends}, everyone=True)
+
+    # Asking the shards
+
     def _holders(self, ids: Ids) -> list[int]:
         """Positions of the shards that hold some of the ids."""
         if ids.max(initial=-1) >= self._catalogue.next_id:  # a shard knows more than we do
-            self._file.current(anew=True)
+            self._file.current(again=True)
         return [i for i, s in enumerate(self.shards) if (s.to_local(ids) >= 0).any()]
 
     def _gather(
@@ -187,10 +550,7 @@ class ShardedSearcher:
     def _ask_all(self, *call: Any, deadline: float | None = None) -> dict[int, Any]:
         """The answers of all shards; raises if one does not answer."""
         calls = dict.fromkeys(range(len(self.shards)), call)
-        answers = self._replicas.ask(calls, deadline=deadline)
-        if answers.missing:
-            raise self._unanswered(answers.missing)
-        return answers.values
+        return self._all_of(self._replicas.ask(calls, deadline=deadline))
 
     def _ask_some(self, *call: Any) -> dict[int, Any]:
         """The answers of the shards that answer; raises if all must, or none does."""
@@ -198,324 +558,27 @@ class ShardedSearcher:
         self._check_missing(answers)
         return answers.values
 
-
-class ShardedReader(ShardedSearcher):
-    """What does not change a sharded index; ``ShardedIndex`` adds what does.
-
-    Counts are those of the shards that answer.
-    """
-
-    def __len__(self) -> int:
-        return sum(living for living, _ in self._ask_some("held").values())
-
-    def ids(self) -> Ids:
-        """Ids of all images, ascending."""
-        return np.sort(np.concatenate([np.zeros(0, np.int64), *self._ask_some("ids").values()]))
-
-    def get(self, image_id: int) -> Record:
-        """What is known of an image."""
-        return self.records([image_id])[0]
-
-    def records(self, ids: Iterable[int] | None = None) -> list[Record]:
-        """What is known of images, in the order asked for; of all, by id, without ``ids``."""
-        if ids is None:
-            found = self._ask_all("records", None).values()
-            return sorted((record for part in found for record in part), key=lambda r: r.id)
-        wanted = list(ids)
-        by_id = {r.id: r for part in self._ask_holders("records", wanted).values() for r in part}
-        return [by_id[i] for i in wanted]
-
-    def file_digest(self, image_id: int) -> bytes | None:
-        """As ``HashIndex.file_digest``; encoding on a cluster keeps no digests."""
-        digest: bytes | None
-        (digest,) = self._ask_holders("file_digest", [image_id]).values()
-        return digest
-
-    def uris(self) -> dict[str, list[int]]:
-        """Ids of the images that have each URI."""
-        total: dict[str, list[int]] = {}
-        for part in self._ask_all("uris").values():
-            for uri, ids in part.items():
-                total[uri] = sorted([*total.get(uri, []), *ids])
-        return total
-
-    def encoded(self, ids: Iterable[int]) -> tuple[Ids, Codes, NDArray[Any]]:
-        """Ids, codes and features (as stored) of images, in the order asked for."""
-        wanted = np.array(list(ids), np.int64)
-        parts = self._ask_holders("encoded", wanted.tolist())
-        order = np.concatenate(
-            [np.flatnonzero(self.shards[i].to_local(wanted) >= 0) for i in sorted(parts)]
-        )
-        back = np.argsort(order)
-        codes = np.concatenate([parts[i][0] for i in sorted(parts)])[back]
-        return wanted, codes, np.concatenate([parts[i][1] for i in sorted(parts)])[back]
-
-    def histogram(
-        self,
-        code: Codes,
-        where: Mapping[str, Any] | None = None,
-        exclude: int | None = None,
-    ) -> NDArray[np.int64]:
-        """Number of images at each Hamming distance from a code, shape (bits + 1,)."""
-        counts: NDArray[np.int64] = sum(self._ask_some("histogram", code, where, exclude).values())
-        return counts
-
-    def label_counts(self) -> dict[str | None, int]:
-        """Living images with each label."""
-        total: dict[str | None, int] = {}
-        for counts in self._ask_some("label_counts").values():
-            for label, count in counts.items():
-                total[label] = total.get(label, 0) + count
-        return total
-
-    def actors(self) -> list[list[Any]]:
-        """Ray's actors of each shard, all of which have answered."""
-        self._ask_all("held")
-        return self._replicas.actors
-
-    def own_memory(self) -> list[int]:
-        """Bytes of memory of each answering shard's process, without files that are mapped."""
-        return list(self._ask_some("own_memory").values())
-
-    def info(self) -> IndexInfo:
-        """Size, kind and origin: as of one index, sizes added up over shards."""
-        parts = [IndexInfo(**part) for part in self._ask_some("info").values()]
-        sums = ("images", "removed", "commit", "bytes_on_disk")
-        totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
-        return replace(parts[0], path=str(self.path), model=self.model or "", **totals)
-
-    # Searching by image
-
-    def search(
-        self,
-        query: Any,
-        k: int = 10,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        pool: int | None = None,
-        trace: SearchTrace | None = None,
-    ) -> Any:
-        """Find the images most like a query: as ``HashIndex.search``."""
-        queries = query if isinstance(query, list) else [query]
-        by_id = [isinstance(q, int | np.integer) for q in queries]
-        codes, features = [], []
-        for one, is_id in zip(queries, by_id, strict=True):
-            if is_id:
-                _, code, feature = self.encoded([int(one)])
-            else:
-                code, feature = self._require_encoder().encode([one])
-            codes.append(code)
-            features.append(feature.astype(np.float32))
-        options = SearchOptions(k, mode=mode, radius=radius, where=where, pool=pool)
-        hits = self.search_hits(np.concatenate(codes), np.concatenate(features), options, trace)
-        return hits if isinstance(query, list) else hits[0]
-
-    def search_hits(
-        self,
-        codes: Codes,
-        features: Features | None,
-        options: SearchOptions,
-        trace: SearchTrace | None = None,
-    ) -> list[list[Hit]]:
-        """As ``search_encoded``, with records: a list of hits for each query."""
-        trace = trace or SearchTrace()
-        found = self._search(codes, features, options, trace)
-        wanted = np.unique(found.ids[found.ids >= 0])
-        if not len(wanted):
-            return [[] for _ in codes]
-        described = self._describe(wanted.tolist(), trace)
-        hits = []
-        for code, ids, distances in zip(codes, found.ids, found.distances, strict=True):
-            of_query = []
-            for i, distance in zip(ids.tolist(), distances, strict=True):
-                if i in described:
-                    stored, record = described[i]
-                    hamming = int(np.bitwise_count(stored ^ code).sum())
-                    euclidean = None if options.mode == "bcs" else float(distance)
-                    of_query.append(Hit(*record, hamming, euclidean))
-            hits.append(of_query)
-        return hits
-
-    def _describe(self, ids: Sequence[int], trace: SearchTrace) -> dict[int, tuple[Codes, Record]]:
-        """Code and record of each image that is still there and whose shard answers."""
-        answers = self._replicas.ask(self._held_by("described", ids))
-        self._check_missing(answers)
-        trace.missing += [self.shards[i].folder for i in answers.missing]
-        return {
-            record.id: (code, record)
-            for codes, records in answers.values.values()
-            for code, record in zip(codes, records, strict=True)
-        }
-
-    def _ask_holders(self, name: str, ids: Sequence[int], *, repeat: bool = True) -> dict[int, Any]:
+    def _ask_holders(self, name: str, ids: Sequence[int]) -> dict[int, Any]:
         """Ask each shard for those of the ids that it holds; raises if one does not answer."""
-        answers = self._replicas.ask(self._held_by(name, ids), repeat=repeat)
+        return self._all_of(self._replicas.ask(self._held_by(name, ids)))
+
+    def _change(
+        self, calls: Mapping[int, tuple[Any, ...]], *, deadline: float | None = None
+    ) -> dict[int, Any]:
+        """Have shards change something, each once; raises if one does not answer."""
+        return self._all_of(self._replicas.ask(calls, repeat=False, deadline=deadline))
+
+    def _all_of(self, answers: Answers) -> dict[int, Any]:
         if answers.missing:
             raise self._unanswered(answers.missing)
         return answers.values
 
-    def _held_by(self, name: str, ids: Sequence[int]) -> dict[int, tuple[str, list[int]]]:
+    def _held_by(self, name: str, ids: Sequence[int]) -> dict[int, tuple[Any, ...]]:
         """The call that asks each shard for those of the ids that it holds."""
+        catalogue = self._catalogue
+        for image_id in ids:
+            if catalogue.shard_of(image_id) is None:
+                raise InvalidInputError(f"id {image_id}: no such image in the index")
         wanted = np.array(ids, np.int64)
-        calls = {}
-        for position, shard in enumerate(self.shards):
-            here = wanted[shard.to_local(wanted) >= 0]
-            if len(here):
-                calls[position] = (name, here.tolist())
-        if sum(len(here) for _, here in calls.values()) != len(wanted):
-            unknown = next(i for i in ids if self._catalogue.shard_of(i) is None)
-            raise InvalidInputError(f"id {unknown}: no such image in the index")
-        return calls
-
-    def _require_encoder(self) -> EncoderLike:
-        if self.encoder is None:
-            raise IndexStoreError(
-                f"{self.path}: opened without an encoder; give one to ShardedIndex.open"
-            )
-        return self.encoder
-
-
-DEADLINE_SECONDS = 10.0
-_ADD_ROWS = 256
-
-
-class ShardedIndex(ShardedReader):
-    """Shards on a Ray cluster, which answer as one index of the same images would.
-
-    An instance may be used from many threads for searching; one process may change it at a time.
-    """
-
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        encoder: EncoderLike | None = None,
-        *,
-        address: str | None = None,
-        replicas: int = 1,
-        deadline: float = DEADLINE_SECONDS,
-        require_all: bool = False,
-    ) -> ShardedIndex:
-        """Open a sharded index: an actor a shard and replica is started."""
-        if replicas < 1 or deadline <= 0:
-            raise InvalidInputError(
-                f"expected replicas of 1 or more and a deadline above 0, got {replicas}, {deadline}"
-            )
-        folder = Path(path).absolute()
-        catalogue = read_catalogue(folder)
-        if encoder is not None and encoder.fingerprint != catalogue.fingerprint:
-            raise IndexStoreError(
-                f"{folder}: made by model {catalogue.fingerprint[:12]}, got model "
-                f"{encoder.fingerprint[:12]}; use the index's own model, or index again"
-            )
-        actors = Replicas(connect(address), str(folder), replicas, deadline)
-        index = cls(folder, actors, require_all=require_all, encoder=encoder)
-        index._adopt()
-        return index
-
-    def _adopt(self) -> None:
-        """Give ids to images that were committed to a shard just before a crash."""
-        held = self._ask_all("held")
-        self._publish({position: end for position, (_, end) in held.items()})
-
-    def _publish(self, ends: Mapping[int, int]) -> None:
-        """Give ids of the whole to the shards' own ids below each end."""
-
-        def change(catalogue: Catalogue) -> Catalogue:
-            for position, end in sorted(ends.items()):
-                catalogue = catalogue.with_added(position, end)
-            return catalogue
-
-        before = self._catalogue
-        change_catalogue(self.path, change)
-        self._file.current(anew=True)
-        if self._catalogue != before:
-            self._replicas.ask({position: ("refresh",) for position in ends}, everyone=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the actors."""
-        self._replicas.stop()
-
-    # Growing and shrinking
-
-    def add(
-        self,
-        images: Iterable[ImageInput],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Any] | None = None,
-        *,
-        progress: Callable[[int], None] | None = None,
-        strict: bool = False,
-    ) -> AddReport:
-        """Encode images here and add them to the smallest shard, committing as it goes."""
-        listed = list(images)
-        ids: list[Ids] = [np.zeros(0, np.int64)]
-        skipped: list[Skipped] = []
-        encoder = self._require_encoder()
-        for batch in encoder.encode_batches(listed, batch_size=_ADD_ROWS, strict=strict):
-            at = batch.positions.tolist()
-            skipped += batch.skipped
-            uris = [str(listed[i]) if isinstance(listed[i], str | Path) else "" for i in at]
-            ids.append(
-                self.add_encoded(
-                    batch.codes,
-                    batch.features,
-                    uris,
-                    None if labels is None else [labels[i] for i in at],
-                    None if metadata is None else [metadata[i] for i in at],
-                )
-            )
-            if progress is not None:
-                progress(len(at) + len(batch.skipped))
-        return AddReport(np.concatenate(ids), tuple(skipped))
-
-    def add_encoded(
-        self,
-        codes: Codes,
-        features: Features,
-        uris: Sequence[str],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Any] | None = None,
-    ) -> Ids:
-        """Add encoded images to the shard with the fewest ids, in one commit of that shard."""
-        position = min(range(len(self.shards)), key=lambda i: (self.shards[i].count, i))
-        call = ("add_encoded", codes, features, list(uris), labels, metadata)
-        local = self._ask_one(position, call)
-        if not len(local):
-            return np.zeros(0, np.int64)
-        self._publish({position: int(local[-1]) + 1})
-        return self.shards[position].to_global(local)
-
-    def remove(self, ids: Any) -> None:
-        """Remove images, in one commit a shard."""
-        wanted = np.unique(np.atleast_1d(np.asarray(ids, np.int64))).tolist()
-        self.records(wanted)
-        self._ask_holders("remove", wanted, repeat=False)
-
-    def add_shard(self) -> Shard:
-        """Add an empty shard; what is added later goes there until it is as full as the others."""
-        shard = Shard(f"shard-{len(self.shards):04d}")
-        HashIndex.create(
-            self.path / shard.folder,
-            bits=self.bits,
-            feature_dim=self.feature_dim,
-            fingerprint=self.fingerprint,
-            model=self.model,
-        ).close()
-        change_catalogue(self.path, lambda c: replace(c, shards=(*c.shards, shard)))
-        self._file.current(anew=True)
-        self._ask_one(len(self.shards) - 1, ("refresh",))
-        return shard
-
-    def _ask_one(self, position: int, call: tuple[Any, ...]) -> Any:
-        answers = self._replicas.ask({position: call}, repeat=False)
-        if answers.missing:
-            raise self._unanswered(answers.missing)
-        return answers.values[position]
+        held = {i: wanted[s.to_local(wanted) >= 0].tolist() for i, s in enumerate(self.shards)}
+        return {position: (name, here) for position, here in held.items() if here}

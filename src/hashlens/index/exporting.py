@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError
 from hashlens.index.rows import load_text
-from hashlens.index.snapshot import Snapshot
-from hashlens.index.store import Transaction, file_errors
+from hashlens.index.snapshot import View
+from hashlens.index.store import file_errors
 from hashlens.types import Ids
 
 FORMATS = ("faiss", "parquet", "numpy")
 _ROWS_AT_A_TIME = 16384
 
 
-def export(transaction: Transaction, snapshot: Snapshot, path: Path, kind: str) -> None:
+def export(view: View, path: Path, kind: str) -> None:
     """Write the living images, in the order of their ids; see ``HashIndex.export``."""
     if kind not in FORMATS:
         raise InvalidInputError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
@@ -31,19 +31,20 @@ def export(transaction: Transaction, snapshot: Snapshot, path: Path, kind: str) 
     writers = {"faiss": _to_faiss, "parquet": _to_parquet, "numpy": _to_numpy}
     with file_errors(path):
         try:
-            writers[kind](transaction, snapshot, aside)
+            writers[kind](view, aside)
             aside.rename(path)
         except BaseException:
             _remove(aside)
             raise
 
 
-def _to_faiss(_: Transaction, snapshot: Snapshot, path: Path) -> None:
+def _to_faiss(view: View, path: Path) -> None:
     """An ``IndexBinaryFlat``; where ids are not 0, 1, 2, ..., inside an ``IndexBinaryIDMap``."""
     try:
         import faiss
     except ImportError as error:
         raise MissingExtraError("export to FAISS", "bench") from error
+    snapshot = view.snapshot
     positions = snapshot.living()
     index: Any = faiss.IndexBinaryFlat(8 * snapshot.codes.shape[1])
     ids = snapshot.ids[positions]
@@ -58,13 +59,31 @@ def _to_faiss(_: Transaction, snapshot: Snapshot, path: Path) -> None:
     faiss.write_index_binary(index, os.fspath(path))
 
 
-def _to_parquet(transaction: Transaction, snapshot: Snapshot, path: Path) -> None:
-    """Columns id, uri, label, metadata (JSON text), code (bytes), features (lists of floats)."""
+def _to_parquet(view: View, path: Path) -> None:
+    """One table, written in pieces."""
+    schema, pieces = _tables(view)
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, schema) as writer:
+        for table in pieces:
+            writer.write_table(table)
+
+
+def to_arrow(view: View) -> Any:
+    """All living images as one table, in memory."""
+    schema, pieces = _tables(view)
+    import pyarrow as pa
+
+    return pa.concat_tables([schema.empty_table(), *pieces])
+
+
+def _tables(view: View) -> tuple[Any, Iterator[Any]]:
+    """Schema and pieces of id, uri, label, metadata (JSON text), code (bytes), features (lists)."""
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError as error:
-        raise MissingExtraError("export to Parquet", "train") from error
+        raise MissingExtraError("an Arrow or Parquet table", "train") from error
+    snapshot = view.snapshot
     width, dim = snapshot.codes.shape[1], snapshot.meta.feature_dim
     value = pa.from_numpy_dtype(np.dtype(snapshot.meta.features))
     columns = [
@@ -77,8 +96,9 @@ def _to_parquet(transaction: Transaction, snapshot: Snapshot, path: Path) -> Non
     if dim:
         columns.append(("features", pa.list_(value, dim)))
     schema = pa.schema(columns, {"bits": str(snapshot.meta.bits)})
-    with pq.ParquetWriter(path, schema) as writer:
-        for rows, texts in _with_texts(transaction, snapshot):
+
+    def pieces() -> Iterator[Any]:
+        for rows, texts in _with_texts(view):
             codes = np.ascontiguousarray(snapshot.codes[rows])
             values: list[Any] = [
                 pa.array(snapshot.ids[rows]),
@@ -90,12 +110,15 @@ def _to_parquet(transaction: Transaction, snapshot: Snapshot, path: Path) -> Non
             if dim:
                 flat = np.ascontiguousarray(snapshot.features[rows]).reshape(-1)
                 values.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, value), dim))
-            writer.write_table(pa.Table.from_arrays(values, schema=schema))
+            yield pa.Table.from_arrays(values, schema=schema)
+
+    return schema, pieces()
 
 
-def _to_numpy(transaction: Transaction, snapshot: Snapshot, path: Path) -> None:
+def _to_numpy(view: View, path: Path) -> None:
     """A folder: ids.npy, codes.npy, features.npy, and records.jsonl in the same order."""
     path.mkdir()
+    snapshot = view.snapshot
     positions = snapshot.living()
     np.save(path / "ids.npy", snapshot.ids[positions])
     for name, array in (("codes", snapshot.codes), ("features", snapshot.features)):
@@ -110,7 +133,7 @@ def _to_numpy(transaction: Transaction, snapshot: Snapshot, path: Path) -> None:
             at += len(rows)
         saved.flush()
     with (path / "records.jsonl").open("w", encoding="ascii") as file:
-        for rows, (uris, labels, metadata) in _with_texts(transaction, snapshot):
+        for rows, (uris, labels, metadata) in _with_texts(view):
             for row in zip(snapshot.ids[rows].tolist(), uris, labels, metadata, strict=True):
                 record = dict(zip(("id", "uri", "label"), row[:3], strict=True))
                 record["metadata"] = json.loads(row[3]) if row[3] else {}
@@ -122,14 +145,12 @@ def _pieces(positions: Ids) -> Iterator[NDArray[np.int64]]:
         yield positions[at : at + _ROWS_AT_A_TIME]
 
 
-def _with_texts(
-    transaction: Transaction, snapshot: Snapshot
-) -> Iterator[tuple[Ids, tuple[list[str | None], ...]]]:
+def _with_texts(view: View) -> Iterator[tuple[Ids, tuple[list[str | None], ...]]]:
     """Pieces of positions, with their URIs, labels and metadata."""
-    rows = transaction.connection.execute(
+    rows = view.connection.execute(
         "SELECT uri, label, metadata FROM images WHERE alive ORDER BY id"
     )
-    for positions in _pieces(snapshot.living()):
+    for positions in _pieces(view.snapshot.living()):
         piece = rows.fetchmany(len(positions))
         yield (
             positions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.database import CodeDatabase
+from hashlens.codes.pairs import group_pairs, hamming_pairs
 from hashlens.codes.search import hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
 from hashlens.index.features import check_features, distances_to_rows, nearest_candidates
-from hashlens.types import Codes, Features, Ids, Mode, SearchOptions, SearchResult, SearchTrace
+from hashlens.types import (
+    Codes,
+    DuplicateGroups,
+    Features,
+    Ids,
+    Mode,
+    SearchOptions,
+    SearchResult,
+    SearchTrace,
+)
 
 
 class FineSearch:
@@ -164,6 +175,23 @@ class ArraySearcher:
         if excluded is not None:
             result = _without(result, excluded, k)
         return SearchResult(self.to_ids(result.ids), result.distances)
+
+    def duplicates(
+        self,
+        radius: int,
+        allowed: NDArray[np.bool_] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> DuplicateGroups:
+        """Groups of images whose codes differ in at most ``radius`` bits."""
+
+        def pairs() -> Iterator[tuple[Ids, Ids]]:
+            for left, right, _ in hamming_pairs(self._codes, radius, allowed=allowed):
+                if progress is not None:
+                    progress(len(left))
+                yield left, right
+
+        groups, total = group_pairs(len(self), pairs())
+        return DuplicateGroups([self.to_ids(rows).tolist() for rows in groups], total)
 
     def _fine_search(self, codes: Codes, features: Any, mode: Mode) -> tuple[FineSearch, Features]:
         """What ranks by features, and the queries' features, checked."""

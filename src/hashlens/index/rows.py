@@ -1,4 +1,4 @@
-"""Checks of what callers hand to an index."""
+"""Texts, metadata and records as the database stores them, and checks of what callers give."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,54 +15,9 @@ from hashlens.codes.packing import check_codes, code_bytes
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.features import check_features
 from hashlens.index.layout import Meta
-from hashlens.types import Codes, EncoderLike, Ids
+from hashlens.types import Codes, EncoderLike, Ids, Metadata, Record, is_id
 
-Metadata = Mapping[str, Any]
-
-
-class Record(NamedTuple):
-    """An image of an index.
-
-    Attributes
-    ----------
-    id : int
-        Stays the same for as long as the image is in the index; never given again.
-    uri : str
-        Absolute path or URI; empty where the image came from memory.
-    label : str or None
-        Class name.
-    metadata : dict
-        What the user gave, as JSON values.
-    """
-
-    id: int
-    uri: str
-    label: str | None
-    metadata: dict[str, Any]
-
-
-class Hit(NamedTuple):
-    """An image found by a search.
-
-    Attributes
-    ----------
-    id, uri, label, metadata
-        As in ``Record``.
-    hamming : int or None
-        Bits that differ from the query's code.
-    euclidean : float or None
-        Distance of features; None for mode ``bcs``.
-    """
-
-    id: int
-    uri: str
-    label: str | None
-    metadata: dict[str, Any]
-    hamming: int | None
-    euclidean: float | None
-
-
-# A circle is met as a RecursionError, so that watching for one need not cost time.
+# A circular mapping raises RecursionError anyway; checking for one takes time.
 _OPTIONS: dict[str, Any] = {
     "allow_nan": False,
     "check_circular": False,
@@ -125,19 +80,28 @@ def to_record(row: tuple[Any, ...]) -> Record:
     )
 
 
-def check_ids(ids: Any) -> Ids:
-    """Ids as an array, each once."""
-    given = ids if isinstance(ids, np.ndarray | np.generic | int) else list(ids)
-    array = np.atleast_1d(np.asarray(given))
-    if array.size == 0:
-        return np.zeros(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or array.max() > np.iinfo(np.int64).max:
+def list_ids(ids: Any) -> list[int]:
+    """One id, or several of any kind, as a list of whole numbers."""
+    try:
+        listed = [ids] if is_id(ids) else ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        right = isinstance(listed, list) and all(map(is_id, listed))
+    except (TypeError, ValueError):
+        right = False
+    if not right:
         raise InvalidInputError(
-            f"ids: expected whole numbers below 2**63 in one dimension, got {given!r:.80}"
+            f"ids: expected whole numbers in one dimension, such as [3, 17], got {ids!r:.80}"
         )
-    if len(np.unique(array)) != len(array):
+    return [int(image_id) for image_id in listed]
+
+
+def check_ids(ids: Any) -> Ids:
+    """Ids to change as an array, each once."""
+    listed = list_ids(ids)
+    if listed and max(listed) >= 2**63:
+        raise InvalidInputError(f"ids: expected whole numbers below 2**63, got {max(listed)}")
+    if len(set(listed)) != len(listed):
         raise InvalidInputError("ids: expected each id once, got one twice")
-    return array.astype(np.int64)
+    return np.array(listed, np.int64)
 
 
 def check_width(codes: Any, bits: int) -> Codes:
@@ -172,10 +136,10 @@ def check_encoded(meta: Meta, codes: Any, features: Any) -> tuple[Codes, NDArray
 
 
 def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
-    """Raise ``InvalidInputError`` if a sequence does not hold one value an image."""
+    """Raise ``InvalidInputError`` if a sequence does not hold one value per image."""
     for name, values in given.items():
         if values is not None and len(values) != count:
-            raise InvalidInputError(f"{name}: expected {count}, one an image, got {len(values)}")
+            raise InvalidInputError(f"{name}: expected {count}, one per image, got {len(values)}")
 
 
 def require_same_model(path: Path, meta: Meta, encoder: EncoderLike) -> None:

@@ -1,22 +1,32 @@
-"""One commit of an index, held open for searching."""
+"""One commit of an index: its arrays, and what a transaction says of its images."""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
+from hashlens.index.hits import Hits
 from hashlens.index.layout import ArrayFile, read_checksums
 from hashlens.index.ranking import ArraySearcher
-from hashlens.index.rows import Hit, Record, load_text, to_record
+from hashlens.index.rows import check_width, list_ids, load_text, to_record
 from hashlens.index.store import Store, Transaction
 from hashlens.index.where import compile_where
-from hashlens.types import Codes, Ids, SearchResult
+from hashlens.types import (
+    Codes,
+    Features,
+    Hit,
+    Ids,
+    Record,
+    SearchOptions,
+    SearchResult,
+    SearchTrace,
+)
 
 _MASKS_KEPT = 16
 
@@ -25,7 +35,7 @@ class Snapshot:
     """Arrays of one commit. Never changes, so many threads may search it.
 
     Searching numbers the images by *slot*. Where ids ascend with positions, slots are positions
-    and dead ones are masked; after an image was encoded anew they are not, and slots are the
+    and dead ones are masked; after an image was encoded again they are not, and slots are the
     living images in the order of their ids. Either way ties come out by id.
     """
 
@@ -33,7 +43,7 @@ class Snapshot:
         connection, meta = transaction
         self.meta = meta
         self.files: dict[str, ArrayFile] = meta.arrays(store.path)
-        arrays = {  # of a pool's features, rows that lie anywhere are read
+        arrays = {  # of a pool's features, rows here and there are read
             name: file.map(meta.count, scattered=name == "features")
             for name, file in self.files.items()
         }
@@ -107,76 +117,81 @@ class Snapshot:
 _COLUMNS = "id, uri, label, metadata"
 
 
-def positions(connection: sqlite3.Connection, ids: Iterable[int]) -> Ids:
-    """Positions of living images."""
-    sql = "SELECT position FROM images WHERE id = ? AND alive"
-    return np.array([_one(connection, sql, int(i))[0] for i in ids], np.int64)
+class View(NamedTuple):
+    """A transaction, and the arrays of the commit that it sees."""
 
+    connection: sqlite3.Connection
+    snapshot: Snapshot
 
-def records(connection: sqlite3.Connection, ids: Iterable[int] | None) -> list[Record]:
-    """Records of images in this order; of all living ones, by id, without ``ids``."""
-    if ids is None:
-        rows = connection.execute(f"SELECT {_COLUMNS} FROM images WHERE alive ORDER BY id")
-        return [to_record(row) for row in rows]
-    sql = f"SELECT {_COLUMNS} FROM images WHERE id = ? AND alive"
-    return [to_record(_one(connection, sql, int(image_id))) for image_id in ids]
+    def search(
+        self,
+        codes: Any,
+        features: Features | None,
+        options: SearchOptions,
+        trace: SearchTrace | None = None,
+    ) -> SearchResult:
+        """The nearest images of encoded queries."""
+        codes = check_width(codes, self.snapshot.meta.bits)
+        allowed = self.snapshot.matching(self.connection, options.where)
+        searcher = self.snapshot.searcher(self.connection)
+        return searcher.search_encoded(codes, features, options, allowed=allowed, trace=trace)
 
+    def hits(self, queries: Codes, result: SearchResult, *, euclidean: bool) -> list[Hits]:
+        """Results with their records and codes."""
+        sql = f"SELECT {_COLUMNS}, position FROM images WHERE id = ? AND alive"
+        hits: list[Hits] = []
+        for query, ids, distances in zip(queries, result.ids, result.distances, strict=True):
+            found = ids >= 0
+            rows = [self._one(sql, image_id) for image_id in ids[found].tolist()]
+            codes = self.snapshot.codes[np.array([row[-1] for row in rows], np.int64)]
+            bits = np.bitwise_count(codes ^ query).sum(axis=1, dtype=np.int64).tolist()
+            apart = distances[found].tolist() if euclidean else [None] * len(rows)
+            hits.append(
+                Hits(
+                    Hit(*to_record(row[:-1]), hamming, distance, code.tobytes())
+                    for row, hamming, distance, code in zip(rows, bits, apart, codes, strict=True)
+                )
+            )
+        return hits
 
-def file_digest(connection: sqlite3.Connection, image_id: int) -> bytes | None:
-    """Digest of a living image's file when it was encoded; None where it is not known."""
-    sql = "SELECT digest FROM images WHERE id = ? AND alive"
-    digest: bytes | None = _one(connection, sql, image_id)[0]
-    return digest
+    def records(self, ids: Iterable[int] | None) -> list[Record]:
+        """Records of images in this order; of all living ones, by id, without ``ids``."""
+        if ids is None:
+            sql = f"SELECT {_COLUMNS} FROM images WHERE alive ORDER BY id"
+            return [to_record(row) for row in self.connection.execute(sql)]
+        sql = f"SELECT {_COLUMNS} FROM images WHERE id = ? AND alive"
+        return [to_record(self._one(sql, image_id)) for image_id in list_ids(ids)]
 
+    def positions(self, ids: Iterable[int] | None) -> Ids:
+        """Positions of living images; of all, by id, without ``ids``."""
+        if ids is None:
+            return self.snapshot.living()
+        sql = "SELECT position FROM images WHERE id = ? AND alive"
+        return np.array([self._one(sql, image_id)[0] for image_id in list_ids(ids)], np.int64)
 
-def to_hits(
-    connection: sqlite3.Connection,
-    snapshot: Snapshot,
-    codes: Codes,
-    result: SearchResult,
-    *,
-    euclidean: bool,
-) -> list[list[Hit]]:
-    """Results with their records."""
-    sql = f"SELECT {_COLUMNS}, position FROM images WHERE id = ? AND alive"
-    hits: list[list[Hit]] = []
-    for code, ids, distances in zip(codes, result.ids, result.distances, strict=True):
-        found = ids >= 0
-        rows = [_one(connection, sql, image_id) for image_id in ids[found].tolist()]
-        at = np.array([row[-1] for row in rows], np.int64)
-        bits = _hamming(snapshot.codes, at, code)
-        hits.append(
-            [
-                Hit(*to_record(row[:-1]), hamming, float(distance) if euclidean else None)
-                for row, hamming, distance in zip(rows, bits, distances[found], strict=True)
-            ]
-        )
-    return hits
+    def file_digest(self, image_id: int) -> bytes | None:
+        """Digest of a living image's file when it was encoded; None where it is not known."""
+        sql = "SELECT digest FROM images WHERE id = ? AND alive"
+        digest: bytes | None = self._one(sql, *list_ids(image_id))[0]
+        return digest
 
+    def label_counts(self) -> dict[str | None, int]:
+        """Living images with each label."""
+        sql = "SELECT label, COUNT(*) FROM images WHERE alive GROUP BY label ORDER BY label"
+        return {load_text(label): count for label, count in self.connection.execute(sql)}
 
-def label_counts(connection: sqlite3.Connection) -> dict[str | None, int]:
-    """Living images with each label."""
-    sql = "SELECT label, COUNT(*) FROM images WHERE alive GROUP BY label ORDER BY label"
-    return {load_text(label): count for label, count in connection.execute(sql)}
+    def uris(self) -> dict[str, list[int]]:
+        """Ids of living images with each URI."""
+        found: dict[str, list[int]] = {}
+        sql = "SELECT id, uri FROM images WHERE alive ORDER BY id"
+        for image_id, uri in self.connection.execute(sql):
+            found.setdefault(load_text(uri) or "", []).append(image_id)
+        return found
 
-
-def ids_by_uri(connection: sqlite3.Connection) -> dict[str, list[int]]:
-    """Ids of living images with each URI."""
-    found: dict[str, list[int]] = {}
-    for image_id, uri in connection.execute("SELECT id, uri FROM images WHERE alive ORDER BY id"):
-        found.setdefault(load_text(uri) or "", []).append(image_id)
-    return found
-
-
-def _hamming(codes: Codes, at: Ids, code: NDArray[np.uint8]) -> list[int]:
-    differing: list[int] = np.bitwise_count(codes[at] ^ code).sum(axis=1, dtype=np.int64).tolist()
-    return differing
-
-
-def _one(connection: sqlite3.Connection, sql: str, image_id: int) -> tuple[Any, ...]:
-    inside = -(2**63) <= image_id < 2**63
-    row = connection.execute(sql, (image_id,)).fetchone() if inside else None
-    if row is None:
-        raise InvalidInputError(f"id {image_id}: no such image in the index")
-    found: tuple[Any, ...] = row
-    return found
+    def _one(self, sql: str, image_id: int) -> tuple[Any, ...]:
+        inside = -(2**63) <= image_id < 2**63
+        row = self.connection.execute(sql, (image_id,)).fetchone() if inside else None
+        if row is None:
+            raise InvalidInputError(f"id {image_id}: no such image in the index")
+        found: tuple[Any, ...] = row
+        return found

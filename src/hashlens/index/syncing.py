@@ -15,34 +15,14 @@ from hashlens.errors import IndexStoreError
 from hashlens.files import path_uri, uri_path
 from hashlens.index import writing
 from hashlens.index.files import FileState, file_state
-from hashlens.index.layout import Meta
 from hashlens.index.rows import check_encoded, check_lengths, load_text, store_text
 from hashlens.index.store import Store
-from hashlens.index.writing import commits, store_label
-from hashlens.types import EncodedBatch, EncoderLike, Skipped
-
-
-class SyncReport(NamedTuple):
-    """What a ``sync`` did, in images.
-
-    Attributes
-    ----------
-    added, updated, moved, removed, unchanged : int
-        New; encoded anew; found under another name; gone from the folder; left alone.
-    skipped : tuple of Skipped
-        Files that could not be read. One that was indexed before keeps its old entry.
-    """
-
-    added: int
-    updated: int
-    moved: int
-    removed: int
-    unchanged: int
-    skipped: tuple[Skipped, ...]
+from hashlens.index.writing import store_label
+from hashlens.types import EncodedBatch, EncoderLike, Skipped, SyncReport
 
 
 class _Known(NamedTuple):
-    """An image of the index that lies under the folder."""
+    """An image of the index whose file is under the folder."""
 
     id: int
     size: int | None
@@ -67,70 +47,115 @@ class _Plan:
     unchanged: int = 0
 
 
-def sync_folder(
-    store: Store,
-    encoder: EncoderLike,
-    folder: Path,
-    paths: Sequence[Path],
-    labels: Sequence[Any] | None,
-    progress: Callable[[int, int], None] | None,
-    strict: bool,
-) -> SyncReport:
-    """See ``HashIndex.sync``."""
-    if labels is not None:
-        check_lengths(len(paths), labels=labels)
-    names = [None] * len(paths) if labels is None else [store_label(label) for label in labels]
-    plan = _plan(store, folder, paths, names)
-    if plan.changes:
-        writing.update_records(store, plan.changes)
-    if plan.gone:
-        writing.remove_images(store, np.array(plan.gone, np.int64))
-    added, updated, skipped = _encode(store, encoder, plan.jobs, progress, strict)
-    return SyncReport(added, updated, plan.moved, len(plan.gone), plan.unchanged, tuple(skipped))
+@dataclass
+class FolderSync:
+    """What a sync works with; see ``HashIndex.sync``."""
 
+    store: Store
+    encoder: EncoderLike
+    folder: Path
+    progress: Callable[[int, int], None] | None = None
+    strict: bool = False
 
-def _plan(
-    store: Store, folder: Path, paths: Sequence[Path], labels: Sequence[str | bytes | None]
-) -> _Plan:
-    with store.reading() as (connection, _):
-        known = _known_under(connection, folder)
-    if known and not paths:
-        raise IndexStoreError(
-            f"{folder}: holds no images, but {len(known)} in the index come from there; if they "
-            "are really gone, remove them with `hashlens index remove`"
-        )
-    plan = _Plan()
-    new: list[tuple[Path, str | bytes | None]] = []
-    for path, label in zip(paths, labels, strict=True):
-        entries = known.pop(path_uri(path), None)
-        if entries is None:
-            new.append((path, label))
-            continue
-        for entry in entries:
-            _compare(plan, path, entry)
-    gone = {entry.id: uri for uri, entries in known.items() for entry in entries}
-    by_digest = {
-        entry.digest: entry.id for entries in known.values() for entry in entries if entry.digest
-    }
-    for path, label in new:
-        state = file_state(path) if by_digest else None
-        image_id = by_digest.pop(state.digest, None) if state else None
-        if image_id is None or state is None:
-            plan.jobs.append(_Job(path, None, label))
-            continue
-        uri = path_uri(path)
-        values = {"uri": store_text(uri), **state._asdict()}
-        renamed = uri_path(gone.pop(image_id)).parent == uri_path(uri).parent
-        if label is not None and not renamed:  # else the image keeps the one that it was given
-            values["label"] = label
-        plan.changes.append((image_id, values))
-        plan.moved += 1
-    plan.gone = sorted(gone)
-    return plan
+    def run(self, paths: Sequence[Path], labels: Sequence[Any] | None) -> SyncReport:
+        """Make the index say that the folder holds these files."""
+        if labels is not None:
+            check_lengths(len(paths), labels=labels)
+        names = [None] * len(paths) if labels is None else [store_label(label) for label in labels]
+        plan = self._plan(paths, names)
+        if plan.changes:
+            writing.update_records(self.store, plan.changes)
+        if plan.gone:
+            writing.remove_images(self.store, np.array(plan.gone, np.int64))
+        added, updated, skipped = self._encode(plan.jobs)
+        return SyncReport(added, updated, plan.moved, len(plan.gone), plan.unchanged, skipped)
+
+    def _plan(self, paths: Sequence[Path], labels: Sequence[str | bytes | None]) -> _Plan:
+        with self.store.reading() as (connection, _):
+            known = _known_under(connection, self.folder)
+        if known and not paths:
+            raise IndexStoreError(
+                f"{self.folder}: holds no images, but {len(known)} in the index come from there; "
+                "if they are really gone, remove them with `hashlens index remove`"
+            )
+        plan = _Plan()
+        new: list[tuple[Path, str | bytes | None]] = []
+        for path, label in zip(paths, labels, strict=True):
+            entries = known.pop(path_uri(path), None)
+            if entries is None:
+                new.append((path, label))
+                continue
+            for entry in entries:
+                _compare(plan, path, entry)
+        gone = {entry.id: uri for uri, entries in known.items() for entry in entries}
+        by_digest = {
+            entry.digest: entry.id
+            for entries in known.values()
+            for entry in entries
+            if entry.digest
+        }
+        for path, label in new:
+            state = file_state(path) if by_digest else None
+            image_id = by_digest.pop(state.digest, None) if state else None
+            if image_id is None or state is None:
+                plan.jobs.append(_Job(path, None, label))
+                continue
+            uri = path_uri(path)
+            values = {"uri": store_text(uri), **state._asdict()}
+            renamed = uri_path(gone.pop(image_id)).parent == uri_path(uri).parent
+            if label is not None and not renamed:  # else the image keeps the one that it was given
+                values["label"] = label
+            plan.changes.append((image_id, values))
+            plan.moved += 1
+        plan.gone = sorted(gone)
+        return plan
+
+    def _encode(self, jobs: Sequence[_Job]) -> tuple[int, int, tuple[Skipped, ...]]:
+        """Encode the jobs' files, committing as it goes; return numbers added and updated."""
+        states: list[FileState | None] = []
+
+        def files() -> Iterator[Path]:
+            for job in jobs:
+                states.append(file_state(job.path))
+                yield job.path
+
+        added = updated = done = 0
+        skipped: list[Skipped] = []
+        for batches in writing.commits(self.encoder.encode_batches(files(), strict=self.strict)):
+            for batch in batches:
+                skipped += batch.skipped
+                new = self._commit(jobs, states, batch)
+                added += new
+                updated += len(batch.positions) - new
+                done += len(batch.positions) + len(batch.skipped)
+            if self.progress is not None:
+                self.progress(done, len(jobs))
+        return added, updated, tuple(skipped)
+
+    def _commit(
+        self, jobs: Sequence[_Job], states: Sequence[FileState | None], batch: EncodedBatch
+    ) -> int:
+        """Store an encoded batch; return how many of its images are new."""
+        codes, features = check_encoded(self.store.meta(), batch.codes, batch.features)
+        new = np.array([jobs[i].id is None for i in batch.positions.tolist()], np.bool_)
+        if new.any():
+            images = [
+                writing.NewImage(
+                    store_text(path_uri(jobs[i].path)) or "", jobs[i].label, None, states[i]
+                )
+                for i in batch.positions[new].tolist()
+            ]
+            writing.append_images(self.store, codes[new], features[new], images)
+        if not new.all():
+            old = batch.positions[~new].tolist()
+            ids = np.array([jobs[i].id for i in old], np.int64)
+            files = [states[i] for i in old]
+            writing.replace_images(self.store, ids, codes[~new], features[~new], files)
+        return int(new.sum())
 
 
 def _compare(plan: _Plan, path: Path, entry: _Known) -> None:
-    """Unchanged by size and time, or by content; else to be encoded anew."""
+    """Unchanged by size and time, or by content; else it is encoded again."""
     try:
         status = os.stat(path)
     except OSError:
@@ -148,7 +173,7 @@ def _compare(plan: _Plan, path: Path, entry: _Known) -> None:
 
 
 def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list[_Known]]:
-    """Living images whose file lies under a folder, by URI."""
+    """Living images whose file is under a folder, by URI."""
     root = os.path.join(os.path.abspath(folder), "")
     known: dict[str, list[_Known]] = {}
     sql = "SELECT id, uri, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
@@ -165,60 +190,3 @@ def _is_row(uri: str) -> bool:
     """Whether a row of a parquet file is named, which no list of image files can hold."""
     path, _, row = uri.rpartition("#")
     return path.lower().endswith(".parquet") and row.isdecimal()
-
-
-def _encode(
-    store: Store,
-    encoder: EncoderLike,
-    jobs: Sequence[_Job],
-    progress: Callable[[int, int], None] | None,
-    strict: bool,
-) -> tuple[int, int, list[Skipped]]:
-    """Encode the jobs' files, committing as it goes; return numbers added and updated."""
-    states: dict[int, FileState | None] = {}
-
-    def files() -> Iterator[Path]:
-        for place, job in enumerate(jobs):
-            states[place] = file_state(job.path)
-            yield job.path
-
-    meta = store.meta()
-    added = updated = done = 0
-    skipped: list[Skipped] = []
-    for batches in commits(encoder.encode_batches(files(), strict=strict)):
-        for batch in batches:
-            skipped += batch.skipped
-            new = _commit(store, meta, jobs, batch, states)
-            added += new
-            updated += len(batch.positions) - new
-            done += len(batch.positions) + len(batch.skipped)
-        if progress is not None:
-            progress(done, len(jobs))
-    return added, updated, skipped
-
-
-def _commit(
-    store: Store,
-    meta: Meta,
-    jobs: Sequence[_Job],
-    batch: EncodedBatch,
-    states: dict[int, FileState | None],
-) -> int:
-    """Store an encoded batch; return how many of its images are new."""
-    codes, features = check_encoded(meta, batch.codes, batch.features)
-    at = batch.positions.tolist()
-    new = np.array([jobs[place].id is None for place in at], np.bool_)
-    if new.any():
-        images = [
-            writing.NewImage(
-                store_text(path_uri(jobs[i].path)) or "", jobs[i].label, None, states[i]
-            )
-            for i in batch.positions[new].tolist()
-        ]
-        writing.append_images(store, codes[new], features[new], images)
-    if not new.all():
-        old = batch.positions[~new].tolist()
-        ids = np.array([jobs[place].id for place in old], np.int64)
-        files = [states[place] for place in old]
-        writing.replace_images(store, ids, codes[~new], features[~new], files)
-    return int(new.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -26,7 +26,6 @@ from hashlens.index.layout import (
     write_meta,
 )
 from hashlens.index.rows import (
-    Metadata,
     check_encoded,
     check_lengths,
     row_checksum,
@@ -34,19 +33,106 @@ from hashlens.index.rows import (
     store_text,
 )
 from hashlens.index.store import Store, sync_folder
-from hashlens.types import Codes, EncodedBatch, EncoderLike, Ids, ImageInput, Skipped
+from hashlens.types import (
+    Codes,
+    EncodedBatch,
+    EncoderLike,
+    Features,
+    Ids,
+    ImageInput,
+    Metadata,
+    Skipped,
+)
 
 _INSERT = "INSERT INTO images VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?)"
 _CONTENT = "uri, label, metadata, size, mtime_ns, digest"
 
 
 class NewImage(NamedTuple):
-    """A row to be: texts as they are stored."""
+    """An image to add, with texts as they are stored."""
 
     uri: str | bytes
     label: str | bytes | None
     metadata: str | bytes | None
     file: FileState | None = None
+
+
+class GivenRows(NamedTuple):
+    """What is given with images to add: a value for each, or None where nothing is."""
+
+    uris: Sequence[str]
+    labels: Sequence[Any] | None = None
+    metadata: Sequence[Metadata | None] | None = None
+    files: Sequence[FileState | None] | None = None
+
+    def stored(self, count: int) -> Iterator[NewImage]:
+        """As rows of ``count`` images; each is checked when it is taken."""
+        check_lengths(count, uris=self.uris, labels=self.labels, metadata=self.metadata)
+        return map(
+            _new_image,
+            self.uris,
+            repeat(None) if self.labels is None else self.labels,
+            repeat(None) if self.metadata is None else self.metadata,
+            repeat(None) if self.files is None else self.files,
+        )
+
+
+class EncodedRows(NamedTuple):
+    """Encoded images that are ready to be added, and those that could not be read."""
+
+    codes: Codes
+    features: Features
+    rows: GivenRows
+    skipped: tuple[Skipped, ...]
+
+
+def encode_images(
+    encoder: EncoderLike,
+    images: Iterable[ImageInput],
+    labels: Sequence[Any] | None,
+    metadata: Sequence[Metadata | None] | None,
+    *,
+    strict: bool,
+) -> Iterator[EncodedRows]:
+    """Encode images, in pieces that are worth a commit each; see ``HashIndex.add``."""
+    if isinstance(images, str | os.PathLike | bytes):
+        raise InvalidInputError(
+            f"images: expected a list, got one image, {images!r:.80}; put it into a list"
+        )
+    if isinstance(images, Sized):
+        check_lengths(len(images), labels=labels, metadata=metadata)
+    seen: list[tuple[str, FileState | None]] = []
+
+    def named() -> Iterator[ImageInput]:
+        for image in images:
+            for name, values in (("labels", labels), ("metadata", metadata)):
+                if values is not None and len(values) <= len(seen):
+                    raise InvalidInputError(
+                        f"{name}: expected one per image, got {len(values)} for more images"
+                    )
+            uri = uri_of(image)
+            seen.append((uri, file_state(uri_path(uri)) if uri else None))
+            yield image
+
+    for batches in commits(encoder.encode_batches(named(), strict=strict)):
+        at = [place for batch in batches for place in batch.positions.tolist()]
+        yield EncodedRows(
+            np.concatenate([batch.codes for batch in batches]),
+            np.concatenate([batch.features for batch in batches]),
+            GivenRows(
+                [seen[i][0] for i in at],
+                None if labels is None else [labels[i] for i in at],
+                None if metadata is None else [metadata[i] for i in at],
+                [seen[i][1] for i in at],
+            ),
+            tuple(image for batch in batches for image in batch.skipped),
+        )
+
+
+def add_images(store: Store, codes: Any, features: Any, rows: GivenRows) -> Ids:
+    """Check encoded images, and add them in one commit; return their ids."""
+    codes, stored = check_encoded(store.meta(), codes, features)
+    return append_images(store, codes, stored, rows.stored(len(codes)))
 
 
 def append_images(
@@ -61,6 +147,40 @@ def append_images(
         _append_arrays(store, connection, meta, codes, features, ids)
         _commit(connection, meta, count=meta.count + len(ids), next_id=meta.next_id + len(ids))
     return ids
+
+
+class EncodedImage(NamedTuple):
+    """One encoded image, and where it came from."""
+
+    codes: Codes
+    features: Features
+    uri: str
+    file: FileState | None
+
+
+def encode_image(encoder: EncoderLike, image: ImageInput) -> EncodedImage:
+    """Encode one image."""
+    uri = uri_of(image)
+    state = file_state(uri_path(uri)) if uri else None
+    return EncodedImage(*encoder.encode([image]), uri, state)
+
+
+def update_image(
+    store: Store, image_id: int, changes: Mapping[str, Any], encoded: EncodedImage | None
+) -> None:
+    """Change label, metadata or both of an image, and put another picture in its place."""
+    values: dict[str, Any] = {}
+    if "label" in changes:
+        values["label"] = store_label(changes["label"])
+    if "metadata" in changes:
+        values["metadata"] = store_metadata(changes["metadata"], f"image {image_id}")
+    if encoded is not None:
+        codes, features = check_encoded(store.meta(), encoded.codes, encoded.features)
+        replace_images(store, np.array([image_id]), codes, features, [encoded.file])
+        if encoded.uri:
+            values["uri"] = store_text(encoded.uri)
+    if values:
+        update_records(store, [(image_id, values)])
 
 
 def replace_images(
@@ -169,76 +289,6 @@ SECONDS_A_COMMIT = 5.0
 """While images are encoded, what is done is committed after so many, or so long."""
 
 
-class AddReport(NamedTuple):
-    """What an ``add`` did.
-
-    Attributes
-    ----------
-    ids : ndarray of shape (m,), int64
-        Of the images that were added, in order.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    """
-
-    ids: Ids
-    skipped: tuple[Skipped, ...]
-
-
-def add_images(
-    store: Store,
-    encoder: EncoderLike,
-    images: Iterable[ImageInput],
-    labels: Sequence[Any] | None,
-    metadata: Sequence[Metadata | None] | None,
-    progress: Callable[[int], None] | None,
-    strict: bool,
-) -> AddReport:
-    """Encode and add images, in several commits; see ``HashIndex.add``."""
-    if isinstance(images, str | os.PathLike | bytes):
-        raise InvalidInputError(
-            f"images: expected a list, got one image, {images!r:.80}; put it into a list"
-        )
-    if isinstance(images, Sized):
-        check_lengths(len(images), labels=labels, metadata=metadata)
-    meta = store.meta()
-    ids: list[Ids] = []
-    skipped: list[Skipped] = []
-    seen: list[tuple[str, FileState | None]] = []
-
-    def named() -> Iterator[ImageInput]:
-        for image in images:
-            for name, values in (("labels", labels), ("metadata", metadata)):
-                if values is not None and len(values) <= len(seen):
-                    raise InvalidInputError(
-                        f"{name}: expected one an image, got {len(values)} for more images"
-                    )
-            uri = uri_of(image)
-            seen.append((uri, file_state(uri_path(uri)) if uri else None))
-            yield image
-
-    for batches in commits(encoder.encode_batches(named(), strict=strict)):
-        for batch in batches:
-            skipped += batch.skipped
-        at = np.concatenate([batch.positions for batch in batches]).tolist()
-        if at:
-            codes, features = check_encoded(
-                meta,
-                np.concatenate([batch.codes for batch in batches]),
-                np.concatenate([batch.features for batch in batches]),
-            )
-            rows = new_images(
-                len(at),
-                [seen[i][0] for i in at],
-                None if labels is None else [labels[i] for i in at],
-                None if metadata is None else [metadata[i] for i in at],
-                [seen[i][1] for i in at],
-            )
-            ids.append(append_images(store, codes, features, rows))
-        if progress is not None:
-            progress(sum(len(batch.positions) + len(batch.skipped) for batch in batches))
-    return AddReport(np.concatenate([np.zeros(0, np.int64), *ids]), tuple(skipped))
-
-
 def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
     """Gather batches until enough images or seconds have come together.
 
@@ -263,24 +313,6 @@ def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
         raise
     if gathered:
         yield gathered
-
-
-def new_images(
-    count: int,
-    uris: Sequence[str],
-    labels: Sequence[Any] | None,
-    metadata: Sequence[Metadata | None] | None,
-    files: Sequence[FileState | None] | None = None,
-) -> Iterator[NewImage]:
-    """Rows to be of ``count`` images; each is checked when it is taken."""
-    check_lengths(count, uris=uris, labels=labels, metadata=metadata)
-    return map(
-        _new_image,
-        uris,
-        repeat(None) if labels is None else labels,
-        repeat(None) if metadata is None else metadata,
-        repeat(None) if files is None else files,
-    )
 
 
 def _new_image(uri: str, label: Any, metadata: Metadata | None, file: FileState | None) -> NewImage:

@@ -18,16 +18,16 @@ from hashlens.service.limits import Limits
 from hashlens.service.metrics import Metrics
 from hashlens.service.routes import images_router, search_router, service_router
 from hashlens.service.security import Door
+from hashlens.types import Index
 
 if TYPE_CHECKING:
-    from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
 
 _WEB = Path(__file__).parent / "web"
 
 
 def create_app(
-    index: HashIndex,
+    index: Index,
     encoder: Encoder | None,
     limits: Limits | None = None,
     *,
@@ -38,7 +38,7 @@ def create_app(
 
     Parameters
     ----------
-    index : HashIndex
+    index : Index
         Open, and writable if there is a key. The caller closes it.
     encoder : Encoder or None
         The index's own model; without one, only an image of the index can be the query.

@@ -43,10 +43,19 @@ from hashlens.service.schemas import (
 )
 from hashlens.service.thumbnails import Thumbnail, Thumbnails
 from hashlens.service.uploads import UploadStore, decode_upload
-from hashlens.types import MODES, Codes, Features, Mode, SearchOptions, SearchTrace
+from hashlens.types import (
+    MODES,
+    Codes,
+    Features,
+    Index,
+    IndexInfo,
+    Mode,
+    Record,
+    SearchOptions,
+    SearchTrace,
+)
 
 if TYPE_CHECKING:
-    from hashlens.index.hash_index import HashIndex, IndexInfo, Record
     from hashlens.models.encoder import Encoder
 
 log = logging.getLogger("hashlens.service")
@@ -82,7 +91,7 @@ class Engine:
 
     def __init__(
         self,
-        index: HashIndex,
+        index: Index,
         encoder: Encoder | None,
         limits: Limits,
         metrics: Metrics,
@@ -261,7 +270,7 @@ class Engine:
         return self._metrics.page(images, self.slots.taken)
 
 
-def search(index: HashIndex, encoded: Encoded, options: SearchOptions, *, histogram: bool) -> Found:
+def search(index: Index, encoded: Encoded, options: SearchOptions, *, histogram: bool) -> Found:
     """Search with one encoded query."""
     code, features, own = encoded.code, encoded.features, encoded.query.id
     if own is not None:
@@ -276,10 +285,6 @@ def search(index: HashIndex, encoded: Encoded, options: SearchOptions, *, histog
             code[None], None if features is None else features[None], options, trace
         )
         elapsed = time.perf_counter() - began
-    try:
-        codes = index.encoded([hit.id for hit in hits])[1]
-    except InvalidInputError:  # one was removed meanwhile
-        raise Refused(503, "the index changes too fast", Retry_After="1") from None
     if hds:
         pool, coarse, fine = sum(trace.pools), trace.coarse, trace.fine
     else:
@@ -297,9 +302,9 @@ def search(index: HashIndex, encoded: Encoded, options: SearchOptions, *, histog
                 metadata=hit.metadata,
                 hamming=hit.hamming,
                 euclidean=hit.euclidean,
-                code=packed.tobytes().hex(),
+                code=hit.code.hex(),
             )
-            for hit, packed in zip(hits, codes, strict=True)
+            for hit in hits
         ],
         pool,
         counts.tolist() if histogram and counts is not None else None,
@@ -309,7 +314,7 @@ def search(index: HashIndex, encoded: Encoded, options: SearchOptions, *, histog
     )
 
 
-def look_up(index: HashIndex, image_id: int) -> Encoded:
+def look_up(index: Index, image_id: int) -> Encoded:
     """An image of the index as a query."""
     with _refusing(404):
         label = index.get(image_id).label
@@ -319,7 +324,7 @@ def look_up(index: HashIndex, image_id: int) -> Encoded:
 
 
 def commit(
-    index: HashIndex,
+    index: Index,
     code: Codes,
     features: Features | None,
     uri: str,
@@ -352,7 +357,7 @@ def _writing() -> Iterator[None]:
         raise Refused(503, "the index cannot be written now", Retry_After="5") from None
 
 
-def _warm_up_search(index: HashIndex) -> None:
+def _warm_up_search(index: Index) -> None:
     """Search once each way, so that kernels are compiled."""
     if len(index) == 0:
         return
@@ -384,7 +389,7 @@ class IndexView:
     """What clients may know of the index and its images: never a path."""
 
     def __init__(
-        self, index: HashIndex, encoder: Encoder | None, limits: Limits, *, writable: bool
+        self, index: Index, encoder: Encoder | None, limits: Limits, *, writable: bool
     ) -> None:
         self._index = index
         self._encoder = encoder
