@@ -99,6 +99,8 @@ def encode_images(
         raise InvalidInputError(
             f"images: expected a list, got one image, {images!r:.80}; put it into a list"
         )
+    if not isinstance(images, Iterable):
+        raise InvalidInputError(f"images: expected a list of images, got {images!r:.80}")
     if isinstance(images, Sized):
         check_lengths(len(images), labels=labels, metadata=metadata)
     seen: list[tuple[str, FileState | None]] = []
