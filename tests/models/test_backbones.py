@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from hashlens import ModelError
-from hashlens.models.backbones import create_backbone
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.models.backbones import (
+    Backbone,
+    create_backbone,
+    describe_backbones,
+    has_published_weights,
+    register_backbone,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +43,71 @@ def test_features_have_the_stated_width(name: str, channels: int, size: int, wid
     with torch.inference_mode():
         features = backbone.module.eval()(torch.randn(2, channels, size, size))
     assert features.shape == (2, width)
+
+
+@pytest.mark.parametrize("model", ["mobilenetv3_small_050", "lcnet_035", "ghostnet_050"])
+def test_the_width_is_that_of_what_comes_out(model: str) -> None:
+    """timm's ``num_features`` is the width before the last layer for these."""
+    backbone = create_backbone(f"timm:{model}", size=64)
+    with torch.inference_mode():
+        features = backbone.module.eval()(torch.randn(1, 3, 64, 64))
+    assert features.shape == (1, backbone.feature_dim)
+    assert backbone.feature_dim != backbone.module.num_features
+
+
+def _smallest_of_each_family() -> list[str]:
+    """One model of every module of timm, small by its name."""
+    hints = ["test", "atto", "zepto", "femto", "pico", "nano", "tiny", "xxs", "micro", "mini"]
+    hints += ["small", "_xs", "_s", "b0", "_050", "18", "11"]
+
+    def size(name: str) -> tuple[int, int, str]:
+        rank = next((i for i, hint in enumerate(hints) if hint in name), len(hints))
+        return rank, len(name), name
+
+    families = (timm.list_models(module=module) for module in timm.list_modules())
+    return [min(names, key=size) for names in families if names]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", _smallest_of_each_family())
+def test_one_model_of_every_timm_family_gives_features_of_the_stated_width(model: str) -> None:
+    backbone = create_backbone(f"timm:{model}")
+    size = backbone.preprocessing.size
+    with torch.inference_mode():
+        features = backbone.module.eval()(torch.randn(2, 3, size, size))
+    assert features.shape == (2, backbone.feature_dim)
+
+
+def test_a_backbone_is_one_registered_function() -> None:
+    @register_backbone
+    def flat(*, size: int | None, scale: float = 1.0) -> Backbone:
+        side = size or 8
+        image = Preprocessing(size=side)
+        return Backbone(f"flat?scale={scale}", torch.nn.Flatten(), 3 * side * side, image)
+
+    assert create_backbone("flat?scale=0.5", size=4).feature_dim == 48
+    assert create_backbone("flat").name == "flat?scale=1.0"
+    assert not has_published_weights("flat")
+    for options, message in [
+        ({"channels": 1}, "colour"),
+        ({"pretrained": True}, "from scratch"),
+        ({"weights": Path("x.pth")}, "from scratch"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            create_backbone("flat", **options)
+
+
+def test_names_and_what_they_are_come_without_torch() -> None:
+    code = (
+        "import sys; from hashlens.models.backbones import describe_backbones;"
+        "print(*describe_backbones()); assert 'torch' not in sys.modules"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    names = answer.stdout.split()
+    assert names == ["alexnet", "caffenet", "resnet9", "smallcnn", "timm:NAME"]
+    assert all(describe_backbones().values())
+    assert [name for name in names if has_published_weights(name)] == ["alexnet", "timm:NAME"]
 
 
 def test_alexnet_and_caffenet_give_f7(tmp_path: Path) -> None:
@@ -91,10 +166,15 @@ def _safetensors(path: Path, **tensors: torch.Tensor) -> Path:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet10", {}, "known are smallcnn"),
+        ("resnet10", {}, "known are alexnet, caffenet, resnet9, smallcnn, timm:NAME"),
         ("timm:mobilenet_v99", {}, "timm has no model"),
         ("timm:mobilenetv2_050?no_such=1", {}, "could not be built"),
-        ("resnet9?depth=3", {}, "takes no options"),
+        ("resnet9?depth=3", {}, "takes only \\['width'\\]"),
+        ("alexnet?depth=3", {}, "takes no options"),
+        ("timm:mobilenetv2_050?size=64", {}, "no option of this name"),
+        ("timm", {}, "as in timm:NAME"),
+        ("timm:", {}, "as in timm:NAME"),
+        ("smallcnn:tiny", {}, "no colon"),
         ("smallcnn?x", {}, "KEY=VALUE"),
         ("resnet9?width=wide", {}, "whole number"),
         ("resnet9?width=True", {}, "whole number"),

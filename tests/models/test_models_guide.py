@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hashlens.models.backbones import describe_backbones
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,3 +23,9 @@ def test_the_encoding_example(monkeypatch: pytest.MonkeyPatch) -> None:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, {})
         assert printed.getvalue() == expected
+
+
+def test_the_table_has_every_backbone() -> None:
+    page = (ROOT / "docs" / "guides" / "models.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9]+(?::NAME)?)` \|", page, re.MULTILINE)
+    assert sorted(rows) == list(describe_backbones())

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, Literal
 
 from hashlens.errors import InvalidInputError
+from hashlens.models.backbones import describe_backbones
 from hashlens.training.objectives import objectives
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -46,7 +47,7 @@ class TrainingConfig:
     recipe: str = _option("small", "Recipe that the values come from")
     bits: int = _option(48, "Length of a code; 48 if left out", 8, 1024)
     objective: str = _option("latent", "What is minimised", choices=tuple(objectives()))
-    backbone: str | None = _option(None, "smallcnn, resnet9, alexnet, caffenet or timm:NAME")
+    backbone: str | None = _option(None, " or ".join(describe_backbones()))
     weights: str | None = _option(None, "File with weights that the backbone starts from")
     pretrained: bool | None = _option(None, "Start from the backbone's published weights")
     freeze_backbone: bool | None = _option(

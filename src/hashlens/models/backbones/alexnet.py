@@ -9,13 +9,8 @@ from torch import nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import MissingExtraError, ModelError
-from hashlens.models.backbones.base import (
-    Backbone,
-    StartWeights,
-    load_weights,
-    read_weights,
-    start_from_file,
-)
+from hashlens.models.backbones import Backbone, StartWeights, register_backbone
+from hashlens.models.backbones.weights import load_weights, read_weights, start_from_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,17 +19,18 @@ MIN_SIZE = 63  # below it nothing is left to pool
 _LICENCE = "BSD-3-Clause (torchvision); ImageNet's own terms may apply"
 
 
-def create_alexnet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
+@register_backbone
+def alexnet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
     """AlexNet (Krizhevsky et al., 2012; torchvision's layers); features are F7 after its ReLU."""
     if size is not None and size < MIN_SIZE:
         raise ModelError(f"alexnet takes images of at least {MIN_SIZE} px, got {size}")
     try:
-        from torchvision.models import AlexNet_Weights, alexnet
+        from torchvision import models
     except ImportError as error:
         raise MissingExtraError("alexnet", "train") from error
     try:
-        published = AlexNet_Weights.IMAGENET1K_V1 if pretrained and weights is None else None
-        network = alexnet(weights=published)
+        published = models.AlexNet_Weights.IMAGENET1K_V1 if pretrained and weights is None else None
+        network = models.alexnet(weights=published)
     except (URLError, OSError) as error:
         raise ModelError(
             f"could not download torchvision's AlexNet weights ({error}); give them with "

@@ -13,13 +13,8 @@ from torch import Tensor, nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones.base import (
-    Backbone,
-    StartWeights,
-    load_weights,
-    read_weights,
-    start_from_file,
-)
+from hashlens.models.backbones import Backbone, StartWeights, register_backbone
+from hashlens.models.backbones.weights import load_weights, read_weights, start_from_file
 
 FEATURE_DIM = 4096
 # Means of ImageNet's pixels, red green blue, on 0 to 255; Caffe does not scale the pixels.
@@ -27,15 +22,11 @@ _MEAN = (122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255)
 _STD = (1 / 255, 1 / 255, 1 / 255)
 
 
-def create_caffenet(*, size: int | None, weights: Path | None, pretrained: bool) -> Backbone:
+@register_backbone
+def caffenet(*, size: int | None, weights: Path | None) -> Backbone:
     """CaffeNet; features are F7 after its ReLU, before the dropout (latent_dropout of training)."""
     if size not in (None, 227):
         raise ModelError(f"caffenet takes images of 227 px, got {size}; use alexnet for others")
-    if pretrained and weights is None:
-        raise ModelError(
-            "no download is known for CaffeNet's weights; give a converted file with "
-            "--weights FILE, or use --backbone alexnet"
-        )
     module = _caffenet()
     start = StartWeights()
     if weights is not None:

@@ -6,31 +6,15 @@ from torch import Tensor, nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones.base import Backbone, StartWeights
+from hashlens.models.backbones import Backbone, register_backbone
 
 _MEAN = (0.4914, 0.4822, 0.4465)
 _STD = (0.2470, 0.2435, 0.2616)
 MIN_SIZE = 16
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(_convolution(width, width), _convolution(width, width))
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = images + self.layers(images)
-        return out
-
-
-def _convolution(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
-    if pool:
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-def create_resnet9(*, channels: int, size: int | None, width: int = 64) -> Backbone:
+@register_backbone
+def resnet9(*, channels: int, size: int | None, width: int = 64) -> Backbone:
     """ResNet-9: four convolutions, two residual blocks, global max pooling.
 
     After the network of the DAWNBench CIFAR-10 entries (D. Page, 2018), with pooling before
@@ -60,4 +44,21 @@ def create_resnet9(*, channels: int, size: int | None, width: int = 64) -> Backb
         size=size, channels=3 if channels == 3 else 1, mean=mean, std=std, resize="squash"
     )
     name = "resnet9" if width == 64 else f"resnet9?width={width}"
-    return Backbone(name, module, 8 * width, preprocessing, StartWeights())
+    return Backbone(name, module, 8 * width, preprocessing)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = images + self.layers(images)
+        return out
+
+
+def _convolution(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))

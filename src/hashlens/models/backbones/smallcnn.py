@@ -6,14 +6,15 @@ from torch import nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones.base import Backbone, StartWeights
+from hashlens.models.backbones import Backbone, register_backbone
 
 MIN_SIZE, MAX_SIZE = 8, 64
 FEATURE_DIM = 256
 DROPOUT = 0.3
 
 
-def create_smallcnn(*, channels: int, size: int | None) -> Backbone:
+@register_backbone
+def smallcnn(*, channels: int, size: int | None) -> Backbone:
     """Two pairs of convolutions, each pair pooled to half the side, and a layer of 256 features."""
     size = size or 28
     if not MIN_SIZE <= size <= MAX_SIZE:
@@ -42,7 +43,7 @@ def create_smallcnn(*, channels: int, size: int | None) -> Backbone:
         std=(0.5,) * channels,
         resize="squash",
     )
-    return Backbone("smallcnn", module, FEATURE_DIM, preprocessing, StartWeights())
+    return Backbone("smallcnn", module, FEATURE_DIM, preprocessing)
 
 
 def _convolution(inputs: int, outputs: int) -> list[nn.Module]:

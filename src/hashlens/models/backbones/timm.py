@@ -1,35 +1,34 @@
-"""Any timm model as a backbone: its pooled features before the classifier."""
+"""Any timm model, written timm:NAME: its pooled features before the classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import torch
 from torch import nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import MissingExtraError, ModelError
-from hashlens.models.backbones.base import (
-    Backbone,
-    StartWeights,
-    read_metadata,
-    read_weights,
-    start_from_file,
-)
+from hashlens.models.backbones import Backbone, StartWeights, register_backbone
+from hashlens.models.backbones.weights import read_metadata, read_weights, start_from_file
 
 FILTERS = ("bilinear", "bicubic", "lanczos")
+_TINY = 64  # px: enough for most models to state their width
 
 
-def create_timm(
-    name: str,
-    options: Mapping[str, Any],
+@register_backbone
+def timm(
     *,
+    model: str,
     channels: int,
     size: int | None,
     weights: Path | None,
     pretrained: bool,
+    **options: Any,
 ) -> Backbone:
     """Build a timm model without its classifier.
 
@@ -37,37 +36,51 @@ def create_timm(
     metadata; they then hold for the model, unless the name or the call states its own.
     """
     try:
-        import timm
+        library: Any = import_module("timm")
     except ImportError as error:
-        raise MissingExtraError(f"the backbone timm:{name}", "train") from error
-    if not timm.is_model(name.split(".")[0]):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
-        raise ModelError(f"timm has no model {name!r}" + (f"; near it are {near}" if near else ""))
-    metadata: dict[str, str] = {}
-    arguments: dict[str, Any] = dict(options)
-    overlay: dict[str, Any] = {}
+        raise MissingExtraError(f"the backbone timm:{model}", "train") from error
+    if not library.is_model(model.split(".")[0]):
+        near = ", ".join(library.list_models(f"*{model.split('_')[0]}*")[:5])
+        raise ModelError(f"timm has no model {model!r}" + (f"; near it are {near}" if near else ""))
+    stated: dict[str, Any] = {}
     if weights is not None:
         read_weights(weights)  # a clear message before timm's own
         metadata = read_metadata(weights)
-        overlay = {"file": str(weights), **_stated_by_file(metadata)}
+        stated = {"file": str(weights), **_stated_by_file(metadata)}
         if "pad_type" in metadata:
-            arguments.setdefault("pad_type", metadata["pad_type"])
-    module, config = _create(
-        timm, name, arguments, overlay, channels, size, pretrained or weights is not None
-    )
+            options.setdefault("pad_type", metadata["pad_type"])
+    published = library.get_pretrained_cfg(model)
+    fixed = bool(published and published.fixed_input_size)
+    try:
+        module: nn.Module = library.create_model(
+            model,
+            pretrained=pretrained or weights is not None,
+            num_classes=0,
+            in_chans=channels,
+            pretrained_cfg_overlay=stated or None,
+            **({"img_size": size} if size and fixed else {}),
+            **options,
+        )
+    except Exception as error:  # timm and the hub raise errors of every kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"timm:{model} could not be built ({reason}); check the options in its name, give "
+            "fitting weights with --weights FILE, or start from scratch with --no-pretrained"
+        ) from error
+    preprocessing = _preprocessing(library.data.resolve_model_data_config(module), channels, size)
+    name = f"timm:{model}" + (f"?{urlencode(sorted(options.items()))}" if options else "")
+    width = _width(module, name, preprocessing, fixed)
     start = StartWeights()
     if weights is not None:
         start = start_from_file(weights)
     elif pretrained:
-        tag = module.pretrained_cfg.get("tag")
+        settings: Any = module.pretrained_cfg
+        tag = settings.get("tag")
         start = StartWeights(
-            f"timm {name}" + (f".{tag}" if tag and "." not in name else ""),
-            str(module.pretrained_cfg.get("license") or "not stated"),
+            f"timm {model}" + (f".{tag}" if tag and "." not in model else ""),
+            str(settings.get("license") or "not stated"),
         )
-    full_name = f"timm:{name}" + (f"?{urlencode(sorted(arguments.items()))}" if arguments else "")
-    return Backbone(
-        full_name, module, int(module.num_features), _preprocessing(config, channels, size), start
-    )
+    return Backbone(name, module, width, preprocessing, start)
 
 
 def _stated_by_file(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -87,37 +100,6 @@ def _stated_by_file(metadata: Mapping[str, str]) -> dict[str, Any]:
     return stated
 
 
-def _create(
-    timm: Any,
-    name: str,
-    arguments: Mapping[str, Any],
-    overlay: Mapping[str, Any],
-    channels: int,
-    size: int | None,
-    pretrained: bool,
-) -> tuple[Any, dict[str, Any]]:
-    """The module without its classifier, and timm's data configuration."""
-    fixed = timm.get_pretrained_cfg(name)
-    extra = {"img_size": size} if size and fixed and fixed.fixed_input_size else {}
-    try:
-        module: nn.Module = timm.create_model(
-            name,
-            pretrained=pretrained,
-            num_classes=0,
-            in_chans=channels,
-            pretrained_cfg_overlay=dict(overlay) or None,
-            **extra,
-            **arguments,
-        )
-    except Exception as error:  # timm and the hub raise of every kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"timm:{name} could not be built ({reason}); check the name's options, give "
-            "fitting weights with --weights FILE, or leave out --pretrained"
-        ) from error
-    return module, dict(timm.data.resolve_model_data_config(module))
-
-
 def _preprocessing(config: Mapping[str, Any], channels: int, size: int | None) -> Preprocessing:
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if channels == 1:
@@ -130,3 +112,27 @@ def _preprocessing(config: Mapping[str, Any], channels: int, size: int | None) -
         resize="squash",
         interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
     )
+
+
+def _width(module: nn.Module, name: str, preprocessing: Preprocessing, fixed: bool) -> int:
+    """Width of the features that come out; timm's ``num_features`` is another for many models."""
+    size, training = preprocessing.size, module.training
+    module.eval()
+    for side in {size} if fixed or size <= _TINY else (_TINY, size):
+        try:
+            with torch.no_grad():
+                features = module(torch.zeros(1, preprocessing.channels, side, side))
+            break
+        except Exception as error:  # too small for this model; each says so in its own way
+            if side == size:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ModelError(
+                    f"{name} does not take images of {size} px ({reason}); use another --size"
+                ) from error
+    module.train(training)
+    if features.ndim != 2:
+        raise ModelError(
+            f"{name} gives features of shape {tuple(features.shape[1:])} per image, expected one "
+            "vector; use another timm model"
+        )
+    return int(features.shape[1])

@@ -14,6 +14,7 @@ import numpy as np
 from hashlens.data.labels import require_labels
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
+from hashlens.models.backbones import has_published_weights
 from hashlens.training.config import TrainingConfig
 
 RECIPES = ("auto", "small", "finetune", "paper")
@@ -141,7 +142,7 @@ def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str
     if values.get("weights"):
         start = "weights to start from are given"
     elif values.get("pretrained") or (
-        values.get("pretrained") is None and _is_published(values.get("backbone") or "")
+        values.get("pretrained") is None and _is_published(values.get("backbone"))
     ):
         start = "a pre-trained backbone is asked for"
     elif values.get("freeze_backbone") and not values.get("backbone"):
@@ -154,9 +155,8 @@ def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str
     )
 
 
-def _is_published(backbone: str) -> bool:
-    """Whether weights of a backbone can be downloaded."""
-    return backbone.startswith(("timm:", "alexnet"))
+def _is_published(backbone: str | None) -> bool:
+    return backbone is not None and has_published_weights(backbone)
 
 
 def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig, list[str]]:

@@ -1,77 +1,18 @@
-"""Starting weights from a file: safetensors, or a PyTorch state dict read without pickle's code."""
+"""Starting weights from a file: safetensors, or a PyTorch state dict, read without running code."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hashlens.errors import ModelError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hashlens.data.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True)
-class StartWeights:
-    """Where a network's first weights came from, for the model card.
-
-    Attributes
-    ----------
-    origin : str
-        "random", a file's name, or the name of published weights.
-    licence : str
-        Licence of those weights as their publisher states it; "none needed" for random ones,
-        "not stated" where the file does not say.
-    """
-
-    origin: str = "random"
-    licence: str = "none needed"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network without its head.
-
-    Attributes
-    ----------
-    name : str
-        Rebuilds the same structure through ``create_backbone``; holds every option.
-    module : Module
-        Images (n, channels, size, size) to features (n, feature_dim).
-    feature_dim : int
-        Width d of the features.
-    preprocessing : Preprocessing
-        How an image becomes the module's input.
-    start : StartWeights
-        Where its weights came from.
-    """
-
-    name: str
-    module: nn.Module
-    feature_dim: int
-    preprocessing: Preprocessing
-    start: StartWeights
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Text metadata of a safetensors file; empty for other files."""
-    _check_file(path)
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+from hashlens.models.backbones import StartWeights
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -122,6 +63,18 @@ def start_from_file(path: Path) -> StartWeights:
     origin = f"{path.name} ({source})" if source else path.name
     stated = metadata.get("license") or metadata.get("licence")
     return StartWeights(origin, stated or (f"as stated by: {source}" if source else "not stated"))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Text metadata of a safetensors file; empty for other files."""
+    _check_file(path)
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _check_file(path: Path) -> None:
