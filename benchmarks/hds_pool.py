@@ -51,15 +51,15 @@ def main() -> None:
     print(f"{len(database)} images, {len(queries)} queries, {encoder.bits} bits")
     for k in (10, 100):
         score, took, exact = measure(k, mode="es")
-        print(f"k={k:<4} ES         precision {score:.4f}            {took:.3f} ms a query")
+        print(f"k={k:<4} ES         precision {score:.4f}            {took:.3f} ms per query")
         score, took, _ = measure(k, mode="bcs")
-        print(f"k={k:<4} BCS        precision {score:.4f}            {took:.3f} ms a query")
+        print(f"k={k:<4} BCS        precision {score:.4f}            {took:.3f} ms per query")
         for pool in (pool for pool in POOLS if pool >= k):
             measure(k, mode="hds", pool=pool)
             score, took, ids = measure(k, mode="hds", pool=pool)
             same = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(ids, exact, strict=True)])
             text = f"k={k:<4} HDS {pool:>6} precision {score:.4f} of ES {same:.3f}"
-            print(f"{text} {took:.3f} ms a query")
+            print(f"{text} {took:.3f} ms per query")
 
 
 if __name__ == "__main__":

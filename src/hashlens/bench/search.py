@@ -415,7 +415,7 @@ def features_summary(results: dict[str, Any]) -> list[str]:
         scaled = whole["minimum"] * plan["n"] / whole["n"]
         lines.append(
             f"- Batches of {q}: twice the features take {whole['minimum'] / half['minimum']:.2f} "
-            f"times as long, so {plan['n']:,} would take {scaled:,.0f} ms a query; 128-bit codes "
+            f"times as long, so {plan['n']:,} would take {scaled:,.0f} ms per query; 128-bit codes "
             f"take {codes[0]['minimum']:.4f} ms, {scaled / codes[0]['minimum']:,.0f} times less "
             f"(paper: {PAPER_TIMES})."
         )
@@ -424,21 +424,21 @@ def features_summary(results: dict[str, Any]) -> list[str]:
 
 _EXACT = (
     ("bits", "bits", "d"), ("queries", "queries", "d"), ("k", "k", "d"), ("engine", "engine", "s"),
-    ("ms a query, minimum", "minimum", ".4f"), ("median", "median", ".4f"),
+    ("ms per query, minimum", "minimum", ".4f"), ("median", "median", ".4f"),
     ("rounds", "rounds", "d"), ("times faster than FAISS", "times_faster", ".1f"),
 )  # fmt: skip
 _RECALL = (
     ("engine", "engine", "s"), ("setting", "setting", "s"), ("recall at 10", "recall", ".3f"),
-    ("ms a query, minimum", "minimum", ".4f"), ("median", "median", ".4f"),
+    ("ms per query, minimum", "minimum", ".4f"), ("median", "median", ".4f"),
     ("seconds to build", "build_seconds", ".2f"),
 )  # fmt: skip
 _GROWTH = (
     ("codes", "n", ",d"), ("data", "data", "s"), ("engine", "engine", "s"),
-    ("ms a query, minimum", "minimum", ".3f"), ("median", "median", ".3f"),
+    ("ms per query, minimum", "minimum", ".3f"), ("median", "median", ".3f"),
 )  # fmt: skip
 _FEATURES = (
     ("features", "n", ",d"), ("dimensions", "dimensions", "d"), ("queries", "queries", "d"),
-    ("engine", "engine", "s"), ("ms a query, minimum", "minimum", ".2f"),
+    ("engine", "engine", "s"), ("ms per query, minimum", "minimum", ".2f"),
     ("median", "median", ".2f"),
 )  # fmt: skip
 
@@ -501,7 +501,7 @@ def _plot_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
             markersize=14 if engine == DATABASE else 6,
             label=engine,
         )
-    axes.set(xlabel="recall at 10", ylabel="queries a second", yscale="log")
+    axes.set(xlabel="recall at 10", ylabel="queries per second", yscale="log")
     axes.set_title(f"{rows[0]['n']:,} codes of 128 bits, batches of 256")
 
 
@@ -534,4 +534,4 @@ def _plot_exact(axes: Any, rows: list[dict[str, Any]]) -> None:
         ]
         axes.bar([c + 0.27 * (e - 1) for c in range(len(cells))], times, 0.26, label=engine)
     axes.set_xticks(range(len(cells)), [f"{q} queries\nk = {k}" for q, k in cells], fontsize=8)
-    axes.set(ylabel="ms a query", yscale="log", title=f"{rows[0]['n']:,} codes of 128 bits")
+    axes.set(ylabel="ms per query", yscale="log", title=f"{rows[0]['n']:,} codes of 128 bits")

@@ -461,12 +461,12 @@ _CHECKED = (
 _MERGED = (("shards", "shards", "d"), ("merge ms", "ms", ".3f"))
 _PLANS = (
     ("images", "images", ".0e"), ("plan", "aim", "s"), ("shards", "shards", "d"),
-    ("machines", "machines", "d"), ("codes a shard", "each", ".1e"),
+    ("machines", "machines", "d"), ("codes per shard", "each", ".1e"),
     ("memory GB", "memory_gb", ".0f"), ("disk TB", "disk_tb", ".2f"),
     ("query ms", "query_ms", ".1f"), ("scan ms", "scan_ms", ".1f"), ("asking ms", "ask_ms", ".1f"),
     ("network ms", "network_ms", ".1f"), ("reads ms", "reads_ms", ".1f"),
-    ("kB a query", "traffic_kb", ",.0f"), ("queries a second", "queries_per_second", ",.0f"),
-    ("CPU ms at the front end", "front_end_ms", ".1f"), ("price a month", "price", ",.0f"),
+    ("kB per query", "traffic_kb", ",.0f"), ("queries per second", "queries_per_second", ",.0f"),
+    ("CPU ms at the front end", "front_end_ms", ".1f"), ("price per month", "price", ",.0f"),
 )  # fmt: skip
 _TABLES = (
     ("Measured", "fitted_on", _MEASURED),
@@ -538,7 +538,7 @@ def _plot_here(axes: Any, results: dict[str, Any]) -> None:
             for s in counts
         ]
         axes.plot(counts, line, color=_COLOURS[i], linewidth=1)
-    axes.set(xlabel="shards", ylabel="ms a query", ylim=(0, None), xticks=counts)
+    axes.set(xlabel="shards", ylabel="ms per query", ylim=(0, None), xticks=counts)
     axes.set_title(f"All shards on one machine of {results['cores']} cores; lines: model")
     axes.legend(fontsize=8)
 
@@ -555,7 +555,7 @@ def _plot_beyond(axes: Any, results: dict[str, Any]) -> None:
             counts, times, color=_COLOURS[i], marker=_MARKERS[i], markersize=4,
             label=f"$10^{{{exponent}}}$ images",
         )  # fmt: skip
-    axes.set(xlabel="machines that hold the images once", ylabel="ms a query, predicted")
+    axes.set(xlabel="machines that hold the images once", ylabel="ms per query, predicted")
     axes.set(xscale="log", yscale="log", title="One shard a machine of 16 cores")
     axes.legend(fontsize=8)
 

@@ -439,7 +439,14 @@ def ways_table(run: Comparison, kept: Kept) -> Table | None:
         ]
         for key, text in WAYS.items()
     ]
-    headers = ["way", "precision@10", "precision@1000", "mAP@1000", "ms a query", "ES time / time"]
+    headers = [
+        "way",
+        "precision@10",
+        "precision@1000",
+        "mAP@1000",
+        "ms per query",
+        "ES time / time",
+    ]
     return Table(headers, rows, digits=3)
 
 

@@ -343,7 +343,12 @@ def ways_table(scores: dict[str, Any]) -> Table:
         for key in NAMES
         if key in ways
     ]
-    headers = ["", *(f"precision@{k}" for k in (1, 10, 100, 1000)), "ms a query", "ES time / time"]
+    headers = [
+        "",
+        *(f"precision@{k}" for k in (1, 10, 100, 1000)),
+        "ms per query",
+        "ES time / time",
+    ]
     return Table(headers, rows, digits=3)
 
 

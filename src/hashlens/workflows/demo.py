@@ -60,7 +60,7 @@ class DemoResult:
             ]
             for mode, scores in self.scored.evaluation.modes.items()
         ]
-        return Table(["", "precision@10", "mAP@1000", "ms a query"], rows)
+        return Table(["", "precision@10", "mAP@1000", "ms per query"], rows)
 
 
 def run_demo(

@@ -323,7 +323,7 @@ TIES = (
 
 def score_table(evaluation: Evaluation, ks: Sequence[int] = (1, 10, 100, 1000)) -> Table:
     """One row a way to search."""
-    headers = ["", "mAP@1000", "over ties", *(f"precision@{k}" for k in ks), "ms a query"]
+    headers = ["", "mAP@1000", "over ties", *(f"precision@{k}" for k in ks), "ms per query"]
     rows: list[list[Cell]] = [
         [
             MODE_NAMES[mode],
