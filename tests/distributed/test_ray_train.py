@@ -1,4 +1,4 @@
-"""The guide's Ray Train program, run as it stands there: two processes train one model."""
+"""The guide's Ray Train program, run as it is there: two processes train one model."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def test_the_guides_program_trains_with_two_processes(
         program = program.replace(shown, here)
     exec(compile(program, str(GUIDE), "exec"), {"__name__": "program"})
 
-    from hashlens import Encoder
-    from hashlens.data.opening import open_source
+    from hashlens import Encoder, open_source
 
     encoder = Encoder.load(tmp_path / "model")
     codes, _ = encoder.encode(open_source("digits#test").uris[:5])
