@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -91,3 +92,27 @@ def test_every_process_has_an_image() -> None:
         _training(world=9)
     with pytest.raises(InvalidInputError, match=r"at least 3 validation images, .*, got 2"):
         ValidationBatches(PIXELS, TARGETS, ROWS[:2], batch_size=7, rank=0, world=3)
+
+
+class _Slow(HeldPixels):
+    """Makes the second batch wait until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(50, 2, 2, 1))
+        self.calls, self.finished, self.let_go = 0, 0, threading.Event()
+
+    def gather(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        if self.calls > 1:
+            self.let_go.wait(30)
+        self.finished += 1
+        return super().gather(rows)
+
+
+def test_batches_that_are_dropped_wait_for_nothing() -> None:
+    slow = _Slow()
+    batches = iter(TrainingBatches(slow, TARGETS, ROWS, batch_size=8, seed=1, epoch=lambda: 0))
+    next(batches)
+    del batches  # waiting here would swallow a Ctrl-C
+    assert slow.finished == 1
+    slow.let_go.set()

@@ -248,13 +248,16 @@ class TrainingBatches:
             slice(start + self._rank, start + self._batch_size, self._world)
             for start in range(0, len(self) * self._batch_size, self._batch_size)
         ]
-        with ThreadPoolExecutor(1, "batches") as ahead:
+        ahead = ThreadPoolExecutor(1, "batches")
+        try:
             coming = ahead.submit(self._batch, order[slices[0]], draws[slices[0]])
             for following in [*slices[1:], None]:
                 batch = coming.result()
                 if following is not None:
                     coming = ahead.submit(self._batch, order[following], draws[following])
                 yield batch
+        finally:  # often run by the garbage collector, where waiting would swallow a Ctrl-C
+            ahead.shutdown(wait=False)
 
     def _batch(self, order: Rows, draws: NDArray[np.float32]) -> Batch:
         return _readable_batch(
