@@ -9,7 +9,7 @@ from __future__ import annotations
 
 def system_reason(error: OSError) -> str:
     """What the system says of a failure, such as ``permission denied``."""
-    return (error.strerror or str(error)).lower()
+    return error.strerror.lower() if error.strerror else str(error)
 
 
 class HashlensError(Exception):

@@ -1,12 +1,23 @@
-"""Names of files as text: absolute paths, or ``file:`` URIs where a name is not UTF-8.
+"""Files: their names as text, digests of their content, and writing them whole or not at all.
 
-Sources name images so, and an index finds them again by the same names.
+Images are named by absolute paths, by ``file:`` URIs where a path is not valid UTF-8, or as rows
+of a table: ``/photos/x.parquet#7``, ``digits#3``, ``hub:OWNER/NAME#train#12``.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import platform
+import re
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
 
@@ -28,3 +39,185 @@ def uri_path(uri: str) -> Path:
     if uri.startswith("file://"):
         return Path(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
     return Path(os.path.expanduser(uri))
+
+
+class Row(NamedTuple):
+    """One image of a table.
+
+    Attributes
+    ----------
+    table : str
+        Path or URI of a parquet file, ``digits``, or ``hub:NAME#SPLIT``.
+    row : int
+        From 0 on.
+    """
+
+    table: str
+    row: int
+
+    @property
+    def is_in_file(self) -> bool:
+        """Whether the table is a parquet file."""
+        return self.table.lower().endswith(".parquet")
+
+
+_ROW = re.compile(
+    r"(?P<table>digits|hub:.+#[^#]+|.+\.(?i:parquet))#(?P<row>[0-9]+)", re.ASCII | re.DOTALL
+)
+
+
+def row_uri(table: str, row: int) -> str:
+    """URI of a row of a table."""
+    return f"{table}#{row}"
+
+
+def parse_row(uri: str) -> Row | None:
+    """The row that a URI names; None where it names something else, such as a file."""
+    match = _ROW.fullmatch(uri)
+    return None if match is None else Row(match["table"], int(match["row"]))
+
+
+_DIGEST_BYTES = 16
+
+
+class FileState(NamedTuple):
+    """How a file looked when its image was encoded.
+
+    Attributes
+    ----------
+    size : int
+        In bytes.
+    mtime_ns : int
+        Time of last change.
+    digest : bytes
+        Digest of the content, 16 bytes.
+    """
+
+    size: int
+    mtime_ns: int
+    digest: bytes
+
+
+def content_digest(data: bytes) -> bytes:
+    """BLAKE2b of a file's content, 16 bytes."""
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+
+
+def file_state(path: str | os.PathLike[str]) -> FileState | None:
+    """How a file looks now; None where there is no regular file that can be read.
+
+    Size and time are taken before the content is read, so that a change during the reading is
+    noticed the next time.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
+    except (OSError, ValueError):
+        return None
+    return FileState(status.st_size, status.st_mtime_ns, digest.digest())
+
+
+def replace_file(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: a reader, or a crash, finds the old or the new content.
+
+    ``content`` is bytes, text (UTF-8), or a function that writes the file at the path it is
+    given, such as ``picture.save``.
+    """
+    with written_aside(path) as aside:
+        if callable(content):
+            content(aside)
+        else:
+            aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A free name in the same folder to write a file or a folder at.
+
+    It becomes ``path``, synced, when the block ends; after an error it is removed.
+    """
+    writer = f"{_HOST}-{os.getpid()}-{threading.get_native_id()}"
+    aside = path.with_name(f".new-{writer}-{path.name[-60:]}")  # not too long; ends alike
+    _remove(aside)  # of a process that had the same numbers and was killed
+    try:
+        yield aside
+        move(aside, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and str(error.filename).startswith(str(aside)):
+            error.filename = str(path)  # the name that the user knows
+        with suppress(OSError):
+            _remove(aside)
+        raise
+
+
+_HOST = hashlib.blake2b(os.fsencode(platform.node()), digest_size=4).hexdigest()
+_ASIDE = re.compile(rf"\.new-{_HOST}-(?P<process>[0-9]+)-[0-9]+-.+", re.DOTALL)
+
+
+def move(source: Path, target: Path) -> None:
+    """Sync a file or a folder to the disk, then rename it to ``target`` in one step.
+
+    A file there is replaced; a folder there must be empty.
+    """
+    _sync(source)
+    os.replace(source, target)
+    sync_directory(target.parent)
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in a folder durable, where the system knows how."""
+    if os.name == "nt":
+        return
+    try:
+        _sync_one(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove from a folder what killed processes of this machine left half written."""
+    with suppress(OSError):
+        for path in list(folder.glob(".new-*")):
+            match = _ASIDE.fullmatch(path.name)
+            if match is not None and not _is_running(int(match["process"])):
+                _remove(path)
+
+
+def _sync(path: Path) -> None:
+    if not path.is_dir():
+        _sync_one(path)
+        return
+    for inside in path.iterdir():
+        _sync(inside)
+    sync_directory(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

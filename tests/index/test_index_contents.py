@@ -13,8 +13,8 @@ from PIL import Image
 from pixel_encoder import PixelEncoder, add_codes, save_pictures
 
 from hashlens import HashIndex, ImageError, IndexStoreError, InvalidInputError, SearchOptions
+from hashlens.files import content_digest
 from hashlens.index import writing
-from hashlens.index.files import content_digest
 
 HOSTILE = [
     "plain",

@@ -13,7 +13,7 @@ from PIL import Image
 from hashlens import Encoder, HashIndex
 from hashlens.data.folders import list_images
 from hashlens.data.opening import open_source
-from hashlens.index.files import content_digest
+from hashlens.files import content_digest
 from hashlens.service.app import create_app
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits

@@ -162,8 +162,8 @@ def test_the_old_model_stays_until_the_new_one_is_whole(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hashlens.models.checkpoint.write_atomically", full)
-    with pytest.raises(ModelError, match="No space left"):
+    monkeypatch.setattr("hashlens.models.checkpoint.replace_file", full)
+    with pytest.raises(ModelError, match="no space left"):
         fit(digits, quick(epochs=1, seed=5), out, overwrite=True, progress=False)
     assert load_model(out)[1].fingerprint == first.fingerprint
 

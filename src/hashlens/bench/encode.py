@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.packing import unpack_bits
-from hashlens.data.decoding import default_workers
 from hashlens.data.image import load_image
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError, SourceError
 from hashlens.index.hash_index import HashIndex
+from hashlens.machine import cores
 from hashlens.models.encoder import Encoder
 from hashlens.types import Codes
 
@@ -91,7 +91,7 @@ def measure_encoding(
     uris = _readable([source.uris[int(row)] for row in np.sort(drawn)], preprocessing.size_hint)
     if not uris:
         raise SourceError(f"{source.spec}: no image can be read, so there is nothing to measure")
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         start = perf_counter()
         pictures = list(
             pool.map(lambda uri: load_image(uri, size_hint=preprocessing.size_hint), uris)
@@ -111,7 +111,7 @@ def measure_encoding(
     return EncodingSpeed(
         n_images=n,
         batch_size=batch_size,
-        workers=default_workers(),
+        workers=cores(),
         rounds=rounds,
         decode=n / (decoded - start),
         transform=n / (transformed - decoded),
@@ -131,7 +131,7 @@ def _readable(uris: list[str], size_hint: int) -> list[str]:
             return False
         return True
 
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return [uri for uri, good in zip(uris, pool.map(opens, uris), strict=True) if good]
 
 

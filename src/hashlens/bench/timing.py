@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+
+from hashlens.machine import cores, processor_name, versions
 
 MIN_ROUNDS = 3
 
@@ -55,27 +54,14 @@ def interleaved(
 
 def environment(threads: int) -> dict[str, Any]:
     """Hardware and versions that a figure belongs to."""
-    versions = {}
-    for package in ("hashlens", "numpy", "numba", "faiss-cpu", "usearch"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    found = versions("hashlens", "numpy", "numba", "faiss-cpu", "usearch", "ray")
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        "processor": processor_name(),
+        "cores": cores(),
         "threads": threads,
-        "python": platform.python_version(),
-        "versions": versions,
+        "python": found.pop("python"),
+        "versions": found,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def as_rows(cell: Mapping[str, Any], timings: Mapping[str, Timing]) -> list[dict[str, Any]]:

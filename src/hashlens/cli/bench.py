@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -122,20 +121,19 @@ def shards_command(
     from hashlens.bench.shards import run, text, write
     from hashlens.bench.timing import environment
     from hashlens.distributed.cluster import connect
+    from hashlens.machine import cores
 
-    ray = connect(address)
+    connect(address)
 
     def report(line: str) -> None:
         typer.echo(line, err=True)
 
-    cores = os.cpu_count() or 1
     if folder is not None:
-        results = run(folder.absolute(), size, check, cores, report)
+        results = run(folder.absolute(), size, check, cores(), report)
     else:
         with tempfile.TemporaryDirectory() as made:
-            results = run(Path(made), size, check, cores, report)
-    results["environment"] = environment(cores)
-    results["environment"]["versions"]["ray"] = ray.__version__
+            results = run(Path(made), size, check, cores(), report)
+    results["environment"] = environment(cores())
     if out is not None:
         page = write(results, out, f"hashlens bench shards --size {size} --check {check}")
         typer.echo(f"page: {page}", err=True)

@@ -13,10 +13,12 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from hashlens.machine import cores
+
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hashlens-codes")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="hashlens-codes")
 
 
 if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
@@ -24,14 +26,10 @@ if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's t
 
 
 def thread_count() -> int:
-    """Threads a search may use: the process's affinity and numba's setting, whichever is less."""
+    """Threads a search may use: the process's cores or numba's setting, whichever is less."""
     import numba
 
-    if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-    else:
-        processors = os.cpu_count() or 1
-    return max(1, min(processors, int(numba.get_num_threads())))
+    return min(cores(), int(numba.get_num_threads()))
 
 
 def run_all(tasks: Sequence[Callable[[], None]]) -> None:

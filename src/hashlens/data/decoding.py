@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from hashlens.data.image import UnreadableImageError, image_name, load_image
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError
+from hashlens.machine import cores
 from hashlens.types import ImageInput, Skipped
 
 _CHUNK = 32  # images a thread takes at once
@@ -37,13 +37,6 @@ class DecodedImages(NamedTuple):
     pixels: NDArray[np.uint8]
     positions: NDArray[np.int64]
     skipped: tuple[Skipped, ...]
-
-
-def default_workers() -> int:
-    """Threads for decoding: the processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 def decode_source(
@@ -162,7 +155,7 @@ class _Batch:
 
 def _checked_workers(workers: int | None) -> int:
     if workers is None:
-        return default_workers()
+        return cores()
     if workers < 1:
         raise InvalidInputError(f"workers: expected 1 or more, got {workers}")
     return workers

@@ -11,6 +11,7 @@ from hashlens.data.labels import split_validation
 from hashlens.data.source import Source
 from hashlens.data.uris import RawImage
 from hashlens.errors import MissingExtraError, SourceError
+from hashlens.files import row_uri
 
 TEST_FRACTION = 0.2
 _SPLIT_SEED = 2015
@@ -37,7 +38,7 @@ class DigitImages:
 
     def uri(self, row: int) -> str:
         """``digits#ROW``."""
-        return f"digits#{row}"
+        return row_uri("digits", row)
 
     def read(self, row: int) -> RawImage:
         """Pixels of one digit, (8, 8) uint8."""

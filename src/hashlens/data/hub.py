@@ -14,6 +14,7 @@ from hashlens.data.labels import Labels, labels_from_arrow
 from hashlens.data.source import Source
 from hashlens.data.uris import RawImage
 from hashlens.errors import MissingExtraError, SourceError
+from hashlens.files import row_uri
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
@@ -31,7 +32,7 @@ class HubImages:
 
     def uri(self, row: int) -> str:
         """``hub:NAME#SPLIT#ROW``."""
-        return f"hub:{self.name}#{self.split}#{row}"
+        return row_uri(f"hub:{self.name}#{self.split}", row)
 
     def read(self, row: int) -> RawImage:
         """Encoded bytes of one row, or its file."""

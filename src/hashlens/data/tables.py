@@ -15,7 +15,7 @@ from hashlens.data.labels import Labels, labels_from_arrow
 from hashlens.data.source import Source
 from hashlens.data.uris import RawImage
 from hashlens.errors import MissingExtraError, SourceError
-from hashlens.files import path_uri
+from hashlens.files import path_uri, row_uri
 
 IMAGE_COLUMN = "image"
 LABEL_COLUMN = "label"
@@ -44,7 +44,7 @@ class ParquetImages:
 
     def uri(self, row: int) -> str:
         """``/abs/x.parquet#ROW``."""
-        return f"{path_uri(self.path)}#{row}"
+        return row_uri(path_uri(self.path), row)
 
     def read(self, row: int) -> RawImage:
         """Encoded bytes of one row."""

@@ -8,17 +8,17 @@ same images agree on every id, and ids never change when shards are added.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from hashlens.errors import IndexStoreError
+from hashlens.files import replace_file
 from hashlens.types import Ids
 
 FILE_NAME = "shards.json"
@@ -130,18 +130,12 @@ def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
             for shard in catalogue.shards
         ],
     }
-    aside = folder / f"{FILE_NAME}.new"
-    with aside.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(folder / FILE_NAME)
+    replace_file(folder / FILE_NAME, json.dumps(content, indent=1))
 
 
 def change_catalogue(folder: Path, change: Callable[[Catalogue], Catalogue]) -> None:
     """Replace the folder's catalogue by what ``change`` makes of it; one process at a time."""
-    with (folder / LOCK_NAME).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / LOCK_NAME):
         before = read_catalogue(folder)
         after = change(before)
         if after != before:

@@ -25,6 +25,7 @@ from hashlens.data.opening import open_source
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, is_sharded, write_catalogue
 from hashlens.distributed.cluster import connect
 from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError, SourceError
+from hashlens.files import replace_file
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
@@ -279,7 +280,7 @@ def _start_or_go_on(folder: Path, plan: dict[str, Any]) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise IndexStoreError(f"{folder}: expected a new or empty folder; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan))
+    replace_file(path, json.dumps(plan))
 
 
 def _skipped(shard_folder: Path) -> list[tuple[str, str]] | None:
@@ -349,9 +350,7 @@ def _write_shards(
             if progress is not None:
                 progress(len(batch["row"]))
         index.close()
-        aside = folder / f"{COMPLETE_NAME}.new"
-        aside.write_text(json.dumps({"skipped": skipped}))
-        aside.rename(folder / COMPLETE_NAME)
+        replace_file(folder / COMPLETE_NAME, json.dumps({"skipped": skipped}))
 
 
 def _add(

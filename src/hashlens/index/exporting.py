@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError
+from hashlens.files import remove_abandoned, written_aside
 from hashlens.index.rows import load_text
 from hashlens.index.snapshot import View
 from hashlens.index.store import file_errors
@@ -27,15 +28,11 @@ def export(view: View, path: Path, kind: str) -> None:
         raise InvalidInputError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
     if path.exists():
         raise IndexStoreError(f"{path}: exists already; choose another name or remove it")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     writers = {"faiss": _to_faiss, "parquet": _to_parquet, "numpy": _to_numpy}
     with file_errors(path):
-        try:
+        remove_abandoned(path.parent)
+        with written_aside(path) as aside:
             writers[kind](view, aside)
-            aside.rename(path)
-        except BaseException:
-            _remove(aside)
-            raise
 
 
 def _to_faiss(view: View, path: Path) -> None:
@@ -161,12 +158,3 @@ def _with_texts(view: View) -> Iterator[tuple[Ids, tuple[list[str | None], ...]]
 def _clean(text: str | None) -> str | None:
     """Text without lone surrogates, which Parquet cannot hold."""
     return text if text is None else text.encode("utf-8", "backslashreplace").decode()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        for left in path.iterdir():
-            left.unlink()
-        path.rmdir()
-    else:
-        path.unlink(missing_ok=True)

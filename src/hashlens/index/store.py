@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from hashlens.errors import IndexStoreError, system_reason
+from hashlens.files import remove_abandoned, written_aside
 from hashlens.index.layout import DATABASE, Meta, create_tables, read_meta
 from hashlens.index.where import METADATA_FUNCTION, metadata_value
 
@@ -65,11 +66,11 @@ class Store:
                 f"{path}: exists already; choose another name, or add to it with "
                 "`hashlens index add`"
             )
-        aside = path.with_name(f".{path.name}.{os.getpid()}.new")
         with file_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.mkdir()
-            try:
+            remove_abandoned(path.parent)
+            with written_aside(path) as aside:
+                aside.mkdir()
                 connection = sqlite3.connect(aside / DATABASE, isolation_level=None)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("BEGIN")
@@ -79,14 +80,6 @@ class Store:
                 for array in meta.arrays(aside).values():
                     array.create()
                 _write_head(aside, meta.commit)
-                sync_folder(aside)
-                aside.rename(path)
-            except BaseException:
-                for left in aside.iterdir():
-                    left.unlink()
-                aside.rmdir()
-                raise
-            sync_folder(path.parent)
         return Store(path)
 
     def meta(self) -> Meta:
@@ -249,18 +242,8 @@ def read_head(folder: Path) -> int | None:
     return int(commit) if zlib.crc32(data[:8]) == checksum else None
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names of new files in a folder durable."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_head(folder: Path, commit: int) -> None:
+    """Keep the number of a commit: in place, as a damaged number only means one check less."""
     number = struct.pack("<Q", commit)
     descriptor = os.open(folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o666)
     try:

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hashlens.errors import IndexStoreError
-from hashlens.files import path_uri, uri_path
+from hashlens.files import FileState, file_state, parse_row, path_uri, uri_path
 from hashlens.index import writing
-from hashlens.index.files import FileState, file_state
 from hashlens.index.rows import check_encoded, check_lengths, load_text, store_text
 from hashlens.index.store import Store
 from hashlens.index.writing import store_label
@@ -179,14 +178,8 @@ def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list
     sql = "SELECT id, uri, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
     for image_id, stored, *state in connection.execute(sql):
         uri = load_text(stored) or ""
-        if _is_row(uri):
+        if parse_row(uri) is not None:
             continue
         if uri.startswith((root, "file://")) and os.fspath(uri_path(uri)).startswith(root):
             known.setdefault(uri, []).append(_Known(image_id, *state))
     return known
-
-
-def _is_row(uri: str) -> bool:
-    """Whether a row of a parquet file is named, which no list of image files can hold."""
-    path, _, row = uri.rpartition("#")
-    return path.lower().endswith(".parquet") and row.isdecimal()

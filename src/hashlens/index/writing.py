@@ -15,8 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
-from hashlens.files import path_uri, uri_path
-from hashlens.index.files import NO_FILE, FileState, file_state
+from hashlens.files import (
+    FileState,
+    file_state,
+    parse_row,
+    path_uri,
+    row_uri,
+    sync_directory,
+    uri_path,
+)
 from hashlens.index.layout import (
     ARRAYS,
     ArrayFile,
@@ -32,7 +39,7 @@ from hashlens.index.rows import (
     store_metadata,
     store_text,
 )
-from hashlens.index.store import Store, sync_folder
+from hashlens.index.store import Store
 from hashlens.types import (
     Codes,
     EncodedBatch,
@@ -46,6 +53,7 @@ from hashlens.types import (
 
 _INSERT = "INSERT INTO images VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?)"
 _CONTENT = "uri, label, metadata, size, mtime_ns, digest"
+_NO_FILE = (None, None, None)
 
 
 class NewImage(NamedTuple):
@@ -200,7 +208,7 @@ def replace_images(
         for place, (image_id, file) in enumerate(zip(ids.tolist(), files, strict=True)):
             sql = "UPDATE images SET position = ? WHERE id = ?"
             connection.execute(sql, (meta.count + place, image_id))
-            _set(connection, image_id, dict(zip(FileState._fields, file or NO_FILE, strict=True)))
+            _set(connection, image_id, dict(zip(FileState._fields, file or _NO_FILE, strict=True)))
         _commit(connection, meta, count=meta.count + len(ids))
 
 
@@ -236,7 +244,7 @@ def _rows(
 ) -> Iterable[tuple[Any, ...]]:
     position = first_position
     for image_id, (uri, label, metadata, file) in enumerate(images, first_id):
-        state = file or NO_FILE
+        state = file or _NO_FILE
         checksum = row_checksum(image_id, uri, label, metadata, *state)
         yield (image_id, uri, label, metadata, position, *state, checksum)
         position += 1
@@ -339,11 +347,11 @@ def uri_of(image: ImageInput) -> str:
     if not isinstance(image, str | os.PathLike):
         return ""
     name = os.fspath(image)
-    path, mark, row = name.rpartition("#")
-    if mark and not os.path.exists(name) and os.path.exists(path):
-        return f"{os.path.abspath(path)}#{row}"
     if isinstance(image, str) and not os.path.exists(name):
-        return name
+        row = parse_row(name)
+        if row is None or not row.is_in_file or not os.path.exists(row.table):
+            return name
+        return row_uri(path_uri(row.table), row.row)
     return path_uri(name)
 
 
@@ -368,7 +376,7 @@ def compact(store: Store) -> int:
         old_files = meta.arrays(store.path)
         for name, file in new.arrays(store.path).items():
             write_checksums(connection, name, _copy(old_files[name], file, meta.count, positions))
-        sync_folder(store.path)
+        sync_directory(store.path)
         connection.execute("DELETE FROM images WHERE NOT alive")
         connection.execute("DELETE FROM dead")
         connection.executemany(

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hashlens.errors import MissingExtraError, ModelError
+from hashlens.errors import MissingExtraError, ModelError, system_reason
+from hashlens.files import move, remove_abandoned, replace_file
 from hashlens.machine import keep_freed_memory
 from hashlens.models.description import CARD_NAME, FORMAT_VERSION, ModelConfig, parse_config
 from hashlens.models.encoder import Batch, NetworkOutput
@@ -44,12 +43,12 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
     weights_name = f"weights-{config.fingerprint[:12]}.safetensors"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / weights_name, save(state))
+        replace_file(directory / weights_name, save(state))
         _write_config(directory, config, weights_name)
         _remove_other_weights(directory, weights_name)
     except OSError as error:
         raise ModelError(
-            f"{directory}: the model could not be written ({error.strerror or error}); a model "
+            f"{directory}: the model could not be written ({system_reason(error)}); a model "
             "that was there is kept: free space or choose another --out"
         ) from error
     return config
@@ -63,10 +62,10 @@ def replace_model(directory: Path, new: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for name in (weights.name, CARD_NAME, CONFIG_NAME):
             if (new / name).is_file():
-                os.replace(new / name, directory / name)
+                move(new / name, directory / name)
         _remove_other_weights(directory, weights.name)
     except OSError as error:
-        raise ModelError(f"{directory}: could not be written ({error.strerror})") from error
+        raise ModelError(f"{directory}: could not be written ({system_reason(error)})") from error
 
 
 def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
@@ -154,7 +153,9 @@ def update_config(directory: Path, **changes: Any) -> ModelConfig:
     try:
         _write_config(directory, config, weights.name)
     except OSError as error:
-        raise ModelError(f"{directory}: {CONFIG_NAME} could not be written ({error})") from error
+        raise ModelError(
+            f"{directory}: {CONFIG_NAME} could not be written ({system_reason(error)})"
+        ) from error
     return config
 
 
@@ -179,27 +180,8 @@ def fingerprint(state: Mapping[str, Tensor], config: ModelConfig) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: aside, synced, then renamed."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _remove_other_weights(directory: Path, kept: str) -> None:
+    remove_abandoned(directory)
     for path in directory.iterdir():
         if re.fullmatch(WEIGHTS_NAME, path.name) and path.name != kept:
             path.unlink()
@@ -208,7 +190,7 @@ def _remove_other_weights(directory: Path, kept: str) -> None:
 def _write_config(directory: Path, config: ModelConfig, weights_name: str) -> None:
     values = {**config.to_dict(), "weights": weights_name}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(directory / CONFIG_NAME, text.encode("utf-8"))
+    replace_file(directory / CONFIG_NAME, text)
 
 
 class TorchRunner:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from hashlens.data.decoding import decode_source
 from hashlens.data.source import Source
-from hashlens.errors import MissingExtraError, ModelError
-from hashlens.models.checkpoint import load_model, read_config, write_atomically
+from hashlens.errors import MissingExtraError, ModelError, system_reason
+from hashlens.files import replace_file
+from hashlens.models.checkpoint import load_model, read_config
 from hashlens.models.description import ModelConfig
 from hashlens.models.encoder import (
     INPUT,
@@ -106,11 +107,11 @@ def export_onnx(
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
+        replace_file(path, data)
     except OSError as error:
         raise ModelError(
-            f"{path}: could not be written ({error.strerror or error}); free space or choose "
-            "another place"
+            f"{path}: could not be written ({system_reason(error)}); free space or choose another "
+            "place"
         ) from error
     return ExportReport(
         path, len(data), config.fingerprint, bits_equal, feature_error, len(compared)

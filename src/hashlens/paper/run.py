@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import platform
 import re
-import subprocess
 import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +23,8 @@ from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError
+from hashlens.files import replace_file
+from hashlens.machine import hardware, versions
 from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.encoder import Encoder
 from hashlens.paper.gist import gist
@@ -182,15 +180,13 @@ class ResultStore:
             "method": name,
             "configuration": configuration,
             "scores": scores,
-            "versions": versions(),
+            "versions": versions(*_PACKAGES),
             "hardware": hardware(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         path = self._path(name, configuration)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        replace_file(path, json.dumps(kept, indent=1) + "\n")
         return kept
 
     def _path(self, name: str, configuration: dict[str, Any]) -> Path:
@@ -202,43 +198,6 @@ class ResultStore:
 def file_name(method: str) -> str:
     """A method's name, fit for a file: ``CNNH+`` becomes ``cnnh-plus``."""
     return re.sub(r"[^a-z0-9]+", "-", method.lower().replace("+", "-plus")).strip("-")
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that figures depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> str:
-    """Cores that this process may use, the processor, and the first GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = names[0]
-    except (OSError, IndexError):
-        name = platform.processor() or platform.machine()
-    return f"{cores} cores of {name}, {_gpu() or 'no GPU'}"
-
-
-def _gpu() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.splitlines()[0].strip() if answer.stdout.strip() else None
 
 
 KINDS = ("pixels", "gist")
@@ -267,9 +226,7 @@ def read_features(
     with ProgressBar("GIST", len(images), console=console) as bar:
         found = gist(pixels, progress=bar)
     cache.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_suffix(".part.npy")
-    np.save(aside, found)
-    aside.replace(kept)
+    replace_file(kept, lambda aside: np.save(aside, found))
     return found
 
 

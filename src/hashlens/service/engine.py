@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import os
 import threading
 import time
 from collections import defaultdict
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.machine import cores
 from hashlens.service.batching import BatchQueue, Slots
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
@@ -112,7 +112,7 @@ class Engine:
         )
 
     async def __aenter__(self) -> Engine:
-        sizes = {"decode": 2, "encode": 1, "search": max(2, os.cpu_count() or 1), "write": 1}
+        sizes = {"decode": 2, "encode": 1, "search": max(2, cores()), "write": 1}
         self._threads = {
             stage: ThreadPoolExecutor(size, thread_name_prefix=f"hashlens-{stage}")
             for stage, size in (sizes | {"files": 2}).items()

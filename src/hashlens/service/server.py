@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from hashlens.errors import system_reason
 from hashlens.service.errors import ServiceError
 from hashlens.service.limits import Limits
 
@@ -97,9 +98,9 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        reason = error.strerror or str(error)
         raise ServiceError(
-            f"{host} port {port}: cannot listen there ({reason}); choose another with --port"
+            f"{host} port {port}: cannot listen there ({system_reason(error)}); "
+            "choose another with --port"
         ) from None
     return bound
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from hashlens.data.image import load_image
 from hashlens.errors import HashlensError
-from hashlens.files import uri_path
-from hashlens.index.files import content_digest
+from hashlens.files import content_digest, parse_row, uri_path
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits
 
@@ -117,12 +116,11 @@ def _find(uri: str, digest: bytes | None) -> _Place | None:
     """
     if not uri:  # an image from memory
         raise _gone()
-    if uri.startswith(("digits#", "hub:")):
+    row = None if os.path.lexists(uri) else parse_row(uri)
+    if row is not None and not row.is_in_file:
         return None
-    base, mark, row = uri.rpartition("#")
-    is_row = bool(mark) and row.isdecimal() and base.lower().endswith(".parquet")
-    is_row = is_row and not os.path.lexists(uri)
-    path = uri_path(base if is_row else uri)
+    is_row = row is not None
+    path = uri_path(uri if row is None else row.table)
     linked = os.path.realpath(path) != str(path)
     if linked and (is_row or digest is None or os.path.abspath(path) != str(path)):
         log.warning("no thumbnail of %s: it leads through a link; index the real path", path)

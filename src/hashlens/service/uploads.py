@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -22,6 +21,7 @@ from fastapi import UploadFile
 from PIL import Image, JpegImagePlugin
 
 from hashlens.data.image import UnreadableImageError, load_image
+from hashlens.files import remove_abandoned, replace_file, sync_directory
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 
@@ -153,6 +153,7 @@ class UploadStore:
 
     def __init__(self, index: Path) -> None:
         self._folder = index.resolve() / FOLDER
+        remove_abandoned(self._folder)
 
     def keep(self, data: bytes) -> str:
         """Store an image durably; returns its URI."""
@@ -162,35 +163,14 @@ class UploadStore:
         if path.is_file() and path.stat().st_size == len(data):
             return str(path)
         try:
-            self._write(path, data)
+            if not self._folder.is_dir():
+                self._folder.mkdir(exist_ok=True)
+                sync_directory(self._folder.parent)
+            replace_file(path, data)
         except OSError as error:
             log.error("%s: an image could not be stored: %s", self._folder, error)
             raise Refused(503, "the image cannot be stored now", Retry_After="5") from None
         return str(path)
-
-    def _write(self, path: Path, data: bytes) -> None:
-        if not self._folder.is_dir():
-            self._folder.mkdir(exist_ok=True)
-            _sync(self._folder.parent)
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-        _sync(self._folder)
-
-
-def _sync(folder: Path) -> None:
-    """Make new names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 SCANS = 100

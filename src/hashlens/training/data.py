@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from hashlens.data.labels import split_validation
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError, SourceError
+from hashlens.machine import available_memory, cores
 from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
 from hashlens.training.state import read_state, write_state
@@ -342,7 +342,7 @@ class StreamedPixels:
         self._strict = strict
         self.skipped: list[Skipped] = []  # each once; grows while images are read
         self._unreadable: set[int] = set()
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._threads = ThreadPoolExecutor(cores(), "decode")
 
     def gather(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Some rows, and which of them could be read."""
@@ -385,12 +385,8 @@ def _key(source: Source, rows: Rows, preprocessing: Preprocessing, backbone: nn.
 
 def memory_budget() -> int:
     """Bytes that decoded images may take: half of the free memory; 4 GiB where it is not known."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return 4 * 2**30
-    free = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
-    return int(free.split()[1]) * 1024 // 2
+    free = available_memory()
+    return 4 * 2**30 if free is None else free // 2
 
 
 def _digests(pixels: NDArray[np.uint8]) -> list[bytes]:

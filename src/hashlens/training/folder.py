@@ -9,7 +9,6 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ import numpy as np
 
 from hashlens.data.labels import class_counts
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, ModelError
+from hashlens.errors import InvalidInputError, ModelError, system_reason
+from hashlens.files import remove_abandoned, replace_file
+from hashlens.machine import versions
 from hashlens.models.backbones import Backbone
-from hashlens.models.checkpoint import CONFIG_NAME, save_model, write_atomically
+from hashlens.models.checkpoint import CONFIG_NAME, save_model
 from hashlens.models.description import CARD_NAME, ModelConfig, model_card
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.config import TrainingConfig
@@ -74,6 +75,7 @@ def open_run(
         raise ModelError(f"{out}: expected a folder for the model, there is a file; choose another")
     if resume and run.is_dir():
         _check_same(run, source, config)
+        remove_abandoned(run)
         return run / LAST if (run / LAST).is_file() else None
     if resume and (out / CONFIG_NAME).exists():
         raise ModelError(f"{out}: this run is complete; there is nothing to resume")
@@ -86,11 +88,11 @@ def open_run(
         raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
     try:
         run.mkdir(parents=True)
-        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        (run / "source.json").write_text(json.dumps(_identity(source)), encoding="utf-8")
+        replace_file(run / "config.toml", config.to_toml())
+        replace_file(run / "source.json", json.dumps(_identity(source)))
     except OSError as error:
         raise ModelError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
+            f"{out}: cannot be written ({system_reason(error)}); choose another --out"
         ) from error
     return None
 
@@ -134,12 +136,12 @@ def save_result(
         },
         "seconds": round(result.seconds, 1),
         "warnings": list(result.warnings),
-        "versions": {name: version(name) for name in ("hashlens", "torch", "lightning", "numpy")},
+        "versions": versions("hashlens", "torch", "lightning", "numpy"),
     }
     result = write_model(
         result, net, backbone, training, source.classes, multi_label=source.is_multi_label
     )
-    (result.out / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    replace_file(result.out / "config.toml", config.to_toml())
     shutil.rmtree(result.out / RUN, ignore_errors=True)
     return result
 
@@ -169,7 +171,7 @@ def write_model(
             training=training,
         ),
     )
-    write_atomically(result.out / CARD_NAME, model_card(saved).encode())
+    replace_file(result.out / CARD_NAME, model_card(saved))
     return replace(result, fingerprint=saved.fingerprint)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hashlens.errors import ModelError
+from hashlens.files import replace_file
 
 _TENSOR, _PAIRS, _TUPLE = "__tensor__", "__pairs__", "__tuple__"
 
@@ -20,7 +20,7 @@ RUN, BEST, LAST = "run", "best.safetensors", "last.safetensors"
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Keeps Lightning's checkpoint without pickle: written aside, then renamed over the old one."""
+    """Keeps Lightning's checkpoint without pickle; the old one stays until the new one is whole."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -44,14 +44,7 @@ def write_state(state: Any, path: Path) -> None:
     """Write nested plain values and tensors to one safetensors file, in one step."""
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_pack(state, tensors))
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, aside, {"state": text})
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_file(path, lambda aside: save_file(tensors, aside, {"state": text}))
 
 
 def read_state(path: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rich.console import Console
 from hashlens.baselines.itq import ITQ
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, ModelError, SourceError
-from hashlens.machine import keep_freed_memory
+from hashlens.machine import keep_freed_memory, versions
 from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.latent import LatentHashNet
@@ -86,7 +85,7 @@ def train_unsupervised(
         "images": {"training": result.training_images, "skipped": len(result.skipped)},
         "seed": config.seed,
         "seconds": round(result.seconds, 1),
-        "versions": {name: version(name) for name in ("hashlens", "torch", "numpy")},
+        "versions": versions("hashlens", "torch", "numpy"),
     }
     return write_model(result, net, base, training)
 

@@ -14,6 +14,7 @@ import numpy as np
 from hashlens.data.labels import require_labels
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
+from hashlens.machine import has_cuda, multiplies_bfloat16
 from hashlens.models.backbones import has_published_weights
 from hashlens.training.config import TrainingConfig
 
@@ -68,21 +69,9 @@ def image_facts(source: Source) -> ImageFacts:
         raise SourceError(
             f"{source.spec}: none of {len(probes)} images tried can be read: {failed}"
         )
-    cuda, bf16 = hardware()
-    return ImageFacts(len(rows), int(np.median(sides)), 1 if grey else 3, cuda, bf16)
-
-
-def hardware() -> tuple[bool, bool]:
-    """Whether a CUDA device is there, and whether the device at hand multiplies bfloat16 itself."""
-    import torch
-
-    if torch.cuda.is_available():
-        return True, bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False, False
-    return False, "avx512_bf16" in flags or "amx_bf16" in flags
+    return ImageFacts(
+        len(rows), int(np.median(sides)), 1 if grey else 3, has_cuda(), multiplies_bfloat16()
+    )
 
 
 def configure(
