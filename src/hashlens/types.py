@@ -153,8 +153,8 @@ class SearchResult(NamedTuple):
     ids : ndarray of shape (q, k), int64
         -1 where a query's pool holds fewer than k images.
     distances : ndarray of shape (q, k)
-        Hamming distances (uint16; 65535 beside id -1) for ``bcs``; Euclidean distances (float32;
-        inf beside id -1) for ``hds`` and ``es``.
+        Hamming distances (uint16; 65535 next to id -1) for ``bcs``; Euclidean distances (float32;
+        inf next to id -1) for ``hds`` and ``es``.
     """
 
     ids: Ids
@@ -175,7 +175,7 @@ class EncodedBatch(NamedTuple):
     Attributes
     ----------
     positions : ndarray of shape (m,), int64
-        Where each encoded image stood in the input; ascending.
+        Place of each encoded image in the input; ascending.
     codes : ndarray of shape (m, ceil(bits / 8)), uint8
     features : ndarray of shape (m, d), float32
     scores : ndarray of shape (m, classes), float32, or None

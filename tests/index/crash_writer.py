@@ -90,7 +90,7 @@ def read_numbers(folder: Path) -> dict[str, int]:
 
 def write_forever(path: Path, folder: Path, journal_path: Path, seed: int) -> None:
     """Add, remove, update, replace, compact and sync at random."""
-    writing.IMAGES_A_COMMIT = 3  # many commits a sync
+    writing.IMAGES_PER_COMMIT = 3  # many commits a sync
     rng = random.Random(seed)
     journal = Journal(journal_path)
     index = HashIndex.open(path, NumberEncoder())

@@ -61,7 +61,7 @@ def test_unreadable_images_are_skipped_or_stop(index: HashIndex, pictures: list[
 def test_interrupted_adding_keeps_what_was_encoded(
     index: HashIndex, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "IMAGES_A_COMMIT", 64)
+    monkeypatch.setattr(writing, "IMAGES_PER_COMMIT", 64)
 
     def images() -> Any:
         yield from pictures * 10

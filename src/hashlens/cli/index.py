@@ -187,7 +187,7 @@ def sync_command(
 
 
 def _class_of(path: Path, root: Path) -> str | None:
-    """Name of the sub-folder that an image lies in, as for a class folder."""
+    """Name of the sub-folder that an image is in, as for a class folder."""
     parts = path.relative_to(root).parts
     if len(parts) < 2:
         return None

@@ -1,7 +1,7 @@
 """A source to a sharded index: Ray Data reads, decodes and encodes; each shard is an index.
 
 Rows of the source go to the shards in contiguous parts, so ids are those that one index of the
-same images would give. A shard is complete once its file ``complete.json`` stands; a run that was
+same images would give. A shard is complete once it has a file ``complete.json``; a run that was
 killed keeps complete shards and makes the others again.
 """
 
@@ -31,142 +31,14 @@ from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import ImageInput
 
-_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://.+")
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a URI names an object behind a file system, such as ``s3://bucket/photo.jpg``."""
-    return _SCHEME.fullmatch(uri) is not None
-
-
-def file_system(uri: str) -> tuple[Any, str]:
-    """PyArrow's file system for a URI, and the path in it.
-
-    Schemes that PyArrow does not know itself are looked up through fsspec.
-    """
-    try:
-        from pyarrow import ArrowException
-        from pyarrow import fs as arrow_fs
-    except ImportError as error:
-        raise MissingExtraError("reading from object storage", "ray") from error
-    try:
-        return arrow_fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
-    except (ArrowException, OSError, ValueError):
-        scheme = uri.split("://", 1)[0]
-    try:
-        import fsspec
-
-        system, path = fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError, OSError) as error:
-        raise SourceError(
-            f"{uri}: the scheme {scheme}:// cannot be opened ({error}); install the fsspec package "
-            "for it"
-        ) from error
-    return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(system)), path
-
-
-def list_remote(uri: str) -> list[tuple[str, str | None]]:
-    """URI and class of every image under a prefix, sorted; the class is its folder's name."""
-    from pyarrow import fs as arrow_fs
-
-    system, root = file_system(uri)
-    try:
-        infos = system.get_file_info(arrow_fs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise SourceError(
-            f"{uri}: cannot be listed ({error}); check the name and rights"
-        ) from error
-    prefix, root = uri.rstrip("/"), root.rstrip("/")
-    found = []
-    for info in infos:
-        inside = info.path[len(root) :].lstrip("/")
-        if info.is_file and inside.lower().endswith(tuple(SUFFIXES)):
-            parts = inside.split("/")
-            found.append((f"{prefix}/{inside}", parts[0] if len(parts) > 1 else None))
-    if not found:
-        raise SourceError(f"{uri}: expected images under this prefix, found none; check the name")
-    return sorted(found)
-
-
-def read_remote(uri: str) -> bytes:
-    """The bytes of one object."""
-    system, path = file_system(uri)
-    try:
-        with system.open_input_file(path) as file:
-            return bytes(file.read())
-    except OSError as error:
-        raise SourceError(f"{uri}: cannot be read ({error})") from error
-
-
-MOST_IMAGES = 256
-_PROBE = 16
-
-
-class EncodeBatches:
-    """A batch of URIs to codes, features, and reasons where an image could not be read."""
-
-    def __init__(self, model: str, device: str, memory: int, batch_size: int | None = None) -> None:
-        self._encoder = Encoder.load(model, device=device)
-        if batch_size is None:
-            # a GPU says itself when its memory is short
-            known = device == "cpu"
-            batch_size = images_at_once(self._encoder, memory) if known else MOST_IMAGES
-        self._batch_size = batch_size
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Columns row and uri to row, codes, features and reason ("" if read)."""
-        while True:
-            try:
-                return self._encode(batch)
-            except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError" or self._batch_size == 1:
-                    raise
-                self._batch_size //= 2
-
-    def _encode(self, batch: dict[str, Any]) -> dict[str, Any]:
-        n = len(batch["uri"])
-        codes = np.zeros((n, code_bytes(self._encoder.bits)), np.uint8)
-        features = np.zeros((n, self._encoder.feature_dim), np.float32)
-        reasons = np.full(n, "", dtype=object)
-        images: list[ImageInput] = []
-        rows = []
-        for row, uri in enumerate(batch["uri"]):
-            try:
-                images.append(read_remote(uri) if is_remote(uri) else uri)
-                rows.append(row)
-            except SourceError as error:
-                reasons[row] = str(error)
-        for encoded in self._encoder.encode_batches(images, batch_size=self._batch_size):
-            at = np.array(rows)[encoded.positions]
-            codes[at], features[at] = encoded.codes, encoded.features
-            for image in encoded.skipped:
-                reasons[rows[image.position]] = image.reason
-        return {
-            "row": batch["row"],
-            "codes": codes,
-            "features": features,
-            "reason": reasons.astype(str),
-        }
-
-
-def images_at_once(encoder: Encoder, memory: int) -> int:
-    """How many images the processor should take at once, a power of two."""
-    size, channels = encoder.preprocessing.size, encoder.preprocessing.channels
-    pixels = np.zeros((_PROBE, size, size, channels), np.uint8)
-    encoder.encode_pixels(pixels[:1])
-    before = peak_memory()
-    encoder.encode_pixels(pixels)
-    # where nothing grew, what the network makes was hidden below an earlier peak
-    an_image = max((peak_memory() - before) / (_PROBE - 1), 8 * pixels[0].nbytes)
-    fitting = max(1, min(MOST_IMAGES, int(memory / an_image)))
-    return 1 << (fitting.bit_length() - 1)
-
-
 PLAN_NAME = "plan.json"
 COMPLETE_NAME = "complete.json"
 _COMMIT_ROWS = 4096
 _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
+MOST_IMAGES = 256
+_PROBE = 16
+_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://.+")
 
 
 @dataclass(frozen=True)
@@ -213,7 +85,7 @@ def create_sharded(
     address : str, optional
         Ray's address; see :func:`hashlens.distributed.cluster.connect`.
     workers : int, optional
-        Encoding actors; by default one a GPU of the cluster, or one a CPU where it has none.
+        Encoding actors; by default one per GPU of the cluster, or one per CPU where it has none.
     batch_size : int, optional
         Images in each run of the network; by default as many as memory allows.
     progress : callable, optional
@@ -268,7 +140,7 @@ def _start_or_go_on(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / PLAN_NAME
     if is_sharded(folder):
         raise IndexStoreError(
-            f"{folder}: a sharded index stands here; add to it, or choose another"
+            f"{folder}: holds a sharded index already; add to it, or choose another folder"
         )
     if path.is_file():
         if json.loads(path.read_text()) != plan:
@@ -381,3 +253,127 @@ def _catalogue(
     return Catalogue(
         encoder.bits, encoder.feature_dim, encoder.fingerprint, str(model.resolve()), tuple(shards)
     )
+
+
+class EncodeBatches:
+    """A batch of URIs to codes, features, and reasons where an image could not be read."""
+
+    def __init__(self, model: str, device: str, memory: int, batch_size: int | None = None) -> None:
+        self._encoder = Encoder.load(model, device=device)
+        if batch_size is None:
+            # a GPU says itself when its memory is short
+            known = device == "cpu"
+            batch_size = images_at_once(self._encoder, memory) if known else MOST_IMAGES
+        self._batch_size = batch_size
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Columns row and uri to row, codes, features and reason ("" if read)."""
+        while True:
+            try:
+                return self._encode(batch)
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError" or self._batch_size == 1:
+                    raise
+                self._batch_size //= 2
+
+    def _encode(self, batch: dict[str, Any]) -> dict[str, Any]:
+        n = len(batch["uri"])
+        codes = np.zeros((n, code_bytes(self._encoder.bits)), np.uint8)
+        features = np.zeros((n, self._encoder.feature_dim), np.float32)
+        reasons = np.full(n, "", dtype=object)
+        images: list[ImageInput] = []
+        rows = []
+        for row, uri in enumerate(batch["uri"]):
+            try:
+                images.append(read_remote(uri) if is_remote(uri) else uri)
+                rows.append(row)
+            except SourceError as error:
+                reasons[row] = str(error)
+        for encoded in self._encoder.encode_batches(images, batch_size=self._batch_size):
+            at = np.array(rows)[encoded.positions]
+            codes[at], features[at] = encoded.codes, encoded.features
+            for image in encoded.skipped:
+                reasons[rows[image.position]] = image.reason
+        return {
+            "row": batch["row"],
+            "codes": codes,
+            "features": features,
+            "reason": reasons.astype(str),
+        }
+
+
+def images_at_once(encoder: Encoder, memory: int) -> int:
+    """How many images the processor should take at once, a power of two."""
+    size, channels = encoder.preprocessing.size, encoder.preprocessing.channels
+    pixels = np.zeros((_PROBE, size, size, channels), np.uint8)
+    encoder.encode_pixels(pixels[:1])
+    before = peak_memory()
+    encoder.encode_pixels(pixels)
+    # where nothing grew, what the network makes was hidden below an earlier peak
+    an_image = max((peak_memory() - before) / (_PROBE - 1), 8 * pixels[0].nbytes)
+    fitting = max(1, min(MOST_IMAGES, int(memory / an_image)))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object behind a file system, such as ``s3://bucket/photo.jpg``."""
+    return _SCHEME.fullmatch(uri) is not None
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """PyArrow's file system for a URI, and the path in it.
+
+    Schemes that PyArrow does not know itself are looked up through fsspec.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow import fs as arrow_fs
+    except ImportError as error:
+        raise MissingExtraError("reading from object storage", "ray") from error
+    try:
+        return arrow_fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
+    except (ArrowException, OSError, ValueError):
+        scheme = uri.split("://", 1)[0]
+    try:
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError, OSError) as error:
+        raise SourceError(
+            f"{uri}: the scheme {scheme}:// cannot be opened ({error}); install the fsspec package "
+            "for it"
+        ) from error
+    return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(system)), path
+
+
+def list_remote(uri: str) -> list[tuple[str, str | None]]:
+    """URI and class of every image under a prefix, sorted; the class is its folder's name."""
+    from pyarrow import fs as arrow_fs
+
+    system, root = file_system(uri)
+    try:
+        infos = system.get_file_info(arrow_fs.FileSelector(root, recursive=True))
+    except OSError as error:
+        raise SourceError(
+            f"{uri}: cannot be listed ({error}); check the name and rights"
+        ) from error
+    prefix, root = uri.rstrip("/"), root.rstrip("/")
+    found = []
+    for info in infos:
+        inside = info.path[len(root) :].lstrip("/")
+        if info.is_file and inside.lower().endswith(tuple(SUFFIXES)):
+            parts = inside.split("/")
+            found.append((f"{prefix}/{inside}", parts[0] if len(parts) > 1 else None))
+    if not found:
+        raise SourceError(f"{uri}: expected images under this prefix, found none; check the name")
+    return sorted(found)
+
+
+def read_remote(uri: str) -> bytes:
+    """The bytes of one object."""
+    system, path = file_system(uri)
+    try:
+        with system.open_input_file(path) as file:
+            return bytes(file.read())
+    except OSError as error:
+        raise SourceError(f"{uri}: cannot be read ({error})") from error

@@ -22,6 +22,123 @@ from hashlens.index.writing import GivenRows, add_images, update_image
 from hashlens.machine import own_memory
 from hashlens.types import Codes, Features, Ids, Record, SearchOptions, SearchResult
 
+START_SECONDS = 120.0
+"""How long actors may take to start."""
+_TURN_SECONDS = 0.05
+
+
+class Answers(NamedTuple):
+    """What the shards said.
+
+    Attributes
+    ----------
+    values : dict of int to object
+        By the shard's position.
+    missing : tuple of int
+        Shards of which no replica answered in time.
+    """
+
+    values: dict[int, Any]
+    missing: tuple[int, ...]
+
+
+class Replicas:
+    """The actors of all shards.
+
+    A replica that failed or was late is asked last from then on, until it answers again. Ray
+    restarts an actor whose process died, and repeats the call on it; a call to a lost node never
+    comes back, which is what the deadline is for.
+    """
+
+    def __init__(self, ray: Any, folder: str, count: int, deadline: float) -> None:
+        self._ray = ray
+        self._folder = folder
+        self._count = count
+        self._deadline = deadline
+        self._actors: list[list[Any]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def actors(self) -> list[list[Any]]:
+        """The actors of each shard that was asked so far."""
+        return self._actors
+
+    def _reach(self, position: int) -> bool:
+        """Have actors for the shards up to a position; whether some were started."""
+        with self._lock:
+            known = len(self._actors)
+            server = self._ray.remote(ShardServer).options(
+                num_cpus=0, max_restarts=-1, scheduling_strategy="SPREAD"
+            )
+            for new in range(known, position + 1):
+                self._actors.append([server.remote(self._folder, new) for _ in range(self._count)])
+            return len(self._actors) > known
+
+    def ask(
+        self,
+        calls: Mapping[int, tuple[Any, ...]],
+        *,
+        everyone: bool = False,
+        repeat: bool = True,
+        deadline: float | None = None,
+    ) -> Answers:
+        """Call a method of some shards at the same time."""
+        values: dict[int, Any] = {}
+        waiting: dict[Any, tuple[int, int, float]] = {}
+        tries = dict.fromkeys(calls, 0)
+        started = bool(calls) and self._reach(max(calls))
+        seconds = deadline or (START_SECONDS if started else self._deadline)
+
+        def send(position: int) -> None:
+            name, *arguments = calls[position]
+            actor = self._actors[position][tries[position]]
+            method = getattr(actor, name).options(max_task_retries=-1 if repeat else 0)
+            reference = method.remote(*arguments)
+            waiting[reference] = (position, tries[position], time.monotonic() + seconds)
+            tries[position] += 1
+
+        for position in calls:
+            for _ in range(len(self._actors[position]) if everyone else 1):
+                send(position)
+        failed: list[tuple[int, int]] = []
+        while waiting:
+            first_limit = min(limit for _, _, limit in waiting.values())
+            timeout = min(max(0.0, first_limit - time.monotonic()), _TURN_SECONDS)
+            # for all at once, since each wait costs time; in turns, so that a failure is seen soon
+            ready, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout)
+            now = time.monotonic()
+            late = [ref for ref, (_, _, limit) in waiting.items() if limit <= now]
+            for reference in ready or late:
+                position, replica, _ = waiting.pop(reference)
+                answered = bool(ready) and self._take(reference, position, values)
+                if not answered:
+                    failed.append((position, replica))
+                    if repeat and not everyone and tries[position] < len(self._actors[position]):
+                        send(position)
+        self._ask_last(failed)
+        return Answers(values, tuple(sorted(set(calls) - set(values))))
+
+    def _take(self, reference: Any, position: int, values: dict[int, Any]) -> bool:
+        """Whether the answer is there; an error that the shard raised itself is raised here."""
+        try:
+            values[position] = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (self._ray.exceptions.RayError, TimeoutError):
+            return False
+        return True
+
+    def _ask_last(self, failed: list[tuple[int, int]]) -> None:
+        for position, replica in sorted(failed, reverse=True):
+            actors = self._actors[position]
+            actors.append(actors.pop(replica))
+
+    def stop(self) -> None:
+        """End the actors."""
+        for actor in (actor for actors in self._actors for actor in actors):
+            self._ray.kill(actor)
+        self._actors = []
+
 
 class ShardServer:
     """Answers for one shard. A Ray actor; restarted by Ray, it opens its shard again."""
@@ -219,121 +336,3 @@ def merge(parts: Sequence[SearchResult], k: int) -> SearchResult:
     return SearchResult(
         np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)
     )
-
-
-START_SECONDS = 120.0
-"""How long actors may take to start."""
-_TURN_SECONDS = 0.05
-
-
-class Answers(NamedTuple):
-    """What the shards said.
-
-    Attributes
-    ----------
-    values : dict of int to object
-        By the shard's position.
-    missing : tuple of int
-        Shards of which no replica answered in time.
-    """
-
-    values: dict[int, Any]
-    missing: tuple[int, ...]
-
-
-class Replicas:
-    """The actors of all shards.
-
-    A replica that failed or was late is asked last from then on, until it answers again. Ray
-    restarts an actor whose process died, and repeats the call on it; a call to a lost node never
-    comes back, which is what the deadline is for.
-    """
-
-    def __init__(self, ray: Any, folder: str, count: int, deadline: float) -> None:
-        self._ray = ray
-        self._folder = folder
-        self._count = count
-        self._deadline = deadline
-        self._actors: list[list[Any]] = []
-        self._lock = threading.Lock()
-
-    @property
-    def actors(self) -> list[list[Any]]:
-        """The actors of each shard that was asked so far."""
-        return self._actors
-
-    def _reach(self, position: int) -> bool:
-        """Have actors for the shards up to a position; whether some were started."""
-        with self._lock:
-            known = len(self._actors)
-            server = self._ray.remote(ShardServer).options(
-                num_cpus=0, max_restarts=-1, scheduling_strategy="SPREAD"
-            )
-            for new in range(known, position + 1):
-                self._actors.append([server.remote(self._folder, new) for _ in range(self._count)])
-            return len(self._actors) > known
-
-    def ask(
-        self,
-        calls: Mapping[int, tuple[Any, ...]],
-        *,
-        everyone: bool = False,
-        repeat: bool = True,
-        deadline: float | None = None,
-    ) -> Answers:
-        """Call a method of some shards at the same time."""
-        values: dict[int, Any] = {}
-        waiting: dict[Any, tuple[int, int, float]] = {}
-        tries = dict.fromkeys(calls, 0)
-        started = bool(calls) and self._reach(max(calls))
-        seconds = deadline or (START_SECONDS if started else self._deadline)
-
-        def send(position: int) -> None:
-            name, *arguments = calls[position]
-            actor = self._actors[position][tries[position]]
-            method = getattr(actor, name).options(max_task_retries=-1 if repeat else 0)
-            reference = method.remote(*arguments)
-            waiting[reference] = (position, tries[position], time.monotonic() + seconds)
-            tries[position] += 1
-
-        for position in calls:
-            for _ in range(len(self._actors[position]) if everyone else 1):
-                send(position)
-        failed: list[tuple[int, int]] = []
-        while waiting:
-            first_limit = min(limit for _, _, limit in waiting.values())
-            timeout = min(max(0.0, first_limit - time.monotonic()), _TURN_SECONDS)
-            # for all at once, since each wait costs time; in turns, so that a failure is seen soon
-            ready, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout)
-            now = time.monotonic()
-            late = [ref for ref, (_, _, limit) in waiting.items() if limit <= now]
-            for reference in ready or late:
-                position, replica, _ = waiting.pop(reference)
-                answered = bool(ready) and self._take(reference, position, values)
-                if not answered:
-                    failed.append((position, replica))
-                    if repeat and not everyone and tries[position] < len(self._actors[position]):
-                        send(position)
-        self._ask_last(failed)
-        return Answers(values, tuple(sorted(set(calls) - set(values))))
-
-    def _take(self, reference: Any, position: int, values: dict[int, Any]) -> bool:
-        """Whether the answer is there; an error that the shard raised itself is raised here."""
-        try:
-            values[position] = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except (self._ray.exceptions.RayError, TimeoutError):
-            return False
-        return True
-
-    def _ask_last(self, failed: list[tuple[int, int]]) -> None:
-        for position, replica in sorted(failed, reverse=True):
-            actors = self._actors[position]
-            actors.append(actors.pop(replica))
-
-    def stop(self) -> None:
-        """End the actors."""
-        for actor in (actor for actors in self._actors for actor in actors):
-            self._ray.kill(actor)
-        self._actors = []

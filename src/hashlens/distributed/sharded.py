@@ -59,7 +59,7 @@ class ShardedResult(SearchResult):
     Attributes
     ----------
     missing : tuple of str
-        Folders of shards that did not answer; empty if the result is whole.
+        Folders of shards that did not answer; empty if none is missing.
     """
 
     missing: tuple[str, ...] = ()

@@ -17,11 +17,11 @@ from hashlens.types import Features, Ids
 
 
 def will_need(array: NDArray[Any], rows: Ids) -> None:
-    """Tell the system that these rows are about to be read, so that it fetches them side by side.
+    """Tell the system that these rows are about to be read, so that it fetches many at a time.
 
     Touching a row that is not in memory waits for the disk, one row after the other; a disk is
     fastest when asked for many at a time. Does nothing for arrays that are not contiguous or on
-    systems without ``madvise``; harmless for arrays that are no files.
+    systems without ``madvise``; harmless for arrays that are not files.
     """
     advise = _madvise()
     if advise is None or not array.flags.c_contiguous:
@@ -47,7 +47,7 @@ def _madvise() -> Any:
 _BLOCK_BYTES = 1 << 26
 _QUERIES_AT_A_TIME = 512
 
-# Where the first rows take so long, they come from a disk, and the rest is asked for all at once.
+# Where the first rows take so long, they come from a disk; then the rest is requested at once.
 _PROBE_ROWS = 32
 _SLOW_ROW_SECONDS = 15e-6
 

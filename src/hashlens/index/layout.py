@@ -37,7 +37,7 @@ TABLES = (
 
 @dataclass(frozen=True)
 class Meta:
-    """What holds for the whole index at one commit.
+    """What is true of the index at one commit.
 
     Attributes
     ----------
@@ -157,12 +157,12 @@ def _checksum(rows: dict[str, Any]) -> int:
 BLOCK_BYTES = 1 << 20
 """Bytes under one checksum."""
 
-_RESTORE = "restore the folder from a backup, or make the index anew with `hashlens index create`"
+_RESTORE = "restore the folder from a backup, or make the index again with `hashlens index create`"
 
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """A file of fixed-size rows; how many of them count is said by the database beside it."""
+    """A file of fixed-size rows; the database says how many of them are committed."""
 
     path: Path
     dtype: np.dtype[Any]
@@ -170,11 +170,11 @@ class ArrayFile:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes a row."""
+        """Bytes per row."""
         return int(self.dtype.itemsize) * self.width
 
     def create(self) -> None:
-        """Make the file, empty; what stood there is dropped."""
+        """Make the file, empty; an older one is replaced."""
         with self.path.open("wb") as file:
             os.fsync(file.fileno())
 
@@ -183,7 +183,7 @@ class ArrayFile:
     ) -> dict[int, int]:
         """Write rows behind the first ``count``, and sync them to the disk.
 
-        What stands past ``count`` was left by a writer that died, and is dropped.
+        What comes after them was left by a writer that died, and is dropped.
         """
         data = np.ascontiguousarray(rows, self.dtype).view(np.uint8).reshape(-1).data
         start = count * self.row_bytes

@@ -27,82 +27,6 @@ from hashlens.types import (
     SearchTrace,
 )
 
-
-class FineSearch:
-    """Features that belong to n codes; a code is named by its slot, 0 to n - 1."""
-
-    def __init__(self, features: Any, rows: Ids | None, slots: int) -> None:
-        self._features = check_features(features)
-        self._rows = rows
-        self._slots = slots
-        held = len(self._features) if rows is None else len(rows)
-        if held != slots:
-            raise InvalidInputError(
-                f"features: expected {slots} rows, as many as codes, got {held}"
-            )
-
-    @property
-    def width(self) -> int:
-        """Width d of a feature vector."""
-        return int(self._features.shape[1])
-
-    def check_queries(self, features: Any, count: int) -> Features:
-        """Features of ``count`` queries as float32, or ``InvalidInputError``."""
-        queries = np.ascontiguousarray(check_features(features, "query features"), np.float32)
-        expected = (count, self.width)
-        if queries.shape != expected:
-            raise InvalidInputError(f"query features: expected {expected}, got {queries.shape}")
-        if not np.isfinite(queries).all():
-            raise InvalidInputError("query features: expected finite values, got NaN or infinity")
-        return queries
-
-    def nearest(
-        self, queries: Features, k: int, allowed: NDArray[np.bool_] | None, result: SearchResult
-    ) -> None:
-        """Write the k nearest of all allowed slots into ``result``, of at most k columns."""
-        if not result.ids.shape[1]:
-            return
-        slot_of, mask = self._slot_of_row(allowed)
-        found = nearest_candidates(self._features, queries, k, mask)
-        pools = found if slot_of is None else [slot_of[rows] for rows in found]
-        self.rank(pools, queries, result, 0)
-
-    def rank(self, pools: list[Ids], queries: Features, result: SearchResult, at: int) -> None:
-        """Order each pool of slots into a row of ``result``, ties by slot."""
-
-        def some(first: int, last: int) -> None:
-            for i in range(first, last):
-                self._rank_one(pools[i], queries[i], result.ids[at + i], result.distances[at + i])
-
-        tasks = [partial(some, *part) for part in split(len(pools), thread_count())]
-        if pools:
-            run_all(tasks)
-
-    def _rank_one(self, pool: Ids, query: Any, ids: Any, distances: Any) -> None:
-        if not len(pool) or not len(ids):
-            return
-        slots = np.sort(pool)
-        rows = slots if self._rows is None else self._rows[slots]
-        found = distances_to_rows(self._features, rows, query)
-        k = min(len(ids), len(slots))
-        near = np.flatnonzero(found <= np.partition(found, k - 1)[k - 1])
-        order = near[np.argsort(found[near], kind="stable")[:k]]
-        ids[:k], distances[:k] = slots[order], found[order]
-
-    def _slot_of_row(
-        self, allowed: NDArray[np.bool_] | None
-    ) -> tuple[Ids | None, NDArray[np.bool_] | None]:
-        """Each feature row's slot, and which rows are allowed."""
-        if self._rows is None:
-            return None, allowed
-        slot_of = np.full(len(self._features), -1, np.int64)
-        slot_of[self._rows] = np.arange(self._slots)
-        mask = slot_of >= 0
-        if allowed is not None:
-            mask[self._rows] = allowed
-        return slot_of, mask
-
-
 _NO_HAMMING = np.uint16(65535)
 _POOLS_AT_A_TIME = 64
 
@@ -132,7 +56,7 @@ class ArraySearcher:
         n = len(self._codes)
         self._fine = None if features is None else FineSearch(features, rows, n)
         if ids is not None and (len(ids) != n or bool((np.diff(ids) <= 0).any())):
-            raise InvalidInputError(f"ids: expected {n} ascending values, one a code")
+            raise InvalidInputError(f"ids: expected {n} ascending values, one per code")
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -208,7 +132,7 @@ class ArraySearcher:
         return np.where(slots >= 0, self._ids[slots], -1)
 
     def _slots_of(self, ids: Ids, count: int) -> Ids:
-        """Slots of one id a query, -1 where there is none."""
+        """Slots of one id per query, -1 where there is none."""
         if ids.shape != (count,):
             raise InvalidInputError(f"exclude: expected shape ({count},), got {ids.shape}")
         if self._ids is None:
@@ -264,7 +188,7 @@ class ArraySearcher:
 
 
 def _without(result: SearchResult, unwanted: Ids, k: int) -> SearchResult:
-    """Leave one slot a query out; a row that did not hold it loses its last."""
+    """Leave out one slot per query; a row that did not hold it loses its last."""
     found = (result.ids == unwanted[:, None]) & (result.ids >= 0)
     order = np.argsort(found, axis=1, kind="stable")
     ids = np.take_along_axis(result.ids, order, axis=1)
@@ -274,3 +198,78 @@ def _without(result: SearchResult, unwanted: Ids, k: int) -> SearchResult:
         ids[last, -1] = -1
         distances[last, -1] = _NO_HAMMING if distances.dtype == np.uint16 else np.inf
     return SearchResult(ids[:, :k], distances[:, :k])
+
+
+class FineSearch:
+    """Features that belong to n codes; a code is named by its slot, 0 to n - 1."""
+
+    def __init__(self, features: Any, rows: Ids | None, slots: int) -> None:
+        self._features = check_features(features)
+        self._rows = rows
+        self._slots = slots
+        held = len(self._features) if rows is None else len(rows)
+        if held != slots:
+            raise InvalidInputError(
+                f"features: expected {slots} rows, as many as codes, got {held}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Width d of a feature vector."""
+        return int(self._features.shape[1])
+
+    def check_queries(self, features: Any, count: int) -> Features:
+        """Features of ``count`` queries as float32, or ``InvalidInputError``."""
+        queries = np.ascontiguousarray(check_features(features, "query features"), np.float32)
+        expected = (count, self.width)
+        if queries.shape != expected:
+            raise InvalidInputError(f"query features: expected {expected}, got {queries.shape}")
+        if not np.isfinite(queries).all():
+            raise InvalidInputError("query features: expected finite values, got NaN or infinity")
+        return queries
+
+    def nearest(
+        self, queries: Features, k: int, allowed: NDArray[np.bool_] | None, result: SearchResult
+    ) -> None:
+        """Write the k nearest of all allowed slots into ``result``, of at most k columns."""
+        if not result.ids.shape[1]:
+            return
+        slot_of, mask = self._slot_of_row(allowed)
+        found = nearest_candidates(self._features, queries, k, mask)
+        pools = found if slot_of is None else [slot_of[rows] for rows in found]
+        self.rank(pools, queries, result, 0)
+
+    def rank(self, pools: list[Ids], queries: Features, result: SearchResult, at: int) -> None:
+        """Order each pool of slots into a row of ``result``, ties by slot."""
+
+        def some(first: int, last: int) -> None:
+            for i in range(first, last):
+                self._rank_one(pools[i], queries[i], result.ids[at + i], result.distances[at + i])
+
+        tasks = [partial(some, *part) for part in split(len(pools), thread_count())]
+        if pools:
+            run_all(tasks)
+
+    def _rank_one(self, pool: Ids, query: Any, ids: Any, distances: Any) -> None:
+        if not len(pool) or not len(ids):
+            return
+        slots = np.sort(pool)
+        rows = slots if self._rows is None else self._rows[slots]
+        found = distances_to_rows(self._features, rows, query)
+        k = min(len(ids), len(slots))
+        near = np.flatnonzero(found <= np.partition(found, k - 1)[k - 1])
+        order = near[np.argsort(found[near], kind="stable")[:k]]
+        ids[:k], distances[:k] = slots[order], found[order]
+
+    def _slot_of_row(
+        self, allowed: NDArray[np.bool_] | None
+    ) -> tuple[Ids | None, NDArray[np.bool_] | None]:
+        """Each feature row's slot, and which rows are allowed."""
+        if self._rows is None:
+            return None, allowed
+        slot_of = np.full(len(self._features), -1, np.int64)
+        slot_of[self._rows] = np.arange(self._slots)
+        mask = slot_of >= 0
+        if allowed is not None:
+            mask[self._rows] = allowed
+        return slot_of, mask

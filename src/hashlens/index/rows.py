@@ -61,7 +61,7 @@ def store_metadata(metadata: Metadata | None, name: str) -> str | None:
         return _encode_ascii(dict(metadata))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(
-            f"{name}: metadata: expected text, whole or finite numbers, true, false, null, lists "
+            f"{name}: metadata: expected text, finite numbers, true, false, null, lists "
             f"and mappings of these ({error})"
         ) from None
     return text

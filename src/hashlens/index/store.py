@@ -105,7 +105,7 @@ class Store:
             yield transaction
             commit = read_meta(transaction.connection, self.database).commit
             transaction.connection.execute("COMMIT")
-        with suppress(OSError):  # the commit stands, with one check less
+        with suppress(OSError):  # the commit is done, with one check less
             _write_head(self.path, commit)
 
     @contextmanager

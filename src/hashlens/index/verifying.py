@@ -35,7 +35,7 @@ def _find_damage(store: Store, progress: Callable[[int], None] | None) -> list[s
     if read_head(store.path) is None:
         damage.append(
             f"{store.path / HEAD}: missing or damaged; no image is lost by it, and the next "
-            "change of the index writes it anew"
+            "change of the index writes it again"
         )
     with store.reading() as (connection, meta):
         for (line,) in connection.execute("PRAGMA integrity_check"):
@@ -72,7 +72,7 @@ def _damaged_rows(store: Store, connection: sqlite3.Connection, meta: Meta) -> I
     """Rows against their checksums; positions against the array of ids."""
     file = meta.arrays(store.path)["ids"]
     ids = None
-    with suppress(IndexStoreError):  # told already
+    with suppress(IndexStoreError):  # reported already
         ids = file.map(meta.count)[:, 0].tolist()
     used = np.zeros(meta.count, np.int64)
     for image_id, position, alive, checksum, *content in connection.execute(_ROWS):

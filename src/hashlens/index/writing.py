@@ -52,6 +52,11 @@ from hashlens.types import (
 )
 
 _INSERT = "INSERT INTO images VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?)"
+IMAGES_PER_COMMIT = 1024
+SECONDS_PER_COMMIT = 5.0
+"""While images are encoded, what is done is committed after so many, or so long."""
+
+_COPY_BYTES = 1 << 26
 _CONTENT = "uri, label, metadata, size, mtime_ns, digest"
 _NO_FILE = (None, None, None)
 
@@ -294,11 +299,6 @@ def _commit(connection: sqlite3.Connection, meta: Meta, **changes: Any) -> None:
     write_meta(connection, replace(meta, commit=meta.commit + 1, **changes))
 
 
-IMAGES_A_COMMIT = 1024
-SECONDS_A_COMMIT = 5.0
-"""While images are encoded, what is done is committed after so many, or so long."""
-
-
 def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
     """Gather batches until enough images or seconds have come together.
 
@@ -311,7 +311,7 @@ def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
         for batch in batches:
             gathered.append(batch)
             images += len(batch.positions)
-            if images >= IMAGES_A_COMMIT or time.monotonic() - began >= SECONDS_A_COMMIT:
+            if images >= IMAGES_PER_COMMIT or time.monotonic() - began >= SECONDS_PER_COMMIT:
                 ready, gathered = gathered, []
                 yield ready
                 images, began = 0, time.monotonic()
@@ -355,14 +355,11 @@ def uri_of(image: ImageInput) -> str:
     return path_uri(name)
 
 
-_COPY_BYTES = 1 << 26
-
-
 def compact(store: Store) -> int:
     """Drop dead rows, and order the rest by id; return the number of rows dropped.
 
-    The files of the next generation are written and synced beside the old ones. The commit that
-    names them switches all readers at once; a kill before it leaves the old generation whole,
+    The files of the next generation are written and synced next to the old ones. The commit that
+    names them switches all readers at once; a kill before it leaves the old generation intact,
     and the new files are dropped by the next writer.
     """
     with store.writing() as (connection, meta):
