@@ -23,9 +23,8 @@ from hashlens.baselines.itq_cca import ITQCCA, _canonical_directions
 from hashlens.baselines.ksh import KSH, _Residual
 from hashlens.baselines.lsh import LSH
 from hashlens.baselines.mlh import MLH, loss_augmented_codes, pair_loss
-from hashlens.baselines.spectral import SpectralHashing
+from hashlens.baselines.sh import SpectralHashing
 from hashlens.codes.reference import topk
-from hashlens.training.objectives.cnnh import class_codes, decompose_similarity
 from hashlens.types import Codes
 
 
@@ -250,27 +249,3 @@ def test_mlh_lowers_its_loss(digits: Any) -> None:
     features, labels = digits
     losses = MLH(24, steps=1000).fit(features, labels).losses
     assert losses[-1] < 0.5 * losses[0]
-
-
-def test_cnnh_decomposition_never_rises_and_is_that_of_all_pairs() -> None:
-    labels = np.random.default_rng(0).integers(4, size=60)
-    bits, losses = decompose_similarity(labels, 16)
-    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(losses))
-    assert bits.shape == (60, 16)
-    start = np.random.default_rng(0).uniform(-1, 1, (60, 16))
-    error = np.where(labels[:, None] == labels, 1, -1) - start @ start.T / 16
-    np.fill_diagonal(error, 0)
-    assert losses[0] == pytest.approx(np.square(error).sum() / (60 * 59))
-
-
-@pytest.mark.parametrize("bits", [12, 48])
-def test_cnnh_gives_one_code_a_class_and_other_classes_others(bits: int) -> None:
-    labels = np.random.default_rng(0).integers(10, size=3000)
-    found = decompose_similarity(labels, bits, sweeps=10).bits
-    codes = class_codes(10, bits)
-    assert len(np.unique(codes, axis=0)) == 10
-    for number in range(10):
-        own = found[labels == number]
-        assert (own == own[0]).mean() > 0.99
-    distances = (codes[:, None] != codes[None]).sum(axis=2)[~np.eye(10, dtype=bool)]
-    assert distances.min() >= bits // 4

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hashlens import InvalidInputError, unpack_bits
-from hashlens.baselines import METHODS
-from hashlens.baselines.base import HashMethod
+from hashlens.baselines import HashMethod, create_method, method_names
 from hashlens.baselines.pca import NeuralCodes
 from hashlens.codes.reference import topk
 
-SUPERVISED = [name for name, kind in METHODS.items() if kind.supervised]
+METHODS = method_names()
+SUPERVISED = [name for name in METHODS if create_method(name, 8).supervised]
+RANDOM = ("LSH", "ITQ", "BRE", "MLH", "ITQ-CCA", "KSH")
 
 
 class Unreadable:
@@ -48,7 +49,7 @@ def quick(name: str, bits: int, seed: int = 0) -> HashMethod:
         "BRE": {"anchors": 20, "sweeps": 2},
         "MLH": {"steps": 500},
     }
-    return METHODS[name](bits, seed=seed, **options.get(name, {}))
+    return create_method(name, bits, seed=seed, **options.get(name, {}))
 
 
 def mean_precision(method: HashMethod, k: int = 50) -> float:
@@ -68,9 +69,13 @@ def test_codes_are_packed_padded_and_repeatable(name: str) -> None:
     assert not unpack_bits(codes)[:, 12:].any()
     again = quick(name, 12).fit(features, labels).encode(features)
     np.testing.assert_array_equal(codes, again)
-    other = quick(name, 12, seed=1).fit(features, labels).encode(features)
-    if name != "SH":  # nothing in it is random
-        assert (codes != other).any()
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_another_seed_gives_other_codes(name: str) -> None:
+    features, labels = clusters(150)
+    codes = [quick(name, 12, seed=seed).fit(features, labels).encode(features) for seed in (0, 1)]
+    assert (codes[0] != codes[1]).any()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -94,7 +99,7 @@ def test_equal_points_have_equal_codes(name: str, row: int, copies: int) -> None
 @pytest.mark.parametrize("name", sorted(set(METHODS) - set(SUPERVISED)))
 def test_unsupervised_methods_read_no_labels(name: str) -> None:
     features, _ = clusters(150)
-    METHODS[name](16).fit(features, Unreadable()).encode(features)
+    create_method(name, 16).fit(features, Unreadable()).encode(features)
 
 
 @pytest.mark.parametrize("name", SUPERVISED)
@@ -149,19 +154,32 @@ def test_supervised_methods_say_which_labels_they_need(name: str) -> None:
         quick(name, 16).fit(features, labels[:99])
 
 
-def test_more_bits_than_dimensions() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_more_bits_than_dimensions_are_refused_or_differ(name: str) -> None:
     features, labels = clusters(200, width=20)
-    method = METHODS["ITQ"](32)
-    with pytest.raises(InvalidInputError, match=r"at least 32 dimensions for 32 bits, got 20"):
-        method.fit(features)
-    with pytest.raises(InvalidInputError, match="expected fit before encode"):
-        method.encode(features)
-    low_rank = np.repeat(features, 2, axis=1)
+    method, refused = quick(name, 32), ""
+    try:
+        method.fit(features, labels)
+    except InvalidInputError as error:
+        refused = str(error)
+    if refused or name == "ITQ":
+        assert "32 bits, got 20; use " in refused
+        with pytest.raises(InvalidInputError, match="expected fit before encode"):
+            method.encode(features)
+    else:
+        bits = unpack_bits(method.encode(features), 32)
+        assert len(np.unique(bits, axis=1).T) > 20
+
+
+def test_itq_refuses_more_bits_than_directions() -> None:
+    features, _ = clusters(200, width=20)
     with pytest.raises(InvalidInputError, match=r"at least 32 directions, got 20"):
-        METHODS["ITQ"](32).fit(low_rank)
-    for name in set(METHODS) - {"ITQ"}:
-        bits = unpack_bits(quick(name, 32).fit(features, labels).encode(features), 32)
-        assert len(np.unique(bits, axis=1).T) > 20, name
+        create_method("ITQ", 32).fit(np.repeat(features, 2, axis=1))
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InvalidInputError, match=r"expected one of BRE, ITQ, .*, got 'XYZ'"):
+        create_method("XYZ", 32)
 
 
 def test_neural_codes_keep_the_neighbours_of_unit_features() -> None:

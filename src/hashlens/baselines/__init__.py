@@ -1,29 +1,60 @@
-"""The methods that the paper compares with, one a file: ``fit``, then ``encode``.
+"""The methods that the paper compares with, one per file: ``fit``, then ``encode``.
 
-A new method is one file with a subclass of ``UnsupervisedMethod`` or ``SupervisedMethod``, and
-one line in ``METHODS``; see docs/guides/add-a-method.md.
+A new method is one new file here and nothing else; see docs/guides/add-a-method.md. The name of
+the file is the name of the method: ``itq_cca.py`` holds ITQ-CCA. A file is imported when its
+method is asked for.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
 from hashlens.baselines.base import HashMethod, SupervisedMethod, UnsupervisedMethod
-from hashlens.baselines.bre import BRE
-from hashlens.baselines.itq import ITQ
-from hashlens.baselines.itq_cca import ITQCCA
-from hashlens.baselines.ksh import KSH
-from hashlens.baselines.lsh import LSH
-from hashlens.baselines.mlh import MLH
-from hashlens.baselines.spectral import SpectralHashing
+from hashlens.errors import InvalidInputError
 
-METHODS: dict[str, type[HashMethod]] = {
-    "LSH": LSH,
-    "SH": SpectralHashing,
-    "ITQ": ITQ,
-    "BRE": BRE,
-    "MLH": MLH,
-    "ITQ-CCA": ITQCCA,
-    "KSH": KSH,
-}
-"""Name in tables and figures -> class, weakest printed result first."""
+__all__ = ["HashMethod", "SupervisedMethod", "UnsupervisedMethod", "create_method", "method_names"]
 
-__all__ = ["METHODS", "HashMethod", "SupervisedMethod", "UnsupervisedMethod"]
+_SHARED = {"base", "pca"}
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all methods, as in tables and figures, in the order of the alphabet."""
+    files = sorted(found.name for found in iter_modules(__path__))
+    return tuple(name.upper().replace("_", "-") for name in files if name not in _SHARED)
+
+
+def create_method(name: str, bits: int, *, seed: int = 0, **options: Any) -> HashMethod:
+    """A method by its name, not fitted yet.
+
+    Parameters
+    ----------
+    name : str
+        One of ``method_names()``.
+    bits : int
+        Length of a code.
+    seed : int
+        Seed of all random choices.
+    **options
+        Further arguments of the method's class.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such method, or codes cannot have this length.
+    """
+    if name not in method_names():
+        raise InvalidInputError(
+            f"method: expected one of {', '.join(method_names())}, got {name!r}"
+        )
+    module = import_module(f"{__name__}.{name.lower().replace('-', '_')}")
+    (kind,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, HashMethod)
+        and value.__module__ == module.__name__
+    )
+    method: HashMethod = kind(bits, seed=seed, **options)
+    return method

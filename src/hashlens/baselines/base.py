@@ -1,4 +1,4 @@
-"""The contract of every baseline: checks, blocks, packing. A subclass learns and projects."""
+"""What all baselines share: checks, blocks, packing. A subclass learns and projects."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.packing import check_bits, pack_bits
+from hashlens.codes.packing import check_bits, code_bytes, pack_bits
 from hashlens.errors import InvalidInputError
 from hashlens.types import Codes, Features, Ids
 
-BLOCK = 8192
-"""Images projected at a time."""
+_BLOCK = 8192  # images projected at a time
 
 
 class HashMethod(ABC):
@@ -24,7 +23,7 @@ class HashMethod(ABC):
     bits : int
         Length h of a code.
     seed : int
-        Of all random choices; equal seeds and features give equal codes.
+        Seed of all random choices; equal seeds and features give equal codes.
     """
 
     supervised: ClassVar[bool]
@@ -41,14 +40,14 @@ class HashMethod(ABC):
         Parameters
         ----------
         features : array_like of shape (n, d), float
-            Of the training images.
+            Features of the training images.
         labels : array_like of shape (n,), int, optional
             Class of each training image; an unsupervised method never reads it.
 
         Raises
         ------
         InvalidInputError
-            If the data does not suffice for this method; the message says what does.
+            If the data is not enough for this method; the message says what is needed.
         """
 
     @abstractmethod
@@ -61,7 +60,7 @@ class HashMethod(ABC):
         Parameters
         ----------
         features : array_like of shape (n, d), float
-            Of the same kind as those of ``fit``.
+            Features of the same kind as in ``fit``.
 
         Returns
         -------
@@ -74,19 +73,19 @@ class HashMethod(ABC):
         """
         if self._width is None:
             raise InvalidInputError(f"{type(self).__name__}: expected fit before encode")
-        array = check_features(features)
+        array = finite_features(features)
         if array.shape[1] != self._width:
             raise InvalidInputError(
                 f"features: expected width {self._width} as in fit, got {array.shape[1]}"
             )
         blocks = [
-            pack_bits(self._project(array[start : start + BLOCK]) >= 0)
-            for start in range(0, len(array), BLOCK)
+            pack_bits(self._project(array[start : start + _BLOCK]) >= 0)
+            for start in range(0, len(array), _BLOCK)
         ]
-        return np.concatenate([np.zeros((0, (self.bits + 7) // 8), np.uint8), *blocks])
+        return np.concatenate([np.zeros((0, code_bytes(self.bits)), np.uint8), *blocks])
 
     def _check_training(self, features: Any) -> Features:
-        array = check_features(features)
+        array = finite_features(features)
         name = type(self).__name__
         if len(array) < self.bits:
             raise InvalidInputError(
@@ -96,7 +95,7 @@ class HashMethod(ABC):
         if bool((array == array[0]).all()):
             raise InvalidInputError(
                 f"{name}: expected training features that differ, got {len(array)} equal rows; "
-                "check what computed them"
+                "check how they were computed"
             )
         return array
 
@@ -133,8 +132,8 @@ class SupervisedMethod(HashMethod):
         """Learn from checked features (n, d) and classes (n,) in 0..c-1."""
 
 
-def check_features(features: Any) -> Features:
-    """Return features as float32 (n, d), or raise.
+def finite_features(features: Any) -> Features:
+    """Return features as contiguous finite float32 (n, d), or raise.
 
     Raises
     ------
@@ -161,9 +160,9 @@ def check_labels(labels: Any, n: int, name: str) -> Ids:
     labels : array_like of shape (n,), int
         Class of each image.
     n : int
-        Images there are.
+        Number of images.
     name : str
-        The method, for messages.
+        Name of the method, for messages.
 
     Raises
     ------
@@ -175,7 +174,7 @@ def check_labels(labels: Any, n: int, name: str) -> Ids:
     array = np.asarray(labels)
     if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
         raise InvalidInputError(
-            f"labels: expected {n} integers, one an image, got {array.dtype} of {array.shape}"
+            f"labels: expected {n} integers, one per image, got {array.dtype} of {array.shape}"
         )
     if array.min() < 0:
         raise InvalidInputError(
@@ -191,6 +190,11 @@ def check_labels(labels: Any, n: int, name: str) -> Ids:
 def one_hot(classes: Ids) -> NDArray[np.float32]:
     """Class indicators (n, c) of classes (n,) in 0..c-1."""
     return np.eye(int(classes.max()) + 1, dtype=np.float32)[classes]
+
+
+def signs_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 where a value is 0 or more, else -1."""
+    return np.where(values >= 0, np.float32(1), np.float32(-1))
 
 
 def random_rotation(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -210,11 +214,11 @@ class AnchorKernel:
     Parameters
     ----------
     features : ndarray of shape (n, d), float32
-        Of the training images.
+        Features of the training images.
     anchors : int
-        How many of them are anchors (all, if there are fewer).
+        How many training images are anchors (all, if there are fewer).
     rng : Generator
-        Chooses them.
+        Chooses the anchors.
     """
 
     def __init__(self, features: Features, anchors: int, rng: np.random.Generator) -> None:

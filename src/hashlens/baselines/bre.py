@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot
+from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot, signs_of
 from hashlens.types import Features, Ids
 
 
@@ -17,20 +17,20 @@ class BRE(SupervisedMethod):
     class and 1 for others (section 3.1, supervised), m_ij the Hamming distance, and bit p is
     sgn(sum_q W_pq k(x_pq, x)) (equation 1). One W_pq at a time moves to its exact optimum
     (section 3.2). The pairs' matrix is a sum of class indicators and bits, so all pairs of the
-    training images enter without being formed: a move costs n (classes + bits).
+    training images take part without the matrix being formed: a move costs n (classes + bits).
 
     Parameters
     ----------
     bits : int
         Length of a code.
     anchors : int
-        s, kernel images a bit (the paper: 50), out of ten times as many.
+        s, anchors per bit (the paper: 50), drawn from ten times as many.
     images : int
-        Training images used at most, drawn at random.
+        Largest number of training images used, drawn at random.
     sweeps : int
-        Passes over all weights at most; ends early when nothing improves.
+        Largest number of passes over all weights; ends early when nothing improves.
     seed : int
-        Of anchors, images and first weights.
+        Seed of anchors, images and first weights.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class BRE(SupervisedMethod):
         weights = np.zeros((len(self._kernel), self.bits), np.float32)
         for bit, rows in enumerate(chosen):
             weights[rows, bit] = rng.standard_normal(per_bit)
-        signs = _signs(values @ weights)
+        signs = signs_of(values @ weights)
         self.losses = [reconstruction_loss(signs, indicators)]
         for _ in range(self.sweeps):
             moved = False
@@ -101,10 +101,6 @@ def reconstruction_loss(signs: NDArray[np.float32], indicators: NDArray[np.float
     return mean
 
 
-def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.where(values >= 0, np.float32(1), np.float32(-1))
-
-
 def _improve_bit(
     values: NDArray[np.float32],
     weights: NDArray[np.float32],
@@ -116,7 +112,7 @@ def _improve_bit(
     """Move the weights of one bit to their optima in turn; updates weights and signs."""
     n, bits = signs.shape
     others = np.delete(signs, bit, axis=1)
-    # What a pair costs more when this bit differs: A = 1/h^2 - (2/h) (d - m'/h), m' without it.
+    # What a pair costs more if this bit differs: A = 1/h^2 - (2/h) (d - m'/h), m' without it.
     factors = np.hstack([np.ones((n, 1), np.float32), indicators, others])
     coefficients = np.concatenate(
         [
@@ -133,7 +129,7 @@ def _improve_bit(
             weights[anchor, bit] += np.float32(step)
             projected = values @ weights[:, bit]
             moved = True
-    signs[:, bit] = _signs(projected)
+    signs[:, bit] = signs_of(projected)
     return moved
 
 
@@ -145,18 +141,18 @@ def best_step(
 ) -> float:
     """The t that minimises the cost of sgn(projected + t direction); 0 if none is lower.
 
-    The sign of image i changes at t_i = -projected_i / direction_i. From t = -inf upwards one
-    image after the other changes, and the cost of the cut between signs changes by sums that
-    run along that order (section 3.2).
+    The sign of image i changes at t_i = -projected_i / direction_i. From t = -inf upwards the
+    images change one by one, and the cost of the cut between signs changes by running sums in
+    that order (section 3.2).
 
     Parameters
     ----------
     projected, direction : ndarray of shape (n,), float32
-        Current values of the bit, and what a weight of 1 more adds to them.
+        Current values of the bit, and what raising the weight by 1 adds to them.
     factors : ndarray of shape (n, f), float32
         F of the costs A = F diag(coefficients) F' of pairs that differ in this bit.
     coefficients : ndarray of shape (f,), float32
-        Their weights.
+        Weights of the factors.
     """
     safe = np.where(direction == 0, np.float32(1e-30), direction)
     turns = -projected.astype(np.float64) / safe
@@ -170,7 +166,7 @@ def best_step(
     change = np.einsum("if,if->i", rows * coefficients, balance, dtype=np.float64)
     cost = np.concatenate([[0.0], np.cumsum(change)])
     edges = np.concatenate([[turns[0] - 1.0], turns, [turns[-1] + 1.0]])
-    # Between equal turns lies no t; nor where float32 would round it onto one of them.
+    # No t is between equal turns, nor where float32 would round it onto one of them.
     room = np.diff(edges) > 1e-6 * np.maximum(1e-3, np.abs(edges[:-1]))
     current = cost[int(np.searchsorted(turns, 0.0))]
     best = int(np.argmin(np.where(room, cost, np.inf)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import UnsupervisedMethod, random_rotation
+from hashlens.baselines.base import UnsupervisedMethod, random_rotation, signs_of
 from hashlens.baselines.pca import principal_components
 from hashlens.errors import InvalidInputError
 from hashlens.types import Features
@@ -15,7 +15,7 @@ ITERATIONS = 50
 
 
 class ITQ(UnsupervisedMethod):
-    """A rotation of the principal components that lies close to the corners of the cube.
+    """Signs of the principal components, rotated towards the corners of the cube.
 
     Y. Gong, S. Lazebnik, *Iterative quantization: a Procrustean approach to learning binary
     codes*, CVPR 2011: PCA to h dimensions (equation 1), then alternate B = sgn(V R) and the
@@ -67,7 +67,7 @@ def rotate_to_corners(
     projected : ndarray of shape (n, h), float32
         V of the paper, centred.
     seed : int
-        Of the rotation to start from.
+        Seed of the first rotation.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def rotate_to_corners(
     energy = float(np.square(projected, dtype=np.float64).sum())
     losses = []
     for _ in range(ITERATIONS):
-        corners = np.where(projected @ rotation >= 0, np.float32(1), np.float32(-1))
+        corners = signs_of(projected @ rotation)
         left, values, right = np.linalg.svd((projected.T @ corners).astype(np.float64))
         rotation = (left @ right).astype(np.float32)
         # ||B||^2 + ||V||^2 - 2 tr(R' V' B), and the trace is the sum of the singular values.

@@ -19,8 +19,8 @@ class ITQCCA(SupervisedMethod):
     Y. Gong, S. Lazebnik, *Iterative quantization*, CVPR 2011, section 4: the directions solve
     X'Y (Y'Y + rI)^-1 Y'X w = l^2 (X'X + rI) w (equation 5), each is scaled by its correlation l,
     and ITQ rotates the result. c classes give at most c - 1 directions; where there are more
-    bits, the remaining columns are zero before the rotation, which is what the generalised
-    eigenvalue problem gives (l = 0).
+    bits, the remaining columns are zero before the rotation, as the generalised eigenvalue
+    problem gives (l = 0).
     """
 
     def _learn(self, features: Features, classes: Ids) -> None:

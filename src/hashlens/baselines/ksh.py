@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot
+from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot, signs_of
 from hashlens.types import Features, Ids
 
 STEPS = 100
-"""Accelerated gradient steps a bit."""
+"""Accelerated gradient steps per bit."""
 
 
 class KSH(SupervisedMethod):
-    """Bits learned one after the other so that inner products of codes match the labels.
+    """Bits learned one by one so that inner products of codes match the labels.
 
     W. Liu, J. Wang, R. Ji, Y.-G. Jiang, S.-F. Chang, *Supervised hashing with kernels*, CVPR
     2012: minimise ||r S - H H'||_F^2 (equation 7), S = 1 for pairs of one class and -1 for
@@ -30,11 +30,11 @@ class KSH(SupervisedMethod):
     bits : int
         Length of a code.
     anchors : int
-        Training images in the kernel (the paper: 300).
+        Number of training images in the kernel (the paper: 300).
     images : int
-        Training images used at most, drawn at random.
+        Largest number of training images used, drawn at random.
     seed : int
-        Of the choice of anchors and images.
+        Seed of the choice of anchors and images.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class KSH(SupervisedMethod):
             top = np.linalg.eigh(whiten @ target @ whiten.T)[1][:, -1]
             spectral = (np.sqrt(len(values)) * whiten.T @ top).astype(np.float32)
             smooth = _refine(values, residual, spectral)
-            signs = [_signs(values @ column) for column in (spectral, smooth)]
+            signs = [signs_of(values @ column) for column in (spectral, smooth)]
             gains = [residual.quadratic(sign) for sign in signs]
             best = int(gains[1] > gains[0])
             self.gains.append((gains[0], gains[best]))
@@ -83,7 +83,7 @@ class KSH(SupervisedMethod):
 
 
 class _Residual:
-    """R = bits S - sum of y y', kept as its factors: products with it cost n (c + bits)."""
+    """R = bits S - sum of y y', kept as its factors: a product with it costs n (c + bits)."""
 
     def __init__(self, indicators: NDArray[np.float32], bits: int) -> None:
         self._indicators = indicators
@@ -114,10 +114,6 @@ class _Residual:
             2.0 * of_class @ of_class.T - np.outer(whole, whole)
         )
         return product
-
-
-def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.where(values >= 0, np.float32(1), np.float32(-1))
 
 
 def _refine(

@@ -10,7 +10,7 @@ from hashlens.baselines.pca import principal_components
 from hashlens.types import Features, Ids
 
 PAIRS = 100
-"""Pairs a step (the authors' mini-batch)."""
+"""Pairs per step (the authors' mini-batch)."""
 MOMENTUM = 0.9
 
 
@@ -31,15 +31,15 @@ class MLH(SupervisedMethod):
     radius : int, optional
         r, in bits; two fifths of the bits by default.
     balance : float
-        l, what a dissimilar pair costs.
+        l, the cost of a dissimilar pair.
     steps : int
         Mini-batches of 100 pairs.
     rate : float
-        Size of a step at first; falls linearly to 0.
+        Size of the first step; falls linearly to 0.
     decay : float
         Weight of ||W||^2 / 2 in the loss.
     seed : int
-        Of weights and pairs.
+        Seed of weights and pairs.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class MLH(SupervisedMethod):
         second: NDArray[np.float32],
         similar: NDArray[np.bool_],
     ) -> tuple[NDArray[np.float32], float]:
-        """Gradient of the bound, (g - b(x)) x' + (h - b(x')) x'', and the loss; means of pairs."""
+        """Gradient of the bound, (g - b(x)) x' + (h - b(x')) x'', and loss: means over pairs."""
         left, right = first @ weights, second @ weights
         g, h = loss_augmented_codes(left, right, similar, self.radius, self.balance)
         gradient = first.T @ (g - (left >= 0)) + second.T @ (h - (right >= 0))
@@ -134,8 +134,8 @@ def loss_augmented_codes(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Codes g, h (0/1) that maximise loss(||g - h||) + g' u + h' v, exactly (section 3.2).
 
-    A bit adds max(u, v) if it differs and max(u + v, 0) if not; for each distance m the m bits
-    that gain most differ, and the best m is taken.
+    A bit adds max(u, v) if it differs and max(u + v, 0) if not; for each distance m, the m bits
+    that gain most by differing do, and the best m is taken.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def loss_augmented_codes(
 
 
 class _Pairs:
-    """Draws pairs of training images, half of them of one class."""
+    """Draws pairs of training images; in half of the pairs both are of one class."""
 
     def __init__(self, classes: Ids, rng: np.random.Generator) -> None:
         self._rng = rng

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import check_features
+from hashlens.baselines.base import finite_features
 from hashlens.errors import InvalidInputError
 from hashlens.types import Features
 
@@ -22,7 +22,7 @@ class Components(NamedTuple):
         Orthonormal columns, largest variance first; the largest entry of each is positive.
     variances : ndarray of shape (count,), float64
     rank : int
-        Directions along which the features vary at all.
+        Number of directions in which the features vary at all.
     """
 
     mean: NDArray[np.float32]
@@ -66,7 +66,7 @@ class NeuralCodes:
         Parameters
         ----------
         features : array_like of shape (n, d), float
-            Of the training images; n and d at least ``dimensions``.
+            Features of the training images; n and d at least ``dimensions``.
         labels : object, optional
             Never read.
 
@@ -75,7 +75,7 @@ class NeuralCodes:
         InvalidInputError
             If n or d is below ``dimensions``.
         """
-        array = check_features(features)
+        array = finite_features(features)
         if min(array.shape) < self.dimensions:
             raise InvalidInputError(
                 f"NeuralCodes: expected at least {self.dimensions} images of at least "
@@ -95,7 +95,7 @@ class NeuralCodes:
         if self._components is None:
             raise InvalidInputError("NeuralCodes: expected fit before transform")
         mean, directions, _, _ = self._components
-        array = check_features(features)
+        array = finite_features(features)
         if array.shape[1] != len(mean):
             raise InvalidInputError(
                 f"features: expected width {len(mean)} as in fit, got {array.shape[1]}"

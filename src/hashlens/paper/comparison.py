@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from hashlens.baselines import METHODS
+from hashlens.baselines import create_method
 from hashlens.baselines.pca import NeuralCodes
 from hashlens.errors import MissingExtraError
 from hashlens.evaluation.results import Evaluation, ModeScores
@@ -151,7 +151,7 @@ class Comparison:
         features = self._features
         started = time.monotonic()
         options = self.piece.options.get(job.method, {})
-        method = METHODS[job.method](job.bits, seed=self.seed, **options)
+        method = create_method(job.method, job.bits, seed=self.seed, **options)
         method.fit(features[self.split.rows.train], self.split.train.labels)
         fitted = time.monotonic()
         codes = method.encode(features)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from hashlens.baselines import method_names
 from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
@@ -65,7 +66,7 @@ class Piece:
     features : str
         What the shallow methods work on by default.
     methods : tuple of str
-        In the order of the tables.
+        All baselines and deep methods, in the order of the tables.
     bits : tuple of int
         Code lengths of the table of mean average precision; the first one is that of the curves.
     error_bits : tuple of int
@@ -77,7 +78,8 @@ class Piece:
     amounts : Amounts
         Images that take part.
     seconds : mapping of str to float
-        How long a method takes about, at the first code length, on two cores.
+        About how long a method takes, at the first code length, on two cores; by name, in the
+        order of the tables. A method that is not named comes after those that are.
     """
 
     name: str
@@ -128,6 +130,9 @@ def read_products(*, quick: bool = False) -> Products:
 def read_piece(name: str, *, quick: bool = False) -> Piece:
     """Read a piece by name."""
     values = _values(name, quick)
+    shallow = method_names()
+    ordered = [method for method in values["seconds"] if method in shallow]
+    methods = tuple(dict.fromkeys([*ordered, *shallow, *OBJECTIVES]))
     return Piece(
         name=name,
         title=values["title"],
@@ -135,7 +140,7 @@ def read_piece(name: str, *, quick: bool = False) -> Piece:
         size=values["size"],
         channels=values["channels"],
         features=values["features"],
-        methods=tuple(values["methods"]),
+        methods=methods,
         bits=tuple(values["bits"]),
         error_bits=tuple(values["error_bits"]),
         options=values.get("options", {}),

@@ -18,7 +18,7 @@ class SpectralHashing(UnsupervisedMethod):
     component the data is taken as uniform on [a, b]; the eigenfunctions are
     sin(pi / 2 + k pi / (b - a) x) (equation 9) and their eigenvalues grow with k / (b - a)
     (equation 10), so that the h smallest k / (b - a) over all components and all k = 1, 2, ...
-    make the bits. More bits than dimensions therefore take higher waves; none is refused.
+    make the bits. More bits than dimensions therefore use higher waves, and are not refused.
     """
 
     def _learn(self, features: Features) -> None:
@@ -31,7 +31,7 @@ class SpectralHashing(UnsupervisedMethod):
         if not (extent > 0).all():
             raise InvalidInputError(
                 "SpectralHashing: expected features that vary, got a constant component; "
-                "check what computed them"
+                "check how they were computed"
             )
         # Frequencies of every component and wave; the smallest make the bits (stable order).
         waves = np.arange(1, self.bits + 1)
