@@ -19,6 +19,7 @@ from hashlens import hamming_topk
 from hashlens.bench.search import clustered_codes
 from hashlens.codes import kernels, rings
 from hashlens.codes.database import CodeDatabase, flat_rows
+from hashlens.codes.packing import BLOCK
 from hashlens.codes.vector import GROUP, any_below
 from hashlens.types import Codes
 
@@ -72,7 +73,7 @@ def main() -> None:
 
 def scan(bits: int, codes: Codes, queries: Codes, database: CodeDatabase) -> None:
     """The scan and its steps."""
-    codes_now = database.snapshot()
+    codes_now = database.current()
     words, block = codes_now.words, codes_now.blocks[0].copy()
     asked = np.ascontiguousarray(queries.view(np.uint64))[:64]
 
@@ -81,7 +82,7 @@ def scan(bits: int, codes: Codes, queries: Codes, database: CodeDatabase) -> Non
         print(f"{bits} bits, {what}: {each:.4f} ns a code and query")
 
     seconds = best(lambda: _passes(block, asked, np.uint64(1), words, 2))
-    show("comparing, one block in the cache", seconds, 128 * kernels.BLOCK)
+    show("comparing, one block in the cache", seconds, 128 * BLOCK)
     scratch, flat = np.empty_like(block), flat_rows(codes)
     seconds = best(lambda: _load_all(flat, bits // 8, N, scratch, words))
     show("turning rows into columns", seconds, N)
@@ -93,7 +94,7 @@ def scan(bits: int, codes: Codes, queries: Codes, database: CodeDatabase) -> Non
 
 def measure_rings(bits: int, queries: Codes, database: CodeDatabase) -> None:
     """The search of clustered codes and its first step."""
-    found = database.snapshot()
+    found = database.current()
     assert found.rings is not None
     pivots, words = len(found.rings.starts) - 1, found.words
     no_codes = found.rings._replace(starts=found.rings.starts * 0, size=0)

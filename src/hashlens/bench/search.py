@@ -326,7 +326,7 @@ def _growth_at(faiss: Any, plan: Plan, n: int, kind: str) -> list[dict[str, Any]
         codes = rng.integers(0, 1 << 64, n, dtype=np.uint64).view(np.uint8).reshape(n, 8)
         query = rng.integers(0, 256, (1, 8), dtype=np.uint8)
     database = CodeDatabase(codes)
-    scan = Scan(database.snapshot(), to_words(query), np.zeros(0, np.bool_))
+    scan = Scan(database.current(), to_words(query), np.zeros(0, np.bool_))
     contestants: dict[str, Callable[[], Any]] = {"hashlens (scan)": partial(scan.nearest, 10)}
     organised = None
     if kind == "clustered":

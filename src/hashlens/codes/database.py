@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.packing import check_codes, code_words, from_words
+from hashlens.codes.packing import BLOCK, check_codes, code_words, from_words, words_at
 from hashlens.errors import InvalidInputError
 from hashlens.types import Codes, Ids
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hashlens.codes.rings import Rings
 
 
-class Snapshot(NamedTuple):
+class CodeBlocks(NamedTuple):
     """Codes as the kernels read them.
 
     Attributes
@@ -28,7 +28,7 @@ class Snapshot(NamedTuple):
     n : int
         Number of codes.
     n_bytes : int
-        Bytes a packed code.
+        Bytes per packed code.
     rings : Rings, optional
         The codes in clusters; ``blocks`` and ``data`` are empty then.
     """
@@ -41,17 +41,17 @@ class Snapshot(NamedTuple):
 
     @property
     def words(self) -> tuple[int, ...]:
-        """As many zeros as a code has 64-bit words: tells kernels the width in its type."""
+        """As many zeros as a code has 64-bit words: the type tells the kernels the width."""
         return (0,) * code_words(self.n_bytes)
 
 
 class CodeDatabase:
-    """Codes in the layout that searching likes best, in memory.
+    """Codes in the layout that is fastest to search, in memory.
 
-    ``hamming_topk`` and its kin take a ``CodeDatabase`` where they take an array, and give the same
-    results, sooner: rows are turned into columns once, and where the codes are clustered, most of
-    them are never looked at (``organise``). A search and an append may run at once: the search
-    sees the codes it began with.
+    ``hamming_topk`` and the other searches take a ``CodeDatabase`` in place of an array, and give
+    the same results, sooner: rows are turned into columns once, and where the codes are
+    clustered, most of them are skipped (``organise``). A search and an append may run at the same
+    time: the search sees the codes that were there when it began.
 
     Parameters
     ----------
@@ -74,32 +74,22 @@ class CodeDatabase:
 
     def __init__(self, codes: Any) -> None:
         codes = check_codes(codes)
-        self._n_bytes = int(codes.shape[1])
+        n_bytes = int(codes.shape[1])
+        no_rows = flat_rows(np.zeros((0, n_bytes), np.uint8))
         self._changing = threading.Lock()
-        no_rows = flat_rows(np.zeros((0, self._n_bytes), np.uint8))
-        self._state = Snapshot(_new_blocks(len(codes), self._n_bytes), no_rows, 0, self._n_bytes)
+        self._codes = CodeBlocks(_new_blocks(len(codes), n_bytes), no_rows, 0, n_bytes)
         self._places: tuple[Rings | None, NDArray[np.int64]] = (None, np.zeros(0, np.int64))
         self._asked = 0  # queries since the codes were last organised, or found too spread
         self._refused_at = 0
         self.append(codes)
 
-    @classmethod
-    def empty(cls, n_bytes: int) -> CodeDatabase:
-        """A database without codes, for codes of ``n_bytes`` bytes."""
-        return cls(np.zeros((0, n_bytes), np.uint8))
-
     def __len__(self) -> int:
-        return self._state.n
+        return self._codes.n
 
     @property
     def n_bytes(self) -> int:
-        """Bytes a packed code."""
-        return self._n_bytes
-
-    @property
-    def organised(self) -> bool:
-        """Whether the codes lie in clusters."""
-        return self._state.rings is not None
+        """Bytes per packed code."""
+        return self._codes.n_bytes
 
     def append(self, codes: Any) -> None:
         """Add codes at the end.
@@ -114,92 +104,72 @@ class CodeDatabase:
         InvalidInputError
             If shape or dtype do not fit.
         """
-        from hashlens.codes import kernels
+        from hashlens.codes.kernels import append_rows
 
         codes = check_codes(codes)
-        if codes.shape[1] != self._n_bytes:
-            raise InvalidInputError(
-                f"codes: expected {self._n_bytes} bytes a code as in the database, "
-                f"got {codes.shape[1]}; both must come from the same model"
-            )
+        check_width(self.n_bytes, codes, "codes")
         with self._changing:
-            state = self._state
-            n, rings = state.n + len(codes), state.rings
-            used = state.n if rings is None else rings.size
-            blocks = _grown(state.blocks if rings is None else rings.blocks, used, len(codes))
-            kernels.append_rows(flat_rows(codes), self._n_bytes, blocks, used, state.words)
-            # readers see it from the next line on
+            now = self._codes
+            n, rings = now.n + len(codes), now.rings
+            used = now.n if rings is None else rings.size
+            blocks = _grown(now.blocks if rings is None else rings.blocks, used, len(codes))
+            append_rows(flat_rows(codes), self.n_bytes, blocks, used, now.words)
+            # readers see the new codes when self._codes is set
             if rings is None:
-                self._state = state._replace(blocks=blocks, n=n)
+                self._codes = now._replace(blocks=blocks, n=n)
             else:
                 ids = rings.ids
-                if len(ids) < len(blocks) * kernels.BLOCK:
-                    ids = np.full(len(blocks) * kernels.BLOCK, -1, np.int32)
+                if len(ids) < len(blocks) * BLOCK:
+                    ids = np.full(len(blocks) * BLOCK, -1, np.int32)
                     ids[:used] = rings.ids[:used]
-                ids[used : used + len(codes)] = np.arange(state.n, n)
+                ids[used : used + len(codes)] = np.arange(now.n, n)
                 rings = rings._replace(blocks=blocks, ids=ids, size=used + len(codes))
-                self._state = state._replace(rings=rings, n=n)
+                self._codes = now._replace(rings=rings, n=n)
 
     def organise(self) -> bool:
-        """Put the codes into clusters, where they are clustered; return whether they are.
+        """Sort the codes into clusters if they are clustered; return whether they are.
 
-        Searching then skips most of them. A database does this by itself once it has been asked
-        as many queries as make up for the work (``prepare``); call it to have it done before.
-        Results stay the same.
+        Searching then skips most of them. A database does this by itself after enough queries to
+        pay for the work (``prepare``); call this to have it done earlier. Results stay the same.
         """
-        from hashlens.codes import rings as rings_module
+        from hashlens.codes.rings import MIN_CODES, build
 
         with self._changing:
-            state = self._state
-            if not rings_module.MIN_CODES <= state.n < 1 << 31:
+            now = self._codes
+            if not MIN_CODES <= now.n < 1 << 31:
                 return False
             self._asked = 0
-            if state.rings is None:
-                blocks, ids = state.blocks, np.arange(state.n, dtype=np.int32)
+            if now.rings is None:
+                rings = build(now.blocks, np.arange(now.n, dtype=np.int32), now.words)
             else:
-                blocks, ids = state.rings.blocks, state.rings.ids[: state.rings.size]
-            rings = rings_module.build(blocks, ids, state.words)
+                rings = build(now.rings.blocks, now.rings.ids[: now.rings.size], now.words)
             if rings is None:
-                self._refused_at = state.n
+                self._refused_at = now.n
             else:
-                self._state = state._replace(blocks=state.blocks[:0], rings=rings)
-        return self.organised
+                self._codes = now._replace(blocks=now.blocks[:0], rings=rings)
+            return self._codes.rings is not None
 
     def prepare(self, queries: int) -> None:
-        """Get ready for a search: organise the codes when enough has been asked to pay for it.
-
-        Parameters
-        ----------
-        queries : int
-            How many queries are about to be asked.
-        """
-        from hashlens.codes import rings as rings_module
+        """Get ready for so many queries: organise the codes if there were enough to pay for it."""
+        from hashlens.codes.rings import worth_queries
 
         self._asked += queries
-        state = self._state
-        if self._asked < rings_module.worth_queries(state.n) or state.n < 2 * self._refused_at:
+        now = self._codes
+        if self._asked < worth_queries(now.n) or now.n < 2 * self._refused_at:
             return
-        loose = state.n if state.rings is None else state.n - state.rings.clustered
-        if 4 * loose > state.n:
+        loose = now.n if now.rings is None else now.n - now.rings.clustered
+        if 4 * loose > now.n:
             self.organise()
 
     def packed(self, rows: Any = None) -> Codes:
-        """Packed codes (m, bytes) of the given rows, or of all.
-
-        Parameters
-        ----------
-        rows : array_like of shape (m,), int64, optional
-            Rows to return.
-        """
-        from hashlens.codes import kernels
-
-        state = self._state
-        at = np.arange(state.n) if rows is None else np.asarray(rows, np.int64)
-        check_rows(at, state.n)
-        blocks = state.blocks
-        if state.rings is not None:
-            blocks, at = state.rings.blocks, self._place_of_ids(state.rings, state.n)[at]
-        return from_words(blocks[at // kernels.BLOCK, :, at % kernels.BLOCK], self._n_bytes)
+        """Packed codes (m, bytes) of the given rows (m,), or of all."""
+        now = self._codes
+        at = np.arange(now.n) if rows is None else np.asarray(rows, np.int64)
+        check_rows(at, now.n)
+        blocks = now.blocks
+        if now.rings is not None:
+            blocks, at = now.rings.blocks, self._place_of_ids(now.rings, now.n)[at]
+        return from_words(words_at(blocks, at), self.n_bytes)
 
     def _place_of_ids(self, rings: Rings, n: int) -> NDArray[np.int64]:
         """Position of each id, kept until codes are added or organised."""
@@ -212,15 +182,34 @@ class CodeDatabase:
             self._places = (rings, places)
         return places
 
-    def snapshot(self) -> Snapshot:
+    def current(self) -> CodeBlocks:
         """The codes as they are now, as the kernels read them."""
-        return self._state
+        return self._codes
 
 
 def check_rows(rows: Ids, count: int) -> None:
     """Raise ``InvalidInputError`` if one of these is not among ``count`` rows."""
     if rows.size and not (rows.min() >= 0 and rows.max() < count):
         raise InvalidInputError(f"rows: expected 0 to {count - 1}, got {rows.min()}..{rows.max()}")
+
+
+def check_width(n_bytes: int, codes: Codes, name: str) -> None:
+    """Raise ``InvalidInputError`` if these codes are not as wide as those of a database."""
+    if codes.shape[1] != n_bytes:
+        raise InvalidInputError(
+            f"{name}: expected {n_bytes} bytes per code as in the database, "
+            f"got {codes.shape[1]}; both must come from the same model"
+        )
+
+
+def check_allowed(allowed: Any, n: int) -> NDArray[np.bool_]:
+    """A copy of a mask of ``n`` codes, so that the caller may go on writing, or an error."""
+    mask = np.array(allowed)
+    if mask.dtype != np.bool_ or mask.shape != (n,):
+        raise InvalidInputError(
+            f"allowed: expected bool of shape ({n},), got {mask.dtype} of {mask.shape}"
+        )
+    return mask
 
 
 def flat_rows(codes: Codes) -> NDArray[np.uint8]:
@@ -230,27 +219,22 @@ def flat_rows(codes: Codes) -> NDArray[np.uint8]:
     return flat
 
 
-def rows_snapshot(codes: Codes) -> Snapshot:
+def blocks_of_rows(codes: Codes) -> CodeBlocks:
     """Packed codes as the kernels read them, without preparing anything."""
     n, n_bytes = codes.shape
-    return Snapshot(_new_blocks(1, n_bytes), flat_rows(codes), n, n_bytes)
+    return CodeBlocks(_new_blocks(1, n_bytes), flat_rows(codes), n, n_bytes)
 
 
 def _grown(blocks: NDArray[np.uint64], used: int, more: int) -> NDArray[np.uint64]:
     """The blocks, or larger ones with the same codes where ``more`` would not fit."""
-    from hashlens.codes import kernels
-
-    if used + more <= len(blocks) * kernels.BLOCK:
+    if used + more <= len(blocks) * BLOCK:
         return blocks
     longer = max(used + more, used + used // 2)
-    larger = np.empty((-(-longer // kernels.BLOCK), *blocks.shape[1:]), np.uint64)
-    filled = -(-used // kernels.BLOCK)
+    larger = np.empty((-(-longer // BLOCK), *blocks.shape[1:]), np.uint64)
+    filled = -(-used // BLOCK)
     larger[:filled] = blocks[:filled]
     return larger
 
 
 def _new_blocks(n: int, n_bytes: int) -> NDArray[np.uint64]:
-    from hashlens.codes import kernels
-
-    count = -(-n // kernels.BLOCK)
-    return np.empty((count, code_words(n_bytes), kernels.BLOCK), np.uint64)
+    return np.empty((-(-n // BLOCK), code_words(n_bytes), BLOCK), np.uint64)

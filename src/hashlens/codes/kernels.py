@@ -1,14 +1,14 @@
 """Compiled search kernels: arrays in, arrays out, no objects.
 
-Codes lie in *blocks*: ``(BLOCK codes)`` of ``w`` 64-bit words with the words as columns, an array
-``(w, BLOCK)``. One vector instruction then counts the bits of one word of several codes, and a
-block stays in the first-level cache while every query of a batch passes over it. Rows of packed
-bytes are brought into such a block on the way, which costs little beside a batch of queries.
+Codes are held in blocks (see ``packing``), so that one vector instruction counts the bits of one
+word of several codes, and a block stays in the first-level cache while every query of a batch is
+compared with it. Rows of packed bytes are turned into such a block on the way, which costs little
+compared with a batch of queries.
 
-A group of GROUP codes is passed over when its smallest distance is not below the query's limit.
-Almost all are, so a query costs w exclusive-ors, w popcounts, w - 1 additions and one minimum a
-vector of codes. ``words`` is a tuple whose length is w: the compiler sees the length in its type
-and unrolls.
+A group of GROUP codes is skipped if its smallest distance is not below the query's limit. Almost
+all are, so a query costs w exclusive-ors, w popcounts, w - 1 additions and one minimum per vector
+of codes. ``words`` is a tuple whose length is w: the compiler sees the length in its type and
+unrolls.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from hashlens.codes.packing import BLOCK
 from hashlens.codes.vector import (
+    FAR,
     GROUP,
     LANES,
+    ONE,
     any_below,
     code_distance,
     load_codes,
@@ -29,10 +32,7 @@ from hashlens.codes.vector import (
     unaligned_word,
 )
 
-BLOCK = 2048
 _TURNED_WORDS = 4  # widths that vector shuffles turn into columns in few instructions
-_FAR = np.uint64(1 << 62)
-_ONE = np.uint64(1)
 _ZERO = np.uint64(0)
 
 
@@ -40,9 +40,20 @@ _ZERO = np.uint64(0)
 def load_rows(
     data: Any, n_bytes: int, first: int, count: int, block: Any, at: int, words: Any
 ) -> None:
-    """Bring ``count`` packed rows from row ``first`` on into a block, from its column ``at`` on.
+    """Turn ``count`` packed rows, from ``first`` on, into columns of a block, from ``at`` on.
 
-    ``data`` holds all rows, flat uint8. Bytes past a row's end count as zero.
+    Parameters
+    ----------
+    data : ndarray of shape (n * n_bytes,), uint8
+        All packed rows; bytes past a row's end count as zero.
+    n_bytes : int
+        Bytes per row.
+    first, count, at : int
+        Rows to read, and the column of the first.
+    block : ndarray of shape (w, BLOCK), uint64
+        Receives the codes.
+    words : tuple of length w
+        Gives w to the compiler.
     """
     last_bytes = n_bytes - 8 * (len(words) - 1)
     keep = np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(8 * (8 - last_bytes))
@@ -68,7 +79,21 @@ def load_rows(
 
 @njit(nogil=True, cache=True)
 def append_rows(data: Any, n_bytes: int, blocks: Any, n: int, words: Any) -> None:
-    """Store all packed rows of ``data`` in blocks that hold ``n`` codes already."""
+    """Store all packed rows of ``data`` in blocks that hold ``n`` codes already.
+
+    Parameters
+    ----------
+    data : ndarray of shape (m * n_bytes,), uint8
+        Packed rows.
+    n_bytes : int
+        Bytes per row.
+    blocks : ndarray of shape (>= (n + m) / BLOCK, w, BLOCK), uint64
+        Receives the codes.
+    n : int
+        Number of codes that are there already.
+    words : tuple of length w
+        Gives w to the compiler.
+    """
     row, rows = 0, len(data) // n_bytes
     while row < rows:
         at = (n + row) % BLOCK
@@ -104,21 +129,9 @@ def _keep_nearest(distances: Any, ids: Any, count: int, k: int, histogram: Any) 
 
 @njit(nogil=True, cache=True)
 def scan_nearest(
-    blocks: Any,
-    data: Any,
-    n_bytes: int,
-    first: int,
-    last: int,
-    n: int,
-    queries: Any,
-    words: Any,
-    allowed: Any,
-    k: int,
-    shared: Any,
-    distances: Any,
-    ids: Any,
-    counts: Any,
-) -> None:
+    blocks: Any, data: Any, n_bytes: int, first: int, last: int, n: int, queries: Any, words: Any,
+    allowed: Any, k: int, shared: Any, distances: Any, ids: Any, counts: Any,
+) -> None:  # fmt: skip
     """Collect candidates for the k nearest codes of each query from blocks ``first`` to ``last``.
 
     Parameters
@@ -128,7 +141,7 @@ def scan_nearest(
     data : ndarray of shape (n * n_bytes,), uint8
         Packed rows; empty where ``blocks`` holds the codes.
     n_bytes : int
-        Bytes a row of ``data``.
+        Bytes per row of ``data``.
     first, last, n : int
         Range of blocks to search; number of codes in all.
     queries : ndarray of shape (q, w), uint64
@@ -138,15 +151,15 @@ def scan_nearest(
     allowed : ndarray of shape (n,) or (0,), bool
         Codes that may be found; empty: all.
     k : int
-        Results a query, at most half of what a buffer holds.
+        Results per query, at most half of what a buffer holds.
     shared : ndarray of shape (q,), uint64
-        Distances that no result reaches, known to all searching threads; read and lowered
-        without a lock, as any value ever written is a right one.
+        Distances that no result reaches, shared by all searching threads; read and lowered
+        without a lock, since any value ever written is valid.
     distances, ids, counts : ndarrays of shape (q, c), (q, c) and (q,), uint16, int64, int64
         Buffers of candidates, in order of id.
     """
     histogram = np.zeros(64 * len(words) + 1, np.int64)
-    limits = np.full(len(queries), _FAR)
+    limits = np.full(len(queries), FAR)
     for b in range(first, last):
         inside = min(BLOCK, n - b * BLOCK)
         if len(data):
@@ -161,7 +174,7 @@ def scan_nearest(
                 mask = mask_below(block, start, query, limit, words)
                 while mask:
                     j = start + np.int64(trailing_zeros(mask))
-                    mask &= mask - _ONE
+                    mask &= mask - ONE
                     if j >= inside or (len(allowed) and not allowed[b * BLOCK + j]):
                         continue
                     distance = code_distance(block, j, query, words)
@@ -174,7 +187,7 @@ def scan_nearest(
                         limit = _keep_nearest(distances[i], ids[i], counts[i], k, histogram)
                         counts[i] = k
                         limits[i] = limit  # later codes have higher ids: ties lose
-                        shared[i] = min(shared[i], limit + _ONE)
+                        shared[i] = min(shared[i], limit + ONE)
 
 
 @njit(nogil=True, cache=True)
@@ -213,21 +226,19 @@ def merge_nearest(
 
 @njit(nogil=True, cache=True)
 def count_within(
-    blocks: Any,
-    data: Any,
-    n_bytes: int,
-    first: int,
-    last: int,
-    n: int,
-    queries: Any,
-    words: Any,
-    allowed: Any,
-    limit: np.uint64,
-    histogram: Any,
-) -> None:
-    """Count codes at each distance below ``limit``: histogram (q, limit), int64.
+    blocks: Any, data: Any, n_bytes: int, first: int, last: int, n: int, queries: Any, words: Any,
+    allowed: Any, limit: np.uint64, histogram: Any,
+) -> None:  # fmt: skip
+    """Count codes at each distance below ``limit``.
 
-    The other parameters are those of ``scan_nearest``.
+    Parameters
+    ----------
+    blocks, data, n_bytes, first, last, n, queries, words, allowed
+        As in ``scan_nearest``.
+    limit : int
+        One more than the largest distance to count.
+    histogram : ndarray of shape (q, limit), int64
+        Number of codes by query and distance; added to.
     """
     for b in range(first, last):
         inside = min(BLOCK, n - b * BLOCK)
@@ -242,29 +253,17 @@ def count_within(
                 mask = mask_below(block, start, query, limit, words)
                 while mask:
                     j = start + np.int64(trailing_zeros(mask))
-                    mask &= mask - _ONE
+                    mask &= mask - ONE
                     if j < inside and (not len(allowed) or allowed[b * BLOCK + j]):
                         histogram[i, code_distance(block, j, query, words)] += 1
 
 
 @njit(nogil=True, cache=True)
 def place_within(
-    blocks: Any,
-    data: Any,
-    n_bytes: int,
-    first: int,
-    last: int,
-    n: int,
-    queries: Any,
-    words: Any,
-    allowed: Any,
-    limits: Any,
-    places: Any,
-    ends: Any,
-    distances: Any,
-    ids: Any,
-) -> None:
-    """Write codes nearer than each query's limit where they belong in the order (distance, id).
+    blocks: Any, data: Any, n_bytes: int, first: int, last: int, n: int, queries: Any, words: Any,
+    allowed: Any, limits: Any, places: Any, ends: Any, distances: Any, ids: Any,
+) -> None:  # fmt: skip
+    """Write codes nearer than each query's limit to their places in the order (distance, id).
 
     Parameters
     ----------
@@ -275,7 +274,7 @@ def place_within(
     places : ndarray of shape (q, d), int64
         Where the next code of each query and distance goes; advanced.
     ends : ndarray of shape (q,), int64
-        A code whose place is not below is dropped.
+        A code whose place is at this or beyond is dropped.
     distances, ids : ndarrays of shape (m,), uint16 and int64
         Results.
     """
@@ -292,7 +291,7 @@ def place_within(
                 mask = mask_below(block, start, query, limits[i], words)
                 while mask:
                     j = start + np.int64(trailing_zeros(mask))
-                    mask &= mask - _ONE
+                    mask &= mask - ONE
                     if j >= inside or (len(allowed) and not allowed[b * BLOCK + j]):
                         continue
                     distance = code_distance(block, j, query, words)

@@ -1,9 +1,10 @@
-"""The one statement of bit order and padding.
+"""The one statement of how codes are laid out: bit order, padding, words, blocks.
 
 Bit j of a code is in byte ``j // 8`` with value ``1 << (j % 8)`` (little-endian bit order, as in
 FAISS). A code of h bits takes ``ceil(h / 8)`` bytes; the bits past h are 0, so they never count
 in a Hamming distance. As 64-bit words, bit j is in word ``j // 64`` with value
-``1 << (j % 64)``, zero-padded likewise; on disk words are little-endian.
+``1 << (j % 64)``, zero-padded likewise; on disk words are little-endian. For searching, codes
+are held in *blocks* of ``BLOCK`` codes: ``w`` words with the words as columns, ``(w, BLOCK)``.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from hashlens.types import Codes
 
 MIN_BITS = 8
 MAX_BITS = 1024
+BLOCK = 2048
 
 
 def code_bytes(bits: int) -> int:
-    """Bytes that one packed code of ``bits`` bits takes."""
+    """Bytes per packed code of ``bits`` bits."""
     return (bits + 7) // 8
 
 
 def code_words(n_bytes: int) -> int:
-    """64-bit words that hold ``n_bytes`` bytes."""
+    """64-bit words per code of ``n_bytes`` bytes."""
     return (n_bytes + 7) // 8
 
 
@@ -104,7 +106,24 @@ def pack_bits(bits: Any) -> Codes:
 
 
 def unpack_bits(codes: Any, bits: int | None = None) -> NDArray[np.uint8]:
-    """Unpack codes into 0/1 values, shape (n, bits); all 8 * bytes of them by default."""
+    """Unpack codes into 0/1 values.
+
+    Parameters
+    ----------
+    codes : array_like of shape (n, bytes), uint8
+        Packed codes.
+    bits : int, optional
+        Length of a code; 8 * bytes by default.
+
+    Returns
+    -------
+    ndarray of shape (n, bits), uint8
+
+    Raises
+    ------
+    InvalidInputError
+        If ``codes`` does not hold packed codes, or they have fewer bits than ``bits``.
+    """
     array = check_codes(codes)
     held = 8 * array.shape[1]
     count = held if bits is None else bits
@@ -128,3 +147,19 @@ def from_words(words: NDArray[np.uint64], n_bytes: int) -> Codes:
     """Words (n, w) back to packed codes (n, n_bytes)."""
     contiguous = np.ascontiguousarray(words, dtype="<u8")
     return np.ascontiguousarray(contiguous.view(np.uint8)[:, :n_bytes])
+
+
+def to_blocks(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Words (n, w) as blocks (m, w, BLOCK), the last one filled up with zeros."""
+    count = -(-len(words) // BLOCK)
+    padded = np.zeros((count * BLOCK, words.shape[1]), np.uint64)
+    padded[: len(words)] = words
+    return np.ascontiguousarray(padded.reshape(count, BLOCK, -1).transpose(0, 2, 1))
+
+
+def words_at(blocks: NDArray[np.uint64], positions: NDArray[Any]) -> NDArray[np.uint64]:
+    """Words (n, w) of the codes at n positions in blocks."""
+    found: NDArray[np.uint64] = np.ascontiguousarray(
+        blocks[positions // BLOCK, :, positions % BLOCK]
+    )
+    return found

@@ -1,9 +1,9 @@
 """Exact search that skips most codes: rings around pivots, and the triangle inequality.
 
-Each code belongs to the nearest of some pivots and lies in that pivot's *cluster*, sorted by its
+Each code belongs to its nearest pivot. The codes of a pivot are its *cluster*, sorted by their
 distance to the pivot, so that GROUP neighbouring codes form a thin ring. A code of a ring between
 distances ``a`` and ``b`` of a pivot that is ``d`` bits away from the query is at least
-``max(d - b, a - d)`` bits away from the query; rings that cannot hold a result are not looked at.
+``max(d - b, a - d)`` bits away from the query; rings that cannot hold a result are skipped.
 The idea is iDistance (Jagadish, Ooi, Tan, Yu, Zhang, ACM TODS 30(2), 2005) in Hamming space, with
 pivots by k-majority. It pays where codes are clustered, as codes learned from class labels are.
 """
@@ -18,264 +18,30 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hashlens.codes import kernels
-from hashlens.codes.kernels import BLOCK
+from hashlens.codes.packing import BLOCK, to_blocks, words_at
 from hashlens.codes.threads import run_all, split, thread_count
-from hashlens.codes.vector import GROUP, any_below, code_distance, mask_below, trailing_zeros
+from hashlens.codes.vector import (
+    FAR,
+    GROUP,
+    ONE,
+    any_below,
+    code_distance,
+    mask_below,
+    trailing_zeros,
+)
 from hashlens.types import Ids
 
-_GROUPS = BLOCK // GROUP
-_FAR = np.uint64(1 << 62)
-_ONE = np.uint64(1)
-_SHIFT = np.uint64(32)
-
-
-@njit(nogil=True, cache=True)
-def assign_blocks(
-    blocks: Any, first: int, last: int, n: int, pivots: Any, words: Any, labels: Any, radii: Any
-) -> None:
-    """Find the nearest pivot of each code of blocks ``first`` to ``last``, and its distance.
-
-    Parameters
-    ----------
-    blocks : ndarray of shape (m, w, BLOCK), uint64
-        Codes, words as columns.
-    first, last, n : int
-        Range of blocks; number of codes in all.
-    pivots : ndarray of shape (p, w), uint64
-        At most 65,536 pivots.
-    words : tuple of length w
-        Gives w to the compiler.
-    labels, radii : ndarrays of shape (n,), uint16
-        Results; among equally near pivots the first.
-    """
-    best = np.empty(BLOCK, np.uint64)
-    for b in range(first, last):
-        block, inside = blocks[b], min(BLOCK, n - b * BLOCK)
-        best[:] = _FAR
-        for p in range(len(pivots)):
-            pivot = pivots[p]
-            for j in range(inside):
-                found = (code_distance(block, j, pivot, words) << np.uint64(16)) | np.uint64(p)
-                best[j] = min(best[j], found)
-        for j in range(inside):
-            labels[b * BLOCK + j] = best[j] & np.uint64(0xFFFF)
-            radii[b * BLOCK + j] = best[j] >> np.uint64(16)
-
-
-@njit(nogil=True, cache=True)
-def move_codes(blocks: Any, source: Any, target: Any, place: Any) -> None:
-    """Copy the codes at positions ``source`` of ``blocks`` to positions ``place`` of ``target``."""
-    for i in range(len(source)):
-        s, p = source[i], place[i]
-        for word in range(blocks.shape[1]):
-            target[p // BLOCK, word, p % BLOCK] = blocks[s // BLOCK, word, s % BLOCK]
-
-
-@njit(nogil=True, cache=True)
-def _keep_smallest(keys: Any, count: int, k: int, histogram: Any) -> Any:
-    """Move the k smallest of ``count`` keys to the front, in no order; return the largest kept.
-
-    A key is a distance, 32 bits up, and an id.
-    """
-    histogram[:] = 0
-    for c in range(count):
-        histogram[keys[c] >> _SHIFT] += 1
-    nearer, kth = 0, 0
-    while nearer + histogram[kth] < k:
-        nearer += histogram[kth]
-        kth += 1
-    ties = np.empty(histogram[kth], np.uint64)
-    kept, tied = 0, 0
-    for c in range(count):
-        key = keys[c]
-        distance = np.int64(key >> _SHIFT)
-        if distance < kth:
-            keys[kept] = key
-            kept += 1
-        elif distance == kth:
-            ties[tied] = key
-            tied += 1
-    if kept + tied > k:
-        ties.sort()
-    keys[kept:k] = ties[: k - kept]
-    return ties[k - kept - 1] if kept + tied > k else ties.max()
-
-
-@njit(nogil=True, cache=True)
-def _scan_groups(
-    rings: Any,
-    first: int,
-    last: int,
-    away: int,
-    query: Any,
-    words: Any,
-    allowed: Any,
-    k: int,
-    limit: np.uint64,
-    bound: np.uint64,
-    keys: Any,
-    count: int,
-    histogram: Any,
-) -> Any:
-    """Add codes of groups ``first`` to ``last`` to the candidates; return what changed.
-
-    ``away`` is the distance from the query to the groups' pivot, -1 where they have none. Codes
-    at ``limit`` bits or more, and keys at ``bound`` or more, are of no interest. With ``k`` = 0
-    every other code is collected, in as many keys as it takes.
-    """
-    for g in range(first, last):
-        if away >= 0:
-            least = max(rings.nearest[g] - away, away - rings.farthest[g])
-            if least >= np.int64(limit):
-                continue
-        block = rings.blocks[g // _GROUPS]
-        start = (g % _GROUPS) * GROUP
-        if not any_below(block, start, query, limit, words):
-            continue
-        mask = mask_below(block, start, query, limit, words)
-        while mask:
-            j = np.int64(trailing_zeros(mask))
-            mask &= mask - _ONE
-            if g * GROUP + j >= rings.size:
-                break
-            code = rings.ids[g * GROUP + j]
-            if code < 0 or (len(allowed) and not allowed[code]):
-                continue
-            key = (code_distance(block, start + j, query, words) << _SHIFT) | np.uint64(code)
-            if key >= bound:
-                continue
-            keys[count] = key
-            count += 1
-            if count < len(keys):
-                continue
-            if k == 0:
-                longer = np.empty(2 * len(keys), np.uint64)
-                longer[:count] = keys
-                keys = longer
-            else:
-                bound = _keep_smallest(keys, count, k, histogram)
-                count = k
-                limit = min(limit, (bound >> _SHIFT) + _ONE)
-    return limit, bound, keys, count
-
-
-@njit(nogil=True, cache=True)
-def _search(
-    rings: Any,
-    query: Any,
-    words: Any,
-    allowed: Any,
-    k: int,
-    limit: np.uint64,
-    keys: Any,
-    count: int,
-    histogram: Any,
-    work: Any,
-) -> Any:
-    """Collect a query's candidates: clusters by what they could hold at best, then the rest.
-
-    ``work`` (3, BLOCK), int64: distance to each pivot, least distance to its codes, order.
-    """
-    pivots = len(rings.starts) - 1
-    away, least, order = work[0], work[1], work[2]
-    histogram[:] = 0
-    for p in range(pivots):
-        away[p] = np.int64(code_distance(rings.pivots, p, query, words))
-    for p in range(pivots):
-        a, b = rings.starts[p], rings.starts[p + 1]
-        if a == b:
-            least[p] = len(histogram) - 1
-        else:
-            least[p] = max(0, rings.nearest[a] - away[p], away[p] - rings.farthest[b - 1])
-        histogram[least[p]] += 1
-    total = 0
-    for d in range(len(histogram)):
-        here = histogram[d]
-        histogram[d] = total
-        total += here
-    for p in range(pivots):
-        order[histogram[least[p]]] = p
-        histogram[least[p]] += 1
-    bound = _FAR
-    # Codes in no cluster come first, as they must be looked at anyhow and lower the bound.
-    limit, bound, keys, count = _scan_groups(
-        rings, rings.starts[-1], (rings.size + GROUP - 1) // GROUP, -1,
-        query, words, allowed, k, limit, bound, keys, count, histogram,
-    )  # fmt: skip
-    for o in range(pivots):
-        p = order[o]
-        if least[p] >= np.int64(limit):
-            break
-        limit, bound, keys, count = _scan_groups(
-            rings, rings.starts[p], rings.starts[p + 1], away[p],
-            query, words, allowed, k, limit, bound, keys, count, histogram,
-        )  # fmt: skip
-    return keys, count
-
-
-@njit(nogil=True, cache=True)
-def nearest_in_rings(
-    rings: Any, queries: Any, order: Any, words: Any, allowed: Any, k: int, out: Any
-) -> None:
-    """The k nearest codes of some queries, as keys in no order.
-
-    Parameters
-    ----------
-    rings : Rings
-        The database.
-    queries : ndarray of shape (q, w), uint64
-        Codes to search for.
-    order : ndarray of shape (m,), int64
-        The queries to answer, best so that neighbours are near each other.
-    words : tuple of length w
-        Gives w to the compiler.
-    allowed : ndarray of shape (n,) or (0,), bool
-        Codes that may be found, at least k; empty: all.
-    k : int
-        Results a query, at least 1.
-    out : ndarray of shape (q, k), uint64
-        Results: a distance, 32 bits up, and an id.
-    """
-    histogram = np.zeros(64 * len(words) + 2, np.int64)
-    work = np.empty((3, BLOCK), np.int64)
-    keys = np.empty(max(2 * k, k + GROUP), np.uint64)
-    for i in order:
-        _, count = _search(rings, queries[i], words, allowed, k, _FAR, keys, 0, histogram, work)
-        if count > k:
-            _keep_smallest(keys, count, k, histogram)
-        out[i] = keys[:k]
-
-
-@njit(nogil=True, cache=True)
-def within_rings(
-    rings: Any, queries: Any, order: Any, words: Any, allowed: Any, limit: np.uint64, counts: Any
-) -> Any:
-    """All codes nearer than ``limit`` of some queries: keys in no order, one query after another.
-
-    Parameters are as in ``nearest_in_rings``; ``counts`` (q,), int64, receives how many there are.
-    """
-    histogram = np.zeros(64 * len(words) + 2, np.int64)
-    work = np.empty((3, BLOCK), np.int64)
-    keys = np.empty(1024, np.uint64)
-    total = 0
-    for i in order:
-        before = total
-        keys, total = _search(
-            rings, queries[i], words, allowed, 0, limit, keys, total, histogram, work
-        )
-        counts[i] = total - before
-    return keys[:total]
-
-
-MIN_CODES = 1 << 16
-"""Fewer codes are scanned as fast as pivots could be compared."""
-_MAX_PIVOTS = kernels.BLOCK
-_CODES_A_PIVOT = 1024
-_SAMPLE_A_PIVOT = 32
+MIN_CODES = 1 << 16  # fewer codes are scanned as fast as pivots could be compared
+_MAX_PIVOTS = BLOCK
+_CODES_PER_PIVOT = 1024
+_SAMPLE_PER_PIVOT = 32
 _ROUNDS = 3
-_SPREAD_QUERIES = 64
-_SPREAD_K = 10
+_SPREAD_QUERIES, _SPREAD_K = 64, 10
+_SORTED_FROM = 8  # so many queries are put into the order of their pivots
+_ONE_THREAD = 1 << 15  # a light pass over fewer numbers is not worth waking a thread
+# A candidate is a key: its distance, 32 bits up, and its id. Smaller is nearer, ties by id.
+_SHIFT, _ID = np.uint64(32), np.uint64(0xFFFFFFFF)
+_GROUPS = BLOCK // GROUP
 
 
 class Rings(NamedTuple):
@@ -294,9 +60,9 @@ class Rings(NamedTuple):
     nearest, farthest : ndarrays of shape (starts[-1],), int64
         Smallest and largest distance of each group's codes to their pivot.
     clustered : int
-        Codes in clusters.
+        Number of codes in clusters.
     size : int
-        Positions in use; those past ``starts[-1] * GROUP`` were added later and lie in no cluster.
+        Positions in use; those past ``starts[-1] * GROUP`` were added later, to no cluster.
     """
 
     blocks: NDArray[np.uint64]
@@ -310,14 +76,14 @@ class Rings(NamedTuple):
 
 
 def worth_queries(n: int) -> int:
-    """Queries whose scans take about as long as clustering ``n`` codes."""
+    """Number of queries whose scans take about as long as clustering ``n`` codes."""
     return 2 * _pivot_count(n)
 
 
 def build(
-    blocks: NDArray[np.uint64], ids: NDArray[np.int32], words: tuple[int, ...], seed: int = 0
+    blocks: NDArray[np.uint64], ids: NDArray[np.int32], words: tuple[int, ...]
 ) -> Rings | None:
-    """Cluster codes around pivots; None where the codes spread so evenly that it would not pay.
+    """Cluster codes around pivots; None if they are spread so evenly that it would not pay.
 
     Parameters
     ----------
@@ -327,19 +93,19 @@ def build(
         The id of the code at each position; -1 where there is none.
     words : tuple of length w
         Gives w to the compiler.
-    seed : int
-        Of the sample that the pivots are made from.
     """
     positions = np.flatnonzero(ids >= 0)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count = _pivot_count(len(positions))
-    drawn = rng.choice(len(positions), min(len(positions), count * _SAMPLE_A_PIVOT), replace=False)
-    sample = _codes_at(blocks, positions[drawn])
+    drawn = rng.choice(
+        len(positions), min(len(positions), count * _SAMPLE_PER_PIVOT), replace=False
+    )
+    sample = words_at(blocks, positions[drawn])
     pivots = _choose_pivots(sample, sample[:count].copy(), words)
     if not _pays(sample, pivots, words):
         return None
     labels, radii = assign(blocks, len(ids), pivots, words)
-    # one sortable number a code: cluster, distance to the pivot, position
+    # one sortable number per code: cluster, distance to the pivot, position
     keys: NDArray[np.uint64] = labels[positions].astype(np.uint64) * np.uint64(1 << 48)
     keys += radii[positions].astype(np.uint64) * np.uint64(1 << 32)
     keys += positions.astype(np.uint64)
@@ -353,7 +119,7 @@ def _lay_out(
     keys: NDArray[np.uint64],
     pivots: NDArray[np.uint64],
 ) -> Rings:
-    """Copy codes to their places, each cluster from a multiple of GROUP on."""
+    """Copy codes to their places; each cluster starts at a multiple of GROUP."""
     source = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     labels = (keys >> np.uint64(48)).astype(np.int64)
     radii = ((keys >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.int64)
@@ -364,19 +130,15 @@ def _lay_out(
     size = int(starts[-1]) * GROUP
     new_ids = np.full(size, -1, np.int32)
     new_ids[place] = ids[source]
-    new_blocks = np.empty((-(-size // kernels.BLOCK), *blocks.shape[1:]), np.uint64)
-    run_all(
-        [
-            partial(move_codes, blocks, source[a:b], new_blocks, place[a:b])
-            for a, b in split(len(keys), thread_count())
-        ]
-    )
+    new_blocks = np.empty((-(-size // BLOCK), *blocks.shape[1:]), np.uint64)
+    parts = split(len(keys), thread_count())
+    run_all([partial(move_codes, blocks, source[a:b], new_blocks, place[a:b]) for a, b in parts])
     groups = place // GROUP
     nearest = np.zeros(int(starts[-1]), np.int64)
     farthest = np.zeros(int(starts[-1]), np.int64)
     nearest[groups[::-1]] = radii[::-1]  # the first of a group is written last
     farthest[groups] = radii
-    columns = as_blocks(pivots)[0]
+    columns = to_blocks(pivots)[0]
     return Rings(new_blocks, new_ids, columns, starts, nearest, farthest, len(keys), size)
 
 
@@ -386,7 +148,7 @@ def _choose_pivots(
     """k-majority: assign the sample, set each pivot to the majority of each bit, repeat."""
     bits = np.unpackbits(sample.view(np.uint8), axis=1, bitorder="little")
     for _ in range(_ROUNDS):
-        labels, _ = assign(as_blocks(sample), len(sample), pivots, words)
+        labels, _ = assign(to_blocks(sample), len(sample), pivots, words)
         order = np.argsort(labels, kind="stable")
         used, begin = np.unique(labels[order], return_index=True)
         ones = np.add.reduceat(bits[order], begin, axis=0, dtype=np.int32)
@@ -398,7 +160,7 @@ def _choose_pivots(
 
 def _pays(sample: NDArray[np.uint64], pivots: NDArray[np.uint64], words: tuple[int, ...]) -> bool:
     """Whether the sample's own neighbours would be found among less than half of its rings."""
-    labels, radii = assign(as_blocks(sample), len(sample), pivots, words)
+    labels, radii = assign(to_blocks(sample), len(sample), pivots, words)
     queries = sample[:_SPREAD_QUERIES]
     found = np.bitwise_count(queries[:, None] ^ sample[None]).sum(axis=2, dtype=np.int64)
     reach = np.partition(found, _SPREAD_K, axis=1)[:, _SPREAD_K]
@@ -412,39 +174,14 @@ def assign(
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """The nearest pivot of the code at each of n positions, and its distance."""
     labels, radii = np.empty(n, np.uint16), np.empty(n, np.uint16)
-    run_all(
-        [
-            partial(assign_blocks, blocks, first, last, n, pivots, words, labels, radii)
-            for first, last in split(-(-n // kernels.BLOCK), thread_count())
-        ]
-    )
+    rest = n, pivots, words, labels, radii
+    parts = split(-(-n // BLOCK), thread_count())
+    run_all([partial(assign_blocks, blocks, first, last, *rest) for first, last in parts])
     return labels, radii
 
 
-def _codes_at(blocks: NDArray[np.uint64], positions: NDArray[Any]) -> NDArray[np.uint64]:
-    found: NDArray[np.uint64] = np.ascontiguousarray(
-        blocks[positions // kernels.BLOCK, :, positions % kernels.BLOCK]
-    )
-    return found
-
-
-def as_blocks(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Codes (n, w) as blocks, the last one filled up with zeros."""
-    count = -(-len(words) // kernels.BLOCK)
-    padded = np.zeros((count * kernels.BLOCK, words.shape[1]), np.uint64)
-    padded[: len(words)] = words
-    return np.ascontiguousarray(
-        padded.reshape(count, kernels.BLOCK, words.shape[1]).transpose(0, 2, 1)
-    )
-
-
 def _pivot_count(n: int) -> int:
-    return min(max(n // _CODES_A_PIVOT, 1), _MAX_PIVOTS)
-
-
-_ID = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
-_SORTED_FROM = 8
+    return min(max(n // _CODES_PER_PIVOT, 1), _MAX_PIVOTS)
 
 
 class RingSearch:
@@ -476,11 +213,12 @@ class RingSearch:
             ids[first:last] = part & _ID
 
         self._over_threads(answer)
-        run_all([partial(sort, *part) for part in split(len(keys), _threads(keys.size))])
+        threads = thread_count() if keys.size > _ONE_THREAD else 1
+        run_all([partial(sort, *part) for part in split(len(keys), threads)])
         return distances, ids
 
     def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
-        """Codes within ``radius`` bits: distances, ids, and where each query's begin."""
+        """Codes within ``radius`` bits: distances, ids, and where each query's results begin."""
         counts = np.zeros(len(self._queries), np.int64)
         limit = np.uint64(min(radius, 64 * len(self._words)) + 1)
         found: dict[int, NDArray[np.uint64]] = {}
@@ -500,15 +238,246 @@ class RingSearch:
         return (keys >> _SHIFT).astype(np.uint16), (keys & _ID).astype(np.int64), offsets
 
     def _over_threads(self, answer: Callable[[NDArray[np.int64]], None]) -> None:
-        """Let threads answer queries, those near the same pivot one after another for the cache."""
+        """Answer queries on threads; those near the same pivot follow each other, for the cache."""
         order = np.arange(len(self._queries))
         if len(order) >= _SORTED_FROM and len(self._rings.starts) > 1:
             pivots = np.ascontiguousarray(self._rings.pivots[:, : len(self._rings.starts) - 1].T)
-            labels, _ = assign(as_blocks(self._queries), len(order), pivots, self._words)
+            labels, _ = assign(to_blocks(self._queries), len(order), pivots, self._words)
             order = np.argsort(labels, kind="stable")
         run_all([partial(answer, order[a:b]) for a, b in split(len(order), thread_count())])
 
 
-def _threads(size: int) -> int:
-    """Threads that are worth waking for a light pass over ``size`` numbers."""
-    return thread_count() if size > 1 << 15 else 1
+@njit(nogil=True, cache=True)
+def assign_blocks(
+    blocks: Any, first: int, last: int, n: int, pivots: Any, words: Any, labels: Any, radii: Any
+) -> None:
+    """Find the nearest pivot of each code of blocks ``first`` to ``last``, and its distance.
+
+    Parameters
+    ----------
+    blocks : ndarray of shape (m, w, BLOCK), uint64
+        Codes, words as columns.
+    first, last, n : int
+        Range of blocks; number of all codes.
+    pivots : ndarray of shape (p, w), uint64
+        At most 65,536 pivots.
+    words : tuple of length w
+        Gives w to the compiler.
+    labels, radii : ndarrays of shape (n,), uint16
+        Results; among equally near pivots the first.
+    """
+    best = np.empty(BLOCK, np.uint64)
+    for b in range(first, last):
+        block, inside = blocks[b], min(BLOCK, n - b * BLOCK)
+        best[:] = FAR
+        for p in range(len(pivots)):
+            pivot = pivots[p]
+            for j in range(inside):
+                found = (code_distance(block, j, pivot, words) << np.uint64(16)) | np.uint64(p)
+                best[j] = min(best[j], found)
+        for j in range(inside):
+            labels[b * BLOCK + j] = best[j] & np.uint64(0xFFFF)
+            radii[b * BLOCK + j] = best[j] >> np.uint64(16)
+
+
+@njit(nogil=True, cache=True)
+def move_codes(blocks: Any, source: Any, target: Any, place: Any) -> None:
+    """Copy codes from blocks to other blocks.
+
+    Parameters
+    ----------
+    blocks, target : ndarrays of shape (m, w, BLOCK) and (t, w, BLOCK), uint64
+        From where, to where.
+    source, place : ndarrays of shape (n,), int64
+        Position of each code in ``blocks`` and in ``target``.
+    """
+    for i in range(len(source)):
+        s, p = source[i], place[i]
+        for word in range(blocks.shape[1]):
+            target[p // BLOCK, word, p % BLOCK] = blocks[s // BLOCK, word, s % BLOCK]
+
+
+@njit(nogil=True, cache=True)
+def _keep_smallest(keys: Any, count: int, k: int, histogram: Any) -> Any:
+    """Move the k smallest of ``count`` keys to the front, in no order; return the largest kept."""
+    histogram[:] = 0
+    for c in range(count):
+        histogram[keys[c] >> _SHIFT] += 1
+    nearer, kth = 0, 0
+    while nearer + histogram[kth] < k:
+        nearer += histogram[kth]
+        kth += 1
+    ties = np.empty(histogram[kth], np.uint64)
+    kept, tied = 0, 0
+    for c in range(count):
+        key = keys[c]
+        distance = np.int64(key >> _SHIFT)
+        if distance < kth:
+            keys[kept] = key
+            kept += 1
+        elif distance == kth:
+            ties[tied] = key
+            tied += 1
+    if kept + tied > k:
+        ties.sort()
+    keys[kept:k] = ties[: k - kept]
+    return ties[k - kept - 1] if kept + tied > k else ties.max()
+
+
+@njit(nogil=True, cache=True)
+def _scan_groups(
+    rings: Any, first: int, last: int, away: int, query: Any, words: Any, allowed: Any, k: int,
+    limit: np.uint64, bound: np.uint64, keys: Any, count: int, histogram: Any,
+) -> Any:  # fmt: skip
+    """Add codes of groups ``first`` to ``last`` to the candidates; return what changed.
+
+    ``away`` is the distance from the query to the groups' pivot, -1 where they have none. Codes
+    at ``limit`` bits or more, and keys at ``bound`` or more, are ignored. With ``k`` = 0 every
+    other code is collected, in as many keys as it takes.
+    """
+    for g in range(first, last):
+        if away >= 0:
+            least = max(rings.nearest[g] - away, away - rings.farthest[g])
+            if least >= np.int64(limit):
+                continue
+        block = rings.blocks[g // _GROUPS]
+        start = (g % _GROUPS) * GROUP
+        if not any_below(block, start, query, limit, words):
+            continue
+        mask = mask_below(block, start, query, limit, words)
+        while mask:
+            j = np.int64(trailing_zeros(mask))
+            mask &= mask - ONE
+            if g * GROUP + j >= rings.size:
+                break
+            code = rings.ids[g * GROUP + j]
+            if code < 0 or (len(allowed) and not allowed[code]):
+                continue
+            key = (code_distance(block, start + j, query, words) << _SHIFT) | np.uint64(code)
+            if key >= bound:
+                continue
+            keys[count] = key
+            count += 1
+            if count < len(keys):
+                continue
+            if k == 0:
+                longer = np.empty(2 * len(keys), np.uint64)
+                longer[:count] = keys
+                keys = longer
+            else:
+                bound = _keep_smallest(keys, count, k, histogram)
+                count = k
+                limit = min(limit, (bound >> _SHIFT) + ONE)
+    return limit, bound, keys, count
+
+
+@njit(nogil=True, cache=True)
+def _search(
+    rings: Any, query: Any, words: Any, allowed: Any, k: int, limit: np.uint64, keys: Any,
+    count: int, histogram: Any, work: Any,
+) -> Any:  # fmt: skip
+    """Collect a query's candidates: codes in no cluster, then clusters, the most promising first.
+
+    ``work`` (3, BLOCK), int64: distance to each pivot, least distance to its codes, order.
+    """
+    pivots = len(rings.starts) - 1
+    away, least, order = work[0], work[1], work[2]
+    histogram[:] = 0
+    for p in range(pivots):
+        away[p] = np.int64(code_distance(rings.pivots, p, query, words))
+    for p in range(pivots):
+        a, b = rings.starts[p], rings.starts[p + 1]
+        if a == b:
+            least[p] = len(histogram) - 1
+        else:
+            least[p] = max(0, rings.nearest[a] - away[p], away[p] - rings.farthest[b - 1])
+        histogram[least[p]] += 1
+    total = 0
+    for d in range(len(histogram)):
+        here = histogram[d]
+        histogram[d] = total
+        total += here
+    for p in range(pivots):
+        order[histogram[least[p]]] = p
+        histogram[least[p]] += 1
+    bound = FAR
+    # Codes in no cluster come first: they must be compared in any case, and lower the bound.
+    limit, bound, keys, count = _scan_groups(
+        rings, rings.starts[-1], (rings.size + GROUP - 1) // GROUP, -1,
+        query, words, allowed, k, limit, bound, keys, count, histogram,
+    )  # fmt: skip
+    for o in range(pivots):
+        p = order[o]
+        if least[p] >= np.int64(limit):
+            break
+        limit, bound, keys, count = _scan_groups(
+            rings, rings.starts[p], rings.starts[p + 1], away[p],
+            query, words, allowed, k, limit, bound, keys, count, histogram,
+        )  # fmt: skip
+    return keys, count
+
+
+@njit(nogil=True, cache=True)
+def nearest_in_rings(
+    rings: Any, queries: Any, order: Any, words: Any, allowed: Any, k: int, out: Any
+) -> None:
+    """The k nearest codes of some queries, as keys in no order.
+
+    Parameters
+    ----------
+    rings : Rings
+        The database.
+    queries : ndarray of shape (q, w), uint64
+        Codes to search for.
+    order : ndarray of shape (m,), int64
+        The queries to answer; faster if similar ones follow each other.
+    words : tuple of length w
+        Gives w to the compiler.
+    allowed : ndarray of shape (n,) or (0,), bool
+        Codes that may be found; at least k of them, or empty: all.
+    k : int
+        Results per query, at least 1.
+    out : ndarray of shape (q, k), uint64
+        Results: keys, a distance 32 bits up and an id.
+    """
+    histogram = np.zeros(64 * len(words) + 2, np.int64)
+    work = np.empty((3, BLOCK), np.int64)
+    keys = np.empty(max(2 * k, k + GROUP), np.uint64)
+    for i in order:
+        _, count = _search(rings, queries[i], words, allowed, k, FAR, keys, 0, histogram, work)
+        if count > k:
+            _keep_smallest(keys, count, k, histogram)
+        out[i] = keys[:k]
+
+
+@njit(nogil=True, cache=True)
+def within_rings(
+    rings: Any, queries: Any, order: Any, words: Any, allowed: Any, limit: np.uint64, counts: Any
+) -> Any:
+    """All codes nearer than ``limit`` of some queries.
+
+    Parameters
+    ----------
+    rings, queries, order, words, allowed
+        As in ``nearest_in_rings``.
+    limit : int
+        One more than the largest distance of a result.
+    counts : ndarray of shape (q,), int64
+        Receives the number of results of each query.
+
+    Returns
+    -------
+    ndarray of shape (m,), uint64
+        Keys, one query of ``order`` after the other, each query's in no order.
+    """
+    histogram = np.zeros(64 * len(words) + 2, np.int64)
+    work = np.empty((3, BLOCK), np.int64)
+    keys = np.empty(1024, np.uint64)
+    total = 0
+    for i in order:
+        before = total
+        keys, total = _search(
+            rings, queries[i], words, allowed, 0, limit, keys, total, histogram, work
+        )
+        counts[i] = total - before
+    return keys[:total]

@@ -1,4 +1,4 @@
-"""The exhaustive scan: every code beside every query, over threads."""
+"""The exhaustive scan: every code is compared with every query, over threads."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes import kernels
-from hashlens.codes.database import Snapshot, rows_snapshot
-from hashlens.codes.packing import from_words
+from hashlens.codes.database import CodeBlocks, blocks_of_rows
+from hashlens.codes.packing import BLOCK, from_words
 from hashlens.codes.threads import run_all, split, thread_count
+from hashlens.codes.vector import FAR
 from hashlens.types import Ids
 
-_FAR = 1 << 62
-# Candidates are buffered where at most this part of the codes is wanted, else all are counted.
+# Candidates are buffered if at most one code in so many is wanted, else all are counted.
 _BUFFERED_PART = 16
 _BUFFER_BYTES = 1 << 27
-_COMPARED_BY_ONE = 1 << 18  # comparisons that one thread does before another would wake
-# One code in so many is looked at first, where k and the batch are large, to guess how far the
-# k-th nearest is: candidates beyond it are then never collected.
+_COMPARED_BY_ONE = 1 << 18  # comparisons that one thread does before another would be awake
+# If k and the batch are large, one code in so many is searched first, to guess how far the k-th
+# nearest is: candidates beyond it are then never collected.
 _SAMPLED = 67
 _SAMPLED_K, _SAMPLED_QUERIES, _SAMPLED_CODES = 100, 8, 1 << 17
 
@@ -30,12 +30,12 @@ class Scan:
     """A scan of a database for some queries."""
 
     def __init__(
-        self, codes: Snapshot, queries: NDArray[np.uint64], allowed: NDArray[np.bool_]
+        self, codes: CodeBlocks, queries: NDArray[np.uint64], allowed: NDArray[np.bool_]
     ) -> None:
         self._codes, self._queries, self._allowed = codes, queries, allowed
-        blocks = -(-codes.n // kernels.BLOCK)
+        blocks = -(-codes.n // BLOCK)
         worth = 1 + codes.n * len(queries) // _COMPARED_BY_ONE
-        # ranges of blocks, one a thread
+        # ranges of blocks, one per thread
         self._parts = split(blocks, min(worth, thread_count())) or [(0, 0)]
 
     def nearest(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
@@ -45,7 +45,7 @@ class Scan:
         return self._nearest_of_many(k)
 
     def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
-        """Codes within ``radius`` bits: distances, ids, and where each query's begin."""
+        """Codes within ``radius`` bits: distances, ids, and where each query's results begin."""
         levels = min(radius, 64 * len(self._codes.words)) + 1
         histograms = self._count(levels)
         totals = histograms.sum(axis=(0, 2))
@@ -65,26 +65,26 @@ class Scan:
             too_few = self._collect(queries, k, capacity, self._guess(queries, k), out)
             if len(too_few):
                 again = distances[at + too_few], ids[at + too_few]
-                unlimited = np.full(len(too_few), _FAR, np.uint64)
+                unlimited = np.full(len(too_few), FAR)
                 self._collect(queries[too_few], k, capacity, unlimited, again)
                 distances[at + too_few], ids[at + too_few] = again
         return distances, ids
 
     def _guess(self, queries: NDArray[np.uint64], k: int) -> NDArray[np.uint64]:
-        """Distances that each query's k-th nearest will hardly reach, from a sample of codes."""
+        """Distances that the k-th nearest hardly reach, guessed from a sample of codes."""
         codes = self._codes
         few = k < _SAMPLED_K or len(queries) < _SAMPLED_QUERIES or codes.n < _SAMPLED_CODES
         if few or len(self._allowed):
-            return np.full(len(queries), _FAR, np.uint64)
+            return np.full(len(queries), FAR)
         if len(codes.data):
             sample = codes.data.reshape(codes.n, codes.n_bytes)[::_SAMPLED]
         else:
-            whole = codes.blocks[: codes.n // kernels.BLOCK, :, :: _SAMPLED - 3]
+            whole = codes.blocks[: codes.n // BLOCK, :, :: _SAMPLED - 3]
             words = whole.transpose(0, 2, 1).reshape(-1, len(codes.words))
             sample = from_words(words, codes.n_bytes)
         expected = k * len(sample) / codes.n
         rank = int(expected + 4 * expected**0.5) + 4
-        found, _ = Scan(rows_snapshot(sample), queries, self._allowed).nearest(rank)
+        found, _ = Scan(blocks_of_rows(sample), queries, self._allowed).nearest(rank)
         return found[:, -1].astype(np.uint64) + np.uint64(1)
 
     def _collect(
@@ -101,16 +101,13 @@ class Scan:
         counts = np.zeros(shape[:2], np.int64)
         own = [(k, limits, *buffers) for buffers in zip(found, found_ids, counts, strict=True)]
         self._run(kernels.scan_nearest, queries, own)
-        run_all(
-            [
-                partial(kernels.merge_nearest, found, found_ids, counts, first, last, *out)
-                for first, last in split(len(queries), len(self._parts) if len(queries) > 8 else 1)
-            ]
-        )
+        parts = split(len(queries), len(self._parts) if len(queries) > 8 else 1)
+        merge = partial(kernels.merge_nearest, found, found_ids, counts)
+        run_all([partial(merge, first, last, *out) for first, last in parts])
         return np.flatnonzero(counts.sum(axis=0) < k)
 
     def _nearest_of_many(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
-        """Top-k by counting all distances first, for k that is no small part of n."""
+        """Top-k by counting all distances first, for k that is a large part of n."""
         q = len(self._queries)
         histograms = self._count(64 * len(self._codes.words) + 1)
         reached = histograms.sum(axis=0).cumsum(axis=1)
@@ -150,22 +147,9 @@ class Scan:
         arguments: list[tuple[Any, ...]],
     ) -> None:
         """Run a kernel over the parts of the database, each with its own last arguments."""
-        codes = self._codes
-        run_all(
-            [
-                partial(
-                    kernel,
-                    np.empty_like(codes.blocks) if len(codes.data) else codes.blocks,
-                    codes.data,
-                    codes.n_bytes,
-                    first,
-                    last,
-                    codes.n,
-                    queries,
-                    codes.words,
-                    self._allowed,
-                    *own,
-                )
-                for (first, last), own in zip(self._parts, arguments, strict=True)
-            ]
-        )
+        codes, tasks = self._codes, []
+        for (first, last), own in zip(self._parts, arguments, strict=True):
+            blocks = np.empty_like(codes.blocks) if len(codes.data) else codes.blocks
+            searched = blocks, codes.data, codes.n_bytes, first, last, codes.n
+            tasks.append(partial(kernel, *searched, queries, codes.words, self._allowed, *own))
+        run_all(tasks)

@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.database import CodeDatabase, check_rows, rows_snapshot
+from hashlens.codes.database import (
+    CodeDatabase,
+    blocks_of_rows,
+    check_allowed,
+    check_rows,
+    check_width,
+)
 from hashlens.codes.packing import check_codes, to_words
 from hashlens.errors import InvalidInputError
-from hashlens.types import Codes, Ids
+from hashlens.types import Ids
 
 if TYPE_CHECKING:
     from hashlens.codes.rings import RingSearch
     from hashlens.codes.scan import Scan
 
-# Where fewer than one code in so many is allowed, the allowed ones are gathered and searched.
+# If fewer than one code in so many is allowed, the allowed ones are gathered and searched.
 _GATHERED_PART = 8
 
 
 class RadiusResult(NamedTuple):
-    """Results of all queries one after the other.
+    """Results of all queries, one after the other.
 
     Attributes
     ----------
@@ -48,7 +54,7 @@ def hamming_topk(
     queries : array_like of shape (q, bytes), uint8
         Packed codes of the same width.
     k : int
-        Results a query; more than there are returns what there is.
+        Results per query; fewer if there are fewer codes.
     allowed : array_like of shape (n,), bool, optional
         Only codes where this is true are results.
 
@@ -62,7 +68,7 @@ def hamming_topk(
     Raises
     ------
     InvalidInputError
-        If shapes, dtypes or k do not fit.
+        If shapes, dtypes or k do not fit; the message says what was expected.
     """
     if k < 0:
         raise InvalidInputError(f"k: expected 0 or more, got {k}")
@@ -77,7 +83,23 @@ def hamming_topk(
 def hamming_radius(
     database: Any, queries: Any, radius: int, *, allowed: Any = None
 ) -> RadiusResult:
-    """All codes within ``radius`` bits of each query; parameters as in ``hamming_topk``.
+    """All codes within ``radius`` bits of each query, exactly.
+
+    Parameters
+    ----------
+    database : CodeDatabase, or array_like of shape (n, bytes), uint8
+        Packed codes (``hashlens.pack_bits``); may be read-only or memory-mapped.
+    queries : array_like of shape (q, bytes), uint8
+        Packed codes of the same width.
+    radius : int
+        Largest distance, in bits.
+    allowed : array_like of shape (n,), bool, optional
+        Only codes where this is true are results.
+
+    Returns
+    -------
+    RadiusResult
+        Distances, ids, and where each query's results begin.
 
     Raises
     ------
@@ -113,7 +135,7 @@ def hamming_distances(database: Any, query: Any, rows: Any) -> NDArray[np.uint16
     Raises
     ------
     InvalidInputError
-        If shapes or dtypes do not fit, or a row is not there (-1, say, which stands for no result).
+        If shapes or dtypes do not fit, or a row does not exist (as -1, which means no result).
     """
     query = check_codes(np.atleast_2d(query), "query")
     if isinstance(database, CodeDatabase):
@@ -122,13 +144,13 @@ def hamming_distances(database: Any, query: Any, rows: Any) -> NDArray[np.uint16
         codes, at = check_codes(database, "database"), np.asarray(rows, np.int64)
         check_rows(at, len(codes))
         found = codes[at]
-    _check_width(found.shape[1], query)
+    check_width(found.shape[1], query, "query")
     distances: NDArray[np.uint16] = np.bitwise_count(found ^ query).sum(axis=1, dtype=np.uint16)
     return distances
 
 
 class _Call(NamedTuple):
-    """Checked arguments of one call."""
+    """A search with checked arguments."""
 
     search: Scan | RingSearch
     queries: int
@@ -141,50 +163,31 @@ class _Call(NamedTuple):
 
 
 def _prepare(database: Any, queries: Any, allowed: Any) -> _Call:
-    """Check what came, and choose how to search it."""
+    """Check the arguments, and choose how to search."""
     from hashlens.codes.rings import RingSearch
     from hashlens.codes.scan import Scan
 
     queries = check_codes(queries, "queries")
-    if not isinstance(database, CodeDatabase):
-        database = check_codes(database, "database")
-    _check_width(
-        database.n_bytes if isinstance(database, CodeDatabase) else database.shape[1], queries
-    )
-    words: NDArray[np.uint64] = np.ascontiguousarray(to_words(queries))
     if isinstance(database, CodeDatabase):
+        check_width(database.n_bytes, queries, "queries")
         database.prepare(len(queries))
-        codes = database.snapshot()
+        codes = database.current()
     else:
-        codes = rows_snapshot(database)
+        database = check_codes(database, "database")
+        check_width(database.shape[1], queries, "queries")
+        codes = blocks_of_rows(database)
+    words: NDArray[np.uint64] = np.ascontiguousarray(to_words(queries))
     mask, available, rows = np.zeros(0, np.bool_), codes.n, None
     if allowed is not None:
-        mask = _check_mask(allowed, codes.n)
+        mask = check_allowed(allowed, codes.n)
         available = int(np.count_nonzero(mask))
         if available * _GATHERED_PART <= codes.n:
             rows = np.flatnonzero(mask)
             packed = database.packed(rows) if isinstance(database, CodeDatabase) else database[rows]
-            codes, mask = rows_snapshot(packed), mask[:0]
+            codes, mask = blocks_of_rows(packed), mask[:0]
     search: Scan | RingSearch
     if codes.rings is None:
         search = Scan(codes, words, mask)
     else:
         search = RingSearch(codes.rings, codes.words, words, mask)
     return _Call(search, len(words), available, rows)
-
-
-def _check_mask(allowed: Any, n: int) -> NDArray[np.bool_]:
-    mask = np.asarray(allowed)
-    if mask.dtype != np.bool_ or mask.shape != (n,):
-        raise InvalidInputError(
-            f"allowed: expected bool of shape ({n},), got {mask.dtype} of {mask.shape}"
-        )
-    return np.array(mask)  # copied: one layout for the kernels, and the caller may go on writing
-
-
-def _check_width(n_bytes: int, queries: Codes) -> None:
-    if n_bytes != queries.shape[1]:
-        raise InvalidInputError(
-            f"queries: expected {n_bytes} bytes a code as in the database, "
-            f"got {queries.shape[1]}; both must come from the same model"
-        )

@@ -1,7 +1,7 @@
 """Threads for kernels that release the interpreter lock.
 
-Own threads rather than numba's parallel layers, because those must not be entered by two Python
-threads at once (the workqueue layer aborts the process), and a service does just that.
+We start our own threads and do not use numba's parallel layers: two Python threads must not enter
+those at the same time (the workqueue layer aborts the process), and in a service they would.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Bit counting on vectors of codes, as intrinsics for the kernels.
 
-Written in LLVM's own vector types, so that the shape of the innermost loop is stated rather than
-hoped for from the loop vectoriser; any processor runs it, and one with VPOPCNTDQ needs two
-instructions a word of eight codes. Each function takes a block (w, BLOCK), uint64, contiguous, the
+Written in LLVM's own vector types, so that the shape of the innermost loop does not depend on the
+loop vectoriser; it runs on any processor, and one with VPOPCNTDQ needs two instructions per word
+of eight codes. Each function takes a block (w, BLOCK), uint64, contiguous, the
 first of GROUP columns, a query (w,), uint64, and ``words``, a tuple of length w.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -17,6 +18,7 @@ from numba.extending import intrinsic
 
 GROUP = 64
 LANES = 8
+ONE, FAR = np.uint64(1), np.uint64(1 << 62)  # for the kernels: numba keeps to uint64
 _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_I64, LANES)
 
@@ -120,7 +122,7 @@ def mask_below(_typing: Any, block: Any, start: Any, query: Any, limit: Any, wor
 
 
 class _Columns:
-    """The columns of a block from one code on, beside the words of a query."""
+    """The columns of a block from one code on, and the words of a query."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
         self._builder = builder
@@ -142,7 +144,7 @@ class _Columns:
         )
 
     def distances(self) -> list[Any]:
-        """Distances of the group's codes, a vector after the other."""
+        """Distances of the group's codes, as one vector per LANES codes."""
         builder = self._builder
         starts = [builder.bitcast(self.address(i), _VECTOR.as_pointer()) for i in range(self.count)]
         query = [_splat(builder, self.query_word(i)) for i in range(self.count)]

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.database import CodeDatabase
-from hashlens.codes.pairs import group_pairs, hamming_pairs
 from hashlens.codes.search import hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
@@ -107,6 +106,7 @@ class ArraySearcher:
         progress: Callable[[int], None] | None = None,
     ) -> DuplicateGroups:
         """Groups of images whose codes differ in at most ``radius`` bits."""
+        from hashlens.codes.pairs import group_pairs, hamming_pairs  # loads numba
 
         def pairs() -> Iterator[tuple[Ids, Ids]]:
             for left, right, _ in hamming_pairs(self._codes, radius, allowed=allowed):
