@@ -112,6 +112,9 @@ def test_push_then_pull(hub: HubServer, model_dir: Path, tmp_path: Path) -> None
     pushed = runner.invoke(app, ["push", str(source), REPO, "--endpoint", _address(hub)])
     assert pushed.exit_code == 0, pushed.output
     assert "/commit/" in pushed.stdout
+    again = runner.invoke(app, ["push", str(source), REPO, "--json", "--endpoint", _address(hub)])
+    assert json.loads(again.stdout)["repo"] == REPO
+    assert "/commit/" in json.loads(again.stdout)["url"]
     weights = read_config(source)[1].name
     assert set(hub.files) == {"model.json", "README.md", weights}
     assert hub.created[0]["name"] == "codes"
@@ -119,8 +122,13 @@ def test_push_then_pull(hub: HubServer, model_dir: Path, tmp_path: Path) -> None
 
     hub.files["extra.pkl"] = pickle.dumps("never fetched")
     out = tmp_path / "models" / "pulled"
-    pulled = runner.invoke(app, ["pull", REPO, "--out", str(out), "--endpoint", _address(hub)])
+    arguments = ["pull", REPO, "--out", str(out), "--endpoint", _address(hub)]
+    pulled = runner.invoke(app, [*arguments, "--json"])
     assert pulled.exit_code == 0, pulled.output
+    fingerprint = Encoder.load(model_dir).fingerprint
+    assert json.loads(pulled.stdout) == {
+        "out": str(out), "repo": REPO, "bits": 20, "fingerprint": fingerprint
+    }  # fmt: skip
     assert {path.name for path in out.iterdir()} == {"model.json", "README.md", weights}
     assert [path.name for path in out.parent.iterdir()] == ["pulled"]
     assert Encoder.load(out).fingerprint == Encoder.load(source).fingerprint

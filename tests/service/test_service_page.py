@@ -206,7 +206,7 @@ def test_an_address_of_an_image_that_is_gone_leads_to_the_index(page: Any) -> No
     page.goto("/?id=999999")
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("no such image")
-    alert.get_by_role("button", name="Look at the index").click()
+    alert.get_by_role("button", name="Show the index").click()
     expect(page.locator(".shelf .card")).to_have_count(24)
 
 

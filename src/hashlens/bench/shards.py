@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from hashlens.bench.timing import environment
 from hashlens.codes.packing import code_bytes
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
+from hashlens.distributed.cluster import connect
 from hashlens.distributed.replicas import merge
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.index.hash_index import HashIndex
+from hashlens.machine import cores
 from hashlens.types import Codes, Features, SearchOptions, SearchResult, SearchTrace
 
 CODE_BYTES = 8
@@ -367,30 +371,36 @@ PLANNED_FEATURE_DIM = 512
 
 
 def run(
-    folder: Path,
+    folder: Path | None,
     size: int,
     check: int,
-    cores: int,
     report: Callable[[str], None],
     *,
     counts: Sequence[int] = COUNTS,
+    ray: str | None = None,
 ) -> dict[str, Any]:
-    """Measure below ``folder``, fit, check and plan."""
+    """Measure below ``folder``, or a temporary one, on a Ray cluster; fit, check and plan."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            return run(Path(made), size, check, report, counts=counts, ray=ray)
+    connect(ray)
+    folder, own_cores = folder.absolute(), cores()
     fitted_on = measure(folder, counts, (size // 8, size), report)
-    model = fit(fitted_on, cores)
+    model = fit(fitted_on, own_cores)
     checked = measure(folder, counts[1:], (check,), report)
     record = record_bytes(folder / f"images-{size}" / "shard-0000")
     image_bytes = CODE_BYTES + 2 * PLANNED_FEATURE_DIM + record
     return {
-        "cores": cores,
+        "cores": own_cores,
         "fitted_on": [_row(o) for o in fitted_on],
         "model": asdict(model),
-        "checked_on": [{**_row(o), **_check(o, model, cores)} for o in checked],
+        "checked_on": [{**_row(o), **_check(o, model, own_cores)} for o in checked],
         "merge": [{"shards": s, "ms": ms} for s, ms in merge_times((*counts, 32, 128)).items()],
         "record_bytes": record,
         "image_bytes": image_bytes,
         "machine": asdict(Machine()),
         "plans": plans(model, Machine(), image_bytes),
+        "environment": environment(own_cores),
     }
 
 

@@ -1,21 +1,16 @@
-"""``hashlens bench``: how fast, beside other libraries, in one run."""
+"""``hashlens bench``: how fast, next to other libraries, in one run."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 
 import typer
 
+from hashlens.cli.options import JSON, note, tell
+
 bench_app = typer.Typer(
-    no_args_is_help=True, help="Measure speed beside other libraries.", rich_markup_mode=None
+    no_args_is_help=True, help="Measure speed next to other libraries.", rich_markup_mode=None
 )
-
-
-@bench_app.callback()
-def _bench() -> None:
-    pass
 
 
 @bench_app.command("search")
@@ -28,10 +23,10 @@ def search_command(
         [], help="exact, recall, growth or features; may be repeated. By default all."
     ),
     out: Path | None = typer.Option(None, help="Folder for search.md, search.png and search.json."),
-    seed: int = typer.Option(0, help="Of all data."),
-    as_json: bool = typer.Option(False, "--json", help="Print the figures as one JSON object."),
+    seed: int = typer.Option(0, help="Seed of all data."),
+    as_json: bool = JSON,
 ) -> None:
-    """Time Hamming search beside FAISS and USearch.
+    """Time Hamming search next to FAISS and USearch.
 
     Exact engines over 1,124,087 clustered codes, taking turns in the same run with the same
     threads; approximate indexes by speed and recall; growth with the number of codes; exhaustive
@@ -47,24 +42,25 @@ def search_command(
         raise typer.BadParameter(f"--part: expected one of {', '.join(PARTS)}, got {part}")
     plan = Plan(seed=seed)
     plan = plan.quick() if quick else plan.full() if full else plan
-    results = run(plan, lambda line: typer.echo(line, err=True), part or PARTS)
+    results = run(plan, note, part or PARTS)
     if out is not None:
         option = " --quick" if quick else " --full" if full else ""
         option += "".join(f" --part {name}" for name in part)
         page = write(results, out, f"hashlens bench search{option} --seed {seed}")
-        typer.echo(f"page: {page}", err=True)
-    typer.echo(json.dumps(results) if as_json else text(results))
+        note(f"page: {page}")
+    tell(results, text(results), as_json)
 
 
+@bench_app.command("encode")
 def encode_command(
     models: list[Path] = typer.Argument(
-        ..., help="A model's folder or .onnx file; more of them are run in turns with it."
+        ..., help="A model's folder or .onnx file; more of them take turns with it."
     ),
     data: str = typer.Option(..., "--data", help="Source of images, such as photos/."),
-    images: int = typer.Option(1000, min=1, help="Images to measure with, drawn with a seed."),
-    batch_size: int = typer.Option(32, min=1, help="Images in a run of the network."),
+    images: int = typer.Option(1000, min=1, help="Images to measure with, drawn at random."),
+    batch_size: int = typer.Option(32, min=1, help="Images in one run of the network."),
     rounds: int = typer.Option(5, min=1, help="Times that each network sees the images."),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    as_json: bool = JSON,
 ) -> None:
     """Measure how fast images are decoded, transformed, encoded and written.
 
@@ -82,22 +78,21 @@ def encode_command(
         speed = measure_encoding(
             encoders, source, n_images=images, batch_size=batch_size, rounds=rounds, progress=done
         )
-    if as_json:
-        typer.echo(json.dumps(speed.to_dict()))
-        return
-    typer.echo(
+    lines = [
         f"{speed.n_images} images, batches of {speed.batch_size}, {speed.workers} decoding "
-        f"threads, {speed.rounds} rounds; images a second (networks: median of batches):"
-    )
+        f"threads, {speed.rounds} rounds; images per second (networks: median of batches):"
+    ]
     for stage in ("decode", "transform", "write", "together"):
-        typer.echo(f"  {stage:10} {getattr(speed, stage):10,.0f}")
+        lines.append(f"  {stage:10} {getattr(speed, stage):10,.0f}")
     for name, forward in speed.forward.items():
-        typer.echo(
+        lines.append(
             f"  forward    {forward.images_per_second:10,.0f}  ({forward.slow:,.0f} to "
             f"{forward.fast:,.0f}), {forward.bits_equal:.3%} of bits equal  {name}"
         )
+    tell(speed.to_dict(), "\n".join(lines), as_json)
 
 
+@bench_app.command("shards")
 def shards_command(
     folder: Path | None = typer.Option(
         None, help="Where the shards are made and kept; by default a folder that is removed."
@@ -110,35 +105,18 @@ def shards_command(
     ),
     address: str | None = typer.Option(None, "--ray", help="Address of the Ray cluster, or local."),
     out: Path | None = typer.Option(None, help="Folder for shards.md, shards.png and shards.json."),
-    as_json: bool = typer.Option(False, "--json", help="Print the figures as one JSON object."),
+    as_json: bool = JSON,
 ) -> None:
     """Measure search over 1 to 8 shards, fit a model of its time, and check it on a larger run.
 
-    Eight shards of the larger size take about 200 bytes an image on disk, 6.5 GB by default.
+    Eight shards of the larger size take about 200 bytes per image on disk, 6.5 GB by default.
 
     Example: hashlens bench shards --out results/
     """
     from hashlens.bench.shards import run, text, write
-    from hashlens.bench.timing import environment
-    from hashlens.distributed.cluster import connect
-    from hashlens.machine import cores
 
-    connect(address)
-
-    def report(line: str) -> None:
-        typer.echo(line, err=True)
-
-    if folder is not None:
-        results = run(folder.absolute(), size, check, cores(), report)
-    else:
-        with tempfile.TemporaryDirectory() as made:
-            results = run(Path(made), size, check, cores(), report)
-    results["environment"] = environment(cores())
+    results = run(folder, size, check, note, ray=address)
     if out is not None:
         page = write(results, out, f"hashlens bench shards --size {size} --check {check}")
-        typer.echo(f"page: {page}", err=True)
-    typer.echo(json.dumps(results) if as_json else text(results))
-
-
-bench_app.command("encode")(encode_command)
-bench_app.command("shards")(shards_command)
+        note(f"page: {page}")
+    tell(results, text(results), as_json)

@@ -1,4 +1,4 @@
-"""``hashlens demo``: the whole way on real images, without a download."""
+"""``hashlens demo``: from real images to a report, without a download."""
 
 from __future__ import annotations
 
@@ -6,40 +6,38 @@ from pathlib import Path
 
 import typer
 
+from hashlens.cli.options import JSON, note, tell
+
 
 def demo_command(
     data: str = typer.Option(
-        "digits", help="digits, mnist, cifar10, or a folder with a sub-folder a class."
+        "digits", help="digits, mnist, cifar10, or a folder with one sub-folder per class."
     ),
     path: str | None = typer.Option(
         None,
-        help="Where mnist or cifar10 lies. [default: in $HASHLENS_DATA, else fetched from the hub]",
+        help="Folder of mnist or cifar10. [default: in $HASHLENS_DATA, else fetched from the hub]",
     ),
     out: Path = typer.Option(Path("hashlens-demo"), help="Folder for model, index and report."),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    as_json: bool = JSON,
 ) -> None:
     """Train, index, evaluate and report on real images, in about a minute.
 
     Example: hashlens demo
     """
-    import json
-
     from hashlens.workflows.demo import NEXT_COMMANDS, run_demo
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
-    result = run_demo(data, out, path=path, say=say, progress=True)
-    if as_json:
-        typer.echo(json.dumps(result.scored.to_dict(), ensure_ascii=False))
-        return
+    result = run_demo(data, out, path=path, say=note, progress=True)
     found = result.scored.evaluation
-    typer.echo(f"\n{found.n_queries:,} held-out images searched {found.n_database:,}:\n")
-    typer.echo(result.table().text())
+    lines = [
+        f"\n{found.n_queries:,} held-out images searched {found.n_database:,}:\n",
+        result.table().text(),
+    ]
     if found.classification_error is not None:
-        typer.echo(f"\nclassification error {100 * found.classification_error:.2f} %")
-    typer.echo(f"took {result.seconds:.0f} s; look at {result.page}")
-    first = result.scored.query_uris[0]
-    typer.echo(f"\nsearch it:       hashlens search {result.index} '{first}'")
-    typer.echo(f"as a web page:   hashlens serve {result.index}")
-    typer.echo(f"\nyour own photos, one sub-folder a class:\n\n{NEXT_COMMANDS}")
+        lines.append(f"\nclassification error {100 * found.classification_error:.2f} %")
+    lines += [
+        f"took {result.seconds:.0f} s; report: {result.page}",
+        f"\nsearch it:       hashlens search {result.index} '{result.scored.query_uris[0]}'",
+        f"as a web page:   hashlens serve {result.index}",
+        f"\nyour own photos, one sub-folder per class:\n\n{NEXT_COMMANDS}",
+    ]
+    tell(result.scored.to_dict(), "\n".join(lines), as_json)

@@ -1,19 +1,19 @@
-"""``hashlens evaluate``: how well a model finds images of the same class."""
+"""``hashlens evaluate``, ``inspect`` and ``labels``: how good codes and labels are."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
 
 from hashlens.cli.opening import RADIUS, make_folder, parse_radius, show_skipped, stored_radius
+from hashlens.cli.options import JSON, MODEL, STRICT, note, tell
 
 
 def evaluate_command(
-    model: Path = typer.Argument(..., help="Folder of a model, or an exported .onnx file."),
+    model: Path = MODEL,
     database: str = typer.Option(
-        ..., help="Images to search: a folder with a sub-folder a class, a parquet file, ..."
+        ..., help="Images to search: a folder with one sub-folder per class, a parquet file, ..."
     ),
     queries: str = typer.Option(..., help="Labelled images to search with, such as FOLDER#test."),
     out: Path | None = typer.Option(
@@ -21,14 +21,14 @@ def evaluate_command(
     ),
     radius: str | None = RADIUS,
     pool: int | None = typer.Option(
-        None, min=1, help="Images in the pool of HDS, where no radius is given. [default: 4000]"
+        None, min=1, help="Images in the pool of HDS, if no radius is given. [default: 4000]"
     ),
-    strict: bool = typer.Option(False, "--strict", help="Stop at an unreadable image."),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    strict: bool = STRICT,
+    as_json: bool = JSON,
 ) -> None:
     """Score a model: precision at k, mean average precision and time, for BCS, HDS and ES.
 
-    Queries that are in the database too are left out of their own results.
+    A query that is also in the database is left out of its own results.
 
     Example: hashlens evaluate model/ --database photos#train --queries photos#test --out scores/
     """
@@ -53,29 +53,25 @@ def evaluate_command(
         progress=True,
     )
     for warning in scored.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        note(f"warning: {warning}")
     show_skipped(scored.skipped)
-    page = None if out is None else write_report(scored, out)
-    if as_json:
-        typer.echo(json.dumps(scored.to_dict(), ensure_ascii=False))
-        return
-    typer.echo(summary(scored))
-    typer.echo(score_table(scored.evaluation).text())
-    if page is not None:
-        typer.echo(f"report: {page}")
+    lines = [summary(scored), score_table(scored.evaluation).text()]
+    if out is not None:
+        lines.append(f"report: {write_report(scored, out)}")
+    tell(scored.to_dict(), "\n".join(lines), as_json)
 
 
 def inspect_command(
-    model: Path = typer.Argument(..., help="Folder of a model, or an exported .onnx file."),
+    model: Path = MODEL,
     data: str = typer.Option(
-        ..., help="Labelled images, best ones that were not trained on, such as FOLDER#test."
+        ..., help="Labelled images, preferably not used for training, such as FOLDER#test."
     ),
     out: Path | None = typer.Option(None, help="Folder for a page with pictures."),
-    seed: int = typer.Option(0, help="Decides which images are compared, where they are many."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at an unreadable image."),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    seed: int = typer.Option(0, help="Chooses the images to compare, if there are many."),
+    strict: bool = STRICT,
+    as_json: bool = JSON,
 ) -> None:
-    """Look at a model's codes, and propose a Hamming radius for HDS.
+    """Check a model's codes, and propose a Hamming radius for HDS.
 
     Shows how evenly bits are used, how they correlate, how images share codes, and how far
     classes are apart. The radius is stored in the model's folder.
@@ -91,38 +87,31 @@ def inspect_command(
     encoder = Encoder.load(model)
     inspected = inspect_model(encoder, open_source(data), seed=seed, strict=strict, progress=True)
     show_skipped(inspected.encoded.skipped)
-    page = None if out is None else write_inspection(inspected, out)
+    lines = inspected.findings()
     radii = inspected.inspection.radii
-    if radii is not None and model.is_dir():
-        update_config(model, radius=radii.best)
-    if as_json:
-        typer.echo(json.dumps(inspected.to_dict(), ensure_ascii=False))
-        return
-    for line in inspected.findings():
-        typer.echo(line)
     if radii is not None:
-        typer.echo(f"\n{radius_table(radii).text()}\n")
         if model.is_dir():
-            typer.echo(f"radius {radii.best}: stored in {model}; search with --radius proposed")
+            update_config(model, radius=radii.best)
+            outcome = f"stored in {model}; search with --radius proposed"
         else:
-            typer.echo(
-                f"radius {radii.best}: not stored in {model}; search with --radius {radii.best}"
-            )
-    if page is not None:
-        typer.echo(f"page: {page}")
+            outcome = f"not stored in {model}; search with --radius {radii.best}"
+        lines += ["", radius_table(radii).text(), "", f"radius {radii.best}: {outcome}"]
+    if out is not None:
+        lines.append(f"page: {write_inspection(inspected, out)}")
+    tell(inspected.to_dict(), "\n".join(lines), as_json)
 
 
 def labels_command(
-    model: Path = typer.Argument(..., help="Folder of a model, or an exported .onnx file."),
+    model: Path = MODEL,
     data: str = typer.Option(
-        ..., help="Labelled images: a folder with a sub-folder a class, a parquet file, ..."
+        ..., help="Labelled images: a folder with one sub-folder per class, a parquet file, ..."
     ),
     out: Path | None = typer.Option(
         None, help="Folder for the page, a picture sheet and the list of all images as CSV."
     ),
-    first: int = typer.Option(20, min=0, help="How many of the most doubtful images are printed."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at an unreadable image."),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    first: int = typer.Option(20, min=0, help="Number of doubtful images to print."),
+    strict: bool = STRICT,
+    as_json: bool = JSON,
 ) -> None:
     """Rank labels by how doubtful they are, and show which classes are mixed up.
 
@@ -139,16 +128,13 @@ def labels_command(
     encoder = Encoder.load(model)
     report = examine_labels(encoder, open_source(data), strict=strict, progress=True)
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        note(f"warning: {warning}")
     show_skipped(report.skipped)
-    page = None if out is None else write_label_report(report, out)
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(first), ensure_ascii=False))
-        return
-    typer.echo(summary(report))
+    lines = [summary(report)]
     for row in report.found.order[:first].tolist():
         shown = report.image(row)
         pair = f"{shown['label']} → {shown['looks_like']}"
-        typer.echo(f"{shown['doubt']:7.3f}  {pair}  {shown['image']}")
-    if page is not None:
-        typer.echo(f"report: {page}")
+        lines.append(f"{shown['doubt']:7.3f}  {pair}  {shown['image']}")
+    if out is not None:
+        lines.append(f"report: {write_label_report(report, out)}")
+    tell(report.to_dict(first), "\n".join(lines), as_json)

@@ -1,15 +1,19 @@
-"""``hashlens export``: a model as one file that answers without PyTorch."""
+"""``hashlens export``, ``push`` and ``pull``: a model as one ONNX file, and on a hub."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
 
+from hashlens.cli.options import JSON, MODEL_FOLDER, tell
+
+_REPO = typer.Argument(..., help="Repository on the hub, such as me/shop-codes.")
+_ENDPOINT = typer.Option(None, help="Address of the hub. [default: HF_ENDPOINT, or huggingface.co]")
+
 
 def export_command(
-    model: Path = typer.Argument(..., help="Folder of a model."),
+    model: Path = MODEL_FOLDER,
     onnx: Path = typer.Option(..., "--onnx", help="File to write; its name ends in .onnx."),
     int8: bool = typer.Option(
         False, "--int8", help="Quantise the backbone to 8 bits: smaller, less exact codes."
@@ -20,12 +24,12 @@ def export_command(
     calibration_images: int = typer.Option(
         512, min=1, help="For --int8: how many of them to take, at random."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    as_json: bool = JSON,
 ) -> None:
-    """Export a model to ONNX, and check its answers against PyTorch's.
+    """Export a model to one ONNX file, and compare it with PyTorch.
 
-    The float32 file gives the model's own codes and searches its indexes; the int8 file needs
-    indexes of its own.
+    The file needs no PyTorch. The float32 file gives the model's own codes and searches its
+    indexes; the int8 file needs indexes of its own.
 
     Example: hashlens export model/ --onnx model.onnx
     """
@@ -34,33 +38,29 @@ def export_command(
     if int8 and calibration is None:
         raise typer.BadParameter("--int8 needs --calibration SOURCE, such as the training images")
     if calibration is not None and not int8:
-        raise typer.BadParameter("--calibration is for --int8")
+        raise typer.BadParameter("--calibration goes with --int8")
+    from hashlens.data.opening import open_source
     from hashlens.models.export import calibration_pixels, export_onnx
 
     pixels = None
     if calibration is not None:
-        from hashlens.data.opening import open_source
-
         pixels = calibration_pixels(model, open_source(calibration), calibration_images)
     report = export_onnx(model, onnx, calibration=pixels)
-    if as_json:
-        typer.echo(json.dumps({**report._asdict(), "path": str(report.path)}))
-        return
     kind = "noise images" if pixels is None else "calibration images"
-    typer.echo(
+    text = (
         f"{report.path}: {report.n_bytes / 1e6:.1f} MB, fingerprint {report.fingerprint[:12]}\n"
-        f"against PyTorch on {report.n_compared} {kind}: {report.bits_equal:.2%} of bits equal, "
-        f"features off by at most {report.feature_error:.1e} of the largest"
+        f"compared with PyTorch on {report.n_compared} {kind}: {report.bits_equal:.2%} of bits "
+        f"equal, features off by at most {report.feature_error:.1e} of the largest"
     )
+    tell({**report._asdict(), "path": str(report.path)}, text, as_json)
 
 
 def push_command(
-    model: Path = typer.Argument(..., help="Folder of a model."),
-    repo: str = typer.Argument(..., help="Repository on the hub, such as me/shop-codes."),
-    endpoint: str | None = typer.Option(
-        None, help="Address of the hub. [default: HF_ENDPOINT, or huggingface.co]"
-    ),
-    public: bool = typer.Option(False, "--public", help="A new repository is for all to see."),
+    model: Path = MODEL_FOLDER,
+    repo: str = _REPO,
+    endpoint: str | None = _ENDPOINT,
+    public: bool = typer.Option(False, "--public", help="Make a new repository visible to all."),
+    as_json: bool = JSON,
 ) -> None:
     """Upload a model: description, weights and card, nothing else of the folder.
 
@@ -68,16 +68,16 @@ def push_command(
     """
     from hashlens.models.hub import push_model
 
-    typer.echo(push_model(model, repo, endpoint=endpoint, private=not public))
+    url = push_model(model, repo, endpoint=endpoint, private=not public)
+    tell({"model": str(model), "repo": repo, "url": url}, url, as_json)
 
 
 def pull_command(
-    repo: str = typer.Argument(..., help="Repository on the hub, such as me/shop-codes."),
+    repo: str = _REPO,
     out: Path = typer.Option(..., "--out", help="Folder of the model."),
     revision: str | None = typer.Option(None, help="Branch, tag or commit. [default: main]"),
-    endpoint: str | None = typer.Option(
-        None, help="Address of the hub. [default: HF_ENDPOINT, or huggingface.co]"
-    ),
+    endpoint: str | None = _ENDPOINT,
+    as_json: bool = JSON,
 ) -> None:
     """Download a model; a model in --out is replaced once the new one is whole.
 
@@ -85,5 +85,8 @@ def pull_command(
     """
     from hashlens.models.hub import pull_model
 
-    pull_model(repo, out, revision=revision, endpoint=endpoint)
-    typer.echo(f"{out}: model of {repo}")
+    pulled = pull_model(repo, out, revision=revision, endpoint=endpoint)
+    result = {
+        "out": str(out), "repo": repo, "bits": pulled.bits, "fingerprint": pulled.fingerprint
+    }  # fmt: skip
+    tell(result, f"{out}: model of {repo}, {pulled.bits} bits", as_json)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from hashlens.cli.options import JSON, tell
 from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from hashlens.paper.comparison import Comparison
     from hashlens.paper.run import Piece
 
-reproduce_app = typer.Typer(no_args_is_help=True, help="Run the paper's comparisons again.")
+reproduce_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Run the paper's comparisons again."
+)
 
 _DATA = typer.Option(
     None, help="Folder with train.parquet and test.parquet, or a hub name. [default: the hub]"
@@ -30,10 +32,10 @@ _QUICK = typer.Option(False, "--quick", help="A subset, within five minutes on t
 _PROTOCOL = typer.Option(
     "paper",
     help="paper: the data set's own parts; 54000: 1,000 queries, 5,000 training images, 54,000 "
-    "searched; 59000: 1,000 queries, 59,000 searched, 5,000 of them training images.",
+    "searched; 59000: 1,000 queries, 59,000 searched, which include the 5,000 training images.",
 )
 _FEATURES = typer.Option(
-    None, help="What shallow methods work on: pixels, gist, or a model (its F7)."
+    None, help="Input of the shallow methods: pixels, gist, or a model (its F7)."
 )
 _MODEL = typer.Option(
     None, "--model", help="A trained model to use as ours for its code length; may be repeated."
@@ -41,8 +43,7 @@ _MODEL = typer.Option(
 _EPOCHS = typer.Option(None, min=1, help="Passes of the deep methods' training.")
 _METHODS = typer.Option(None, help="Only these methods, comma-separated. [default: all]")
 _BITS = typer.Option(None, help="Only these code lengths, comma-separated. [default: all]")
-_SEED = typer.Option(0, help="Of every split and method.")
-_JSON = typer.Option(False, "--json", help="Print the results as one JSON object.")
+_SEED = typer.Option(0, help="Seed of every split and method.")
 
 
 def _comparison(name: str, about: str) -> None:
@@ -59,7 +60,7 @@ def _comparison(name: str, about: str) -> None:
         bits: str | None = _BITS,
         epochs: int | None = _EPOCHS,
         seed: int = _SEED,
-        as_json: bool = _JSON,
+        as_json: bool = JSON,
     ) -> None:
         from hashlens.data.opening import open_source
         from hashlens.models.encoder import Encoder
@@ -107,23 +108,25 @@ _comparison(
 
 @reproduce_app.command("products")
 def products_command(
-    source: str = typer.Argument(help="A folder with a sub-folder a class, or a parquet file."),
+    source: str = typer.Argument(help="A folder with one sub-folder per class, or a parquet file."),
     out: Path = typer.Option(Path("runs/reproduce-products"), help="Where results are kept."),
     quick: bool = _QUICK,
     model: Path | None = typer.Option(None, help="A trained model to use instead of training."),
     weights: Path | None = typer.Option(
-        None, help="A backbone's published weights: start from them, and search its plain F7 too."
+        None,
+        help="A backbone's published weights: train from them, and search its plain F7 too.",
     ),
     backbone: str | None = typer.Option(None, help="As for hashlens train."),
     bits: int | None = typer.Option(None, help="Length of a code. [default: 128]"),
     epochs: int | None = _EPOCHS,
     scale: int | None = typer.Option(
-        None, help="Grow the collection to so many images by changed copies; the paper: 1124087."
+        None,
+        help="Grow the collection to this many images with changed copies; the paper: 1124087.",
     ),
     seed: int = _SEED,
-    as_json: bool = _JSON,
+    as_json: bool = JSON,
 ) -> None:
-    """Search a collection with queries of its own: accuracy, ES, BCS, HDS, time, pictures.
+    """Search a collection with some of its own images: accuracy, ES, BCS, HDS, time, pictures.
 
     Example: hashlens reproduce products photos/ --quick
     """
@@ -146,22 +149,18 @@ def products_command(
     _say(console, _PRODUCTS_TIME)
     kept = run.run()
     page = write_products(run, kept, typed(sys.argv[1:]))
-    if as_json:
-        typer.echo(json.dumps({"piece": "products", "report": str(page), **kept}))
-        return
-    typer.echo(summary(run, kept["scores"]))
-    typer.echo(ways_table(kept["scores"]).text())
-    typer.echo(f"report: {page}")
+    text = f"{summary(run, kept['scores'])}\n{ways_table(kept['scores']).text()}\nreport: {page}"
+    tell({"piece": "products", "report": str(page), **kept}, text, as_json)
 
 
 _PRODUCTS_TIME = (
-    "Expected on two cores without a GPU: training as `hashlens train` says it, then about a "
-    "millisecond an image of 32 px and twenty of 224 px to encode; all of it is kept."
+    "Expected on two cores without a GPU: training takes what `hashlens train` says; encoding "
+    "about 1 ms per image of 32 px and 20 ms per image of 224 px. Results are kept."
 )
 
 
 def _compare(run: Comparison, as_json: bool) -> None:
-    """Say what will run, run it, and tell the scores."""
+    """Say what will run, run it, and print the scores."""
     from hashlens.paper.comparison import precision_table, spoken_time, typed, write_comparison
 
     split = run.split.describe()
@@ -169,20 +168,14 @@ def _compare(run: Comparison, as_json: bool) -> None:
     _say(
         run.console,
         f"{len(run.jobs())} runs, about {spoken_time(run.expected_seconds())} on two cores "
-        f"without a GPU; what is done is kept in {run.out} and not run again.",
+        f"without a GPU; results are kept in {run.out} and not computed again.",
     )
     kept = run.run()
     page = write_comparison(run, kept, typed(sys.argv[1:]))
-    if as_json:
-        results: list[dict[str, Any]] = [
-            {"name": job.method, "bits": job.bits, **result} for job, result in kept.items()
-        ]
-        text = {"piece": run.piece.name, "split": split, "report": str(page), "results": results}
-        typer.echo(json.dumps(text))
-        return
-    typer.echo(split)
-    typer.echo(precision_table(run, kept).text())
-    typer.echo(f"report: {page}")
+    results = [{"name": job.method, "bits": job.bits, **result} for job, result in kept.items()]
+    result = {"piece": run.piece.name, "split": split, "report": str(page), "results": results}
+    text = f"{split}\n{precision_table(run, kept).text()}\nreport: {page}"
+    tell(result, text, as_json)
 
 
 def _console() -> Console:
@@ -196,7 +189,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _only(piece: Piece, methods: str | None, bits: str | None, epochs: int | None) -> Piece:
-    """The piece with no other methods, code lengths and epochs than those asked for."""
+    """The piece with only the methods, code lengths and epochs that were asked for."""
     if methods is not None:
         chosen = _listed("methods", methods, piece.methods)
         piece = replace(piece, methods=tuple(name for name in piece.methods if name in chosen))
@@ -223,6 +216,6 @@ def _listed(what: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def _default_data(name: str) -> str | None:
-    """``$HASHLENS_DATA/NAME``, where it is there."""
+    """``$HASHLENS_DATA/NAME``, if that folder exists."""
     folder = Path(os.environ.get("HASHLENS_DATA", "")) / name
     return str(folder) if os.environ.get("HASHLENS_DATA") and folder.is_dir() else None

@@ -8,34 +8,33 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
-from hashlens.errors import MissingExtraError
-from hashlens.service.limits import KEY_VARIABLE, read_key
+from hashlens.cli.opening import open_index, remembered_model
+from hashlens.cli.options import INDEX, INDEX_MODEL, note
+from hashlens.service.limits import KEY_VARIABLE, Limits, read_key
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
 
 
 def serve_command(
-    index: Path = typer.Argument(..., help="The index to search."),
-    model: Path | None = typer.Option(
-        None, help="Model directory or .onnx file; by default the one the index remembers."
-    ),
+    index: Path = INDEX,
+    model: Path | None = INDEX_MODEL,
     host: str = typer.Option(
         "127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines in."
     ),
     port: int = typer.Option(8080, min=0, max=65535, help="Port; 0 takes a free one."),
     api_key_file: Path | None = typer.Option(
         None,
-        help=f"File with the key that adding and removing images needs; or set {KEY_VARIABLE}. "
-        "Without a key the service is read-only.",
+        help=f"File with the key for adding and removing images; or set {KEY_VARIABLE}. Without "
+        "a key the service is read-only.",
     ),
     replicas: int = typer.Option(
-        1, min=1, help="Of an index in shards: processes that hold each shard."
+        1, min=1, help="For an index in shards: processes that hold each shard."
     ),
     require_all: bool = typer.Option(
         False,
         "--require-all",
-        help="Of an index in shards: answer 503 if a shard does not answer, rather than 206.",
+        help="For an index in shards: answer 503 if a shard does not answer, rather than 206.",
     ),
 ) -> None:
     """Open the search page and the HTTP API over an index.
@@ -44,18 +43,13 @@ def serve_command(
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched for a client
     key = read_key(api_key_file)
-    try:
-        from hashlens.service.app import create_app
-        from hashlens.service.limits import Limits
-        from hashlens.service.security import LOOPBACK
-        from hashlens.service.server import serve
-    except ImportError as error:
-        raise MissingExtraError("hashlens serve", "serve") from error
-    from hashlens.cli.opening import open_index, remembered_model
+    from hashlens.service.app import create_app
+    from hashlens.service.security import LOOPBACK
+    from hashlens.service.server import serve
 
     knows_model = model is not None or remembered_model(index) is not None
     if not knows_model:
-        typer.echo("no model known: searching by id only; name one with --model", err=True)
+        note("no model known: searching by id only; name one with --model")
     with open_index(
         index,
         model,
@@ -66,5 +60,6 @@ def serve_command(
     ) as opened:
         encoder = cast("Encoder | None", opened.encoder)
         names = LOOPBACK if host in LOOPBACK else None
-        app = create_app(opened, encoder, Limits(), api_key=key, host_names=names)
-        serve(app, host, port, Limits(), lambda url: typer.echo(f"Serving {index} at {url}"))
+        limits = Limits()
+        app = create_app(opened, encoder, limits, api_key=key, host_names=names)
+        serve(app, host, port, limits, lambda url: typer.echo(f"Serving {index} at {url}"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from hashlens.errors import HashlensError, MissingExtraError, ModelError
 from hashlens.models.checkpoint import CONFIG_NAME, load_model, read_config, replace_model
-from hashlens.models.description import CARD_NAME
+from hashlens.models.description import CARD_NAME, ModelConfig
 
 
 def push_model(
@@ -40,8 +40,8 @@ def push_model(
 
 def pull_model(
     repo: str, directory: Path, *, revision: str | None = None, endpoint: str | None = None
-) -> None:
-    """Download a model; one that is already there stays until the new one is whole and checked."""
+) -> ModelConfig:
+    """Download a model; one that is there already stays until the new one is whole and checked."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.parent) as folder:
         aside = Path(folder)
@@ -51,11 +51,12 @@ def pull_model(
 
         with _hub(f"{repo} could not be downloaded") as hub:
             download(CONFIG_NAME)
-            _, weights = read_config(aside)  # refuses any other name than that of safetensors
+            config, weights = read_config(aside)  # refuses any other name than that of safetensors
             download(weights.name)
             if hub.HfApi(endpoint=endpoint).file_exists(repo, CARD_NAME, revision=revision):
                 download(CARD_NAME)
         replace_model(directory, aside)
+    return config
 
 
 @contextmanager

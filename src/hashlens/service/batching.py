@@ -1,4 +1,4 @@
-"""Concurrent images are encoded together; what waits is bounded, what nobody awaits is dropped."""
+"""Concurrent images are encoded together; the queue is bounded, abandoned work is dropped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Slots:
-    """A bound on what runs or waits; past it a request is refused rather than queued."""
+    """A bound on what runs or waits; past it a request is refused instead of queued."""
 
     def __init__(self, capacity: int, what: str) -> None:
         self.capacity = capacity
@@ -58,7 +58,7 @@ class BatchQueue(Generic[Item, Result]):
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Stop; items of the batch that runs, and those that wait, fail with CancelledError."""
+        """Stop; items that run or wait fail with CancelledError."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

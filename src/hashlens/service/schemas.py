@@ -41,7 +41,7 @@ class HitAnswer(BaseModel):
 
 
 class QueryAnswer(BaseModel):
-    """The picture that was searched by."""
+    """The query: a picture, or an image of the index."""
 
     id: int | None = Field(description="Its id, if it is an image of the index.")
     label: str | None
@@ -81,13 +81,13 @@ class SearchAnswer(BaseModel):
         description="Images at each Hamming distance 0 to bits, after the filter; if asked for."
     )
     missing: list[str] = Field(
-        description="Shards that did not answer (status 206); empty where the answer is whole."
+        description="Shards that did not answer (status 206); empty if the answer is complete."
     )
     timings_ms: StageTimes
 
 
 class BatchItem(BaseModel):
-    """What one query of a batch found, or why it could not be answered."""
+    """The results of one query of a batch, or why it could not be answered."""
 
     query: QueryAnswer | None
     hits: list[HitAnswer]
@@ -158,14 +158,16 @@ class ServiceLimits(BaseModel):
 
 
 class IndexAnswer(BaseModel):
-    """What is searched, and what may be asked."""
+    """The index, and what may be asked of it."""
 
     name: str
     images: int
     bits: int
     feature_dim: int
     fingerprint: str
-    radius: int | None = Field(description="What `hashlens inspect` stored with the model.")
+    radius: int | None = Field(
+        description="The radius that `hashlens inspect` stored with the model."
+    )
     labels: list[LabelCount] = Field(description="The most frequent, at most 1000.")
     metadata: list[MetadataField] = Field(description="Keys with few values, for filters.")
     modes: list[Mode]

@@ -1,4 +1,4 @@
-"""Runs the app with uvicorn: bounded headers, a deadline for them, and a graceful end."""
+"""Runs the app with uvicorn: bounded headers, a deadline for them, and a graceful stop."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(
     app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[str], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what runs then is finished first."""
+    """Serve until SIGTERM or SIGINT; requests that are being answered are finished first."""
     with listen(host, port) as bound:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{bound.getsockname()[1]}"

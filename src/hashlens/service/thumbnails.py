@@ -1,4 +1,4 @@
-"""Thumbnails of indexed images, made once and kept; of nothing else on the disk."""
+"""Thumbnails of indexed images, and of nothing else on the disk; made once and kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hashlens.service.limits import MEBI, Limits
 log = logging.getLogger("hashlens.service")
 
 _FILE_BYTES = 256 * MEBI
-_SMALL = 96  # pixels a side; such images are kept as they are, without loss
+_SMALL = 96  # longer side in pixels; such images are kept as they are, without loss
 
 
 class Thumbnail(NamedTuple):
@@ -35,7 +35,7 @@ class Thumbnail(NamedTuple):
 
 
 class Thumbnails:
-    """Makes and keeps thumbnails, least recently used leave first; safe in many threads."""
+    """Makes and keeps thumbnails, the most recently used ones; safe in many threads."""
 
     def __init__(self, limits: Limits) -> None:
         self._side = limits.thumbnail_side
@@ -111,8 +111,8 @@ class _Place(NamedTuple):
 def _find(uri: str, digest: bytes | None) -> _Place | None:
     """The file of an image, or a refusal; None for an image that is in no file.
 
-    Indexed paths are absolute, so one that is not its own resolution leads through a symbolic
-    link. It may have done so when it was indexed, or lead elsewhere since: the content tells.
+    Indexed paths are absolute, so a path that differs from its real path leads through a symbolic
+    link. The link may be older than the index, or lead elsewhere since: the content tells.
     """
     if not uri:  # an image from memory
         raise _gone()
@@ -148,8 +148,8 @@ def _read(place: _Place, uri: str) -> str | bytes:
         raise _gone()
     if place.digest is not None and content_digest(data) != place.digest:
         log.warning(
-            "no thumbnail of %s: it leads through a link, and not to what was indexed; "
-            "`hashlens index sync` takes up what is there now",
+            "no thumbnail of %s: it leads through a link to a file that was not indexed; "
+            "`hashlens index sync` indexes what is there now",
             place.path,
         )
         raise _gone()

@@ -1,4 +1,4 @@
-// Calls of the service; every failure is an ApiError with one line for people.
+// Calls of the service; every failure is an ApiError with one line to show.
 
 export class ApiError extends Error {
   constructor(status, message, retryAfter = null) {

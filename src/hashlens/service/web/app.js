@@ -1,4 +1,4 @@
-// The page: what the address says is searched and shown; a new query is a new address.
+// The page shows the search that its address names; a new query is a new address.
 
 import { getImage, getIndex, sampleImages, search, ApiError } from "./api.js";
 import { grid, unpack } from "./codes.js";
@@ -7,7 +7,7 @@ import { Settings } from "./settings.js";
 import * as states from "./state.js";
 
 const byId = (id) => document.getElementById(id);
-const COMPARED = 6; // images a method in the comparison
+const COMPARED = 6; // images per method in the comparison
 let index = null;
 let settings = null;
 let state = states.defaults();
@@ -94,16 +94,16 @@ function showAnswers(answers) {
     content(views.gridOf(answer, index.bits, link));
   } else {
     heading("No image found", `in ${total}`);
-    content(views.empty("Nothing within these settings",
+    content(views.empty("No image fits these settings",
       "Widen the radius, or search without the filter.",
       { text: "Clear radius and filter", run: clearFilters }));
   }
 }
 
-/** What helps after a failed search: the same request again only where the service was at fault. */
+/** What to offer after a failed search; trying again helps only if the service was at fault. */
 function wayOut({ status }) {
   if (status === 0 || status === 429 || status >= 500) return { text: "Try again", run: refresh };
-  if (state.id !== null) return { text: "Look at the index", run: () => go(states.defaults()) };
+  if (state.id !== null) return { text: "Show the index", run: () => go(states.defaults()) };
   return { text: "Choose another picture", run: () => byId("file").click() };
 }
 
@@ -125,7 +125,7 @@ async function showSearch(query) {
     settings.distribution(null);
     settings.times(null);
     heading("Search");
-    const known = error instanceof ApiError ? error : new ApiError(0, "The page met an error.");
+    const known = error instanceof ApiError ? error : new ApiError(0, "Something went wrong on this page.");
     if (!(error instanceof ApiError)) console.error(error);
     content(views.failure(known, wayOut(known)));
   } finally {
@@ -146,7 +146,7 @@ function refresh() {
     const kept = states.upload(state.upload);
     if (!kept) {
       state = { ...state, upload: null };
-      return showStart("The picture you dropped lived in that tab alone; drop it again.");
+      return showStart("Your picture was kept only in its own tab; drop it again.");
     }
     drawQuery(kept.url, "Your picture");
     return showSearch({ file: kept.file });
@@ -220,7 +220,7 @@ function listenToLinks() {
     byId("results").focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
   });
-  // As an address of its own the place would be another step of the history, without the picture.
+  // Following the link would add a step to the history, and that step would lack the picture.
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault();
     byId("results").focus();

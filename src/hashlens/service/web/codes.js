@@ -1,4 +1,4 @@
-// Packed hexadecimal codes as pictures: each bit a tick, those that differ in the accent colour.
+// Packed hexadecimal codes as pictures: one tick per bit, in the accent colour where bits differ.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -64,7 +64,7 @@ export function grid(bits) {
   return svg;
 }
 
-/** Bars of how many images lie at each distance; those inside the radius are marked. */
+/** A bar for the number of images at each distance; those inside the radius are marked. */
 export function histogram(svg, counts, radius) {
   const most = Math.max(1, ...counts);
   const inside = [];

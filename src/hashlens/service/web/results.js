@@ -133,7 +133,7 @@ export function failure(error, action) {
   return box;
 }
 
-/** A line of the service for people: the page has one field for a picture, so its name says nothing. */
+/** A line of the service as a sentence; the page has one field for a picture, so its name is left out. */
 function sentence(line) {
   const text = line.replace(/^image: /, "");
   return text.charAt(0).toUpperCase() + text.slice(1);

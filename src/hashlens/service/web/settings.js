@@ -43,7 +43,7 @@ export class Settings {
     return { key, values, select };
   }
 
-  /** Have a condition of the address among the choices: a filter that counts is one that is seen. */
+  /** Add a condition of the address to the choices, so that every filter in use can be seen. */
   #offer(key, value) {
     if (key === "label") return;
     let field = this.fields.find((one) => one.key === key);
@@ -72,7 +72,7 @@ export class Settings {
     return value >= this.index.bits ? null : value;
   }
 
-  /** Settings as the controls stand. */
+  /** Settings that the controls show. */
   read() {
     const where = {};
     if (byId("label").value) where.label = byId("label").value;
@@ -109,7 +109,7 @@ export class Settings {
     this.#drawRadius(this.radius());
   }
 
-  /** Show an answer's distances; hds without a radius ranks the nearest codes only. */
+  /** Show an answer's distances; without a radius, hds ranks only the nearest codes. */
   distribution(answer, mode) {
     this.counts = answer?.histogram ?? null;
     this.nearest = answer && (mode === "hds" || mode === "compare") ? answer.pool : null;

@@ -1,10 +1,10 @@
-// What is shown, as an address that can be shared, and pictures that live in this tab alone.
+// What the page shows, as an address that can be shared; pictures of the user stay in this tab.
 
 export const MODES = ["hds", "bcs", "es", "compare"];
 const uploads = new Map();
-let uploadCount = Date.now(); // the history outlives a reload: no number may come twice
+let uploadCount = Date.now(); // the history survives a reload: no number may come twice
 
-/** Where an address says nothing. */
+/** Used where an address says nothing. */
 export const usual = { mode: "hds", k: 24 };
 
 export function defaults() {

@@ -1,0 +1,29 @@
+"""Options that several commands share, and the one way in which they print a result."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+MODEL = typer.Argument(..., help="Folder of a model, or an exported .onnx file.")
+MODEL_FOLDER = typer.Argument(..., help="Folder of a model.")
+INDEX = typer.Argument(..., help="Folder of the index.")
+INDEX_MODEL = typer.Option(
+    None,
+    "--model",
+    help="Folder of a model, or an exported .onnx file. [default: the one the index remembers]",
+)
+STRICT = typer.Option(False, "--strict", help="Stop at an unreadable image.")
+JSON = typer.Option(False, "--json", help="Print the result as one JSON object.")
+
+
+def tell(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print a result as one JSON object, or as text."""
+    typer.echo(json.dumps(result) if as_json else text)
+
+
+def note(line: str) -> None:
+    """Print a line that is no result, on standard error."""
+    typer.echo(line, err=True)
