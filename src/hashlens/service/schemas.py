@@ -33,7 +33,7 @@ class HitAnswer(BaseModel):
     id: int
     label: str | None
     metadata: dict[str, Any]
-    hamming: int | None = Field(description="Bits that differ from the query's code.")
+    hamming: int = Field(description="Bits that differ from the query's code.")
     euclidean: float | None = Field(
         description="Distance between features; null in mode bcs, which computes none."
     )

@@ -38,11 +38,9 @@ function card(item, link, rank) {
 }
 
 function distances(hit) {
-  const box = make("span", { className: "distances" });
-  if (hit.hamming !== null) {
-    box.append(make("span", { className: "hamming", textContent: plural(hit.hamming, "bit"),
+  const box = make("span", { className: "distances" },
+    make("span", { className: "hamming", textContent: plural(hit.hamming, "bit"),
       title: "Hamming distance of the codes" }));
-  }
   if (hit.euclidean !== null) {
     box.append(make("span", { className: "euclidean", title: "Euclidean distance of the features",
       textContent: hit.euclidean.toFixed(hit.euclidean < 100 ? 2 : 0) }));
