@@ -21,7 +21,7 @@ from hashlens.data.labels import split_validation
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError, SourceError
-from hashlens.machine import available_memory, cores
+from hashlens.machine import available_memory, cores, has_cuda
 from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
 from hashlens.training.state import read_state, write_state
@@ -100,7 +100,7 @@ def feature_inputs(
         found = kept["rows"].numpy()
         return Inputs(HeldPixels(kept["features"]), found, skipped, kept["twins"].numpy())
     images = StreamedPixels(source, wanted, preprocessing, strict=strict)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if has_cuda() else "cpu")
     backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
     parts, readable, twins = [], [], []
     bar = ProgressBar("features", len(wanted), console=console)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
+from hashlens.machine import has_cuda
 from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import TrainingBatches, ValidationBatches
@@ -167,12 +167,12 @@ def make_trainer(
     config: TrainingConfig, out: Path, callbacks: list[Any], devices: int | str, nodes: int
 ) -> lightning.Trainer:
     """A trainer over these devices and hosts, which logs into ``out``."""
-    if devices == "auto" and not torch.cuda.is_available():
+    if devices == "auto" and not has_cuda():
         devices = 1
     with _quiet_lightning():
         return lightning.Trainer(
             max_epochs=config.epochs,
-            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            accelerator="gpu" if has_cuda() else "cpu",
             devices=devices,
             num_nodes=nodes,
             strategy="auto",
