@@ -13,9 +13,8 @@ import time
 
 import numpy as np
 
-from hashlens import Encoder, SearchOptions
+from hashlens import Encoder, SearchOptions, open_source
 from hashlens.data.labels import split_validation
-from hashlens.data.opening import open_source
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import encode_source
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from hashlens import Encoder, hamming_topk
-from hashlens.data.opening import open_source
+from hashlens import Encoder, hamming_topk, open_source
 from hashlens.evaluation.metrics import average_precision
 from hashlens.models.checkpoint import read_config
 from hashlens.training.config import TrainingConfig

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hashlens import Encoder, __version__
-from hashlens.data.opening import open_source
+from hashlens import Encoder, __version__, open_source
 from hashlens.evaluation.label_noise import (
     ClassScores,
     feature_neighbours,

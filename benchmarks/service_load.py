@@ -26,8 +26,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from hashlens import HashIndex
-from hashlens.data.opening import open_source
+from hashlens import HashIndex, open_source
 
 _PICTURES = 500
 

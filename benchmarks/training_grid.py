@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from hashlens import pack_bits
-from hashlens.data.opening import open_source
+from hashlens import open_source, pack_bits
 from hashlens.data.source import Source
 from hashlens.evaluation.scoring import evaluate, top_class_error
 from hashlens.index.ranking import ArraySearcher

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from digit_pairs import write_pairs
-from hashlens import SourceError
-from hashlens.data.opening import open_source
+from hashlens import SourceError, open_source
 from training_grid import main, table
 
 

@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hashlens import HashIndex
+from hashlens import HashIndex, open_source
 from hashlens.cli.main import app, main
-from hashlens.data.opening import open_source
 
 runner = CliRunner()
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from command_line import run
 
-from hashlens import train
-from hashlens.data.opening import open_source
+from hashlens import open_source, train
 
 
 @pytest.fixture(scope="module")

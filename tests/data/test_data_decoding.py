@@ -10,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hashlens import ImageError, InvalidInputError
+from hashlens import ImageError, InvalidInputError, open_source
 from hashlens.data.decoding import decode_source, iter_decoded
 from hashlens.data.image import load_image
-from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.types import ImageInput
 from image_builders import encoded, picture

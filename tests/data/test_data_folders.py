@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashlens import SourceError
+from hashlens import SourceError, open_source
 from hashlens.data.labels import require_labels
-from hashlens.data.opening import open_source
 from image_builders import CLASSES, picture, write_class_folder
 
 

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from picture_tables import assert_same_pictures, write_table
 
-from hashlens import ImageError, SourceError
+from hashlens import ImageError, SourceError, open_source
 from hashlens.data.image import load_image
-from hashlens.data.opening import open_source
 from image_builders import CLASSES, write_class_folder
 
 

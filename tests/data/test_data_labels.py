@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashlens import InvalidInputError, SourceError
+from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.data.decoding import decode_source
 from hashlens.data.labels import (
     balanced_weights,
@@ -19,7 +19,6 @@ from hashlens.data.labels import (
     require_labels,
     split_validation,
 )
-from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import FileImages, Source
 from hashlens.workflows.labels import content_hashes, find_leakage, pixel_hashes, same_content

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hashlens import Encoder
-from hashlens.data.opening import open_source
+from hashlens import Encoder, open_source
 from hashlens.distributed.encoding import MOST_IMAGES, EncodeBatches, images_at_once
 
 N = 20

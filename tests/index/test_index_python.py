@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from pixel_encoder import PixelEncoder
 
-from hashlens import HashIndex, Hit
-from hashlens.errors import HashlensError, InvalidInputError, MissingExtraError
+from hashlens import HashIndex, HashlensError, Hit, InvalidInputError, MissingExtraError
 
 
 @pytest.fixture

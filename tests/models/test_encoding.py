@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashlens import Encoder, ImageError
-from hashlens.data.opening import open_source
+from hashlens import Encoder, ImageError, open_source
 from hashlens.models.encoder import encode_source
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hashlens import InvalidInputError, SourceError
+from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.baselines import create_method, method_names
-from hashlens.data.opening import open_source
 from hashlens.paper.comparison import Comparison, Job, map_table, write_comparison
 from hashlens.paper.published import printed_figure, printed_map, printed_precision
 from hashlens.paper.run import Amounts, Piece, ResultStore, file_name, read_piece

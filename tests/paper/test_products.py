@@ -11,9 +11,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hashlens import InvalidInputError, SourceError
+from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.cli.main import app
-from hashlens.data.opening import open_source
 from hashlens.paper.products import ProductsRun, grow
 from hashlens.paper.run import Products
 

@@ -10,9 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from hashlens import Encoder, HashIndex
+from hashlens import Encoder, HashIndex, open_source
 from hashlens.data.folders import list_images
-from hashlens.data.opening import open_source
 from hashlens.files import content_digest
 from hashlens.service.app import create_app
 from hashlens.service.errors import Refused

@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 
-from hashlens.data.opening import open_source
+from hashlens import open_source
 from hashlens.data.source import Source
 from hashlens.training.config import TrainingConfig
 from hashlens.training.recipes import configure

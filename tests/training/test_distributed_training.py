@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hashlens.data.opening import open_source
+from hashlens import open_source
 from hashlens.models.checkpoint import load_model
 from hashlens.training.fit import fit
 from hashlens.training.recipes import configure

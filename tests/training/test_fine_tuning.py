@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashlens.data.opening import open_source
+from hashlens import open_source
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import TrainingConfig

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashlens import ModelError, SourceError
-from hashlens.data.opening import open_source
+from hashlens import ModelError, SourceError, open_source
 from hashlens.data.source import Source
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import TrainingConfig

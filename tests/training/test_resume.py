@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hashlens import ModelError
-from hashlens.data.opening import open_source
+from hashlens import ModelError, open_source
 from hashlens.training.config import TrainingConfig
 from hashlens.training.fit import fit
 from hashlens.training.recipes import configure

@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hashlens import Encoder, SourceError
-from hashlens.data.opening import open_source
+from hashlens import Encoder, SourceError, open_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.models.description import ModelConfig
