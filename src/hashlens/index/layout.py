@@ -84,6 +84,9 @@ class Meta:
         }
 
 
+_NUMBERS = frozenset(field.name for field in fields(Meta) if field.type == "int")
+
+
 def create_tables(connection: sqlite3.Connection, meta: Meta) -> None:
     """Make the tables of a new index; the caller commits."""
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -120,9 +123,8 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> Meta:
             f"{path}: its description of the index fails its checksum: the file is damaged; "
             "restore the folder from a backup"
         )
-    for field in fields(Meta):
-        if field.type == "int":
-            rows[field.name] = int(rows[field.name])
+    for key in _NUMBERS:
+        rows[key] = int(rows[key])
     return Meta(**rows)
 
 
