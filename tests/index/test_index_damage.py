@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -268,3 +269,29 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
             assert len(index.search(0, k=added)) == added
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+_KILLED_CREATE = """
+import os, signal, sys
+from pathlib import Path
+from hashlens.index import store
+from pixel_encoder import PixelEncoder
+from hashlens import HashIndex
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+store.create_tables = killed
+HashIndex.create(Path(sys.argv[1]), PixelEncoder())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_what_a_killed_create_left_goes_with_the_next(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _KILLED_CREATE, str(tmp_path / "killed")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+    assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
+    assert not (tmp_path / "killed").exists()
+    HashIndex.create(tmp_path / "made", PixelEncoder()).close()
+    assert os.listdir(tmp_path) == ["made"]

@@ -19,6 +19,7 @@ from hashlens.codes.packing import pack_bits, to_words
 from hashlens.codes.search import hamming_distances, hamming_topk
 from hashlens.codes.threads import thread_count
 from hashlens.errors import HashlensError, MissingExtraError
+from hashlens.files import replace_file
 from hashlens.types import Codes
 
 if TYPE_CHECKING:
@@ -381,10 +382,10 @@ def write(results: dict[str, Any], out: Path, command: str) -> Path:
     known = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
     made = {part: command for part in _TABLES if part in results}
     results = {**known, **results, "commands": {**known.get("commands", {}), **made}}
-    figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    replace_file(figures, json.dumps(results, indent=1) + "\n")
     plot(results, out / "search.png")
     page = out / "search.md"
-    page.write_text(f"{_header(results)}\n{text(results)}", encoding="utf-8")
+    replace_file(page, f"{_header(results)}\n{text(results)}")
     return page
 
 
@@ -488,7 +489,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for part, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
         panels[part](axes, results[part])
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    replace_file(path, lambda aside: figure.savefig(aside, dpi=110))
 
 
 def _plot_recall(axes: Any, rows: list[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_cata
 from hashlens.distributed.cluster import connect
 from hashlens.distributed.replicas import merge
 from hashlens.distributed.sharded import ShardedIndex
+from hashlens.files import replace_file
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import cores
 from hashlens.types import Codes, Features, SearchOptions, SearchResult, SearchTrace
@@ -509,10 +510,10 @@ def write(results: dict[str, Any], out: Path, command: str) -> Path:
     """Write shards.md, shards.png and shards.json; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     figures = json.dumps({**results, "command": command}, indent=1)
-    (out / "shards.json").write_text(figures + "\n", encoding="utf-8")
+    replace_file(out / "shards.json", figures + "\n")
     plot(results, out / "shards.png")
     page = out / "shards.md"
-    page.write_text(f"{_header(results, command)}\n{text(results)}", encoding="utf-8")
+    replace_file(page, f"{_header(results, command)}\n{text(results)}")
     return page
 
 
@@ -524,7 +525,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     here, beyond = figure.subplots(1, 2)
     _plot_here(here, results)
     _plot_beyond(beyond, results)
-    figure.savefig(path, dpi=110)
+    replace_file(path, lambda aside: figure.savefig(aside, dpi=110))
 
 
 def _plot_here(axes: Any, results: dict[str, Any]) -> None:

@@ -137,10 +137,11 @@ def write_sheet(path: Path, answers: list[tuple[str, str, list[Hit]]]) -> None:
 
 def save_picture(picture: Any, path: Path) -> None:
     """Save a picture in the format that its name says."""
+    from hashlens.files import replace_file
     from hashlens.index.store import file_errors
 
     try:
         with file_errors(path):
-            picture.save(path)
+            replace_file(path, picture.save)
     except ValueError as error:
         raise typer.BadParameter(f"--sheet: {path}: expected a name such as x.png") from error

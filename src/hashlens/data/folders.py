@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hashlens.data.source import FileImages, Source
-from hashlens.errors import SourceError
+from hashlens.errors import SourceError, system_reason
 from hashlens.files import path_uri
 
 _SPLIT_NAMES = frozenset({"train", "training", "test", "val", "valid", "validation", "dev"})
@@ -100,7 +100,7 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
             f"{name}: no permission to list this folder; allow reading it or move it away"
         ) from error
     except OSError as error:
-        raise SourceError(f"{name}: cannot list this folder ({error.strerror})") from error
+        raise SourceError(f"{name}: cannot list this folder ({system_reason(error)})") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue

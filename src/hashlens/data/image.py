@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hashlens.data.uris import RawImage, resolve
-from hashlens.errors import ImageError, SourceError
+from hashlens.errors import ImageError, SourceError, system_reason
 from hashlens.files import path_uri
 from hashlens.types import ImageInput
 
@@ -155,7 +155,7 @@ def _os_reason(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if error.strerror:
-        return error.strerror.lower()
+        return system_reason(error)
     return f"damaged ({error})".replace("\n", " ")
 
 

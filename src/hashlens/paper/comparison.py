@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +20,7 @@ from hashlens.baselines.pca import NeuralCodes
 from hashlens.errors import MissingExtraError
 from hashlens.evaluation.results import Evaluation, ModeScores
 from hashlens.evaluation.scoring import evaluate, top_class_error
+from hashlens.files import replace_file
 from hashlens.index.ranking import ArraySearcher
 from hashlens.paper.published import OURS, printed_figure, printed_map, printed_precision
 from hashlens.paper.run import OBJECTIVES, DeepMethod, Piece, ResultStore, read_features
@@ -514,7 +515,7 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     report.heading("Nearest pictures")
     for number, sheet in enumerate(sheets(run, kept), 1):
         name = f"query_{number}.png"
-        sheet.save(run.out / name, optimize=True)
+        replace_file(run.out / name, partial(sheet.save, optimize=True))
         report.picture(sheet, f"Query {number} with its five nearest by each method", file=name)
     report.paragraph(
         "Queries spread over the classes, the same for every method. Blue frame and tick: the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hashlens.data.uris import RawImage
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.results import ModeScores
 from hashlens.evaluation.scoring import evaluate, top_class_error
+from hashlens.files import replace_file
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.checkpoint import CONFIG_NAME
@@ -401,7 +403,7 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
     report.picture(figure, "Precision at k of each way to search")
     report.heading("Five nearest pictures")
     sheet = _sheet(run, scores)
-    sheet.save(run.out / "sheet.png", optimize=True)
+    replace_file(run.out / "sheet.png", partial(sheet.save, optimize=True))
     report.picture(
         sheet,
         "Queries with their five nearest pictures by each way",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from hashlens.files import replace_file
 from hashlens.report.table import Table
 
 _STYLE = """
@@ -108,8 +109,8 @@ class Report:
         """Write NAME.html and NAME.md into a directory, made if need be; return the page."""
         directory.mkdir(parents=True, exist_ok=True)
         page = directory / f"{name}.html"
-        page.write_text(self.html(), encoding="utf-8")
-        (directory / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
+        replace_file(page, self.html())
+        replace_file(directory / f"{name}.md", self.markdown())
         return page
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hashlens.errors import MissingExtraError
+from hashlens.files import replace_file
 
 # Okabe-Ito colours; lines also differ in marker and dash, so that colour is never needed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -105,9 +107,10 @@ def plot_matrix(values: Any, *, label: str, title: str = "") -> Any:
 def save_figure(figure: Any, directory: Path, name: str) -> Path:
     """Write NAME.svg and NAME.png into a directory, made if need be; return the SVG's path."""
     directory.mkdir(parents=True, exist_ok=True)
-    figure.savefig(directory / f"{name}.png", dpi=160, bbox_inches="tight")
+    draw = partial(figure.savefig, bbox_inches="tight")
+    replace_file(directory / f"{name}.png", partial(draw, dpi=160))
     path = directory / f"{name}.svg"
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    replace_file(path, partial(draw, metadata={"Date": None}))
     return path
 
 

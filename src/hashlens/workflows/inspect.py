@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from hashlens.data.source import Source
 from hashlens.evaluation.inspection import Inspection, RadiusCurve, inspect_codes
+from hashlens.files import replace_file
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Report
 from hashlens.report.plot import Curve, plot_bars, plot_curves, plot_matrix, save_figure
@@ -115,7 +117,7 @@ def write_inspection(inspected: InspectedModel, out: Path) -> Path:
     """Write inspection.json, inspection.html, inspection.md and their pictures."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(inspected.to_dict(), indent=2, ensure_ascii=False)
-    (out / "inspection.json").write_text(text + "\n", encoding="utf-8")
+    replace_file(out / "inspection.json", text + "\n")
     found = inspected.inspection
     lead = f"{found.bits}-bit codes of {found.images:,} images of {inspected.source.spec}."
     report = Report("How good are these codes?", lead)
@@ -138,7 +140,7 @@ def write_inspection(inspected: InspectedModel, out: Path) -> Path:
     )
     report.heading("Codes that most images share")
     sheet = picture_sheet(_crowded(inspected), load)
-    sheet.save(out / "codes.png", optimize=True)
+    replace_file(out / "codes.png", partial(sheet.save, optimize=True))
     report.picture(
         sheet,
         "Images of the most frequent codes",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from hashlens.evaluation.label_noise import (
     leave_one_out_scores,
     suspicion,
 )
+from hashlens.files import replace_file
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Report
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
@@ -306,14 +309,15 @@ def write_label_report(report: LabelReport, out: Path) -> Path:
     """Write labels.html, labels.md, labels.png, doubtful.csv (all images) and labels.json."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_dict(len(report.labels)), ensure_ascii=False, indent=1)
-    (out / "labels.json").write_text(text + "\n", encoding="utf-8")
-    with open(out / "doubtful.csv", "w", newline="", encoding="utf-8") as file:
-        rows = [report.image(row) for row in report.found.order.tolist()]
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    replace_file(out / "labels.json", text + "\n")
+    rows = [report.image(row) for row in report.found.order.tolist()]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(out / "doubtful.csv", table.getvalue())
     sheet = picture_sheet(_sheet(report), load)
-    sheet.save(out / "labels.png", optimize=True)
+    replace_file(out / "labels.png", partial(sheet.save, optimize=True))
     lead = summary(report).splitlines()[0]
     page = Report("Labels in doubt", f"{lead}.")
     for warning in report.warnings:

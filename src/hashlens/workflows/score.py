@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from hashlens.errors import SourceError
 from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, Labels, shares_label
 from hashlens.evaluation.results import Evaluation
 from hashlens.evaluation.scoring import evaluate, top_class_error
+from hashlens.files import replace_file
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder, encode_source
 from hashlens.report.page import Report
@@ -354,11 +356,11 @@ def write_report(
     """Write results.json, report.html, report.md, the curves and the picture sheet."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(scored.to_dict(), indent=2, ensure_ascii=False)
-    (out / "results.json").write_text(text + "\n", encoding="utf-8")
+    replace_file(out / "results.json", text + "\n")
     curves = save_figure(plot_curves(_curves(scored.evaluation)), out, "precision_at_k")
     queries, caption = sheet_queries(scored)
     sheet = picture_sheet(queries, load)
-    sheet.save(out / "sheet.png", optimize=True)
+    replace_file(out / "sheet.png", partial(sheet.save, optimize=True))
     report = Report(title, summary(scored))
     for warning in (*scored.warnings, *_skipped(scored)):
         report.paragraph(f"Note: {warning}.")
