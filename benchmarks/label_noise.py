@@ -26,7 +26,6 @@ from hashlens.evaluation.label_noise import (
     ClassScores,
     feature_neighbours,
     leave_one_out_scores,
-    neighbour_votes,
     suspicion,
 )
 from hashlens.models.backbones import create_backbone
@@ -71,6 +70,15 @@ def shuffle(labels: Labels, share: float, seed: int) -> Labels:
     shuffled = labels.copy()
     shuffled[rows] = rng.permutation(labels[rows])
     return shuffled
+
+
+def neighbour_votes(neighbours: Labels, labels: Labels, classes: int) -> ClassScores:
+    """Share of each image's neighbours that have each label."""
+    known = neighbours >= 0
+    rows = np.broadcast_to(np.arange(len(neighbours))[:, None], neighbours.shape)
+    keys = rows[known] * classes + labels[neighbours[known]]
+    counts = np.bincount(keys, minlength=len(neighbours) * classes).reshape(-1, classes)
+    return np.asarray(counts / np.maximum(known.sum(axis=1), 1)[:, None], np.float64)
 
 
 def score(true: Labels, shown: Labels, scores: ClassScores, first: int) -> Found:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from hashlens import open_source, pack_bits
 from hashlens.data.source import Source
-from hashlens.evaluation.scoring import evaluate, top_class_error
+from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import TrainingConfig
@@ -64,7 +64,7 @@ def run_trial(
         for place, source in (("", database), ("-queries", queries))
     ]
     (base, _), (asked, scores) = parts
-    scored = evaluate(
+    scored = score_searcher(
         ArraySearcher(base.codes, base.features), base, asked, bits=trial.bits, modes=("bcs",)
     ).modes["bcs"]
     best = result.history[result.best_epoch - 1]

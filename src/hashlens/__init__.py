@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
     from hashlens.training.fit import train
     from hashlens.types import Hit, Record, Searcher, SearchOptions, SearchResult
+    from hashlens.workflows.score import evaluate
 
 _HOMES = {
     "Encoder": "hashlens.models.encoder",
@@ -43,6 +44,7 @@ _HOMES = {
     "SearchResult": "hashlens.types",
     "Searcher": "hashlens.types",
     "SourceError": "hashlens.errors",
+    "evaluate": "hashlens.workflows.score",
     "hamming_radius": "hashlens.codes.search",
     "hamming_topk": "hashlens.codes.search",
     "open_source": "hashlens.data.opening",
@@ -67,6 +69,7 @@ __all__ = [
     "Searcher",
     "SourceError",
     "__version__",
+    "evaluate",
     "hamming_radius",
     "hamming_topk",
     "open_source",

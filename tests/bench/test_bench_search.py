@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from hashlens.bench import search
-from hashlens.bench.search import Plan, _found, clustered_codes
+from hashlens.bench.search import Workload, _found, clustered_codes
 from hashlens.bench.timing import MIN_ROUNDS, interleaved
 from hashlens.cli.main import app
 from hashlens.codes import reference
 
-TINY = Plan(
+TINY = Workload(
     n=5000,
     bits=(64, 128),
     batches=(1, 32),
@@ -64,7 +64,7 @@ def test_recall_counts_ties_once_and_no_foreign_ids() -> None:
 def test_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     pytest.importorskip("usearch")
-    monkeypatch.setattr(Plan, "quick", lambda _: TINY)
+    monkeypatch.setattr(Workload, "quick", lambda _: TINY)
     monkeypatch.setattr(search, "warm_up", lambda _: None)
     command = ["bench", "search", "--quick", "--json", "--out", str(tmp_path)]
     answer = CliRunner().invoke(app, command, catch_exceptions=False)

@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command_line import run
 from PIL import Image
+
+from hashlens import Encoder, evaluate
+from hashlens.data.opening import open_source
+from hashlens.errors import InvalidInputError
 
 
 def write_folder(root, names, count=4, seed=0):
@@ -61,6 +66,34 @@ def test_json_is_one_object_and_nothing_else(digits_model):
     for mode in ("bcs", "hds", "es"):
         assert {"map@1000", "map@1000_ties", "precision@1", "precision@1000"} <= set(found[mode])
     assert found["queries_left_out_of_their_own_results"] == 0
+
+
+def untimed(found):
+    return {
+        key: {name: score for name, score in value.items() if name != "ms_per_query"}
+        if isinstance(value, dict)
+        else value
+        for key, value in found.items()
+    }
+
+
+def test_python_gives_what_the_command_prints(digits_model, tmp_path):
+    words = ["evaluate", digits_model, "--database", "digits", "--queries", "digits#test"]
+    command = untimed(json.loads(run(*words, "--json").stdout))
+    scored = evaluate(str(digits_model), "digits", "digits#test")
+    assert untimed(scored.to_dict()) == command
+    assert str(scored).splitlines()[0] == run(*words).stdout.splitlines()[0]
+    onnx = tmp_path / "model.onnx"
+    assert run("export", digits_model, "--onnx", onnx).exit_code == 0
+    for model in (Encoder.load(digits_model), onnx):
+        found = evaluate(model, open_source("digits"), open_source("digits#test"))
+        for mode in ("bcs", "hds", "es"):
+            wanted = command[mode]["map@1000"]
+            assert abs(found.to_dict()[mode]["map@1000"] - wanted) < 1e-3
+    with pytest.raises(InvalidInputError, match="radius or pool, not both"):
+        evaluate(digits_model, "digits", "digits#test", radius=2, pool=10)
+    with pytest.raises(InvalidInputError, match="mode: expected one of"):
+        evaluate(digits_model, "digits", "digits#test", modes=["acs"])
 
 
 def test_queries_of_the_database_are_left_out_of_their_own_results(digits_model):

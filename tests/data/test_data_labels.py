@@ -1,17 +1,13 @@
-"""Splits, what training asks of labels, balance, and leakage."""
+"""Splits, what training asks of labels, and balance."""
 
 from __future__ import annotations
-
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashlens import InvalidInputError, SourceError, open_source
-from hashlens.data.decoding import decode_source
+from hashlens import InvalidInputError, SourceError
 from hashlens.data.labels import (
     balanced_weights,
     class_counts,
@@ -19,10 +15,7 @@ from hashlens.data.labels import (
     require_labels,
     split_validation,
 )
-from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import FileImages, Source
-from hashlens.workflows.labels import content_hashes, find_leakage, pixel_hashes, same_content
-from image_builders import picture, write_class_folder
 
 label_lists = st.lists(st.integers(-1, 6), max_size=120)
 
@@ -129,50 +122,3 @@ def test_balanced_weights_of_many_labels_follow_the_rarest() -> None:
     assert balanced_weights(matrix) == pytest.approx(np.array([1, 1 / 3, 1 / 3, 0]) * 3 / 5)
     with pytest.raises(InvalidInputError, match="labels"):
         balanced_weights([0.5])
-
-
-def test_the_same_file_in_both_sets_is_leakage(tmp_path: Path) -> None:
-    training = write_class_folder(tmp_path / "training", 4)
-    write_class_folder(tmp_path / "other", 0)
-    for i in range(3):
-        picture("cross", 100 + i).save(tmp_path / "other" / "cross" / f"{i}.png")
-    shutil.copy(training / "stripe" / "002.png", tmp_path / "other" / "circle" / "copy.png")
-    (training / "circle" / "x.png").write_bytes(b"")
-    (tmp_path / "other" / "cross" / "gone.png").symlink_to("nowhere")
-    first, second = open_source(training), open_source(tmp_path / "other")
-    leakage = find_leakage(content_hashes(first), content_hashes(second))
-    assert leakage
-    assert [first.uris[i] for i in leakage.first] == [str(training / "stripe" / "002.png")]
-    assert [second.uris[i] for i in leakage.second] == [str(tmp_path / "other/circle/copy.png")]
-    line = leakage.describe(first.uris, second.uris)
-    assert line.startswith("leakage: 1 of 5 validation images are also training images")
-    assert "other/circle/copy.png is" in line
-
-
-def test_the_same_pixels_in_another_file_are_leakage(tmp_path: Path) -> None:
-    for part, suffix in (("a", "png"), ("b", "bmp")):
-        (tmp_path / part).mkdir()
-        for seed in (0, 1) if part == "a" else (1, 2, 1):
-            name = f"{len(list((tmp_path / part).iterdir()))}.{suffix}"
-            picture("cross", seed).save(tmp_path / part / name)
-    first, second = open_source(tmp_path / "a"), open_source(tmp_path / "b")
-    assert not find_leakage(content_hashes(first), content_hashes(second))
-    pixels = [decode_source(source, Preprocessing(32)).pixels for source in (first, second)]
-    leakage = find_leakage(*map(pixel_hashes, pixels))
-    assert leakage.second.tolist() == [0, 2]
-    assert leakage.first.tolist() == [1, 1]
-    assert leakage.total == 3
-
-
-def test_no_leakage_is_said_so() -> None:
-    digits = open_source("digits#train"), open_source("digits#test")
-    leakage = find_leakage(*map(content_hashes, digits))
-    assert not leakage
-    assert leakage.describe([], []) == "none of the 359 validation images is also a training image"
-    with pytest.raises(InvalidInputError, match="uint8"):
-        pixel_hashes(np.zeros((3, 2, 2)))
-
-
-def test_groups_of_equal_images() -> None:
-    assert same_content([b"a", b"b", b"", b"a", b"c", b"", b"b", b"a"]) == [[0, 3, 7], [1, 6]]
-    assert same_content([]) == []

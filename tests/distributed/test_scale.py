@@ -95,12 +95,11 @@ def test_shards_are_made_once_and_observed(cluster: Any, tmp_path: Path) -> None
 
 def test_the_whole_run_is_written_as_a_page(cluster: Any, tmp_path: Path) -> None:
     lines: list[str] = []
-    results = run(tmp_path / "shards", 8000, 9000, 2, lines.append, counts=(1, 2))
+    results = run(tmp_path / "shards", 8000, 9000, lines.append, counts=(1, 2))
     assert len(lines) == len(results["fitted_on"]) + len(results["checked_on"]) == 5
     for row in results["checked_on"]:
         assert row["error"] == pytest.approx(row["predicted_whole"] / row["whole"] - 1)
-    environment = {"cores": 2, "processor": "p", "python": "3", "versions": {"ray": "2"}}
-    page = write({**results, "environment": environment}, tmp_path / "out", "the command")
+    page = write(results, tmp_path / "out", "the command")
     assert "Made by `the command`" in page.read_text()
     figures = json.loads((tmp_path / "out" / "shards.json").read_text())
     assert figures["plans"] == results["plans"]

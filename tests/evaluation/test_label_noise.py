@@ -16,7 +16,6 @@ from hashlens.evaluation.label_noise import (
     confused_pairs,
     feature_neighbours,
     leave_one_out_scores,
-    neighbour_votes,
     suspicion,
 )
 
@@ -81,12 +80,6 @@ def test_equal_angles_stand_in_the_order_of_positions() -> None:
         assert found[3].tolist() == [4, 5, 15, 16, 17][:k]
 
 
-def test_votes_by_hand() -> None:
-    neighbours = np.array([[1, 2], [0, 3], [-1, 3], [-1, -1]])
-    votes = neighbour_votes(neighbours, [0, 1, 1, 2], 3)
-    assert votes.tolist() == [[0, 1, 0], [0.5, 0, 0.5], [0, 0, 1], [0, 0, 0]]
-
-
 def test_suspicion_by_hand() -> None:
     # Class 0's own images reach 0.5 on average, class 1's 0.75, class 2 has none.
     scores = np.array([[0.9, 0.0, 0.3], [0.1, 0.8, 0.9], [0.2, 0.9, 0.0], [0.1, 0.6, 0.0]])
@@ -126,15 +119,11 @@ def noisy(seed: int, sizes: tuple[int, ...]) -> tuple[Any, Any, Any]:
 
 def test_shuffled_labels_are_found() -> None:
     features, labels, wrong = noisy(0, (200,) * 5)
-    for scores in (
-        leave_one_out_scores(features, labels, 5),
-        neighbour_votes(feature_neighbours(features, 20), labels, 5),
-    ):
-        found = suspicion(scores, labels)
-        first = found.order[: wrong.sum()]
-        assert wrong[first].mean() > 0.9  # chance: 0.16
-        pairs = confused_pairs(found, labels)
-        assert [pair.images for pair in pairs] == sorted((p.images for p in pairs), reverse=True)
+    found = suspicion(leave_one_out_scores(features, labels, 5), labels)
+    first = found.order[: wrong.sum()]
+    assert wrong[first].mean() > 0.9  # chance: 0.16
+    pairs = confused_pairs(found, labels)
+    assert [pair.images for pair in pairs] == sorted((p.images for p in pairs), reverse=True)
 
 
 def test_a_rare_class_is_not_suspect_as_such() -> None:

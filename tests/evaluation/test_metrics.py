@@ -15,7 +15,6 @@ from hashlens import InvalidInputError
 from hashlens.evaluation.metrics import (
     average_precision,
     expected_average_precision,
-    expected_precision_at_k,
     precision_at_k,
     precision_within_radius,
 )
@@ -105,16 +104,6 @@ def test_expected_average_precision_equals_the_mean_over_every_order(groups, cut
     assert found == pytest.approx(oracle, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
-@given(_groups, st.integers(1, 18))
-def test_expected_precision_equals_the_mean_over_every_order(groups, k):
-    sizes, good = zip(*groups, strict=True)
-    found = expected_precision_at_k([sizes], [good], [k])[0, 0]
-    assert found == pytest.approx(
-        _mean_over_orders(groups, lambda order: Fraction(sum(order[:k]), k)), abs=1e-12
-    )
-
-
 def test_expected_average_precision_by_simulation_with_a_cut_group():
     rng = np.random.default_rng(11)
     sizes, good = [40, 300, 900, 50], [30, 120, 200, 0]
@@ -173,5 +162,3 @@ def test_ranked_relevance_of_a_wrong_shape_is_refused():
         average_precision([True])
     with pytest.raises(InvalidInputError, match="expected 1 or more"):
         precision_at_k([[True]], [0])
-    with pytest.raises(InvalidInputError, match="expected 1 or more"):
-        expected_precision_at_k([[1]], [[1]], [0])

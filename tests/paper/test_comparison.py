@@ -16,7 +16,7 @@ from hashlens.baselines import create_method, method_names
 from hashlens.paper.comparison import Comparison, Job, map_table, write_comparison
 from hashlens.paper.published import printed_figure, printed_map, printed_precision
 from hashlens.paper.run import Amounts, Piece, ResultStore, file_name, read_piece
-from hashlens.paper.splits import PROTOCOLS, Split, make_split
+from hashlens.paper.splits import PROTOCOLS, PaperSplit, make_split
 
 AMOUNTS = Amounts(training=200, database=200, queries=40)
 
@@ -30,7 +30,7 @@ def digits_piece(**changes: Any) -> Piece:
     )
 
 
-def digits_split(protocol: str = "paper", amounts: Amounts = AMOUNTS) -> Split:
+def digits_split(protocol: str = "paper", amounts: Amounts = AMOUNTS) -> PaperSplit:
     return make_split(open_source("digits#train"), open_source("digits#test"), protocol, amounts, 0)
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from hashlens import SourceError
-from hashlens.workflows.score import Named, match_classes, match_model
+from hashlens.workflows.score import NamedLabels, match_classes, match_model
 
 
 def test_classes_are_matched_by_name_not_by_number():
-    database = Named("db", ("cat", "dog", "owl"), np.array([0, 1, 2, -1]))
-    queries = Named("q", ("dog", "cat"), np.array([0, 1, -1]))
+    database = NamedLabels("db", ("cat", "dog", "owl"), np.array([0, 1, 2, -1]))
+    queries = NamedLabels("q", ("dog", "cat"), np.array([0, 1, -1]))
     found = match_classes(database, queries)
     assert found.database.tolist() == [0, 1, 2, -1]
     assert found.queries.tolist() == [1, 0, -1]
@@ -19,8 +19,8 @@ def test_classes_are_matched_by_name_not_by_number():
 
 
 def test_classes_of_queries_alone_come_after_with_a_warning():
-    database = Named("db", ("cat",), np.array([0]))
-    queries = Named("q", ("ant", "cat"), np.array([0, 1]))
+    database = NamedLabels("db", ("cat",), np.array([0]))
+    queries = NamedLabels("q", ("ant", "cat"), np.array([0, 1]))
     found = match_classes(database, queries)
     assert found.classes == ("cat", "ant")
     assert found.queries.tolist() == [1, 0]
@@ -28,28 +28,28 @@ def test_classes_of_queries_alone_come_after_with_a_warning():
 
 
 def test_names_without_an_image_do_not_count():
-    database = Named("db", ("cat", "dog"), np.array([0]))
-    queries = Named("q", ("dog", "cat"), np.array([0]))
+    database = NamedLabels("db", ("cat", "dog"), np.array([0]))
+    queries = NamedLabels("q", ("dog", "cat"), np.array([0]))
     with pytest.raises(SourceError, match=r"no class in common \(dog; cat\)"):
         match_classes(database, queries)
 
 
 def test_unlabelled_sources_have_no_class_in_common():
-    empty = Named("q", (), np.array([-1, -1]))
+    empty = NamedLabels("q", (), np.array([-1, -1]))
     with pytest.raises(SourceError, match="no labels"):
-        match_classes(Named("db", ("cat",), np.array([0])), empty)
+        match_classes(NamedLabels("db", ("cat",), np.array([0])), empty)
 
 
 def test_one_and_many_labels_become_many():
-    database = Named("db", ("cat", "dog"), np.array([[1, 1], [0, 1]], bool))
-    queries = Named("q", ("dog", "cat"), np.array([0, 1, -1]))
+    database = NamedLabels("db", ("cat", "dog"), np.array([[1, 1], [0, 1]], bool))
+    queries = NamedLabels("q", ("dog", "cat"), np.array([0, 1, -1]))
     found = match_classes(database, queries)
     assert found.queries.tolist() == [[False, True], [True, False], [False, False]]
     assert found.database.tolist() == [[True, True], [False, True]]
 
 
 def test_model_classes_by_name_and_unknown_ones_are_wrong():
-    queries = Named("q", ("ant", "cat", "dog"), np.array([0, 1, 2, -1]))
+    queries = NamedLabels("q", ("ant", "cat", "dog"), np.array([0, 1, 2, -1]))
     labels, warnings = match_model(queries, ("dog", "cat"))
     assert labels.tolist() == [2, 1, 0, -1]
     assert "1 of the 3 classes of q are unknown to the model (ant)" in warnings[0]

@@ -12,7 +12,7 @@ from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.models.description import ModelConfig
 from hashlens.models.encoder import NetworkOutput
-from hashlens.workflows.score import score_model, sheet_queries, write_report
+from hashlens.workflows.score import evaluate, sheet_queries, write_report
 
 DIGITS = tuple(str(digit) for digit in range(10))
 PARITY = ("even", "odd", "below five")
@@ -43,7 +43,7 @@ def many_labels(source: Source) -> Source:
 def test_images_of_many_labels_are_relevant_where_one_is_shared(encoder):
     database, queries = (many_labels(open_source(f"digits#{part}")) for part in ("train", "test"))
     queries = queries.subset(np.arange(40))
-    scored = score_model(encoder, database, queries)
+    scored = evaluate(encoder, database, queries)
     found = scored.evaluation
     ids = found.modes["es"].nearest[:, 0]
     first = (database.label_matrix[ids] & queries.label_matrix).any(axis=1).mean()
@@ -57,14 +57,14 @@ def test_images_of_many_labels_are_relevant_where_one_is_shared(encoder):
 
 def test_a_model_without_classifier_has_no_classification_error(encoder):
     bare = Encoder(dataclasses.replace(encoder.config, classes=()), RandomProjection())
-    scored = score_model(bare, open_source("digits#train"), open_source("digits#test"))
+    scored = evaluate(bare, open_source("digits#train"), open_source("digits#test"))
     assert scored.evaluation.classification_error is None
     assert scored.warnings == ()
 
 
 def test_classification_error_is_that_of_the_highest_score(encoder):
     queries = open_source("digits#test")
-    scored = score_model(encoder, open_source("digits#train"), queries, modes=["bcs"])
+    scored = evaluate(encoder, open_source("digits#train"), queries, modes=["bcs"])
     pixels = np.stack([np.asarray(queries.load(i)) for i in range(len(queries))]).reshape(-1, 64)
     best = pixels[:, 20:30].argmax(axis=1)
     assert scored.evaluation.classification_error == pytest.approx((best != queries.labels).mean())
@@ -74,10 +74,10 @@ def test_unlabelled_images_are_told_and_not_used_as_queries(encoder):
     digits = open_source("digits#test")
     labels = np.where(np.arange(len(digits)) % 3 == 0, -1, digits.labels)
     partly = dataclasses.replace(digits, labels=labels)
-    scored = score_model(encoder, open_source("digits#train"), partly, modes=["bcs"])
+    scored = evaluate(encoder, open_source("digits#train"), partly, modes=["bcs"])
     assert scored.evaluation.n_queries == (labels >= 0).sum()
     assert "120 of the 359 images of digits#test have no label" in scored.warnings[0]
-    backwards = score_model(encoder, partly, open_source("digits#train"), modes=["bcs"])
+    backwards = evaluate(encoder, partly, open_source("digits#train"), modes=["bcs"])
     assert "each one found counts as wrong" in backwards.warnings[0]
 
 
@@ -86,18 +86,18 @@ def test_sources_that_cannot_be_read_at_all(encoder, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "torn.png").write_bytes(b"")
     with pytest.raises(SourceError, match="none of its 2 images can be read"):
-        score_model(encoder, open_source(str(tmp_path)), open_source("digits#test"))
+        evaluate(encoder, open_source(str(tmp_path)), open_source("digits#test"))
 
 
 def test_report_says_how_the_pool_was_made(encoder, tmp_path):
     queries = open_source("digits#test").subset(np.arange(20))
-    near = score_model(encoder, open_source("digits#train"), queries, radius=3)
+    near = evaluate(encoder, open_source("digits#train"), queries, radius=3)
     page = write_report(near, tmp_path).read_text(encoding="utf-8")
     assert "Hamming radius 3" in page
-    pooled = score_model(encoder, open_source("digits#train"), queries, pool=50)
+    pooled = evaluate(encoder, open_source("digits#train"), queries, pool=50)
     assert "the 50 nearest codes" in write_report(pooled, tmp_path).read_text(encoding="utf-8")
     assert pooled.to_dict()["pool"] == 50
-    everything = score_model(encoder, open_source("digits#train"), queries)
+    everything = evaluate(encoder, open_source("digits#train"), queries)
     assert "HDS is ES here" in write_report(everything, tmp_path).read_text(encoding="utf-8")
     found = everything.to_dict()
     assert found["hds"]["map@1000"] == found["es"]["map@1000"]

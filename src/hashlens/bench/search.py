@@ -1,38 +1,156 @@
-"""The search benchmark as a page: tables, a plot, and the figures as JSON."""
+"""The search benchmark: exact engines, approximate ones, growth with n, and Euclidean search."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.bench.timing import as_rows, environment, interleaved
+from hashlens.bench.timing import as_rows, environment, interleaved, machine_line
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.packing import pack_bits, to_words
 from hashlens.codes.search import hamming_distances, hamming_topk
 from hashlens.codes.threads import thread_count
 from hashlens.errors import HashlensError, MissingExtraError
 from hashlens.files import replace_file
+from hashlens.report.plot import Curve, panels, plot_bars, plot_curves, save_figure
+from hashlens.report.table import Table
 from hashlens.types import Codes
 
-if TYPE_CHECKING:
-    pass
-
-
+PARTS = ("exact", "recall", "growth", "features")
+ARRAY, DATABASE = "hashlens (array)", "hashlens (CodeDatabase)"
+FLAT, USEARCH = "FAISS IndexBinaryFlat", "USearch exact"
 BITS, K, QUERIES = 128, 10, 256
+CLASSES = 116
+FLIPPED = 0.1
+PAPER_TIMES = 971.3
+"""How many times faster than exhaustive search binary codes were, in the paper."""
 
 Answer = Callable[[], NDArray[Any]]
+Say = Callable[[str], None]
 
 
-def recall(plan: Plan, threads: int, report: Report) -> list[dict[str, Any]]:
-    """Each index at several settings: time a query, and recall at 10.
+@dataclass(frozen=True)
+class Workload:
+    """How much is measured.
+
+    Attributes
+    ----------
+    n : int
+        Codes in the exact comparison; the authors' largest collection has 1,124,087.
+    bits : tuple of int
+        Code lengths of the exact comparison.
+    batches, ks : tuples of int
+        Queries per call, and results per query.
+    seconds : float
+        Time for each cell of the exact comparison.
+    recall_n : int
+        Codes for the approximate indexes, which take minutes to build for many codes.
+    sizes : tuple of int
+        Numbers of 64-bit codes to show growth.
+    features_n, features_dim : int
+        Float32 features for exhaustive Euclidean search.
+    seed : int
+        Of all data.
+    """
+
+    n: int = 1_124_087
+    bits: tuple[int, ...] = (48, 64, 128, 256)
+    batches: tuple[int, ...] = (1, 32, 256)
+    ks: tuple[int, ...] = (10, 1000)
+    seconds: float = 8.0
+    recall_n: int = 200_000
+    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    features_n: int = 200_000
+    features_dim: int = 4096
+    seed: int = 0
+
+    def quick(self) -> Workload:
+        """About a minute."""
+        return replace(
+            self,
+            bits=(128,),
+            seconds=2.0,
+            recall_n=20_000,
+            sizes=(10_000, 100_000, 1_000_000),
+            features_n=20_000,
+        )
+
+    def full(self) -> Workload:
+        """Everything, up to 100 million codes; the approximate indexes take long to build."""
+        return replace(self, recall_n=self.n, sizes=(*self.sizes, 100_000_000))
+
+
+def run(plan: Workload, say: Say, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Measure; ``say`` gets a line when a comparison begins."""
+    faiss = import_faiss()
+    import_usearch()
+    threads = thread_count()
+    faiss.omp_set_num_threads(threads)
+    warm_up(plan)
+    measure: dict[str, Callable[[], Any]] = {
+        "exact": lambda: [row for bits in plan.bits for row in exact(plan, bits, threads, say)],
+        "recall": lambda: recall(plan, threads, say),
+        "growth": lambda: growth(plan, say),
+        "features": lambda: features(plan, say),
+    }
+    return {
+        "plan": dict(vars(plan)),
+        "environment": environment(threads),
+        **{part: measure[part]() for part in parts},
+    }
+
+
+def exact(plan: Workload, bits: int, threads: int, say: Say) -> list[dict[str, Any]]:
+    """Exact engines side by side."""
+    faiss, usearch = import_faiss(), import_usearch()
+    codes = clustered_codes(plan.n, bits, plan.seed)
+    asked = clustered_codes(max(plan.batches), bits, plan.seed, stream=1)
+    database = CodeDatabase(codes)
+    database.organise()
+    flat = faiss.IndexBinaryFlat(bits)
+    flat.add(codes)
+    rows = []
+    for q in plan.batches:
+        queries = np.ascontiguousarray(asked[:q])
+        for k in plan.ks:
+            say(f"exact: {plan.n:,} codes of {bits} bits, {q} queries, k = {k}")
+
+            contestants: dict[str, Callable[[], Any]] = {
+                FLAT: partial(flat.search, queries, k),
+                DATABASE: partial(hamming_topk, database, queries, k),
+                ARRAY: partial(hamming_topk, codes, queries, k),
+            }
+            _check_equal(contestants)
+            if q == 32:
+                contestants[USEARCH] = partial(
+                    usearch.search, codes, queries, k, usearch.MetricKind.Hamming,
+                    exact=True, threads=threads, dtype=usearch.ScalarKind.B1,
+                )  # fmt: skip
+            cell = {"bits": bits, "n": plan.n, "queries": q, "k": k}
+            found = as_rows(cell, interleaved(contestants, q, plan.seconds))
+            base = next(row["minimum"] for row in found if row["engine"] == FLAT)
+            rows += [{**row, "times_faster": base / row["minimum"]} for row in found]
+    return rows
+
+
+def _check_equal(contestants: dict[str, Callable[[], Any]]) -> None:
+    """Stop where an exact engine finds other distances."""
+    right = np.asarray(contestants[FLAT]()[0])
+    for name in (DATABASE, ARRAY):
+        if not np.array_equal(contestants[name]()[0], right):
+            raise HashlensError(f"{name}: distances differ from {FLAT}'s; please report this")
+
+
+def recall(plan: Workload, threads: int, say: Say) -> list[dict[str, Any]]:
+    """Time per query and recall at 10 of each index, at several settings.
 
     A result counts as right when it is no farther than the true tenth, so ties are fair; its
     distance is computed here, not taken from the index.
@@ -44,7 +162,7 @@ def recall(plan: Plan, threads: int, report: Report) -> list[dict[str, Any]]:
     faiss = import_faiss()
     rows = []
     for engine, build, settings in _engines(plan, faiss, codes, queries, threads):
-        report(f"recall: {engine} over {plan.recall_n:,} codes of {BITS} bits")
+        say(f"recall: {engine} over {plan.recall_n:,} codes of {BITS} bits")
         begin = time.perf_counter()
         prepared = build()
         built = time.perf_counter() - begin
@@ -71,16 +189,16 @@ def _found(codes: Codes, queries: Codes, ids: NDArray[Any], reach: NDArray[np.ui
 
 
 def _engines(
-    plan: Plan, faiss: Any, codes: Codes, queries: Codes, threads: int
+    plan: Workload, faiss: Any, codes: Codes, queries: Codes, threads: int
 ) -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], Iterator[tuple[str, Answer]]]]]:
-    """Name, how it is built, and its settings with how each answers all queries."""
+    """Each engine's name, how it is built, and how each of its settings answers all queries."""
 
     def ours() -> Any:
         database = CodeDatabase(codes)
         database.organise()
         return database
 
-    def exact(database: Any) -> Iterator[tuple[str, Answer]]:
+    def answers(database: Any) -> Iterator[tuple[str, Answer]]:
         yield "exact", lambda: hamming_topk(database, queries, K)[1]
 
     def added(index: Any) -> Any:
@@ -116,7 +234,7 @@ def _engines(
             yield f"expansion={value}", lambda: index.search(queries, K, threads=threads).keys
 
     lists = int(4 * len(codes) ** 0.5)
-    yield DATABASE, ours, exact
+    yield DATABASE, ours, answers
     yield FLAT, lambda: added(faiss.IndexBinaryFlat(BITS)), flat
     yield (
         "FAISS IndexBinaryHNSW",
@@ -136,186 +254,18 @@ def _engines(
     yield "USearch", usearch_index, usearch_settings
 
 
-CLASSES = 116
-FLIPPED = 0.1
-ARRAY, DATABASE = "hashlens (array)", "hashlens (CodeDatabase)"
-FLAT, USEARCH = "FAISS IndexBinaryFlat", "USearch exact"
-
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured.
-
-    Attributes
-    ----------
-    n : int
-        Codes in the exact comparison; the authors' largest collection has 1,124,087.
-    bits : tuple of int
-        Code lengths of the exact comparison.
-    batches, ks : tuples of int
-        Queries a call, and results a query.
-    seconds : float
-        For each cell of the exact comparison.
-    recall_n : int
-        Codes beside the approximate indexes, whose building takes minutes when they are many.
-    sizes : tuple of int
-        Numbers of 64-bit codes to show growth.
-    features_n, features_dim : int
-        Float32 features for exhaustive Euclidean search.
-    seed : int
-        Of all data.
-    """
-
-    n: int = 1_124_087
-    bits: tuple[int, ...] = (48, 64, 128, 256)
-    batches: tuple[int, ...] = (1, 32, 256)
-    ks: tuple[int, ...] = (10, 1000)
-    seconds: float = 8.0
-    recall_n: int = 200_000
-    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
-    features_n: int = 200_000
-    features_dim: int = 4096
-    seed: int = 0
-
-    def quick(self) -> Plan:
-        """About a minute."""
-        return replace(
-            self,
-            bits=(128,),
-            seconds=2.0,
-            recall_n=20_000,
-            sizes=(10_000, 100_000, 1_000_000),
-            features_n=20_000,
-        )
-
-    def full(self) -> Plan:
-        """Everything, up to 100 million codes; the approximate indexes take long to build."""
-        return replace(self, recall_n=self.n, sizes=(*self.sizes, 100_000_000))
-
-
-def clustered_codes(n: int, bits: int, seed: int, stream: int = 0) -> Codes:
-    """Codes around CLASSES random centres, each bit flipped with probability FLIPPED."""
-    shape = (CLASSES, bits // 8)
-    centres = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    rng = np.random.default_rng((seed, stream, bits))
-    codes = np.empty((n, bits // 8), np.uint8)
-    for at in range(0, n, 1 << 17):
-        part = codes[at : at + (1 << 17)]
-        part[:] = centres[rng.integers(0, CLASSES, len(part))]
-        part ^= pack_bits(rng.random((len(part), bits), dtype=np.float32) < FLIPPED)
-    return codes
-
-
-PARTS = ("exact", "recall", "growth", "features")
-
-
-def run(plan: Plan, report: Report, parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """Measure; ``report`` hears one line as each comparison begins."""
-
-    faiss = import_faiss()
-    import_usearch()
-    threads = thread_count()
-    faiss.omp_set_num_threads(threads)
-    warm_up(plan)
-    measure: dict[str, Callable[[], Any]] = {
-        "exact": lambda: [row for bits in plan.bits for row in exact(plan, bits, threads, report)],
-        "recall": lambda: recall(plan, threads, report),
-        "growth": lambda: growth(plan, report),
-        "features": lambda: features(plan, report),
-    }
-    return {
-        "plan": dict(vars(plan)),
-        "environment": environment(threads),
-        **{part: measure[part]() for part in parts},
-    }
-
-
-def import_faiss() -> Any:
-    """FAISS, or an error that says how to install it."""
-    try:
-        import faiss
-    except ImportError:
-        raise MissingExtraError("the search benchmark (FAISS)", "bench") from None
-    return faiss
-
-
-def import_usearch() -> Any:
-    """USearch's index module, or an error that says how to install it."""
-    try:
-        import usearch.index
-    except ImportError:
-        raise MissingExtraError("the search benchmark (USearch)", "bench") from None
-    return usearch.index
-
-
-def warm_up(plan: Plan) -> None:
-    """Compile what will be timed."""
-    for bits in {*plan.bits, 64}:
-        few = clustered_codes(70_000, bits, plan.seed)
-        database = CodeDatabase(few)
-        for organise in (False, True):
-            if organise:
-                database.organise()
-            for k in (1, 10_000):
-                hamming_topk(database, few[:2], k)
-        hamming_topk(few, few[:2], 1)
-
-
-def exact(plan: Plan, bits: int, threads: int, report: Report) -> list[dict[str, Any]]:
-    """Exact engines side by side."""
-    faiss, usearch = import_faiss(), import_usearch()
-    codes = clustered_codes(plan.n, bits, plan.seed)
-    asked = clustered_codes(max(plan.batches), bits, plan.seed, stream=1)
-    database = CodeDatabase(codes)
-    database.organise()
-    flat = faiss.IndexBinaryFlat(bits)
-    flat.add(codes)
-    rows = []
-    for q in plan.batches:
-        queries = np.ascontiguousarray(asked[:q])
-        for k in plan.ks:
-            report(f"exact: {plan.n:,} codes of {bits} bits, {q} queries, k = {k}")
-
-            contestants: dict[str, Callable[[], Any]] = {
-                FLAT: partial(flat.search, queries, k),
-                DATABASE: partial(hamming_topk, database, queries, k),
-                ARRAY: partial(hamming_topk, codes, queries, k),
-            }
-            _check_equal(contestants)
-            if q == 32:
-                contestants[USEARCH] = partial(
-                    usearch.search, codes, queries, k, usearch.MetricKind.Hamming,
-                    exact=True, threads=threads, dtype=usearch.ScalarKind.B1,
-                )  # fmt: skip
-            cell = {"bits": bits, "n": plan.n, "queries": q, "k": k}
-            found = as_rows(cell, interleaved(contestants, q, plan.seconds))
-            base = next(row["minimum"] for row in found if row["engine"] == FLAT)
-            rows += [{**row, "times_faster": base / row["minimum"]} for row in found]
-    return rows
-
-
-def _check_equal(contestants: dict[str, Callable[[], Any]]) -> None:
-    """Stop where an exact engine finds other distances."""
-    right = np.asarray(contestants[FLAT]()[0])
-    for name in (DATABASE, ARRAY):
-        if not np.array_equal(contestants[name]()[0], right):
-            raise HashlensError(f"{name}: distances differ from {FLAT}'s; please report this")
-
-
-def growth(plan: Plan, report: Report) -> list[dict[str, Any]]:
+def growth(plan: Workload, say: Say) -> list[dict[str, Any]]:
     """One query, k = 10, over more and more codes of 64 bits, clustered and uniform."""
     faiss = import_faiss()
     rows: list[dict[str, Any]] = []
     for n in plan.sizes:
-        report(f"growth: {n:,} codes of 64 bits")
+        say(f"growth: {n:,} codes of 64 bits")
         for kind in ("clustered", "uniform"):
             rows += _growth_at(faiss, plan, n, kind)
     return rows
 
 
-def _growth_at(faiss: Any, plan: Plan, n: int, kind: str) -> list[dict[str, Any]]:
+def _growth_at(faiss: Any, plan: Workload, n: int, kind: str) -> list[dict[str, Any]]:
     from hashlens.codes.scan import Scan
 
     codes: NDArray[np.uint8]
@@ -344,7 +294,7 @@ def _growth_at(faiss: Any, plan: Plan, n: int, kind: str) -> list[dict[str, Any]
     return as_rows(cell, interleaved(contestants, 1, min(plan.seconds, 4.0)))
 
 
-def features(plan: Plan, report: Report) -> list[dict[str, Any]]:
+def features(plan: Workload, say: Say) -> list[dict[str, Any]]:
     """Exhaustive Euclidean search over features against binary codes: the paper's comparison.
 
     FAISS searches the array in place, with the functions of IndexFlatL2, which would copy it.
@@ -359,7 +309,7 @@ def features(plan: Plan, report: Report) -> list[dict[str, Any]]:
         part[:] = rng.random(part.shape, dtype=np.float32)
     queries = np.random.default_rng(plan.seed + 1).random((32, dim), dtype=np.float32)
     for n in (plan.features_n // 2, plan.features_n):
-        report(f"Euclidean: {n:,} features of {dim} dimensions")
+        say(f"Euclidean: {n:,} features of {dim} dimensions")
         for q in (1, 32):
             asked = queries[:q]
             contestants = {"FAISS IndexFlatL2": partial(faiss.knn, asked, base[:n], 10)}
@@ -368,8 +318,48 @@ def features(plan: Plan, report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-PAPER_TIMES = 971.3
-"""How many times faster than exhaustive search binary codes were, in the paper."""
+def warm_up(plan: Workload) -> None:
+    """Compile what will be timed."""
+    for bits in {*plan.bits, 64}:
+        few = clustered_codes(70_000, bits, plan.seed)
+        database = CodeDatabase(few)
+        for organise in (False, True):
+            if organise:
+                database.organise()
+            for k in (1, 10_000):
+                hamming_topk(database, few[:2], k)
+        hamming_topk(few, few[:2], 1)
+
+
+def import_faiss() -> Any:
+    """FAISS, or an error that says how to install it."""
+    try:
+        import faiss
+    except ImportError:
+        raise MissingExtraError("the search benchmark (FAISS)", "bench") from None
+    return faiss
+
+
+def import_usearch() -> Any:
+    """USearch's index module, or an error that says how to install it."""
+    try:
+        import usearch.index
+    except ImportError:
+        raise MissingExtraError("the search benchmark (USearch)", "bench") from None
+    return usearch.index
+
+
+def clustered_codes(n: int, bits: int, seed: int, stream: int = 0) -> Codes:
+    """Codes around CLASSES random centres, each bit flipped with probability FLIPPED."""
+    shape = (CLASSES, bits // 8)
+    centres = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    rng = np.random.default_rng((seed, stream, bits))
+    codes = np.empty((n, bits // 8), np.uint8)
+    for at in range(0, n, 1 << 17):
+        part = codes[at : at + (1 << 17)]
+        part[:] = centres[rng.integers(0, CLASSES, len(part))]
+        part ^= pack_bits(rng.random((len(part), bits), dtype=np.float32) < FLIPPED)
+    return codes
 
 
 def write(results: dict[str, Any], out: Path, command: str) -> Path:
@@ -383,7 +373,12 @@ def write(results: dict[str, Any], out: Path, command: str) -> Path:
     made = {part: command for part in _TABLES if part in results}
     results = {**known, **results, "commands": {**known.get("commands", {}), **made}}
     replace_file(figures, json.dumps(results, indent=1) + "\n")
-    plot(results, out / "search.png")
+    draw = {"exact": _plot_exact, "recall": _plot_recall, "growth": _plot_growth}
+    shown = [part for part in draw if part in results]
+    drawn = panels(max(len(shown), 1))
+    for part, axes in zip(shown, drawn, strict=False):
+        draw[part](axes, results[part])
+    save_figure(drawn[0].figure, out, "search", svg=False)
     page = out / "search.md"
     replace_file(page, f"{_header(results)}\n{text(results)}")
     return page
@@ -394,33 +389,10 @@ def text(results: dict[str, Any]) -> str:
     parts = []
     for part, (title, columns) in _TABLES.items():
         if part in results:
-            parts += [f"## {title}\n", _table(columns, results[part])]
+            parts += [f"## {title}", Table.of(results[part], columns).markdown()]
     if "features" in results and "exact" in results:
-        parts.append("\n".join(features_summary(results)) + "\n")
-    return "\n".join(parts)
-
-
-def features_summary(results: dict[str, Any]) -> list[str]:
-    """How many times faster binary codes are than 4096-d features, a sentence for each batch."""
-    plan, lines = results["plan"], []
-    for q in sorted({row["queries"] for row in results["features"]}):
-        es = [row for row in results["features"] if row["queries"] == q]
-        codes = [
-            row
-            for row in results["exact"]
-            if (row["engine"], row["bits"], row["queries"], row["k"]) == (DATABASE, 128, q, 10)
-        ]
-        if not codes:
-            continue
-        half, whole = es[0], es[-1]
-        scaled = whole["minimum"] * plan["n"] / whole["n"]
-        lines.append(
-            f"- Batches of {q}: twice the features take {whole['minimum'] / half['minimum']:.2f} "
-            f"times as long, so {plan['n']:,} would take {scaled:,.0f} ms per query; 128-bit codes "
-            f"take {codes[0]['minimum']:.4f} ms, {scaled / codes[0]['minimum']:,.0f} times less "
-            f"(paper: {PAPER_TIMES})."
-        )
-    return lines
+        parts.append("\n".join(features_summary(results)))
+    return "\n\n".join(parts) + "\n"
 
 
 _EXACT = (
@@ -451,26 +423,41 @@ _TABLES = {
 }
 
 
-def _table(columns: Sequence[tuple[str, str, str]], rows: Iterable[dict[str, Any]]) -> str:
-    lines = [" | ".join(title for title, _, _ in columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(format(row[key], form) for _, key, form in columns) for row in rows]
-    return "".join(f"| {line} |\n" for line in lines)
+def features_summary(results: dict[str, Any]) -> list[str]:
+    """How many times faster binary codes are than 4096-d features, a sentence for each batch."""
+    plan, lines = results["plan"], []
+    for q in sorted({row["queries"] for row in results["features"]}):
+        es = [row for row in results["features"] if row["queries"] == q]
+        codes = [
+            row
+            for row in results["exact"]
+            if (row["engine"], row["bits"], row["queries"], row["k"]) == (DATABASE, 128, q, 10)
+        ]
+        if not codes:
+            continue
+        half, whole = es[0], es[-1]
+        scaled = whole["minimum"] * plan["n"] / whole["n"]
+        lines.append(
+            f"- Batches of {q}: twice the features take {whole['minimum'] / half['minimum']:.2f} "
+            f"times as long, so {plan['n']:,} would take {scaled:,.0f} ms per query; 128-bit codes "
+            f"take {codes[0]['minimum']:.4f} ms, {scaled / codes[0]['minimum']:,.0f} times less "
+            f"(paper: {PAPER_TIMES})."
+        )
+    return lines
 
 
 def _header(results: dict[str, Any]) -> str:
-    plan, machine = results["plan"], results["environment"]
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(results["commands"].values()))
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return f"""# Search speed
 
 Made by {commands}; the figures are in [search.json](search.json).
 
-- Machine: {machine["cores"]} cores, {machine["processor"]}; {machine["threads"]} threads for every
-  engine. Python {machine["python"]}; {versions}.
+- {machine_line(results["environment"])}
+- {results["environment"]["threads"]} threads for every engine.
 - Codes: {CLASSES} random class centres, each bit flipped with probability {FLIPPED}, seed
-  {plan["seed"]}; queries are other draws around the same centres.
+  {results["plan"]["seed"]}; queries are other draws around the same centres.
 - In each cell the engines take turns in the same run. The ratio is that of the minima. Before
-  timing, distances of every exact engine were checked to be equal.
+  timing, the distances of all exact engines were checked to be equal.
 - `{ARRAY}` is `hamming_topk` over a NumPy array, with nothing prepared; `{DATABASE}` holds the same
   codes prepared once, as FAISS does on `add`. How both work, and where the time goes:
   [Hamming search](../background/hamming-search.md).
@@ -479,60 +466,51 @@ Made by {commands}; the figures are in [search.json](search.json).
 """
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """A panel each: exact engines, speed against recall, growth with n."""
-    from matplotlib.figure import Figure
-
-    panels = {"exact": _plot_exact, "recall": _plot_recall, "growth": _plot_growth}
-    shown = [part for part in panels if part in results]
-    figure = Figure(figsize=(5 * max(len(shown), 1), 4.5), layout="constrained")
-    for part, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
-        panels[part](axes, results[part])
-        axes.legend(fontsize=8)
-    replace_file(path, lambda aside: figure.savefig(aside, dpi=110))
+def _plot_exact(axes: Any, rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in rows if row["bits"] == BITS]
+    cells = list(dict.fromkeys((row["queries"], row["k"]) for row in rows))
+    times = {(row["engine"], row["queries"], row["k"]): row["minimum"] for row in rows}
+    plot_bars(
+        {engine: [times[engine, *cell] for cell in cells] for engine in (FLAT, ARRAY, DATABASE)},
+        [f"{q} queries\nk = {k}" for q, k in cells],
+        axes=axes,
+        ylabel="ms per query",
+        yscale="log",
+        title=f"{rows[0]['n']:,} codes of {BITS} bits",
+    )
 
 
 def _plot_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
-    for engine in dict.fromkeys(row["engine"] for row in rows):
-        own = [row for row in rows if row["engine"] == engine]
-        axes.plot(
-            [row["recall"] for row in own],
-            [1000 / row["minimum"] for row in own],
-            marker="*" if engine == DATABASE else "o",
-            markersize=14 if engine == DATABASE else 6,
-            label=engine,
-        )
-    axes.set(xlabel="recall at 10", ylabel="queries per second", yscale="log")
-    axes.set_title(f"{rows[0]['n']:,} codes of 128 bits, batches of 256")
+    plot_curves(
+        {
+            engine: Curve([row["recall"] for row in own], [1000 / row["minimum"] for row in own])
+            for engine, own in _grouped(rows, "engine").items()
+        },
+        axes=axes,
+        xlabel="recall at 10",
+        ylabel="queries per second",
+        yscale="log",
+        title=f"{rows[0]['n']:,} codes of {BITS} bits, batches of {QUERIES}",
+    )
 
 
 def _plot_growth(axes: Any, rows: list[dict[str, Any]]) -> None:
-    for engine, data in dict.fromkeys((row["engine"], row["data"]) for row in rows):
-        own = [row for row in rows if (row["engine"], row["data"]) == (engine, data)]
-        axes.plot(
-            [row["n"] for row in own],
-            [row["minimum"] for row in own],
-            marker="o",
-            linestyle="-" if data == "clustered" else "--",
-            label=f"{engine}, {data}",
-        )
-    axes.set(xlabel="codes of 64 bits", ylabel="ms for one query", xscale="log", yscale="log")
-    axes.set_title("growth, k = 10")
+    plot_curves(
+        {
+            name: Curve([row["n"] for row in own], [row["minimum"] for row in own])
+            for name, own in _grouped(rows, "engine", "data").items()
+        },
+        axes=axes,
+        xlabel="codes of 64 bits",
+        ylabel="ms for one query",
+        xscale="log",
+        yscale="log",
+        title="growth, k = 10",
+    )
 
 
-def _plot_exact(axes: Any, rows: list[dict[str, Any]]) -> None:
-    rows = [row for row in rows if row["bits"] == 128]
-    cells = list(dict.fromkeys((row["queries"], row["k"]) for row in rows))
-    engines = [FLAT, ARRAY, DATABASE]
-    for e, engine in enumerate(engines):
-        times = [
-            next(
-                row["minimum"]
-                for row in rows
-                if (row["engine"], row["queries"], row["k"]) == (engine, *cell)
-            )
-            for cell in cells
-        ]
-        axes.bar([c + 0.27 * (e - 1) for c in range(len(cells))], times, 0.26, label=engine)
-    axes.set_xticks(range(len(cells)), [f"{q} queries\nk = {k}" for q, k in cells], fontsize=8)
-    axes.set(ylabel="ms per query", yscale="log", title=f"{rows[0]['n']:,} codes of 128 bits")
+def _grouped(rows: list[dict[str, Any]], *keys: str) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(", ".join(row[key] for key in keys), []).append(row)
+    return groups

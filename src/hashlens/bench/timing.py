@@ -16,7 +16,7 @@ MIN_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one contestant, milliseconds a query."""
+    """Times of one contestant, in milliseconds per query."""
 
     minimum: float
     median: float
@@ -64,6 +64,15 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """An ``environment`` in words."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"Machine: {machine['cores']} cores, {machine['processor']}. Python {machine['python']}; "
+        f"{versions}."
+    )
+
+
 def as_rows(cell: Mapping[str, Any], timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
-    """One row a contestant: what was measured, and its times."""
+    """One row per contestant: what was measured, and its times."""
     return [{**cell, "engine": name, **asdict(timing)} for name, timing in timings.items()]

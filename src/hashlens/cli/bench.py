@@ -34,13 +34,13 @@ def search_command(
 
     Example: hashlens bench search --quick --out results/
     """
-    from hashlens.bench.search import PARTS, Plan, run, text, write
+    from hashlens.bench.search import PARTS, Workload, run, text, write
 
     if quick and full:
         raise typer.BadParameter("give --quick or --full, not both")
     if not set(part) <= set(PARTS):
         raise typer.BadParameter(f"--part: expected one of {', '.join(PARTS)}, got {part}")
-    plan = Plan(seed=seed)
+    plan = Workload(seed=seed)
     plan = plan.quick() if quick else plan.full() if full else plan
     results = run(plan, note, part or PARTS)
     if out is not None:

@@ -36,7 +36,7 @@ def demo_command(
         lines.append(f"\nclassification error {100 * found.classification_error:.2f} %")
     lines += [
         f"took {result.seconds:.0f} s; report: {result.page}",
-        f"\nsearch it:       hashlens search {result.index} '{result.scored.query_uris[0]}'",
+        f"\nsearch it:       hashlens search {result.index} '{result.scored.queries.uris[0]}'",
         f"as a web page:   hashlens serve {result.index}",
         f"\nyour own photos, one sub-folder per class:\n\n{NEXT_COMMANDS}",
     ]

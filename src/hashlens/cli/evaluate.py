@@ -35,18 +35,17 @@ def evaluate_command(
     if radius is not None and pool is not None:
         raise typer.BadParameter("give --radius or --pool, not both")
     limit = parse_radius(radius)
-    from hashlens.data.opening import open_source
     from hashlens.models.encoder import Encoder
-    from hashlens.workflows.score import score_model, score_table, summary, write_report
+    from hashlens.workflows.score import evaluate, write_report
 
     make_folder(out)
     encoder = Encoder.load(model)
     if limit == "proposed":
         limit = stored_radius(encoder, model)
-    scored = score_model(
+    scored = evaluate(
         encoder,
-        open_source(database),
-        open_source(queries),
+        database,
+        queries,
         radius=limit,
         pool=pool,
         strict=strict,
@@ -55,7 +54,7 @@ def evaluate_command(
     for warning in scored.warnings:
         note(f"warning: {warning}")
     show_skipped(scored.skipped)
-    lines = [summary(scored), score_table(scored.evaluation).text()]
+    lines = [str(scored)]
     if out is not None:
         lines.append(f"report: {write_report(scored, out)}")
     tell(scored.to_dict(), "\n".join(lines), as_json)
@@ -122,7 +121,7 @@ def labels_command(
     """
     from hashlens.data.opening import open_source
     from hashlens.models.encoder import Encoder
-    from hashlens.workflows.labels import examine_labels, summary, write_label_report
+    from hashlens.workflows.labels import examine_labels, summary, write_label_page
 
     make_folder(out)
     encoder = Encoder.load(model)
@@ -136,5 +135,5 @@ def labels_command(
         pair = f"{shown['label']} → {shown['looks_like']}"
         lines.append(f"{shown['doubt']:7.3f}  {pair}  {shown['image']}")
     if out is not None:
-        lines.append(f"report: {write_label_report(report, out)}")
+        lines.append(f"report: {write_label_page(report, out)}")
     tell(report.to_dict(first), "\n".join(lines), as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -131,9 +132,8 @@ def products_command(
     Example: hashlens reproduce products photos/ --quick
     """
     from hashlens.data.opening import open_source
-    from hashlens.paper.comparison import typed
-    from hashlens.paper.products import ProductsRun, summary, ways_table, write_products
-    from hashlens.paper.run import read_products
+    from hashlens.paper.products import NAMES, ProductsRun, summary, write_products
+    from hashlens.paper.run import read_products, ways_table
 
     settings = read_products(quick=quick)
     if bits is not None:
@@ -148,8 +148,10 @@ def products_command(
     _say(console, run.describe())
     _say(console, _PRODUCTS_TIME)
     kept = run.run()
-    page = write_products(run, kept, typed(sys.argv[1:]))
-    text = f"{summary(run, kept['scores'])}\n{ways_table(kept['scores']).text()}\nreport: {page}"
+    page = write_products(run, kept, _typed())
+    scores = kept["scores"]
+    table = ways_table(scores["ways"], NAMES).text()
+    text = f"{summary(run, scores)}\n{table}\nreport: {page}"
     tell({"piece": "products", "report": str(page), **kept}, text, as_json)
 
 
@@ -161,7 +163,7 @@ _PRODUCTS_TIME = (
 
 def _compare(run: Comparison, as_json: bool) -> None:
     """Say what will run, run it, and print the scores."""
-    from hashlens.paper.comparison import precision_table, spoken_time, typed, write_comparison
+    from hashlens.paper.comparison import precision_table, spoken_time, write_comparison
 
     split = run.split.describe()
     _say(run.console, split)
@@ -171,11 +173,16 @@ def _compare(run: Comparison, as_json: bool) -> None:
         f"without a GPU; results are kept in {run.out} and not computed again.",
     )
     kept = run.run()
-    page = write_comparison(run, kept, typed(sys.argv[1:]))
+    page = write_comparison(run, kept, _typed())
     results = [{"name": job.method, "bits": job.bits, **result} for job, result in kept.items()]
     result = {"piece": run.piece.name, "split": split, "report": str(page), "results": results}
     text = f"{split}\n{precision_table(run, kept).text()}\nreport: {page}"
     tell(result, text, as_json)
+
+
+def _typed() -> str:
+    """The command line, as it was typed."""
+    return "hashlens " + shlex.join(sys.argv[1:])
 
 
 def _console() -> Console:

@@ -1,4 +1,4 @@
-"""How good a set of codes is, seen from the codes themselves: pure functions."""
+"""How good a set of codes is, judged by the codes themselves: pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hashlens.codes.packing import check_codes, unpack_bits
 from hashlens.errors import InvalidInputError
 from hashlens.evaluation.metrics import (
-    Labels,
+    LabelArray,
     Scores,
     check_labels,
     counts_by_distance,
@@ -31,11 +31,11 @@ class Occupancy(NamedTuple):
     distinct : int
         Different codes.
     alone : int
-        Images whose code no other has.
+        Images whose code no other image has.
     largest : int
         Images of the most frequent code.
     entropy : float
-        Of the distribution of images over codes, in bits; at most log2 of the images.
+        Entropy in bits of the distribution of images over codes; at most log2 of the images.
     """
 
     distinct: int
@@ -53,7 +53,7 @@ class RadiusCurve:
     within, between : ndarray of shape (bits + 1,), int64
         Pairs at each distance, of one class and of two.
     precision : ndarray of shape (bits + 1,), float64
-        Mean share of relevant images within the radius; 0 for a query that finds none at all.
+        Mean share of relevant images within the radius; 0 for a query that finds nothing.
     recall : ndarray of shape (bits + 1,), float64
         Mean share of a query's relevant images that are within the radius.
     pool : ndarray of shape (bits + 1,), float64
@@ -61,7 +61,7 @@ class RadiusCurve:
     empty : ndarray of shape (bits + 1,), float64
         Share of queries with nothing within the radius.
     queries : int
-        Images that were searched with.
+        Images used as queries.
     """
 
     within: NDArray[np.int64]
@@ -74,7 +74,7 @@ class RadiusCurve:
 
     @property
     def best(self) -> int:
-        """Radius of the highest harmonic mean of precision and recall; the smallest of equals."""
+        """Radius of the highest harmonic mean of precision and recall; the smallest if tied."""
         both = self.precision + self.recall
         return int(np.argmax(2 * self.precision * self.recall / np.where(both > 0, both, 1.0)))
 
@@ -86,13 +86,13 @@ class Inspection:
     Attributes
     ----------
     images, bits : int
-        Codes looked at, and their length.
+        Number of codes, and their length.
     ones : ndarray of shape (bits,), float64
         Share of images in which each bit is 1.
     entropy : ndarray of shape (bits,), float64
         Of each bit, 0 to 1.
     correlation : ndarray of shape (bits, bits), float64
-        Pearson correlation of bits; 0 beside a bit that never changes, 1 on the diagonal.
+        Pearson correlation of bits; 0 with a bit that never changes, 1 on the diagonal.
     occupancy : Occupancy
         How images share codes.
     radii : RadiusCurve or None
@@ -154,12 +154,12 @@ class Inspection:
 
 
 def inspect_codes(
-    codes: Codes, labels: Labels, *, bits: int, queries: int = 2000, seed: int = 0
+    codes: Codes, labels: LabelArray, *, bits: int, queries: int = 2000, seed: int = 0
 ) -> Inspection:
-    """Look at codes: their bits, how they are shared, how far classes are apart."""
+    """Statistics of codes: their bits, how images share them, how far apart classes are."""
     array = check_codes(codes)
     if len(array) < 2:
-        raise InvalidInputError(f"expected at least two codes to look at, got {len(array)}")
+        raise InvalidInputError(f"expected at least two codes, got {len(array)}")
     unpacked = unpack_bits(array, bits)
     ones = np.asarray(unpacked.mean(axis=0), dtype=np.float64)
     return Inspection(
@@ -204,7 +204,7 @@ def code_occupancy(codes: Codes) -> Occupancy:
 
 
 def radius_curve(
-    codes: Codes, labels: Labels, bits: int, queries: int, seed: int
+    codes: Codes, labels: LabelArray, bits: int, queries: int, seed: int
 ) -> RadiusCurve | None:
     """Compare labelled images with all other labelled ones, distance by distance."""
     labelled = np.flatnonzero(labels.any(axis=1) if labels.ndim == 2 else labels >= 0)

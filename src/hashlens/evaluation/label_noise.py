@@ -1,7 +1,7 @@
 """Which labels are likely wrong: what the other images say about each image's own label.
 
-No image's label has a say about itself: neighbours leave the image out, and the linear
-classifier's answer for an image is that of a classifier fitted without it.
+No image's label counts for the image itself: its neighbours leave it out, and so does the linear
+classifier that scores it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConfusedPair(NamedTuple):
     images : int
         Images with this label that look most like the other class.
     share : float
-        Of all images with this label.
+        Their share of all images with this label.
     """
 
     label: int
@@ -48,12 +48,12 @@ class Suspicion(NamedTuple):
     Attributes
     ----------
     scores : ndarray of shape (n,), float64
-        Higher is more doubtful; above 0 another class fits better than the label.
+        Higher is more doubtful; above 0, another class fits better than the label.
     looks_like : ndarray of shape (n,), int64
         The other class that fits best.
     likely_wrong : ndarray of shape (n,), bool
-        That class fits better than the label, and at least as well as it fits its own images on
-        average.
+        That class fits better than the label, and fits this image at least as well as its own
+        images on average.
     order : ndarray of shape (n,), int64
         Images, the most doubtful first; ties by position.
     """
@@ -67,7 +67,7 @@ class Suspicion(NamedTuple):
 def leave_one_out_scores(features: Features, labels: Any, classes: int) -> ClassScores:
     """How much each image looks like each class, by a classifier fitted without that image.
 
-    Ridge regression of features onto one column a class, 1 for the image's own. For each image
+    Ridge regression of features onto one column per class, 1 for the image's own. For each image
     the answer of the fit to all others follows in closed form from the fit to all: with fitted
     value f, target y and leverage h it is y - (y - f) / (1 - h) (Allen 1974, PRESS). The penalty
     with the least squared error of these answers is taken.
@@ -100,16 +100,6 @@ def leave_one_out_scores(features: Features, labels: Any, classes: int) -> Class
     return np.asarray(best + shares, np.float64)
 
 
-def neighbour_votes(neighbours: Ids, labels: Any, classes: int) -> ClassScores:
-    """Share of each image's neighbours that have each label."""
-    values = _checked_labels(labels, classes)
-    known = neighbours >= 0
-    rows = np.broadcast_to(np.arange(len(neighbours))[:, None], neighbours.shape)
-    keys = rows[known] * classes + values[neighbours[known]]
-    counts = np.bincount(keys, minlength=len(neighbours) * classes).reshape(-1, classes)
-    return np.asarray(counts / np.maximum(known.sum(axis=1), 1)[:, None], np.float64)
-
-
 def code_neighbours(codes: Codes, k: int) -> Ids:
     """The k nearest other images of each by Hamming distance; ties by position."""
     wanted = min(k, len(codes) - 1)
@@ -120,7 +110,7 @@ def code_neighbours(codes: Codes, k: int) -> Ids:
 def feature_neighbours(features: Features, k: int) -> Ids:
     """The k nearest other images of each by the angle between features.
 
-    Equal angles stand in the order of positions.
+    Ties are ordered by position.
     """
     wanted = min(k, len(features) - 1)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
@@ -148,8 +138,8 @@ def suspicion(scores: ClassScores, labels: Any) -> Suspicion:
     """Rank labels by how much better another class fits.
 
     A class's scores are first measured against what its own images reach on average, so that
-    images of rare or varied classes are not suspect as such (after Northcutt, Jiang and Chuang,
-    "Confident learning", 2021, whose class thresholds these averages are).
+    images of rare or varied classes are not suspect for that alone (after Northcutt, Jiang and
+    Chuang, "Confident learning", 2021, whose class thresholds these averages are).
     """
     values = _checked_labels(labels, scores.shape[1] if scores.ndim == 2 else 0)
     if len(values) != len(scores) or scores.shape[1] < 2:

@@ -1,8 +1,8 @@
 """Retrieval metrics: pure functions of ranked relevance, or of counts by distance.
 
 Two kinds of input. *Ranked relevance* is a bool array (q, m), nearest first, False past the end
-of a query's results; its order is the searcher's, so ties stand in the order of ids. *Counts by
-distance* are integers (q, g): how many images, and how many relevant ones, stand at each of g
+of a query's results; its order is the searcher's, so ties are in the order of ids. *Counts by
+distance* are integers (q, g): how many images, and how many relevant ones, are at each of g
 distances, nearest first; no order inside a distance is assumed, so scores made of them are
 expectations over all orders of tied images.
 """
@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 from hashlens.codes.packing import to_words
 from hashlens.errors import InvalidInputError
-from hashlens.types import Codes, Features, Ids
+from hashlens.types import Codes, Ids
 
 CUTOFF = 1000
 PRECISION_AT = (1, 5, 10, 100, 200, 400, 600, 800, 1000)
 
+_BLOCK_VALUES = 4_000_000  # values of a block of queries by database: bounds the memory taken
+
 Scores = NDArray[np.float64]
+LabelArray = NDArray[Any]
+"""Either (n,) int64, -1 where unlabelled, or (n, classes) bool for images of many labels."""
 
 
 def precision_at_k(relevant: Any, ks: Sequence[int]) -> Scores:
@@ -72,7 +76,7 @@ def average_precision(relevant: Any, cutoff: int = CUTOFF) -> Scores:
     relevant : array_like of shape (q, m), bool
         Ranked relevance.
     cutoff : int
-        Results past it are not looked at.
+        Results past it do not count.
 
     Returns
     -------
@@ -95,39 +99,8 @@ def average_precision(relevant: Any, cutoff: int = CUTOFF) -> Scores:
     return np.asarray(total / np.maximum(ranked.sum(axis=1), 1), dtype=np.float64)
 
 
-def expected_precision_at_k(sizes: Any, relevant: Any, ks: Sequence[int]) -> Scores:
-    """Precision at k in expectation over random orders of tied images.
-
-    Parameters
-    ----------
-    sizes : array_like of shape (q, g), int
-        Images at each distance, nearest first.
-    relevant : array_like of shape (q, g), int
-        Relevant images at each distance.
-    ks : sequence of int
-        Each at least 1.
-
-    Returns
-    -------
-    ndarray of shape (q, len(ks)), float64
-
-    Raises
-    ------
-    InvalidInputError
-        If the counts do not fit each other, or a k is below 1.
-    """
-    size, good = _counts(sizes, relevant)
-    _check_ks(ks)
-    before = np.cumsum(size, axis=1) - size
-    columns = []
-    for k in ks:
-        slots = np.clip(k - before, 0, size)
-        columns.append((good * slots / np.maximum(size, 1)).sum(axis=1) / k)
-    return np.stack(columns, axis=1)
-
-
 def expected_average_precision(sizes: Any, relevant: Any, cutoff: int = CUTOFF) -> Scores:
-    """Expectation of ``average_precision`` when tied images stand in uniformly random order.
+    """Expectation of ``average_precision`` when tied images are in uniformly random order.
 
     Exact, in closed form. In a group of n tied images, r of them relevant, that starts after c
     images of which R are relevant, the image at place i is relevant with probability r / n, and
@@ -144,7 +117,7 @@ def expected_average_precision(sizes: Any, relevant: Any, cutoff: int = CUTOFF) 
     relevant : array_like of shape (q, g), int
         Relevant images at each distance.
     cutoff : int
-        Results past it are not looked at.
+        Results past it do not count.
 
     Returns
     -------
@@ -202,6 +175,95 @@ def precision_within_radius(sizes: Any, relevant: Any, radius: int) -> Scores:
     size, good = _counts(sizes, relevant)
     held = size[:, : radius + 1].sum(axis=1)
     return np.asarray(good[:, : radius + 1].sum(axis=1) / np.maximum(held, 1), dtype=np.float64)
+
+
+def check_labels(labels: Any, count: int, name: str) -> LabelArray:
+    """Return labels as an array that fits ``count`` images, or raise.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n,), int, or (n, classes), bool
+        One class per image (-1: none), or a row of classes.
+    count : int
+        Number of images.
+    name : str
+        What to call them in an error message.
+
+    Raises
+    ------
+    InvalidInputError
+        If shape or dtype is neither of the two, or n is not ``count``.
+    """
+    array = np.asarray(labels)
+    one = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
+    many = array.ndim == 2 and array.dtype == np.bool_
+    if not (one or many) or len(array) != count:
+        raise InvalidInputError(
+            f"labels of the {name}: expected {count} integers, or bool of shape ({count}, classes);"
+            f" got {array.dtype} of shape {array.shape}"
+        )
+    return array
+
+
+def shares_label(query: LabelArray, others: LabelArray) -> NDArray[np.bool_]:
+    """Which of the others are relevant: same class, or at least one class in common.
+
+    Parameters
+    ----------
+    query : ndarray of shape (q,), int64, or (q, classes), bool
+        Labels of queries.
+    others : ndarray of shape (n,) or (n, classes)
+        Labels of the same kind.
+
+    Returns
+    -------
+    ndarray of shape (q, n), bool
+        False wherever either is unlabelled.
+    """
+    if query.ndim == 1:
+        return np.asarray((query[:, None] == others[None, :]) & (query >= 0)[:, None])
+    return np.asarray((query.astype(np.float32) @ others.astype(np.float32).T) > 0)
+
+
+def counts_by_distance(
+    database: Codes,
+    queries: Codes,
+    database_labels: LabelArray,
+    query_labels: LabelArray,
+    *,
+    bits: int,
+    exclude: Ids | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each query, count the images, and the relevant ones, at each Hamming distance.
+
+    Parameters
+    ----------
+    database, queries : ndarray of shape (n, bytes) and (q, bytes), uint8
+        Packed codes.
+    database_labels, query_labels : ndarray
+        Labels, see ``shares_label``.
+    bits : int
+        Length of a code.
+    exclude : ndarray of shape (q,), int64, optional
+        For each query, a row of the database that is not counted (-1: none).
+
+    Returns
+    -------
+    sizes, relevant : ndarray of shape (q, bits + 1), int64
+    """
+    words, wanted = to_words(database), to_words(queries)
+    sizes = np.zeros((len(queries), bits + 1), dtype=np.int64)
+    good = np.zeros_like(sizes)
+    step = max(1, _BLOCK_VALUES // max(1, len(database)))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        distances = np.zeros((len(wanted[block]), len(words)), dtype=np.int64)
+        for word in range(words.shape[1]):
+            distances += np.bitwise_count(words[None, :, word] ^ wanted[block, word, None])
+        relevant = shares_label(query_labels[block], database_labels)
+        left_out = np.full(len(distances), -1) if exclude is None else exclude[block]
+        sizes[block], good[block] = _histograms(distances, relevant, bits + 1, left_out)
+    return sizes, good
 
 
 def _group_gain(
@@ -268,118 +330,6 @@ def _counts(sizes: Any, relevant: Any) -> tuple[NDArray[np.int64], NDArray[np.in
     if bool((good < 0).any()) or bool((good > size).any()):
         raise InvalidInputError("counts: expected 0 <= relevant <= images at every distance")
     return size, good
-
-
-Labels = NDArray[Any]
-"""Either (n,) int64, -1 where unlabelled, or (n, classes) bool for images of many labels."""
-
-_BLOCK_VALUES = 4_000_000  # values of a block of queries by database: bounds the memory taken
-
-
-def check_labels(labels: Any, count: int, name: str) -> Labels:
-    """Return labels as an array that fits ``count`` images, or raise.
-
-    Parameters
-    ----------
-    labels : array_like of shape (n,), int, or (n, classes), bool
-        One class an image (-1: none), or a row of classes.
-    count : int
-        Images there are.
-    name : str
-        What to call them in an error message.
-
-    Raises
-    ------
-    InvalidInputError
-        If shape or dtype is neither of the two, or n is not ``count``.
-    """
-    array = np.asarray(labels)
-    one = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
-    many = array.ndim == 2 and array.dtype == np.bool_
-    if not (one or many) or len(array) != count:
-        raise InvalidInputError(
-            f"labels of the {name}: expected {count} integers, or bool of shape ({count}, classes);"
-            f" got {array.dtype} of shape {array.shape}"
-        )
-    return array
-
-
-def shares_label(query: Labels, others: Labels) -> NDArray[np.bool_]:
-    """Which of the others are relevant: same class, or at least one class in common.
-
-    Parameters
-    ----------
-    query : ndarray of shape (q,), int64, or (q, classes), bool
-        Labels of queries.
-    others : ndarray of shape (n,) or (n, classes)
-        Labels of the same kind.
-
-    Returns
-    -------
-    ndarray of shape (q, n), bool
-        False wherever either is unlabelled.
-    """
-    if query.ndim == 1:
-        return np.asarray((query[:, None] == others[None, :]) & (query >= 0)[:, None])
-    return np.asarray((query.astype(np.float32) @ others.astype(np.float32).T) > 0)
-
-
-def counts_by_distance(
-    database: Codes,
-    queries: Codes,
-    database_labels: Labels,
-    query_labels: Labels,
-    *,
-    bits: int,
-    exclude: Ids | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each query, how many images stand at each Hamming distance, and how many are relevant.
-
-    Parameters
-    ----------
-    database, queries : ndarray of shape (n, bytes) and (q, bytes), uint8
-        Packed codes.
-    database_labels, query_labels : ndarray
-        Labels, see ``shares_label``.
-    bits : int
-        Length of a code.
-    exclude : ndarray of shape (q,), int64, optional
-        A row of the database a query that is not counted (-1: none).
-
-    Returns
-    -------
-    sizes, relevant : ndarray of shape (q, bits + 1), int64
-    """
-    words, wanted = to_words(database), to_words(queries)
-    sizes = np.zeros((len(queries), bits + 1), dtype=np.int64)
-    good = np.zeros_like(sizes)
-    step = max(1, _BLOCK_VALUES // max(1, len(database)))
-    for start in range(0, len(queries), step):
-        block = slice(start, start + step)
-        distances = np.zeros((len(wanted[block]), len(words)), dtype=np.int64)
-        for word in range(words.shape[1]):
-            distances += np.bitwise_count(words[None, :, word] ^ wanted[block, word, None])
-        relevant = shares_label(query_labels[block], database_labels)
-        left_out = np.full(len(distances), -1) if exclude is None else exclude[block]
-        sizes[block], good[block] = _histograms(distances, relevant, bits + 1, left_out)
-    return sizes, good
-
-
-def euclidean_distances(features: Features, query: Features, ids: Ids) -> NDArray[np.float32]:
-    """Euclidean distances of one query (d,) to rows ``ids`` of features (n, d); inf for id -1."""
-    found = np.full(len(ids), np.inf, dtype=np.float32)
-    held = ids >= 0
-    offsets = np.asarray(features[ids[held]], dtype=np.float32) - query
-    found[held] = np.sqrt(np.einsum("ij,ij->i", offsets, offsets))
-    return found
-
-
-def hamming_distances(codes: Codes, query: Codes, ids: Ids) -> NDArray[np.float32]:
-    """Hamming distances of one code (bytes,) to rows ``ids`` of codes; inf for id -1."""
-    found = np.full(len(ids), np.inf, dtype=np.float32)
-    held = ids >= 0
-    found[held] = np.bitwise_count(codes[ids[held]] ^ query).sum(axis=1)
-    return found
 
 
 def _histograms(

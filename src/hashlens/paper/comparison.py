@@ -1,14 +1,15 @@
-"""The comparison as a page: curves, tables and pictures, beside what was printed."""
+"""``hashlens reproduce mnist`` and ``cifar10``: all methods compared, and the page about it."""
 
 from __future__ import annotations
 
-import shlex
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +18,35 @@ from rich.console import Console
 
 from hashlens.baselines import create_method
 from hashlens.baselines.pca import NeuralCodes
-from hashlens.errors import MissingExtraError
-from hashlens.evaluation.results import Evaluation, ModeScores
-from hashlens.evaluation.scoring import evaluate, top_class_error
+from hashlens.data.decoding import decode_source
+from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.source import Source
+from hashlens.errors import InvalidInputError
+from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.files import replace_file
 from hashlens.index.ranking import ArraySearcher
+from hashlens.models.encoder import Encoder
+from hashlens.paper.gist import gist
 from hashlens.paper.published import OURS, printed_figure, printed_map, printed_precision
-from hashlens.paper.run import OBJECTIVES, DeepMethod, Piece, ResultStore, read_features
-from hashlens.paper.splits import Split
-from hashlens.report.page import Report
-from hashlens.report.plot import COLOURS, DASHES, MARKERS, save_figure
-from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
+from hashlens.paper.run import (
+    OBJECTIVES,
+    Piece,
+    ResultStore,
+    draw_sheet,
+    file_name,
+    made_on,
+    mode_scores,
+    sheet_query,
+    train_once,
+    training_config,
+    ways_table,
+)
+from hashlens.paper.splits import PaperSplit
+from hashlens.report.page import Page
+from hashlens.report.plot import Curve, plot_curves
+from hashlens.report.progress import ProgressBar
 from hashlens.report.table import Cell, Table
+from hashlens.training.config import TrainingConfig
 from hashlens.types import Codes, EncodedImages, Features, Mode
 from hashlens.workflows.score import encode
 
@@ -50,12 +68,15 @@ class Job(NamedTuple):
         return f"{self.method}-{self.bits}"
 
 
-class Coded(NamedTuple):
+class Timed(NamedTuple):
     """All images of a split, encoded, and how long it took."""
 
     images: EncodedImages
     fit_seconds: float
     encode_seconds: float
+
+
+Kept: TypeAlias = Mapping[Job, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,14 +87,14 @@ class Comparison:
     ----------
     piece : Piece
         What is compared.
-    split : Split
+    split : PaperSplit
         On which images.
     out : Path
         Where features, models and results are kept.
     features : str
-        What shallow methods work on; see ``features.read_features``.
+        What shallow methods work on; see ``read_features``.
     seed : int
-        Of every method.
+        Seed of every method.
     models : mapping of int to Path
         Trained models of our method, by their bits.
     console : Console
@@ -81,7 +102,7 @@ class Comparison:
     """
 
     piece: Piece
-    split: Split
+    split: PaperSplit
     out: Path
     features: str
     seed: int = 0
@@ -136,54 +157,50 @@ class Comparison:
             "seed": self.seed,
         }
         if job.method in OBJECTIVES:
-            return configuration | self._deep(job).configuration(self.split.train)
+            return configuration | self._deep_configuration(job)
         options = dict(self.piece.options.get(job.method, {}))
         return configuration | {"features": self.features, "options": options}
 
-    def encode(self, job: Job) -> Coded:
+    def encode(self, job: Job) -> Timed:
         """Train a method on the training images and their labels, and encode every image."""
+        train, images = self.split.train, self.split.images
         if job.method in OBJECTIVES:
-            encoder, seconds = self._deep(job).encoder(self.split.train, self.out / "models")
+            encoder, seconds = self._encoder(job)
             started = time.monotonic()
-            found = encode(encoder, self.split.images, strict=True, progress=True)
+            found = encode(encoder, images, strict=True, progress=not self.console.quiet)
             spent = time.monotonic() - started
             scores = self._own_classes(found.scores, encoder.classes)
-            return Coded(replace(found, scores=scores), seconds, spent)
+            return Timed(replace(found, scores=scores), seconds, spent)
         features = self._features
         started = time.monotonic()
         options = self.piece.options.get(job.method, {})
         method = create_method(job.method, job.bits, seed=self.seed, **options)
-        method.fit(features[self.split.rows.train], self.split.train.labels)
+        method.fit(features[self.split.rows.train], train.labels)
         fitted = time.monotonic()
         codes = method.encode(features)
         spent = time.monotonic() - fitted
-        images = EncodedImages(
-            codes, np.zeros((len(codes), 0), np.float32), self.split.images.labels
-        )
-        return Coded(images, fitted - started, spent)
+        none = np.zeros((len(codes), 0), np.float32)
+        return Timed(EncodedImages(codes, none, images.labels), fitted - started, spent)
 
     def score(self, job: Job) -> dict[str, Any]:
         """Encode, search with binary codes alone, and score; ours with the other ways as well."""
         started = time.monotonic()
-        coded = self.encode(job)
-        whole, rows = coded.images, self.split.rows
+        whole, fit_seconds, encode_seconds = self.encode(job)
         euclidean = job.method == OURS and job.bits == self.piece.bits[0]
-        database, queries = whole.rows(rows.database), whole.rows(rows.queries)
-        error = None
+        modes: tuple[Mode, ...] = ("bcs", "hds", "es") if euclidean else ("bcs",)
+        found = self._search(whole, job.bits, modes)
+        queries, error = whole.rows(self.split.rows.queries), None
         if queries.scores is not None:
             error = top_class_error(queries.scores, queries.labels)
-        modes: tuple[Mode, ...] = ("bcs", "hds", "es") if euclidean else ("bcs",)
-        searcher = ArraySearcher(database.codes, database.features if euclidean else None)
-        found = evaluate(searcher, database, queries, bits=job.bits, modes=modes)
         scores: dict[str, Any] = {
-            **_mode_scores(found.modes["bcs"]),
+            **mode_scores(found.modes["bcs"], KS),
             "classification_error": error,
-            "fit_seconds": coded.fit_seconds,
-            "encode_seconds": coded.encode_seconds,
+            "fit_seconds": fit_seconds,
+            "encode_seconds": encode_seconds,
             "sheet": self._sheet(found, whole.codes, job.bits),
         }
         if euclidean:
-            scores["ways"] = {mode: _mode_scores(found.modes[mode]) for mode in modes}
+            scores["ways"] = {mode: mode_scores(found.modes[mode], KS) for mode in modes}
             scores["ways"]["neural codes"] = self._neural_codes(whole)
         scores["seconds"] = time.monotonic() - started
         return scores
@@ -195,9 +212,27 @@ class Comparison:
     def _kept(self, job: Job) -> dict[str, Any] | None:
         return self._store.get(job.name, self.configuration(job))
 
-    def _deep(self, job: Job) -> DeepMethod:
-        model = self.models.get(job.bits) if job.method == OURS else None
-        return DeepMethod(job.method, job.bits, self.piece.training, self.seed, model)
+    def _given(self, job: Job) -> Path | None:
+        return self.models.get(job.bits) if job.method == OURS else None
+
+    def _training(self, job: Job) -> TrainingConfig:
+        options = {"bits": job.bits, "objective": OBJECTIVES[job.method], "seed": self.seed}
+        return training_config({**self.piece.training, **options}, self.split.train)
+
+    def _deep_configuration(self, job: Job) -> dict[str, Any]:
+        """All that decides the model of a deep method, as JSON values."""
+        if given := self._given(job):
+            return {"model": Encoder.load(given).fingerprint}
+        return {"training": asdict(self._training(job)), "training_images": len(self.split.train)}
+
+    def _encoder(self, job: Job) -> tuple[Encoder, float]:
+        """The model of a deep method, and the seconds that its training took now."""
+        if given := self._given(job):
+            return Encoder.load(given), 0.0
+        text = json.dumps(self._deep_configuration(job), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        out = self.out / "models" / f"{file_name(job.method)}-{job.bits}-{digest}"
+        return train_once(self.split.train, self._training(job), out)
 
     @cached_property
     def _features(self) -> Features:
@@ -218,18 +253,20 @@ class Comparison:
             return None
         return scores[:, [classes.index(name) for name in self.split.images.classes]]
 
+    def _search(self, whole: EncodedImages, bits: int, modes: tuple[Mode, ...]) -> Evaluation:
+        rows = self.split.rows
+        database, queries = whole.rows(rows.database), whole.rows(rows.queries)
+        searcher = ArraySearcher(database.codes, database.features if "es" in modes else None)
+        return score_searcher(searcher, database, queries, bits=bits, modes=modes)
+
     def _neural_codes(self, whole: EncodedImages) -> dict[str, Any]:
         """Euclidean search over F7 compressed by PCA."""
-        rows = self.split.rows
-        dimensions = min(NEURAL_DIMENSIONS, whole.features.shape[1], len(rows.train))
-        neural = NeuralCodes(dimensions).fit(whole.features[rows.train])
-        compressed = EncodedImages(whole.codes, neural.transform(whole.features), whole.labels)
-        database, queries = compressed.rows(rows.database), compressed.rows(rows.queries)
-        searcher = ArraySearcher(database.codes, database.features)
-        found = evaluate(
-            searcher, database, queries, bits=8 * database.codes.shape[1], modes=["es"]
-        )
-        return _mode_scores(found.modes["es"]) | {"dimensions": dimensions}
+        train = self.split.rows.train
+        dimensions = min(NEURAL_DIMENSIONS, whole.features.shape[1], len(train))
+        neural = NeuralCodes(dimensions).fit(whole.features[train])
+        compressed = replace(whole, features=neural.transform(whole.features))
+        found = self._search(compressed, 8 * whole.codes.shape[1], ("es",))
+        return mode_scores(found.modes["es"], KS) | {"dimensions": dimensions}
 
     def _sheet(self, found: Evaluation, codes: Codes, bits: int) -> list[dict[str, Any]]:
         """A few queries, the same for every method, with their nearest images."""
@@ -258,13 +295,34 @@ class Comparison:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _mode_scores(scores: ModeScores) -> dict[str, Any]:
-    return {
-        "precision": {str(k): float(scores.precision[k - 1]) for k in KS},
-        "map@1000": scores.mean_average_precision,
-        "map@1000_ties": scores.expected_mean_average_precision,
-        "ms_per_query": scores.ms_per_query,
-    }
+KINDS = ("pixels", "gist")
+
+
+def read_features(
+    kind: str, images: Source, size: int, channels: Literal[1, 3], cache: Path, console: Console
+) -> Features:
+    """Features of all images, shape (n, d), float32."""
+    if kind not in KINDS:
+        if not Path(kind).exists():
+            raise InvalidInputError(
+                f"features: expected {', '.join(KINDS)}, or a model's folder, got {kind!r}"
+            )
+        return encode(Encoder.load(kind), images, strict=True, progress=True).features
+    unit = Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
+    with ProgressBar("decoding", len(images), console=console) as bar:
+        pixels = decode_source(images, unit, strict=True, progress=bar).pixels
+    if kind == "pixels":
+        return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+    kept = cache / f"gist-{digest}.npy"
+    if kept.is_file():
+        found: NDArray[np.float32] = np.load(kept)
+        return found
+    with ProgressBar("GIST", len(images), console=console) as bar:
+        found = gist(pixels, progress=bar)
+    cache.mkdir(parents=True, exist_ok=True)
+    replace_file(kept, lambda aside: np.save(aside, found))
+    return found
 
 
 def spoken_time(seconds: float) -> str:
@@ -273,78 +331,6 @@ def spoken_time(seconds: float) -> str:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-
-class Measured(NamedTuple):
-    """Precision at k of a method, measured and printed (empty if it was not printed)."""
-
-    precision: Mapping[str, float]
-    printed: Mapping[int, float]
-
-
-def comparison_figure(curves: Mapping[str, Measured], *, first: int = 100) -> Any:
-    """Draw precision at k; names stand at the ends of their lines."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("drawing plots", "train") from error
-    figure = Figure(figsize=(8.6, 6.6))
-    axes = figure.add_subplot()
-    ends = {}
-    for position, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[position % len(COLOURS)]
-        points = [(int(k), value) for k, value in curve.precision.items() if int(k) >= first]
-        axes.plot(
-            *zip(*points, strict=True),
-            color=colour,
-            marker=MARKERS[position % len(MARKERS)],
-            linestyle=DASHES[position // len(COLOURS)],
-            linewidth=1.8,
-            markersize=5,
-        )
-        if curve.printed:
-            axes.plot(
-                *zip(*sorted(curve.printed.items()), strict=True),
-                color=colour,
-                linestyle=":",
-                linewidth=1.4,
-                marker=MARKERS[position % len(MARKERS)],
-                markersize=4,
-                markerfacecolor="white",
-            )
-        ends[name] = (points[-1][1], colour)
-    low, high = axes.get_ylim()
-    for name, (height, place) in _spread(ends, (high - low) / 26).items():
-        axes.annotate(
-            name,
-            (1000, height),
-            xytext=(1025, place),
-            color=ends[name][1],
-            fontsize=9.5,
-            fontweight="bold",
-            va="center",
-            annotation_clip=False,
-        )
-    axes.set_xlabel("k")
-    axes.set_ylabel("precision at k")
-    axes.set_xlim(first - 20, 1010)
-    axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure
-
-
-def _spread(ends: Mapping[str, tuple[float, str]], gap: float) -> dict[str, tuple[float, float]]:
-    """Heights of line ends, each with a height for its name at least ``gap`` above the last."""
-    places: dict[str, tuple[float, float]] = {}
-    last = -float("inf")
-    for name, (height, _) in sorted(ends.items(), key=lambda item: item[1][0]):
-        last = max(height, last + gap)
-        places[name] = (height, last)
-    return places
-
-
-Kept: TypeAlias = Mapping[Job, Mapping[str, Any]]
 
 _PRECISION_AT = (100, 400, 1000)
 WAYS = {
@@ -355,15 +341,15 @@ WAYS = {
 }
 
 
-def _is_theirs(run: Comparison) -> bool:
+def _printed_here(run: Comparison) -> bool:
     """Whether the printed figures are of this protocol; those of another do not compare."""
     return run.split.protocol == "paper"
 
 
 def precision_table(run: Comparison, kept: Kept) -> Table:
-    """Precision at k of every method at the curves' length, beside the printed one."""
+    """Precision at k of every method at the curves' length, and the printed one."""
     bits = run.piece.bits[0]
-    printed = printed_precision(run.piece.name, bits) if _is_theirs(run) else {}
+    printed = printed_precision(run.piece.name, bits) if _printed_here(run) else {}
     compared = ["printed @1000", "difference"] if printed else []
     headers = ["method", *(f"@{k}" for k in _PRECISION_AT), *compared, "mAP@1000", "over ties"]
     headers += ["training s", "encoding s"]
@@ -372,12 +358,12 @@ def precision_table(run: Comparison, kept: Kept) -> Table:
         scores = kept[Job(method, bits)]["scores"]
         found = scores["precision"]
         then = printed.get(method, {}).get(1000)
-        beside: list[Cell] = [then, None if then is None else f"{found['1000'] - then:+.3f}"]
+        compare: list[Cell] = [then, None if then is None else f"{found['1000'] - then:+.3f}"]
         rows.append(
             [
                 method,
                 *(found[str(k)] for k in _PRECISION_AT),
-                *(beside if printed else []),
+                *(compare if printed else []),
                 scores["map@1000"],
                 scores["map@1000_ties"],
                 f"{scores['fit_seconds']:.1f}",
@@ -388,9 +374,9 @@ def precision_table(run: Comparison, kept: Kept) -> Table:
 
 
 def map_table(run: Comparison, kept: Kept) -> Table:
-    """Mean average precision at 1,000 by code length, each beside the printed one."""
+    """Mean average precision at 1,000 by code length, measured and printed."""
     lengths = sorted(run.piece.bits)
-    printed = printed_map(run.piece.name) if _is_theirs(run) else {}
+    printed = printed_map(run.piece.name) if _printed_here(run) else {}
     headers = ["method"]
     for bits in lengths:
         headers += [f"{bits} bits", "printed"]
@@ -423,150 +409,83 @@ def error_table(run: Comparison, kept: Kept) -> Table:
     return Table(["method", "bits", "error %", "printed %"], rows, digits=2)
 
 
-def ways_table(run: Comparison, kept: Kept) -> Table | None:
-    """Our three ways to search and neural codes: scores, time a query, and its ratio to ES."""
-    if OURS not in run.piece.methods:
-        return None
-    ways = kept[Job(OURS, run.piece.bits[0])]["scores"]["ways"]
-    slowest = ways["es"]["ms_per_query"]
-    rows: list[list[Cell]] = [
-        [
-            text,
-            ways[key]["precision"]["10"],
-            ways[key]["precision"]["1000"],
-            ways[key]["map@1000"],
-            f"{ways[key]['ms_per_query']:.3f}",
-            f"{slowest / ways[key]['ms_per_query']:.1f}",
-        ]
-        for key, text in WAYS.items()
-    ]
-    headers = [
-        "way",
-        "precision@10",
-        "precision@1000",
-        "mAP@1000",
-        "ms per query",
-        "ES time / time",
-    ]
-    return Table(headers, rows, digits=3)
-
-
-def sheets(run: Comparison, kept: Kept) -> list[Image.Image]:
-    """One picture a query: its five nearest by each method, and the bits of our code."""
-    bits = run.piece.bits[0]
-    results = {method: kept[Job(method, bits)]["scores"]["sheet"] for method in run.piece.methods}
-    rows = {run.split.images.uris[row]: row for row in _shown_rows(results)}
-    last = results[run.piece.methods[-1]]
-    return [
-        picture_sheet(
-            [_sheet_query(run, results, position, last[position])],
-            lambda uri: run.split.images.load(rows[uri]),
-            tile=72,
-        )
-        for position in range(len(last))
-    ]
-
-
 def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     """Write report.html and report.md with curves and sheets; returns the page."""
     piece, bits = run.piece, run.piece.bits[0]
-    run.out.mkdir(parents=True, exist_ok=True)
     newest = max(kept.values(), key=lambda result: str(result["finished"]))
-    report = Report(f"{piece.title}: hashing methods compared", run.split.describe())
-    report.paragraph(
-        f"Images: {run.split.images.spec}. Shallow methods work on {_features(run.features)}. "
-        f"Seed {run.seed}. {newest['hardware']}; "
-        + ", ".join(f"{name} {number}" for name, number in newest["versions"].items())
-        + "."
+    page = Page(run.out, f"{piece.title}: hashing methods compared", run.split.describe())
+    worked_on = {"gist": "GIST (512)", "pixels": "raw pixels"}.get(run.features)
+    page.paragraph(
+        f"Images: {run.split.images.spec}. Shallow methods work on "
+        f"{worked_on or f'F7 of {run.features}'}. Seed {run.seed}. {made_on(newest)}"
     )
-    report.heading(f"Precision at k with {bits} bits")
-    printed = printed_precision(piece.name, bits) if _is_theirs(run) else {}
-    curves = {
-        method: Measured(kept[Job(method, bits)]["scores"]["precision"], printed.get(method, {}))
-        for method in piece.methods
-    }
-    figure = save_figure(comparison_figure(curves), run.out, "precision_at_k")
-    dotted = " Dotted: as the authors printed it." if printed else ""
-    report.picture(
-        figure,
+    page.heading(f"Precision at k with {bits} bits")
+    printed = printed_precision(piece.name, bits) if _printed_here(run) else {}
+    page.figure(
+        plot_curves(_curves(run, kept, printed), ends=True, xlabel="k", ylabel="precision at k"),
+        "precision_at_k",
         "Precision at k of every method",
-        f"Search with binary codes alone (BCS); equal distances in the order of ids.{dotted}",
+        "Search with binary codes alone (BCS); equal distances are in the order of ids."
+        + (" Dotted: as the authors printed it." if printed else ""),
     )
-    report.table(
+    page.table(
         precision_table(run, kept),
         "Precision at k and mean average precision (over the relevant ones among the first 1,000; "
         "'over ties': its expectation over all orders of equal distances), binary codes alone. "
         "Training 0.0: a trained model was given.",
     )
     if len(piece.bits) > 1:
-        report.heading("Mean average precision by code length")
-        report.table(map_table(run, kept), "mAP@1000, binary codes alone.")
+        page.heading("Mean average precision by code length")
+        page.table(map_table(run, kept), "mAP@1000, binary codes alone.")
     errors = error_table(run, kept)
     if errors.rows:
-        report.heading("Classification error")
-        report.table(errors, "On the queries. The shallow methods do not classify.")
-    ways = ways_table(run, kept)
-    if ways is not None:
-        report.heading("Ways to search with our network")
-        report.table(
-            ways,
-            f"{bits} bits. Time: median of single queries for ten results, encoding not included.",
+        page.heading("Classification error")
+        page.table(errors, "On the queries. The shallow methods do not classify.")
+    if OURS in piece.methods:
+        page.heading("Ways to search with our network")
+        page.table(
+            ways_table(kept[Job(OURS, bits)]["scores"]["ways"], WAYS),
+            f"{bits} bits. Time: median of single queries for ten results, without encoding.",
         )
-    report.heading("Nearest pictures")
-    for number, sheet in enumerate(sheets(run, kept), 1):
-        name = f"query_{number}.png"
-        replace_file(run.out / name, partial(sheet.save, optimize=True))
-        report.picture(sheet, f"Query {number} with its five nearest by each method", file=name)
-    report.paragraph(
+    page.heading("Nearest pictures")
+    for number, sheet in enumerate(_sheets(run, kept), 1):
+        page.picture(sheet, f"query_{number}", f"Query {number}, its five nearest by each method")
+    page.paragraph(
         "Queries spread over the classes, the same for every method. Blue frame and tick: the "
-        "query's class; orange frame and cross: another. Under a picture its class and how many "
+        "query's class; orange frame and cross: another. Under a picture: its class and how many "
         f"bits differ. The squares are the bits of {piece.methods[-1]}'s code of the query, filled "
         "where 1."
     )
-    report.heading("Command")
-    report.commands(command)
-    return report.write(run.out)
+    page.heading("Command")
+    page.commands(command)
+    return page.write()
 
 
-def typed(arguments: Sequence[str]) -> str:
-    """A command line as it is typed."""
-    return "hashlens " + shlex.join(arguments)
+def _curves(
+    run: Comparison, kept: Kept, printed: Mapping[str, Mapping[int, float]]
+) -> dict[str, Curve]:
+    """Precision from k = 100 on of each method, measured and printed."""
+    curves = {}
+    for method in run.piece.methods:
+        precision = kept[Job(method, run.piece.bits[0])]["scores"]["precision"]
+        measured = {int(k): value for k, value in precision.items() if int(k) >= _PRECISION_AT[0]}
+        curves[method] = Curve(list(measured), list(measured.values()))
+        if method in printed:
+            ks, values = zip(*sorted(printed[method].items()), strict=True)
+            curves[f"{method}, printed"] = Curve(ks, values, "dotted", like=method)
+    return curves
 
 
-def _features(kind: str) -> str:
-    return {"gist": "GIST (512)", "pixels": "raw pixels"}.get(kind, f"F7 of {kind}")
-
-
-def _shown_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[int]:
-    shown: set[int] = set()
-    for entries in results.values():
-        for entry in entries:
-            shown |= {entry["query"], *entry["nearest"]}
-    return shown
-
-
-def _sheet_query(
-    run: Comparison,
-    results: Mapping[str, Sequence[Mapping[str, Any]]],
-    position: int,
-    drawn: Mapping[str, Any],
-) -> SheetQuery:
-    images = run.split.images
-    query = drawn["query"]
-    nearest = {
-        method: [
-            Neighbour(
-                images.uris[row],
-                images.classes[images.labels[row]],
-                f"{distance} bits",
-                bool(images.labels[row] == images.labels[query]),
-            )
-            for row, distance in zip(
-                entries[position]["nearest"], entries[position]["distances"], strict=True
-            )
-        ]
-        for method, entries in results.items()
-    }
-    code = np.frombuffer(bytes.fromhex(drawn["code"]), np.uint8)[None]
-    bits = code_bits(code, 0, drawn["bits"])
-    return SheetQuery(images.uris[query], images.classes[images.labels[query]], nearest, bits)
+def _sheets(run: Comparison, kept: Kept) -> list[Image.Image]:
+    """One picture per query: its five nearest by each method, and the bits of our code."""
+    bits, methods = run.piece.bits[0], run.piece.methods
+    found = {method: kept[Job(method, bits)]["scores"]["sheet"] for method in methods}
+    sheets = []
+    for position, own in enumerate(found[methods[-1]]):
+        nearest = {}
+        for method, entries in found.items():
+            rows, distances = entries[position]["nearest"], entries[position]["distances"]
+            nearest[method] = list(zip(rows, (f"{d} bits" for d in distances), strict=True))
+        query = sheet_query(run.split.images, own["query"], own["code"], own["bits"], nearest)
+        sheets.append(draw_sheet(run.split.images, [query], 72))
+    return sheets

@@ -23,7 +23,7 @@ def gist(pixels: NDArray[np.uint8], *, progress: Callable[[int], None] | None = 
 
     A. Oliva, A. Torralba, *Modeling the shape of the scene*, IJCV 42, 2001, with the settings of
     the authors' LMgist for 512 numbers: grey image stretched to 0..255; logarithm, whitening and
-    division by the local contrast below 4 cycles an image; 4 scales of 8 orientations, magnitude
+    division by the local contrast below 4 cycles per image; 4 scales of 8 orientations, magnitude
     of the complex response, mean over each cell. An image keeps its size; edges are mirrored.
 
     Parameters
@@ -72,7 +72,7 @@ def _spectrum_product(images: Any, transfer: Any) -> Any:
 
 
 def _frequencies(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Radius (cycles an image) and angle of each Fourier coefficient, shape (size, size)."""
+    """Radius (cycles per image) and angle of each Fourier coefficient, shape (size, size)."""
     axis = np.fft.fftfreq(size, 1 / size)
     across, down = np.meshgrid(axis, axis)
     return np.hypot(across, down).astype(np.float32), np.arctan2(down, across).astype(np.float32)
@@ -96,7 +96,7 @@ def _even_contrast(grey: NDArray[np.float32], cycles: float = 4.0) -> NDArray[np
 
 
 def _gabor_filters(size: int) -> NDArray[np.float32]:
-    """Transfer functions (32, size, size): Gaussians on a ring, one a scale and orientation."""
+    """Transfer functions (32, size, size): Gaussians on a ring, by scale and orientation."""
     radius, angle = _frequencies(size)
     filters = []
     for scale in range(SCALES):

@@ -1,11 +1,10 @@
-"""The experiment on a collection as a page: scores, times, pictures side by side."""
+"""``hashlens reproduce products``: search in a collection, grown or not, and a page about it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,25 @@ from hashlens.data.labels import split_validation
 from hashlens.data.source import ImageStore, Source
 from hashlens.data.uris import RawImage
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.evaluation.results import ModeScores
-from hashlens.evaluation.scoring import evaluate, top_class_error
-from hashlens.files import replace_file
+from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.backbones import Backbone, create_backbone
-from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.encoder import Encoder
 from hashlens.paper.published import printed_figure
-from hashlens.paper.run import Products, ResultStore
-from hashlens.report.page import Report
-from hashlens.report.plot import Curve, plot_curves, save_figure
+from hashlens.paper.run import (
+    Products,
+    ResultStore,
+    draw_sheet,
+    made_on,
+    mode_scores,
+    sheet_query,
+    train_once,
+    training_config,
+    ways_table,
+)
+from hashlens.report.page import Page
+from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
-from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
-from hashlens.report.table import Cell, Table
 from hashlens.types import MODES, EncodedBatch, EncodedImages, Features, Ids
 from hashlens.workflows.score import encode
 
@@ -128,12 +132,12 @@ class ProductsRun:
     model : Path or None
         A trained model to use instead of training one.
     weights : Path or None
-        File with a backbone's published weights: training starts from it, and its plain F7 is
-        searched as well.
+        File with a backbone's published weights: training starts from them, and the backbone's own
+        F7 is searched as well.
     scale : int or None
         Images to grow the collection to.
     seed : int
-        Of everything.
+        Seed of everything.
     console : Console
         Where progress is shown.
     """
@@ -162,7 +166,7 @@ class ProductsRun:
 
     @property
     def queries(self) -> Ids:
-        """Rows of the collection that ask, ascending."""
+        """Rows of the collection that are queries, ascending."""
         count = min(self.settings.queries, len(self.collection))
         drawn = np.random.default_rng(self.seed).choice(len(self.collection), count, replace=False)
         return np.sort(drawn).astype(np.int64)
@@ -199,22 +203,14 @@ class ProductsRun:
     def _encoder(self) -> Encoder:
         if self.model is not None:
             return Encoder.load(self.model)
-        from hashlens.training.fit import fit
-        from hashlens.training.recipes import configure
-        from hashlens.training.state import RUN
-
-        values = dict(self.settings.training)
-        recipe = str(values.pop("recipe", "auto"))
-        values |= {"bits": self.settings.bits, "seed": self.seed}
+        values = {**self.settings.training, "bits": self.settings.bits, "seed": self.seed}
         if self.weights is not None:
             values["weights"] = str(self.weights)
         images = self.collection.subset(self.split()[0])
-        config, _ = configure(recipe, values, images)
+        config = training_config(values, images)
         text = json.dumps([config.to_toml(), self.collection.spec, len(images)])
-        out = self.out / f"model-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-        if (out / RUN).is_dir() or not (out / CONFIG_NAME).is_file():
-            fit(images, config, out, resume=(out / RUN).is_dir())
-        return Encoder.load(out)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return train_once(images, config, self.out / f"model-{digest}")[0]
 
     def _scores(self, encoder: Encoder) -> dict[str, Any]:
         grown = self.collection
@@ -263,7 +259,7 @@ class ProductsRun:
         """Scores of each way, and the nearest images of a few queries."""
         rows = self.queries
         searcher = ArraySearcher(whole.codes, whole.features)
-        found = evaluate(
+        found = score_searcher(
             searcher,
             whole,
             whole.rows(rows),
@@ -274,7 +270,7 @@ class ProductsRun:
         )
         names = {mode: PLAIN if plain else mode for mode in found.modes}
         shown = slice(None, None, max(1, len(rows) // _SHEET_QUERIES))
-        scores = {names[mode]: _scores(value) for mode, value in found.modes.items()}
+        scores = {names[mode]: mode_scores(value, KS) for mode, value in found.modes.items()}
         nearest = {
             names[mode]: value.nearest[shown][:_SHEET_QUERIES, :_SHEET_NEAREST].tolist()
             for mode, value in found.modes.items()
@@ -305,22 +301,12 @@ class ProductsRun:
     def _published(self) -> Backbone | None:
         if self.weights is None:
             return None
-        from hashlens.training.recipes import configure
-
-        values = {"weights": str(self.weights)}
+        values = {"recipe": "finetune", "weights": str(self.weights)}
         if "backbone" in self.settings.training:
             values["backbone"] = self.settings.training["backbone"]
-        config, _ = configure("finetune", values, self.collection)
+        config = training_config(values, self.collection)
         assert config.backbone is not None  # resolved
         return create_backbone(config.backbone, size=config.size, weights=self.weights)
-
-
-def _scores(scores: ModeScores) -> dict[str, Any]:
-    return {
-        "precision": {str(k): float(scores.precision[k - 1]) for k in KS},
-        "map@1000": scores.mean_average_precision,
-        "ms_per_query": scores.ms_per_query,
-    }
 
 
 NAMES = {
@@ -329,29 +315,6 @@ NAMES = {
     "bcs": "BCS (codes)",
     "hds": "HDS (codes, then F7)",
 }
-
-
-def ways_table(scores: dict[str, Any]) -> Table:
-    """Precision at k and time a query of each way, and how much faster than ES it is."""
-    ways = scores["ways"]
-    slowest = ways["es"]["ms_per_query"]
-    rows: list[list[Cell]] = [
-        [
-            NAMES[key],
-            *(ways[key]["precision"][str(k)] for k in (1, 10, 100, 1000)),
-            f"{ways[key]['ms_per_query']:.3f}",
-            f"{slowest / ways[key]['ms_per_query']:.1f}",
-        ]
-        for key in NAMES
-        if key in ways
-    ]
-    headers = [
-        "",
-        *(f"precision@{k}" for k in (1, 10, 100, 1000)),
-        "ms per query",
-        "ES time / time",
-    ]
-    return Table(headers, rows, digits=3)
 
 
 def summary(run: ProductsRun, scores: dict[str, Any]) -> str:
@@ -374,68 +337,51 @@ def summary(run: ProductsRun, scores: dict[str, Any]) -> str:
 def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path:
     """Write report.html and report.md with curves and pictures; returns the page."""
     scores = kept["scores"]
-    run.out.mkdir(parents=True, exist_ok=True)
-    report = Report("Search in a collection", run.describe())
-    report.paragraph(summary(run, scores))
+    page = Page(run.out, "Search in a collection", run.describe())
+    page.paragraph(summary(run, scores))
     if scores["trained_here"]:
-        report.paragraph(
-            "As in the paper the queries come from the collection that the network was trained "
-            "on, so that precision here is higher than for new pictures."
+        page.paragraph(
+            "As in the paper, the queries come from the collection that the network was trained "
+            "on, so precision here is higher than for new pictures."
         )
     if run.scale is not None:
-        report.paragraph(
+        page.paragraph(
             "Changed copies of a query's own picture are among the results and count as right: "
             "read the times at this size, and the precision at the collection's own."
         )
-    report.heading("Scores and time")
-    report.table(
-        ways_table(scores),
-        f"Time: median of single queries for ten results, encoding not included. "
-        f"{kept['hardware']}; "
-        + ", ".join(f"{name} {number}" for name, number in kept["versions"].items())
-        + ".",
+    page.heading("Scores and time")
+    page.table(
+        ways_table(scores["ways"], NAMES),
+        "Time: median of single queries for ten results, without encoding. " + made_on(kept),
     )
     curves = {
         NAMES[key]: Curve([int(k) for k in way["precision"]], list(way["precision"].values()))
         for key, way in scores["ways"].items()
     }
-    figure = save_figure(plot_curves(curves), run.out, "precision_at_k")
-    report.picture(figure, "Precision at k of each way to search")
-    report.heading("Five nearest pictures")
-    sheet = _sheet(run, scores)
-    replace_file(run.out / "sheet.png", partial(sheet.save, optimize=True))
-    report.picture(
-        sheet,
-        "Queries with their five nearest pictures by each way",
+    figure = plot_curves(curves, xlabel="k", ylabel="precision at k")
+    page.figure(figure, "precision_at_k", "Precision at k of each way to search")
+    page.heading("Five nearest pictures")
+    page.picture(
+        _sheet(run, scores),
+        "sheet",
+        "Queries with their five nearest pictures by each way to search",
         "Blue frame and tick: the query's class; orange frame and cross: another. The squares are "
         "the bits of the query's code, filled where 1.",
-        file="sheet.png",
     )
-    report.heading("Command")
-    report.commands(command)
-    return report.write(run.out)
+    page.heading("Command")
+    page.commands(command)
+    return page.write()
 
 
 def _sheet(run: ProductsRun, scores: dict[str, Any]) -> Image.Image:
-
     images = run.collection if run.scale is None else grow(run.collection, run.scale, run.seed)
-    nearest, shown = scores["nearest"], []
-    places: dict[str, int] = {}
-
-    def neighbour(row: int, query: int) -> Neighbour:
-        uri = images.store.uri(int(images.rows[row]))
-        places[uri] = row
-        return Neighbour(
-            uri, images.label_name(row) or "", "", bool(images.labels[row] == images.labels[query])
-        )
-
+    nearest, queries = scores["nearest"], []
     for position, query in enumerate(nearest["queries"]):
         rows = {
-            NAMES[key]: [neighbour(row, query) for row in nearest[key][position] if row >= 0]
+            NAMES[key]: [(row, "") for row in nearest[key][position] if row >= 0]
             for key in NAMES
             if key in nearest
         }
-        own = neighbour(query, query)
-        code = np.frombuffer(bytes.fromhex(nearest["codes"][position]), np.uint8)[None]
-        shown.append(SheetQuery(own.uri, own.label, rows, code_bits(code, 0, scores["bits"])))
-    return picture_sheet(shown, lambda uri: images.load(places[uri]), tile=96)
+        code = nearest["codes"][position]
+        queries.append(sheet_query(images, query, code, scores["bits"], rows))
+    return draw_sheet(images, queries, 96)

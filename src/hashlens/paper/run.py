@@ -1,39 +1,37 @@
-"""The methods that learn features and codes together: ours, CNNH and CNNH+."""
+"""What the comparison and the experiment on products share: pieces, kept results, training."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
 import time
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console
+from PIL import Image
 
 from hashlens.baselines import method_names
-from hashlens.data.decoding import decode_source
-from hashlens.data.preprocessing import Preprocessing
+from hashlens.codes.packing import unpack_bits
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError
+from hashlens.evaluation.scoring import ModeScores
 from hashlens.files import replace_file
 from hashlens.machine import hardware, versions
 from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.encoder import Encoder
-from hashlens.paper.gist import gist
 from hashlens.paper.published import OURS
-from hashlens.report.progress import ProgressBar
+from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
+from hashlens.report.table import Table
 from hashlens.training.config import TrainingConfig
-from hashlens.types import Features
-from hashlens.workflows.score import encode
+
+OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}
+"""The methods that learn features and codes together, and the objectives they train with."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Piece:
     hub : str
         Name of the data set on the hub, where no folder is given.
     size, channels : int
-        Of its images.
+        Size of its images.
     features : str
         What the shallow methods work on by default.
     methods : tuple of str
@@ -71,15 +69,15 @@ class Piece:
         Code lengths of the table of mean average precision; the first one is that of the curves.
     error_bits : tuple of int
         Code lengths whose classification error is reported.
-    options : mapping of str to mapping
-        Options of a shallow method, by name.
     training : mapping of str to value
-        What the deep methods' training is told besides the recipe.
-    amounts : Amounts
-        Images that take part.
+        Recipe and options of the deep methods' training.
     seconds : mapping of str to float
         About how long a method takes, at the first code length, on two cores; by name, in the
         order of the tables. A method that is not named comes after those that are.
+    options : mapping of str to mapping
+        Options of a shallow method, by name.
+    amounts : Amounts
+        Images that take part.
     """
 
     name: str
@@ -91,10 +89,19 @@ class Piece:
     methods: tuple[str, ...]
     bits: tuple[int, ...]
     error_bits: tuple[int, ...]
-    options: Mapping[str, Mapping[str, Any]]
     training: Mapping[str, Any]
-    amounts: Amounts
     seconds: Mapping[str, float]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    amounts: Amounts = Amounts()
+
+
+def read_piece(name: str, *, quick: bool = False) -> Piece:
+    """Read a piece by name."""
+    values, shallow = _values(name, quick), method_names()
+    ordered = [method for method in values["seconds"] if method in shallow]
+    methods = tuple(dict.fromkeys([*ordered, *shallow, *OBJECTIVES]))
+    amounts = Amounts(**values.pop("amounts", {}))
+    return Piece(name=name, methods=methods, amounts=amounts, **values)
 
 
 @dataclass(frozen=True)
@@ -106,13 +113,13 @@ class Products:
     bits : int
         Length of a code.
     queries : int
-        Images that ask, at most; each is left out of its own results.
+        At most so many images are queries; each is left out of its own results.
     held_out : float
-        Share of the images that do not train, for the accuracy.
+        Share of the images that are kept out of training, for the accuracy.
     training : mapping of str to value
-        What training is told.
+        Recipe and options of the training.
     images : int or None
-        Images that take part at most.
+        At most so many images take part.
     """
 
     bits: int
@@ -127,42 +134,19 @@ def read_products(*, quick: bool = False) -> Products:
     return Products(**_values("products", quick))
 
 
-def read_piece(name: str, *, quick: bool = False) -> Piece:
-    """Read a piece by name."""
-    values = _values(name, quick)
-    shallow = method_names()
-    ordered = [method for method in values["seconds"] if method in shallow]
-    methods = tuple(dict.fromkeys([*ordered, *shallow, *OBJECTIVES]))
-    return Piece(
-        name=name,
-        title=values["title"],
-        hub=values["hub"],
-        size=values["size"],
-        channels=values["channels"],
-        features=values["features"],
-        methods=methods,
-        bits=tuple(values["bits"]),
-        error_bits=tuple(values["error_bits"]),
-        options=values.get("options", {}),
-        training=values["training"],
-        amounts=Amounts(**values.get("amounts", {})),
-        seconds=values["seconds"],
-    )
-
-
 def _values(name: str, quick: bool) -> dict[str, Any]:
-    values = tomllib.loads(
-        (files(__package__) / "pieces" / f"{name}.toml").read_text(encoding="utf-8")
-    )
+    text = (files(__package__) / "pieces" / f"{name}.toml").read_text(encoding="utf-8")
+    values = tomllib.loads(text)
     short = values.pop("quick")
-    return values | short if quick else values
+    values |= short if quick else {}
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
 
 
 _PACKAGES = ("hashlens", "numpy", "scipy", "torch", "lightning")
 
 
 class ResultStore:
-    """A folder with one JSON file a result, named by method and configuration."""
+    """A folder with one JSON file per result, named by method and configuration."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -205,79 +189,85 @@ def file_name(method: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", method.lower().replace("+", "-plus")).strip("-")
 
 
-KINDS = ("pixels", "gist")
+def training_config(options: Mapping[str, Any], images: Source) -> TrainingConfig:
+    """A recipe with changed options, for some images."""
+    from hashlens.training.recipes import configure
+
+    options = dict(options)
+    return configure(str(options.pop("recipe", "auto")), options, images)[0]
 
 
-def read_features(
-    kind: str, images: Source, size: int, channels: Literal[1, 3], cache: Path, console: Console
-) -> Features:
-    """Features of all images, shape (n, d), float32."""
-    if kind not in KINDS:
-        if not Path(kind).exists():
-            raise InvalidInputError(
-                f"features: expected {', '.join(KINDS)}, or a model's folder, got {kind!r}"
-            )
-        return encode(Encoder.load(kind), images, strict=True, progress=True).features
-    unit = Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
-    with ProgressBar("decoding", len(images), console=console) as bar:
-        pixels = decode_source(images, unit, strict=True, progress=bar).pixels
-    if kind == "pixels":
-        return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
-    kept = cache / f"gist-{digest}.npy"
-    if kept.is_file():
-        found: NDArray[np.float32] = np.load(kept)
-        return found
-    with ProgressBar("GIST", len(images), console=console) as bar:
-        found = gist(pixels, progress=bar)
-    cache.mkdir(parents=True, exist_ok=True)
-    replace_file(kept, lambda aside: np.save(aside, found))
-    return found
+def train_once(images: Source, config: TrainingConfig, out: Path) -> tuple[Encoder, float]:
+    """The model in a folder, and the seconds that its training took now (0: it was there).
 
+    A run that was interrupted is continued.
+    """
+    from hashlens.training.fit import fit
+    from hashlens.training.state import RUN
 
-OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}
-
-
-@dataclass(frozen=True)
-class DeepMethod:
-    """A method whose codes come from a network of its own."""
-
-    name: str
-    bits: int
-    training: Mapping[str, Any]
-    seed: int
-    model: Path | None = None
-
-    def configuration(self, train: Source) -> dict[str, Any]:
-        """All that decides the model, as JSON values."""
-        if self.model is not None:
-            return {"model": Encoder.load(self.model).fingerprint}
-        values = dataclasses.asdict(self._config(train))
-        return {"training": values, "training_images": len(train)}
-
-    def encoder(self, train: Source, folder: Path) -> tuple[Encoder, float]:
-        """The trained model, and the seconds that its training took here (0: it was there).
-
-        A run that was interrupted is continued.
-        """
-        if self.model is not None:
-            return Encoder.load(self.model), 0.0
-        from hashlens.training.fit import fit
-        from hashlens.training.state import RUN
-
-        text = json.dumps(self.configuration(train), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        out = folder / f"{file_name(self.name)}-{self.bits}-{digest}"
-        started = time.monotonic()
-        if (out / RUN).is_dir() or not (out / CONFIG_NAME).is_file():
-            fit(train, self._config(train), out, resume=(out / RUN).is_dir())
-            return Encoder.load(out), time.monotonic() - started
+    started, stopped = time.monotonic(), (out / RUN).is_dir()
+    if not stopped and (out / CONFIG_NAME).is_file():
         return Encoder.load(out), 0.0
+    fit(images, config, out, resume=stopped)
+    return Encoder.load(out), time.monotonic() - started
 
-    def _config(self, train: Source) -> TrainingConfig:
-        from hashlens.training.recipes import configure
 
-        values = dict(self.training)
-        recipe = str(values.pop("recipe", "auto"))
-        values |= {"bits": self.bits, "objective": OBJECTIVES[self.name], "seed": self.seed}
-        return configure(recipe, values, train)[0]
+def mode_scores(scores: ModeScores, ks: Sequence[int]) -> dict[str, Any]:
+    """The scores of one way to search, as they are kept."""
+    return {
+        "precision": {str(k): float(scores.precision[k - 1]) for k in ks},
+        "map@1000": scores.mean_average_precision,
+        "map@1000_ties": scores.expected_mean_average_precision,
+        "ms_per_query": scores.ms_per_query,
+    }
+
+
+def ways_table(ways: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Table:
+    """Scores and time per query of each way to search, and how much faster than ES it is."""
+    ks = ("1", "10", "100", "1000")
+    slowest = ways["es"]["ms_per_query"]
+    return Table(
+        ["", *(f"precision@{k}" for k in ks), "mAP@1000", "ms per query", "ES time / time"],
+        [
+            [
+                name,
+                *(ways[key]["precision"][k] for k in ks),
+                ways[key]["map@1000"],
+                f"{ways[key]['ms_per_query']:.3f}",
+                f"{slowest / ways[key]['ms_per_query']:.1f}",
+            ]
+            for key, name in names.items()
+            if key in ways
+        ],
+        digits=3,
+    )
+
+
+def made_on(kept: Mapping[str, Any]) -> str:
+    """Hardware and versions of a kept result, in words."""
+    packages = ", ".join(f"{name} {number}" for name, number in kept["versions"].items())
+    return f"{kept['hardware']}; {packages}."
+
+
+def sheet_query(
+    images: Source,
+    query: int,
+    code: str,
+    bits: int,
+    nearest: Mapping[str, Sequence[tuple[int, str]]],
+) -> SheetQuery:
+    """A query for ``draw_sheet``, from rows of the images, captions, and a code in hexadecimal."""
+
+    def tile(row: int, caption: str) -> Neighbour:
+        right = bool(images.labels[row] == images.labels[query])
+        return Neighbour(str(row), images.label_name(row) or "", caption, right)
+
+    packed = np.frombuffer(bytes.fromhex(code), np.uint8)[None]
+    rows = {name: [tile(*one) for one in found] for name, found in nearest.items()}
+    name = images.label_name(query) or ""
+    return SheetQuery(str(query), name, rows, unpack_bits(packed, bits)[0])
+
+
+def draw_sheet(images: Source, queries: Sequence[SheetQuery], tile: int) -> Image.Image:
+    """Draw queries of ``sheet_query``."""
+    return picture_sheet(queries, lambda row: images.load(int(row)), tile=tile)

@@ -1,4 +1,4 @@
-"""Which images train, which are searched and which ask: three protocols that papers mix up."""
+"""Training images, database and queries: three protocols that papers mix up."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hashlens.data.uris import RawImage
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.paper.run import Amounts
 from hashlens.types import Ids
-from hashlens.workflows.score import Named, renumber
+from hashlens.workflows.score import NamedLabels
 
 PROTOCOLS = {
-    "paper": "all training images train and are searched, all test images ask",
-    "54000": "of all images 1,000 ask, 5,000 train and the other 54,000 are searched",
-    "59000": "of all images 1,000 ask, 59,000 are searched, and 5,000 of those train",
+    "paper": "all training images train and are searched, all test images are queries",
+    "54000": "of all images 1,000 are queries, 5,000 train and the other 54,000 are searched",
+    "59000": "of all images 1,000 are queries, 59,000 are searched, and 5,000 of those train",
 }
 _QUERIES, _TRAINING = 1000, 5000
 
@@ -32,15 +32,15 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images that train, are searched, and ask.
+class PaperSplit:
+    """Training images, database and queries of a comparison.
 
     Attributes
     ----------
     images : Source
         All that take part, each once.
     rows : Rows
-        Of ``images``.
+        Rows of ``images``.
     protocol : str
         A key of ``PROTOCOLS``.
     whole : bool
@@ -64,7 +64,7 @@ class Split:
 
     @property
     def queries(self) -> Source:
-        """The images that ask."""
+        """The images that the database is searched with."""
         return self.images.subset(self.rows.queries)
 
     def describe(self) -> str:
@@ -102,7 +102,9 @@ class JoinedImages:
         return self.first.read(row) if row < held else self.second.read(row - held)
 
 
-def make_split(train: Source, test: Source, protocol: str, amounts: Amounts, seed: int) -> Split:
+def make_split(
+    train: Source, test: Source, protocol: str, amounts: Amounts, seed: int
+) -> PaperSplit:
     """Choose the images of each kind."""
     if protocol not in PROTOCOLS:
         raise InvalidInputError(
@@ -116,7 +118,7 @@ def make_split(train: Source, test: Source, protocol: str, amounts: Amounts, see
         rows = _drawn_rows(joined.labels, protocol == "59000", amounts, rng)
     used = np.unique(np.concatenate(rows))
     local = Rows(*(np.searchsorted(used, part) for part in rows))
-    return Split(joined.subset(used), local, protocol, amounts == Amounts())
+    return PaperSplit(joined.subset(used), local, protocol, amounts == Amounts())
 
 
 def _join(train: Source, test: Source) -> Source:
@@ -128,8 +130,7 @@ def _join(train: Source, test: Source) -> Source:
             f"{train.spec} and {test.spec}: expected the same classes, got "
             f"{len(train.classes)} and {len(test.classes)} that differ"
         )
-    named = Named(test.spec, test.classes, test.labels)
-    other = renumber(named, train.classes, many=False)
+    other = NamedLabels.of(test).renumbered(train.classes, many=False)
     return replace(
         train,
         spec=f"{train.spec} and {test.spec}",

@@ -1,15 +1,19 @@
-"""Reports: one self-contained HTML page, and the same as Markdown."""
+"""A page with tables and pictures: one HTML file that needs no other, and the same as Markdown."""
 
 from __future__ import annotations
 
 import base64
-import io
+import json
+from collections.abc import Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from hashlens.files import replace_file
+from hashlens.report.plot import save_figure
 from hashlens.report.table import Table
 
 _STYLE = """
@@ -37,11 +41,12 @@ pre { background: var(--card); padding: .8rem 1rem; border-radius: 4px; overflow
 """
 
 
-class Report:
-    """A page built from the top down: headings, paragraphs, tables, pictures, commands."""
+class Page:
+    """A page built from the top down; its pictures are written into the same folder."""
 
-    def __init__(self, title: str, lead: str = "") -> None:
-        self.title = title
+    def __init__(self, folder: Path, title: str, lead: str = "") -> None:
+        self._folder, self._title = folder, title
+        folder.mkdir(parents=True, exist_ok=True)
         self._html = [f"<h1>{escape(title)}</h1>"]
         self._markdown = [f"# {title}"]
         if lead:
@@ -64,61 +69,44 @@ class Report:
         if caption:
             html = html.replace("<table>", f"<table><caption>{escape(caption)}</caption>", 1)
         self._html.append(f'<div class="scroll">{html}</div>')
-        self._markdown.append(table.markdown())
-        if caption:
-            self._markdown.append(caption)
+        self._markdown += [table.markdown(), *([caption] if caption else [])]
 
-    def picture(
-        self, picture: Image.Image | Path, alt: str, caption: str = "", *, file: str = ""
-    ) -> None:
-        """Add a picture; the page holds its bytes."""
-        kind, data, width = _picture_bytes(picture)
-        source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-        size = f' width="{width}"' if width else ""
-        self._html.append(
-            f'<figure><img src="{source}" alt="{escape(alt)}"{size}>'
-            + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
-            + "</figure>"
-        )
-        name = file or (picture.name if isinstance(picture, Path) else "")
-        if name:
-            self._markdown.append(f"![{alt}]({name})")
-        if caption:
-            self._markdown.append(caption)
+    def picture(self, picture: Image.Image, name: str, alt: str, caption: str = "") -> None:
+        """Write NAME.png, and add it."""
+        path = self._folder / f"{name}.png"
+        replace_file(path, partial(picture.save, optimize=True))
+        self._embed(path, "image/png", alt, caption, f' width="{picture.width}"')
+
+    def figure(self, figure: Any, name: str, alt: str, caption: str = "") -> None:
+        """Write a plot as NAME.svg and NAME.png, and add it."""
+        self._embed(save_figure(figure, self._folder, name), "image/svg+xml", alt, caption)
+
+    def _embed(self, path: Path, kind: str, alt: str, caption: str, size: str = "") -> None:
+        source = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+        note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+        self._html.append(f'<figure><img src="{source}" alt="{escape(alt)}"{size}>{note}</figure>')
+        self._markdown += [f"![{alt}]({path.name})", *([caption] if caption else [])]
 
     def commands(self, lines: str) -> None:
         """Add commands, as they are typed."""
         self._html.append(f"<pre><code>{escape(lines)}</code></pre>")
         self._markdown.append(f"```sh\n{lines}\n```")
 
-    def html(self) -> str:
-        """The page; it asks for nothing from outside."""
-        return (
+    def write_json(self, values: Mapping[str, Any], name: str) -> None:
+        """Write NAME.json next to the page."""
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        replace_file(self._folder / f"{name}.json", text + "\n")
+
+    def write(self, name: str = "report") -> Path:
+        """Write NAME.html and NAME.md; return the path of the first."""
+        html = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+            f"<title>{escape(self._title)}</title><style>{_STYLE}</style></head>\n<body>\n"
             + "\n".join(self._html)
             + "\n</body></html>\n"
         )
-
-    def markdown(self) -> str:
-        """The same in Markdown."""
-        return "\n\n".join(self._markdown) + "\n"
-
-    def write(self, directory: Path, name: str = "report") -> Path:
-        """Write NAME.html and NAME.md into a directory, made if need be; return the page."""
-        directory.mkdir(parents=True, exist_ok=True)
-        page = directory / f"{name}.html"
-        replace_file(page, self.html())
-        replace_file(directory / f"{name}.md", self.markdown())
+        page = self._folder / f"{name}.html"
+        replace_file(page, html)
+        replace_file(self._folder / f"{name}.md", "\n\n".join(self._markdown) + "\n")
         return page
-
-
-def _picture_bytes(picture: Image.Image | Path) -> tuple[str, bytes, int | None]:
-    """Media type, bytes, and width in pixels where it is known."""
-    if isinstance(picture, Path):
-        kinds = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
-        return kinds[picture.suffix.lower()], picture.read_bytes(), None
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "image/png", buffer.getvalue(), picture.width

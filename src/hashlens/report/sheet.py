@@ -1,4 +1,4 @@
-"""Picture sheets: queries with their nearest pictures, right and wrong ones framed."""
+"""Picture sheets: queries with their nearest pictures, right and wrong ones in frames."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hashlens.errors import ImageError, InvalidInputError
-from hashlens.types import Codes
 
 Load = Callable[[str], Image.Image]
 
-# Okabe-Ito blue and vermilion: told apart by colour-blind readers; in grey print by the mark.
+# Okabe-Ito blue and vermilion, which colour-blind readers can tell apart; the mark also does
+# so in grey print.
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
 _INK, _PAPER, _QUIET = (26, 26, 26), (255, 255, 255), (120, 120, 120)
 
@@ -24,7 +23,7 @@ _TEXT_SIZE = 14
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One picture among the nearest.
+    """One of a query's nearest pictures.
 
     Attributes
     ----------
@@ -35,7 +34,7 @@ class Neighbour:
     caption : str
         Second line, such as the distance.
     right : bool or None
-        Framed as right or wrong; None: no frame.
+        Frame of a right or a wrong one; None: no frame.
     """
 
     uri: str
@@ -55,9 +54,9 @@ class SheetQuery:
     label : str
         Line under the picture.
     nearest : mapping of str to sequence of Neighbour
-        A row a method, in this order.
+        One row per method, in this order.
     bits : array_like of shape (h,), bool, optional
-        Bits of the query's code, drawn as squares: filled where 1.
+        Bits of the query's code, drawn as squares that are filled where a bit is 1.
     title : str
         What the picture is, before its label.
     """
@@ -103,18 +102,12 @@ def picture_sheet(queries: Sequence[SheetQuery], load: Load, *, tile: int = 120)
     return sheet
 
 
-def code_bits(codes: Codes, row: int, bits: int) -> list[bool]:
-    """Bits of one packed code, for ``SheetQuery.bits``."""
-    unpacked = np.unpackbits(codes[row], count=bits, bitorder="little")
-    return [bool(bit) for bit in unpacked]
-
-
 def _bits_width(tile: int) -> int:
     return 32 * max(4, tile // 32)
 
 
 def _bits_size(count: int, tile: int) -> tuple[int, int, int]:
-    """Squares a line, side of a square, height of all lines."""
+    """Squares per line, side of a square, height of all lines."""
     across = 8 if count <= 64 else 16 if count <= 256 else 32
     side = max(4, _bits_width(tile) // across)
     return across, side, side * -(-count // across)
@@ -164,7 +157,7 @@ def _draw_tile(
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """Scaled to fit a square, shape kept; small pictures grow with hard pixels."""
+    """Scale to fit a square; the shape stays, and the pixels of a small picture stay visible."""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS

@@ -1,11 +1,11 @@
-"""One small table, printed as text, Markdown or HTML."""
+"""A small table as text, Markdown or HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Cell: TypeAlias = "str | int | float | None"
 
@@ -17,7 +17,7 @@ class Table:
     Attributes
     ----------
     headers : sequence of str
-        One a column.
+        One per column.
     rows : sequence of sequences
         Cells: text as it is, floats with ``digits`` decimals, None as a dash.
     digits : int
@@ -27,6 +27,16 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     digits: int = 4
+
+    @classmethod
+    def of(
+        cls, rows: Iterable[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]
+    ) -> Table:
+        """Some values of each row; columns are triples of header, key and format."""
+        return cls(
+            [header for header, _, _ in columns],
+            [[format(row[key], form) for _, key, form in columns] for row in rows],
+        )
 
     def text(self) -> str:
         """Columns aligned by spaces, for a terminal."""

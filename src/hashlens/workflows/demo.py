@@ -1,4 +1,4 @@
-"""The whole way on real images: train, index, evaluate, report."""
+"""``hashlens demo``: train, index, evaluate and report on real images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
-from hashlens.report.table import Cell, Table
+from hashlens.report.table import Table
 from hashlens.training.fit import train
 from hashlens.types import EncodedImages, default_pool
-from hashlens.workflows.score import MODE_NAMES, ScoredModel, score_model, write_report
+from hashlens.workflows.score import MODE_NAMES, ScoredModel, evaluate, write_report
 
 BITS = 48
 TEST_FRACTION = 0.2
@@ -38,7 +38,7 @@ class DemoResult:
     scored : ScoredModel
         The scores on held-out images.
     model, index, page : Path
-        Where the model, the index and the report page lie.
+        Where the model, the index and the report page are.
     seconds : float
         How long it took.
     """
@@ -50,17 +50,19 @@ class DemoResult:
     seconds: float
 
     def table(self) -> Table:
-        """One row a way to search, as the demo prints it."""
-        rows: list[list[Cell]] = [
+        """One row per way to search, as the demo prints it."""
+        return Table(
+            ["", "precision@10", "mAP@1000", "ms per query"],
             [
-                MODE_NAMES[mode],
-                float(scores.precision[9]),
-                scores.mean_average_precision,
-                f"{scores.ms_per_query:.3f}",
-            ]
-            for mode, scores in self.scored.evaluation.modes.items()
-        ]
-        return Table(["", "precision@10", "mAP@1000", "ms per query"], rows)
+                [
+                    MODE_NAMES[mode],
+                    float(scores.precision[9]),
+                    scores.mean_average_precision,
+                    f"{scores.ms_per_query:.3f}",
+                ]
+                for mode, scores in self.scored.evaluation.modes.items()
+            ],
+        )
 
 
 def run_demo(
@@ -90,7 +92,7 @@ def run_demo(
         say(f"3/4 search it with {len(queries):,} held-out images of {queries.spec}")
         return made
 
-    scored = score_model(
+    scored = evaluate(
         encoder,
         database,
         queries,
@@ -106,8 +108,8 @@ def run_demo(
 def demo_sources(data: str, path: str | None = None) -> tuple[Source, Source]:
     """Images to train on and to search, and held-out ones to search with.
 
-    A source with parts ``train`` and ``test`` is used as it is split; of another, a fifth of each
-    class is held out with a fixed seed.
+    A source with parts ``train`` and ``test`` is used with these; otherwise a fifth of each class
+    is held out, with a fixed seed.
     """
     spec = path or _known(data)
     if spec == "digits" or spec.startswith("hub:") or _has_parts(Path(spec)):

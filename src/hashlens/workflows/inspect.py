@@ -1,32 +1,30 @@
-"""How good are a model's codes: statistics, a radius for HDS, and a page with pictures."""
+"""``hashlens inspect``: how good a model's codes are, a radius for HDS, and a page."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hashlens.codes.packing import unpack_bits
 from hashlens.data.source import Source
 from hashlens.evaluation.inspection import Inspection, RadiusCurve, inspect_codes
-from hashlens.files import replace_file
 from hashlens.models.encoder import Encoder
-from hashlens.report.page import Report
-from hashlens.report.plot import Curve, plot_bars, plot_curves, plot_matrix, save_figure
-from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
+from hashlens.report.page import Page
+from hashlens.report.plot import Curve, plot_curves, plot_matrix, plot_steps
+from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 from hashlens.report.table import Table
 from hashlens.types import EncodedImages
-from hashlens.workflows.score import encode, load
+from hashlens.workflows.score import encode, load_small
 
 _CODES_SHOWN, _IMAGES_SHOWN = 5, 8
 
 
 @dataclass(frozen=True)
 class InspectedModel:
-    """A model's codes of one source, looked at.
+    """A model's codes of one source, and their statistics.
 
     Attributes
     ----------
@@ -37,7 +35,7 @@ class InspectedModel:
     encoded : EncodedImages
         Those that could be read, encoded.
     fingerprint : str
-        Of the model.
+        Fingerprint of the model.
     """
 
     inspection: Inspection
@@ -60,9 +58,9 @@ class InspectedModel:
         """What a person should know, in sentences."""
         found = self.inspection
         lines = [
-            f"{found.occupancy.distinct:,} different codes for {found.images:,} images; the most "
-            f"frequent one stands for {found.occupancy.largest:,}, and {found.occupancy.alone:,} "
-            "images have a code of their own.",
+            f"{found.occupancy.distinct:,} different codes for {found.images:,} images; "
+            f"{found.occupancy.largest:,} images share the most frequent one, and "
+            f"{found.occupancy.alone:,} images have a code of their own.",
             f"A bit carries {found.entropy.mean():.2f} of 1 bit on average; two bits correlate "
             f"by {found.mean_correlation:.2f} on average.",
         ]
@@ -89,7 +87,7 @@ def inspect_model(
     strict: bool = False,
     progress: bool = False,
 ) -> InspectedModel:
-    """Encode a source and look at its codes."""
+    """Encode a source and inspect its codes."""
     encoded = encode(encoder, source, strict=strict, progress=progress)
     found = inspect_codes(encoded.codes, encoded.labels, bits=encoder.bits, seed=seed)
     return InspectedModel(found, source, encoded, encoder.fingerprint)
@@ -115,52 +113,48 @@ def radius_table(radii: RadiusCurve) -> Table:
 
 def write_inspection(inspected: InspectedModel, out: Path) -> Path:
     """Write inspection.json, inspection.html, inspection.md and their pictures."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(inspected.to_dict(), indent=2, ensure_ascii=False)
-    replace_file(out / "inspection.json", text + "\n")
     found = inspected.inspection
     lead = f"{found.bits}-bit codes of {found.images:,} images of {inspected.source.spec}."
-    report = Report("How good are these codes?", lead)
+    page = Page(out, "How good are these codes?", lead)
+    page.write_json(inspected.to_dict(), "inspection")
     for line in inspected.findings():
-        report.paragraph(line)
+        page.paragraph(line)
     if found.radii is not None:
-        _add_radii(report, found.radii, out)
-    report.heading("Bits")
-    ones = plot_bars({"share of ones": found.ones.tolist()}, x_label="bit", y_label="share of ones")
-    report.picture(
-        save_figure(ones, out, "ones"),
+        _add_radii(page, found.radii)
+    page.heading("Bits")
+    page.figure(
+        plot_steps({"ones": found.ones.tolist()}, xlabel="bit", ylabel="share of ones"),
+        "ones",
         "Share of ones of each bit",
         "A good bit is 1 for about half of the images; with few classes, for some of them.",
     )
-    matrix = plot_matrix(np.abs(found.correlation), label="bit", title="correlation, absolute")
-    report.picture(
-        save_figure(matrix, out, "correlation"),
+    names = {"xlabel": "bit", "ylabel": "bit", "title": "correlation, absolute"}
+    page.figure(
+        plot_matrix(np.abs(found.correlation), **names),
+        "correlation",
         "Absolute correlation between bits",
         "Light off the diagonal: two bits that say the same, or the opposite.",
     )
-    report.heading("Codes that most images share")
-    sheet = picture_sheet(_crowded(inspected), load)
-    replace_file(out / "codes.png", partial(sheet.save, optimize=True))
-    report.picture(
-        sheet,
+    page.heading("Codes that most images share")
+    page.picture(
+        picture_sheet(_crowded(inspected), load_small),
+        "codes",
         "Images of the most frequent codes",
         "Each row: images of one code.",
-        file="codes.png",
     )
-    return report.write(out, "inspection")
+    return page.write("inspection")
 
 
-def _add_radii(report: Report, radii: RadiusCurve, out: Path) -> None:
-    report.heading("Distances")
+def _add_radii(page: Page, radii: RadiusCurve) -> None:
+    page.heading("Distances")
     shares = {
         "within a class": (radii.within / max(1, radii.within.sum())).tolist(),
         "between classes": (radii.between / max(1, radii.between.sum())).tolist(),
     }
-    bars = plot_bars(
-        shares, x_label="Hamming distance", y_label="share of pairs", line=radii.best + 0.5
-    )
-    report.picture(
-        save_figure(bars, out, "distances"),
+    names = {"xlabel": "Hamming distance", "ylabel": "share of pairs"}
+    page.figure(
+        plot_steps(shares, line=radii.best + 0.5, **names),
+        "distances",
         "Hamming distances within and between classes",
         f"{radii.queries:,} images compared with all others. The less the two overlap, the better "
         "the codes tell classes apart. Dotted: the proposed radius.",
@@ -171,14 +165,15 @@ def _add_radii(report: Report, radii: RadiusCurve, out: Path) -> None:
         "recall": Curve(steps, radii.recall.tolist()),
         "share of images in the pool": Curve(steps, radii.pool.tolist()),
     }
-    plot = plot_curves(curves, x_label="Hamming radius", y_label="mean over queries")
-    report.picture(
-        save_figure(plot, out, "radius"), "Precision, recall and pool size by Hamming radius"
+    page.figure(
+        plot_curves(curves, xlabel="Hamming radius", ylabel="mean over queries"),
+        "radius",
+        "Precision, recall and pool size by Hamming radius",
     )
-    report.table(
+    page.table(
         radius_table(radii),
-        "Precision within a radius is 0 for a query that finds nothing at all. The proposed radius "
-        "has the highest harmonic mean of precision and recall.",
+        "Precision within a radius is 0 for a query that finds nothing. The proposed radius has "
+        "the highest harmonic mean of precision and recall.",
     )
 
 
@@ -202,7 +197,7 @@ def _crowded(inspected: InspectedModel) -> list[SheetQuery]:
                         Neighbour(encoded.uris[i], _label(inspected, i)) for i in shown.tolist()
                     ]
                 },
-                code_bits(encoded.codes, row, bits),
+                unpack_bits(encoded.codes[row : row + 1], bits)[0],
                 title="one",
             )
         )
@@ -215,11 +210,11 @@ def _label(inspected: InspectedModel, row: int) -> str:
 
 def _radius_sentence(radii: RadiusCurve | None) -> str:
     if radii is None:
-        return "No two images share a label, so distances of classes and a radius are left out."
+        return "No two images share a label, so distances between classes and a radius are missing."
     best = radii.best
     return (
-        f"Proposed radius for HDS: {best}. Within it lie {100 * radii.recall[best]:.1f} % of the "
-        f"images of a query's class, with a precision of {radii.precision[best]:.3f}; the pool "
+        f"Proposed radius for HDS: {best}. It holds {100 * radii.recall[best]:.1f} % of the images "
+        f"of a query's class, with a precision of {radii.precision[best]:.3f}; the pool "
         f"holds {100 * radii.pool[best]:.1f} % of all images."
     )
 

@@ -1,23 +1,19 @@
-"""What ``labels`` shows and writes: a page, a picture sheet, and the list of all images."""
+"""``hashlens labels``: rank labels by how doubtful they are; a page, a sheet, a list of all."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.data.labels import Imbalance, imbalance, require_labels
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, SourceError
+from hashlens.errors import SourceError
 from hashlens.evaluation.label_noise import (
     ConfusedPair,
     Suspicion,
@@ -27,100 +23,19 @@ from hashlens.evaluation.label_noise import (
     leave_one_out_scores,
     suspicion,
 )
-from hashlens.files import replace_file
+from hashlens.files import content_digest, replace_file
 from hashlens.models.encoder import Encoder
-from hashlens.report.page import Report
+from hashlens.report.page import Page
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-from hashlens.report.table import Cell, Table
+from hashlens.report.table import Table
 from hashlens.types import Ids, Skipped
-from hashlens.workflows.score import encode, load
-
-_DIGEST_BYTES = 16
-
-
-class Leakage(NamedTuple):
-    """Images of a second set that are also in a first.
-
-    Attributes
-    ----------
-    first, second : ndarray of shape (m,), int64
-        Positions of equal images: ``second[i]`` equals ``first[i]``, its first occurrence there.
-        ``second`` ascends and names each position once.
-    total : int
-        Images of the second set.
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    total: int
-
-    def __bool__(self) -> bool:
-        return len(self.second) > 0
-
-    def describe(self, training_uris: Sequence[str], validation_uris: Sequence[str]) -> str:
-        """One line for people."""
-        if not self:
-            return f"none of the {self.total} validation images is also a training image"
-        same = f"{validation_uris[int(self.second[0])]} is {training_uris[int(self.first[0])]}"
-        return (
-            f"leakage: {len(self.second)} of {self.total} validation images are also training "
-            f"images, so scores on them flatter (first: {same})"
-        )
-
-
-def content_hashes(source: Source) -> list[bytes]:
-    """Hash each image as it is stored: equal for equal files, nothing is decoded."""
-    hashes = []
-    for row in source.rows.tolist():
-        try:
-            raw = source.store.read(row)
-            content = raw.read_bytes() if isinstance(raw, Path) else raw
-        except (OSError, SourceError):
-            hashes.append(b"")
-            continue
-        hashes.append(_digest(content))
-    return hashes
-
-
-def pixel_hashes(pixels: NDArray[np.uint8]) -> list[bytes]:
-    """Hash decoded images: equal for equal pixels, also when the files differ."""
-    if pixels.dtype != np.uint8 or pixels.ndim < 2:
-        raise InvalidInputError(
-            f"pixels: expected uint8 of shape (n, ...), got {pixels.dtype} of {pixels.shape}"
-        )
-    return [_digest(image) for image in pixels]
-
-
-def _digest(content: bytes | NDArray[np.uint8]) -> bytes:
-    data = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
-
-
-def find_leakage(training: Sequence[bytes], validation: Sequence[bytes]) -> Leakage:
-    """Which validation images are also training images."""
-    known: dict[bytes, int] = {}
-    for i, digest in enumerate(training):
-        known.setdefault(digest, i)
-    known.pop(b"", None)
-    pairs = [(known[digest], i) for i, digest in enumerate(validation) if digest in known]
-    found = np.array(pairs, np.int64).reshape(-1, 2)
-    return Leakage(found[:, 0].copy(), found[:, 1].copy(), len(validation))
-
-
-def same_content(hashes: Sequence[bytes]) -> list[list[int]]:
-    """Groups of two or more positions whose images are equal, in order of their first."""
-    groups: dict[bytes, list[int]] = {}
-    for i, digest in enumerate(hashes):
-        if digest:
-            groups.setdefault(digest, []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
-
+from hashlens.workflows.score import encode, load_small
 
 NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
-class LabelReport:
+class ExaminedLabels:
     """What was found about n labelled images.
 
     Attributes
@@ -146,7 +61,7 @@ class LabelReport:
     balance : Imbalance
         How even the classes are.
     unlabelled : int
-        Images without a label, not looked at.
+        Images without a label, which are left out.
     skipped : tuple of Skipped
         Images that could not be read.
     warnings : tuple of str
@@ -212,11 +127,11 @@ class LabelReport:
 
 def examine_labels(
     encoder: Encoder, source: Source, *, strict: bool = False, progress: bool = False
-) -> LabelReport:
+) -> ExaminedLabels:
     """Encode a source and rank its labels by how doubtful they are."""
     if source.is_multi_label:
         raise SourceError(
-            f"{source.spec}: its images have several labels each; expected one label an image"
+            f"{source.spec}: its images have several labels each; expected one label per image"
         )
     require_labels(source)
     unlabelled = len(source) - len(source.labelled)
@@ -229,8 +144,7 @@ def examine_labels(
     found = suspicion(scores, labels)
     nearest = feature_neighbours(encoded.features, NEIGHBOURS)
     by_code = code_neighbours(encoded.codes, NEIGHBOURS)
-    groups = same_content(content_hashes(readable))
-    return LabelReport(
+    return ExaminedLabels(
         source.spec,
         source.classes,
         encoded.uris,
@@ -240,12 +154,26 @@ def examine_labels(
         nearest,
         _agreement(nearest, labels),
         _agreement(by_code, labels),
-        [group for group in groups if len(set(labels[group].tolist())) > 1],
+        [group for group in same_files(readable) if len(set(labels[group].tolist())) > 1],
         imbalance(readable),
         unlabelled,
         encoded.skipped,
         (*source.notes, *_warnings(encoder, source)),
     )
+
+
+def same_files(source: Source) -> list[list[int]]:
+    """Groups of two or more positions whose files have equal content, in order of their first."""
+    groups: dict[bytes, list[int]] = {}
+    for position, row in enumerate(source.rows.tolist()):
+        try:
+            raw = source.store.read(row)
+            content = raw.read_bytes() if isinstance(raw, Path) else raw
+        except (OSError, SourceError):
+            continue
+        data = content if isinstance(content, bytes) else content.tobytes()
+        groups.setdefault(content_digest(data), []).append(position)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _agreement(neighbours: Ids, labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -260,23 +188,23 @@ def _warnings(encoder: Encoder, source: Source) -> tuple[str, ...]:
         return ()
     return (
         "the model's features were trained on these labels and may have learned wrong ones by "
-        "heart: expect more to be found with a model made with hashlens train --unsupervised",
+        "heart: a model made with hashlens train --unsupervised will find more",
     )
 
 
 _DRAWN, _DRAWN_NEIGHBOURS, _PAIRS = 24, 6, 10
 
-METHOD = (
-    "An image is doubtful where another class fits its features better than its label does, "
-    "measured by a linear classifier fitted to all other images (ridge regression, each image "
-    "left out in turn), relative to how well the images of each class fit on average. It is "
-    "likely wrong where the image also fits the other class as well as that class's own images "
-    "do on average. Not all of these are wrong: where features tell two classes apart badly, "
-    "and among unusual images, right labels look wrong too."
+_METHOD = (
+    "A label is doubtful if another class fits the image's features better than the label does. "
+    "The fit is measured by a linear classifier of all other images (ridge regression, each image "
+    "left out in turn), relative to how well the images of each class fit on average. A label is "
+    "likely wrong if the image also fits the other class as well as that class's own images do on "
+    "average. Not all of these labels are wrong: right labels look wrong too among unusual images, "
+    "and where the features cannot tell two classes apart."
 )
 
 
-def summary(report: LabelReport) -> str:
+def summary(report: ExaminedLabels) -> str:
     """Lines for a terminal: counts, and the pairs of classes that are mixed up most."""
     lines = [
         f"{report.spec}: {len(report.labels):,} labelled images of {len(report.classes)} classes; "
@@ -289,41 +217,43 @@ def summary(report: LabelReport) -> str:
     return "\n".join(lines)
 
 
-def _percent(report: LabelReport) -> str:
+def _percent(report: ExaminedLabels) -> str:
     return f"{100 * report.likely_wrong / len(report.labels):.1f} %"
 
 
-def _pair_table(report: LabelReport, count: int) -> Table:
-    rows: list[list[Cell]] = [
+def _pair_table(report: ExaminedLabels, count: int) -> Table:
+    return Table(
+        ["label → looks like", "images", "of the label"],
         [
-            f"{report.classes[pair.label]} → {report.classes[pair.looks_like]}",
-            pair.images,
-            f"{100 * pair.share:.1f} %",
-        ]
-        for pair in report.pairs[:count]
-    ]
-    return Table(["label → looks like", "images", "of the label"], rows)
+            [
+                f"{report.classes[pair.label]} → {report.classes[pair.looks_like]}",
+                pair.images,
+                f"{100 * pair.share:.1f} %",
+            ]
+            for pair in report.pairs[:count]
+        ],
+    )
 
 
-def write_label_report(report: LabelReport, out: Path) -> Path:
+def write_label_page(report: ExaminedLabels, out: Path) -> Path:
     """Write labels.html, labels.md, labels.png, doubtful.csv (all images) and labels.json."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report.to_dict(len(report.labels)), ensure_ascii=False, indent=1)
-    replace_file(out / "labels.json", text + "\n")
+    page = Page(out, "Labels in doubt", f"{summary(report).splitlines()[0]}.")
+    page.write_json(report.to_dict(len(report.labels)), "labels")
     rows = [report.image(row) for row in report.found.order.tolist()]
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     replace_file(out / "doubtful.csv", table.getvalue())
-    sheet = picture_sheet(_sheet(report), load)
-    replace_file(out / "labels.png", partial(sheet.save, optimize=True))
-    lead = summary(report).splitlines()[0]
-    page = Report("Labels in doubt", f"{lead}.")
     for warning in report.warnings:
         page.paragraph(f"Note: {warning}.")
-    page.paragraph(METHOD)
-    page.paragraph(_balance(report))
+    page.paragraph(_METHOD)
+    balance = report.balance
+    page.paragraph(
+        f"For each image of the smallest class ({balance.smallest}) there are {balance.ratio:.1f} "
+        f"of the largest ({balance.largest}). Images without a label: {report.unlabelled:,}; "
+        f"images that could not be read: {len(report.skipped):,}."
+    )
     if report.pairs:
         page.heading("Classes that are mixed up")
         page.table(_pair_table(report, _PAIRS))
@@ -332,27 +262,17 @@ def write_label_report(report: LabelReport, out: Path) -> Path:
         page.table(_conflict_table(report))
     page.heading("The most doubtful images")
     page.picture(
-        sheet,
+        picture_sheet(_sheet(report), load_small),
+        "labels",
         "Doubtful images with their nearest pictures",
         f"The {min(_DRAWN, len(report.labels))} most doubtful images, each with its nearest other "
         "images by features. Blue frame and tick: the same label; orange frame and cross: "
         "another. All images are in doubtful.csv, the most doubtful first.",
-        file="labels.png",
     )
-    return page.write(out, "labels")
+    return page.write("labels")
 
 
-def _balance(report: LabelReport) -> str:
-    balance = report.balance
-    return (
-        f"Images of the largest class ({balance.largest}) for each image of the smallest "
-        f"({balance.smallest}): {balance.ratio:.1f}. "
-        f"Images without a label: {report.unlabelled:,}; "
-        f"images that could not be read: {len(report.skipped):,}."
-    )
-
-
-def _conflict_table(report: LabelReport) -> Table:
+def _conflict_table(report: ExaminedLabels) -> Table:
     rows = [
         [report.uris[row], f"group {number}", report.classes[int(report.labels[row])]]
         for number, group in enumerate(report.conflicts[:50], 1)
@@ -361,7 +281,7 @@ def _conflict_table(report: LabelReport) -> Table:
     return Table(["file", "", "label"], rows)
 
 
-def _sheet(report: LabelReport) -> list[SheetQuery]:
+def _sheet(report: ExaminedLabels) -> list[SheetQuery]:
     queries = []
     for row in report.found.order[:_DRAWN].tolist():
         label = report.classes[int(report.labels[row])]

@@ -1,11 +1,9 @@
-"""What ``evaluate`` and ``demo`` show and write: table, curves, picture sheet, page."""
+"""``evaluate``: score a model on images, and write the page that shows the scores."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,25 +12,242 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens import __version__
+from hashlens.codes.packing import unpack_bits
 from hashlens.data.image import load_image
+from hashlens.data.opening import open_source
 from hashlens.data.source import Source
-from hashlens.errors import SourceError
-from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, Labels, shares_label
-from hashlens.evaluation.results import Evaluation
-from hashlens.evaluation.scoring import evaluate, top_class_error
-from hashlens.files import replace_file
+from hashlens.errors import InvalidInputError, SourceError
+from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, LabelArray, shares_label
+from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder, encode_source
-from hashlens.report.page import Report
-from hashlens.report.plot import Curve, plot_curves, save_figure
+from hashlens.report.page import Page
+from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
-from hashlens.report.sheet import Neighbour, SheetQuery, code_bits, picture_sheet
-from hashlens.report.table import Cell, Table
-from hashlens.types import EncodedImages, Ids, Mode, Searcher, Skipped, default_pool
+from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
+from hashlens.report.table import Table
+from hashlens.types import EncodedImages, Ids, Mode, Searcher, SearchOptions, Skipped, default_pool
+
+MODE_NAMES: dict[Mode, str] = {"bcs": "BCS", "hds": "HDS", "es": "ES"}
+
+MakeSearcher = Callable[[Source, EncodedImages], Searcher]
+"""Takes the database's source and its encoded images; ids of the searcher are their rows."""
 
 
-class Named(NamedTuple):
-    """Labels of a source with the names that they stand for.
+@dataclass(frozen=True)
+class ScoredModel:
+    """What ``evaluate`` found; ``print`` shows its table.
+
+    Attributes
+    ----------
+    evaluation : Evaluation
+        The scores.
+    database, queries : EncodedImages
+        What was searched, and with what; labels are places in ``classes``.
+    classes : tuple of str
+        Class names.
+    database_spec, query_spec : str
+        The sources.
+    fingerprint : str
+        Fingerprint of the model.
+    radius, pool : int or None
+        Hamming radius, or size of the pool, of ``hds``.
+    left_out : int
+        Queries that are themselves in the database, left out of their own results.
+    warnings : tuple of str
+        What a person should know.
+    """
+
+    evaluation: Evaluation
+    database: EncodedImages = field(repr=False)
+    queries: EncodedImages = field(repr=False)
+    classes: tuple[str, ...]
+    database_spec: str
+    query_spec: str
+    fingerprint: str
+    radius: int | None
+    pool: int | None
+    left_out: int
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{summary(self)}\n{score_table(self.evaluation).text()}"
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Images that could not be read."""
+        return (*self.database.skipped, *self.queries.skipped)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores and what they were made of, as ``hashlens evaluate --json`` prints them."""
+        return {
+            **self.evaluation.to_dict(),
+            "database": self.database_spec,
+            "queries": self.query_spec,
+            "fingerprint": self.fingerprint,
+            "hashlens": __version__,
+            "radius": self.radius,
+            "pool": self.pool,
+            "queries_left_out_of_their_own_results": self.left_out,
+            "skipped": [{"image": image.name, "reason": image.reason} for image in self.skipped],
+            "warnings": list(self.warnings),
+        }
+
+
+def evaluate(
+    model: str | Path | Encoder,
+    database: str | Path | Source,
+    queries: str | Path | Source,
+    *,
+    radius: int | None = None,
+    pool: int | None = None,
+    modes: Sequence[Mode] = ("bcs", "hds", "es"),
+    strict: bool = False,
+    progress: bool = False,
+    make_searcher: MakeSearcher | None = None,
+) -> ScoredModel:
+    """Score a model: search a database of images with labelled queries.
+
+    The scores and the defaults are those of ``hashlens evaluate``. Queries that are in the
+    database as well (the same URI) are left out of their own results.
+
+    Parameters
+    ----------
+    model : str, Path or Encoder
+        A model's folder, an exported ``.onnx`` file, or a loaded encoder.
+    database, queries : str, Path or Source
+        Images to search, and labelled images to search with: a source, or a name for
+        ``open_source``.
+    radius : int, optional
+        Hamming radius of ``hds`` and ``bcs``.
+    pool : int, optional
+        Images in the pool of ``hds``, where no radius is given; 4,000 by default.
+    modes : sequence of {"bcs", "hds", "es"}
+        Ways to search that are scored.
+    strict : bool
+        Raise on an unreadable image instead of skipping it.
+    progress : bool
+        Show progress on standard error.
+    make_searcher : callable, optional
+        Makes what is scored from the database's source and its encoded images; by default they
+        are searched in memory.
+
+    Returns
+    -------
+    ScoredModel
+        ``to_dict`` gives all scores by name; ``evaluation.modes["bcs"]`` those of one way to
+        search.
+
+    Raises
+    ------
+    InvalidInputError
+        If both radius and pool are given, or one is out of range.
+    ModelError
+        If the model cannot be loaded.
+    SourceError
+        If a source cannot be opened, none of its images can be read, or the two have no class in
+        common.
+    ImageError
+        If strict and an image cannot be read.
+
+    Examples
+    --------
+    >>> scored = evaluate("model/", "photos#train", "photos#test")  # doctest: +SKIP
+    >>> scored.to_dict()["bcs"]["map@1000"]  # doctest: +SKIP
+    0.9957
+    """
+    if radius is not None and pool is not None:
+        raise InvalidInputError("give radius or pool, not both: the pool is all within a radius")
+    for mode in modes:  # checked before hours of encoding
+        SearchOptions(mode=mode, radius=None if mode == "es" else radius, pool=pool)
+    encoder = model if isinstance(model, Encoder) else Encoder.load(model)
+    database, queries = (
+        source if isinstance(source, Source) else open_source(source)
+        for source in (database, queries)
+    )
+    queries, unlabelled = _labelled(queries, database)
+    held, asked = NamedLabels.of(database), NamedLabels.of(queries)
+    matched = match_classes(held, asked)
+    truth, model_warnings = match_model(asked, encoder.classes)
+    base = encode(encoder, database, strict=strict, progress=progress)
+    found = encode(encoder, queries, strict=strict, progress=progress)
+    exclude = _own_rows(base, found)
+    if radius is None and pool is None:
+        pool = default_pool(CUTOFF)
+    error = None
+    if truth is not None and found.scores is not None:
+        error = top_class_error(found.scores, truth[found.positions])
+    searcher = (make_searcher or _in_memory)(database, base)
+    base = replace(base, labels=matched.database[base.positions])
+    found = replace(found, labels=matched.queries[found.positions])
+    evaluation = score_searcher(
+        searcher,
+        base,
+        found,
+        bits=encoder.bits,
+        modes=modes,
+        radius=radius,
+        pool=pool,
+        exclude=exclude,
+        classification_error=error,
+        progress=progress,
+    )
+    return ScoredModel(
+        evaluation,
+        base,
+        found,
+        matched.classes,
+        database.spec,
+        queries.spec,
+        encoder.fingerprint,
+        radius,
+        pool,
+        0 if exclude is None else int((exclude >= 0).sum()),
+        (*unlabelled, *matched.warnings, *model_warnings),
+    )
+
+
+def _in_memory(source: Source, encoded: EncodedImages) -> Searcher:
+    return ArraySearcher(encoded.codes, encoded.features)
+
+
+def encode(encoder: Encoder, source: Source, *, strict: bool, progress: bool) -> EncodedImages:
+    """Encode a source with a progress bar; at least one image must be readable."""
+    what = f"encode {source.spec}"
+    with ProgressBar(what, len(source), unit="images", hidden=not progress) as bar:
+        encoded = encode_source(encoder, source, strict=strict, progress=bar)
+    if not len(encoded):
+        first = f", the first: {encoded.skipped[0].reason}" if encoded.skipped else ""
+        raise SourceError(f"{source.spec}: none of its {len(source)} images can be read{first}")
+    return encoded
+
+
+def _labelled(queries: Source, database: Source) -> tuple[Source, tuple[str, ...]]:
+    """The queries that have a label, and warnings about images that have none."""
+    labelled, missing = queries.labelled, len(database) - len(database.labelled)
+    warnings = []
+    if len(labelled) < len(queries):
+        warnings.append(
+            f"{len(queries) - len(labelled)} of the {len(queries)} images of {queries.spec} have "
+            "no label and are not used as queries"
+        )
+    if missing:
+        warnings.append(
+            f"{missing} of the {len(database)} images of {database.spec} have no label: each one "
+            "found counts as wrong"
+        )
+    return (queries.subset(labelled) if len(labelled) else queries), tuple(warnings)
+
+
+def _own_rows(database: EncodedImages, queries: EncodedImages) -> Ids | None:
+    """Each query's row in the database, -1 where it is not there; None where no query is."""
+    rows = {uri: row for row, uri in enumerate(database.uris)}
+    own = np.array([rows.get(uri, -1) for uri in queries.uris], dtype=np.int64)
+    return own if (own >= 0).any() else None
+
+
+class NamedLabels(NamedTuple):
+    """Labels of a source with their class names.
 
     Attributes
     ----------
@@ -46,24 +261,51 @@ class Named(NamedTuple):
 
     name: str
     classes: Sequence[str]
-    labels: Labels
+    labels: LabelArray
+
+    @classmethod
+    def of(cls, source: Source) -> NamedLabels:
+        """Those of a source."""
+        labels = source.labels if source.label_matrix is None else source.label_matrix
+        return cls(source.spec, source.classes, labels)
+
+    def used(self) -> set[str]:
+        """Names that at least one image has."""
+        held = np.flatnonzero(self.labels.any(axis=0)) if self.labels.ndim == 2 else self.labels
+        return {self.classes[label] for label in np.unique(held).tolist() if label >= 0}
+
+    def renumbered(self, classes: Sequence[str], *, many: bool) -> LabelArray:
+        """The labels as places in ``classes``, which hold all names here; (n, classes) if many."""
+        place = {name: number for number, name in enumerate(classes)}
+        matrix = np.zeros((len(self.labels), len(classes)), dtype=np.bool_)
+        if self.labels.ndim == 2:
+            for column in np.flatnonzero(self.labels.any(axis=0)).tolist():
+                matrix[:, place[self.classes[column]]] = self.labels[:, column]
+            return matrix
+        numbers = np.array([place.get(name, -1) for name in self.classes] + [-1], dtype=np.int64)
+        labels: NDArray[np.int64] = numbers[self.labels]
+        if not many:
+            return labels
+        held = np.flatnonzero(labels >= 0)
+        matrix[held, labels[held]] = True
+        return matrix
 
 
 class Matched(NamedTuple):
     """Labels of database and queries under one numbering, and what a person should know."""
 
     classes: tuple[str, ...]
-    database: Labels
-    queries: Labels
+    database: LabelArray
+    queries: LabelArray
     warnings: tuple[str, ...]
 
 
-def match_classes(database: Named, queries: Named) -> Matched:
+def match_classes(database: NamedLabels, queries: NamedLabels) -> Matched:
     """Number the classes of both as the database does; those of queries alone come after.
 
-    Where one source has many labels an image, so have both afterwards.
+    If one source has many labels per image, both have afterwards.
     """
-    here, asked = _used(database), _used(queries)
+    here, asked = database.used(), queries.used()
     if not here & asked:
         raise SourceError(
             f"{queries.name} and {database.name} have no class in common ({_few(asked)}; "
@@ -79,17 +321,19 @@ def match_classes(database: Named, queries: Named) -> Matched:
     many = database.labels.ndim == 2 or queries.labels.ndim == 2
     return Matched(
         classes,
-        renumber(database, classes, many=many),
-        renumber(queries, classes, many=many),
+        database.renumbered(classes, many=many),
+        queries.renumbered(classes, many=many),
         tuple(warnings),
     )
 
 
-def match_model(queries: Named, classes: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
+def match_model(
+    queries: NamedLabels, classes: Sequence[str]
+) -> tuple[LabelArray | None, tuple[str, ...]]:
     """Labels of queries under a model's numbering, for its classification error."""
     if not classes:
         return None, ()
-    asked = _used(queries)
+    asked = queries.used()
     unknown = asked - set(classes)
     if unknown == asked:
         return None, (
@@ -103,34 +347,8 @@ def match_model(queries: Named, classes: Sequence[str]) -> tuple[Labels | None, 
             f"model ({_few(unknown)}): it classifies all their images wrongly",
         )
     extended = (*classes, *sorted(unknown))
-    labels = renumber(queries, extended, many=queries.labels.ndim == 2)
+    labels = queries.renumbered(extended, many=queries.labels.ndim == 2)
     return (labels if labels.ndim == 2 else np.minimum(labels, len(classes))), warnings
-
-
-def renumber(source: Named, classes: Sequence[str], *, many: bool) -> Labels:
-    """Labels as places in other ``classes``, which hold all of the source's; (n, c) if many."""
-    place = {name: number for number, name in enumerate(classes)}
-    if source.labels.ndim == 2:
-        matrix = np.zeros((len(source.labels), len(classes)), dtype=np.bool_)
-        for column in np.flatnonzero(source.labels.any(axis=0)).tolist():
-            matrix[:, place[source.classes[column]]] = source.labels[:, column]
-        return matrix
-    numbers = np.array([place.get(name, -1) for name in source.classes] + [-1], dtype=np.int64)
-    labels: NDArray[np.int64] = numbers[source.labels]
-    if not many:
-        return labels
-    matrix = np.zeros((len(labels), len(classes)), dtype=np.bool_)
-    held = np.flatnonzero(labels >= 0)
-    matrix[held, labels[held]] = True
-    return matrix
-
-
-def _used(source: Named) -> set[str]:
-    """Names that at least one image has."""
-    if source.labels.ndim == 2:
-        used = np.flatnonzero(source.labels.any(axis=0)).tolist()
-        return {source.classes[column] for column in used}
-    return {source.classes[label] for label in np.unique(source.labels).tolist() if label >= 0}
 
 
 def _few(names: set[str]) -> str:
@@ -138,205 +356,19 @@ def _few(names: set[str]) -> str:
     return ", ".join(shown) + (", …" if len(names) > 5 else "") or "no labels"
 
 
-MakeSearcher = Callable[[Source, EncodedImages], Searcher]
-"""From the database's source and what was encoded of it to what is scored; ids are rows."""
-
-SCORED_MODES: tuple[Mode, ...] = ("bcs", "hds", "es")
-
-
-def in_memory(source: Source, encoded: EncodedImages) -> Searcher:
-    """Search the arrays as they are."""
-    return ArraySearcher(encoded.codes, encoded.features)
-
-
-@dataclass(frozen=True)
-class ScoredModel:
-    """What ``hashlens evaluate`` found.
-
-    Attributes
-    ----------
-    evaluation : Evaluation
-        The scores.
-    database, queries : EncodedImages
-        What was searched, and with what; labels are places in ``classes``.
-    classes : tuple of str
-        Class names.
-    database_uris, query_uris : sequence of str
-        Where the images lie.
-    database_spec, query_spec : str
-        The sources.
-    fingerprint : str
-        Of the model.
-    radius, pool : int or None
-        Of ``hds``: within a radius, or a pool of a size.
-    left_out : int
-        Queries that are themselves in the database, left out of their own results.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    warnings : tuple of str
-        What a person should know.
-    """
-
-    evaluation: Evaluation
-    database: EncodedImages
-    queries: EncodedImages
-    classes: tuple[str, ...]
-    database_uris: Sequence[str]
-    query_uris: Sequence[str]
-    database_spec: str
-    query_spec: str
-    fingerprint: str
-    radius: int | None
-    pool: int | None
-    left_out: int
-    skipped: tuple[Skipped, ...]
-    warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """One JSON object: the evaluation, and what it was made of."""
-        return {
-            **self.evaluation.to_dict(),
-            "database": self.database_spec,
-            "queries": self.query_spec,
-            "fingerprint": self.fingerprint,
-            "hashlens": __version__,
-            "radius": self.radius,
-            "pool": self.pool,
-            "queries_left_out_of_their_own_results": self.left_out,
-            "skipped": [{"image": image.name, "reason": image.reason} for image in self.skipped],
-            "warnings": list(self.warnings),
-        }
-
-
-def score_model(
-    encoder: Encoder,
-    database: Source,
-    queries: Source,
-    *,
-    radius: int | None = None,
-    pool: int | None = None,
-    modes: Sequence[Mode] = SCORED_MODES,
-    make_searcher: MakeSearcher = in_memory,
-    strict: bool = False,
-    progress: bool = False,
-) -> ScoredModel:
-    """Encode both sources, search one with the other, and score the results.
-
-    Queries that are in the database as well (by URI) are left out of their own results.
-    """
-    queries, unlabelled = _labelled(queries, database)
-    matched = match_classes(_named(database), _named(queries))  # before hours of encoding
-    truth, model_warnings = match_model(_named(queries), encoder.classes)
-    held = encode(encoder, database, strict=strict, progress=progress)
-    asked = encode(encoder, queries, strict=strict, progress=progress)
-    exclude = _own_rows(held, asked)
-    if radius is None and pool is None:
-        pool = default_pool(CUTOFF)
-    wrong = None
-    if truth is not None and asked.scores is not None:
-        wrong = top_class_error(asked.scores, truth[asked.positions])
-    database_set = replace(held, labels=matched.database[held.positions])
-    query_set = replace(asked, labels=matched.queries[asked.positions])
-    evaluation = evaluate(
-        make_searcher(database, held),
-        database_set,
-        query_set,
-        bits=encoder.bits,
-        modes=modes,
-        radius=radius,
-        pool=pool,
-        exclude=exclude,
-        classification_error=wrong,
-        progress=progress,
-    )
-    return ScoredModel(
-        evaluation,
-        database_set,
-        query_set,
-        matched.classes,
-        held.uris,
-        asked.uris,
-        database.spec,
-        queries.spec,
-        encoder.fingerprint,
-        radius,
-        None if radius is not None else pool,
-        0 if exclude is None else int((exclude >= 0).sum()),
-        (*held.skipped, *asked.skipped),
-        (*unlabelled, *matched.warnings, *model_warnings),
-    )
-
-
-def encode(encoder: Encoder, source: Source, *, strict: bool, progress: bool) -> EncodedImages:
-    """Encode a source with a progress bar on standard error."""
-    what = f"encode {source.spec}"
-    with ProgressBar(what, len(source), unit="images", hidden=not progress) as bar:
-        encoded = encode_source(encoder, source, strict=strict, progress=bar)
-    if not len(encoded):
-        first = f", the first: {encoded.skipped[0].reason}" if encoded.skipped else ""
-        raise SourceError(f"{source.spec}: none of its {len(source)} images can be read{first}")
-    return encoded
-
-
-def _labelled(queries: Source, database: Source) -> tuple[Source, tuple[str, ...]]:
-    """The queries that have a label, and what to say of the images that have none."""
-    held, missing = queries.labelled, len(database) - len(database.labelled)
-    warnings = []
-    if len(held) < len(queries):
-        warnings.append(
-            f"{len(queries) - len(held)} of the {len(queries)} images of {queries.spec} have no "
-            "label and are not used as queries"
-        )
-    if missing:
-        warnings.append(
-            f"{missing} of the {len(database)} images of {database.spec} have no label: each one "
-            "found counts as wrong"
-        )
-    return (queries.subset(held) if len(held) else queries), tuple(warnings)
-
-
-def _named(source: Source) -> Named:
-    labels = source.labels if source.label_matrix is None else source.label_matrix
-    return Named(source.spec, source.classes, labels)
-
-
-def _own_rows(database: EncodedImages, queries: EncodedImages) -> Ids | None:
-    """Each query's row in the database, -1 where it is not there; None where none is."""
-    rows = {uri: row for row, uri in enumerate(database.uris)}
-    own = np.array([rows.get(uri, -1) for uri in queries.uris], dtype=np.int64)
-    return own if (own >= 0).any() else None
-
-
-MODE_NAMES: dict[Mode, str] = {"bcs": "BCS", "hds": "HDS", "es": "ES"}
 _SHOWN = 8
 
-WAYS = (
+_WAYS = (
     "BCS: binary codes only. HDS: binary codes first, then features within the pool. "
     "ES: exhaustive search over features."
 )
-TIES = (
-    "mAP@1000: average precision over the first 1,000 results, divided by the relevant ones "
-    "found there; images at the same distance stand in the order of ids. 'Over ties' is its "
-    "expectation over all orders of them. Precision at k is divided by k, so a class of fewer "
-    "than k images cannot reach 1. Time: median of single queries for ten results, encoding not "
-    "included."
+_TIES = (
+    "mAP@1000: average precision over the first 1,000 results, divided by the number of relevant "
+    "ones among them; images at the same distance are in the order of their ids. 'Over ties' is "
+    "its expectation over all orders of such images. Precision at k is divided by k, so a class of "
+    "fewer than k images cannot reach 1. Time: median of single queries for ten results, without "
+    "encoding."
 )
-
-
-def score_table(evaluation: Evaluation, ks: Sequence[int] = (1, 10, 100, 1000)) -> Table:
-    """One row a way to search."""
-    headers = ["", "mAP@1000", "over ties", *(f"precision@{k}" for k in ks), "ms per query"]
-    rows: list[list[Cell]] = [
-        [
-            MODE_NAMES[mode],
-            scores.mean_average_precision,
-            scores.expected_mean_average_precision,
-            *(float(scores.precision[k - 1]) for k in ks),
-            f"{scores.ms_per_query:.3f}",
-        ]
-        for mode, scores in evaluation.modes.items()
-    ]
-    return Table(headers, rows)
 
 
 def summary(scored: ScoredModel) -> str:
@@ -350,30 +382,56 @@ def summary(scored: ScoredModel) -> str:
     )
 
 
+def score_table(evaluation: Evaluation, ks: Sequence[int] = (1, 10, 100, 1000)) -> Table:
+    """One row per way to search."""
+    return Table(
+        ["", "mAP@1000", "over ties", *(f"precision@{k}" for k in ks), "ms per query"],
+        [
+            [
+                MODE_NAMES[mode],
+                scores.mean_average_precision,
+                scores.expected_mean_average_precision,
+                *(float(scores.precision[k - 1]) for k in ks),
+                f"{scores.ms_per_query:.3f}",
+            ]
+            for mode, scores in evaluation.modes.items()
+        ],
+    )
+
+
 def write_report(
     scored: ScoredModel, out: Path, *, title: str = "Hashlens evaluation", commands: str = ""
 ) -> Path:
     """Write results.json, report.html, report.md, the curves and the picture sheet."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(scored.to_dict(), indent=2, ensure_ascii=False)
-    replace_file(out / "results.json", text + "\n")
-    curves = save_figure(plot_curves(_curves(scored.evaluation)), out, "precision_at_k")
+    page = Page(out, title, summary(scored))
+    page.write_json(scored.to_dict(), "results")
+    for warning in scored.warnings:
+        page.paragraph(f"Note: {warning}.")
+    if scored.skipped:
+        names = ", ".join(image.name for image in scored.skipped[:5])
+        page.paragraph(
+            f"Note: {len(scored.skipped)} images could not be read and were skipped: {names}."
+        )
+    page.heading("Scores")
+    page.table(score_table(scored.evaluation), f"{_WAYS} {_pool(scored)} {_TIES}")
+    page.heading("Precision at k")
+    curves = {
+        MODE_NAMES[mode]: Curve(PRECISION_AT, [scores.precision[k - 1] for k in PRECISION_AT])
+        for mode, scores in scored.evaluation.modes.items()
+    }
+    page.figure(
+        plot_curves(curves, xlabel="k", ylabel="precision at k"),
+        "precision_at_k",
+        "Precision at k of each way to search",
+    )
+    page.heading("Nearest pictures")
     queries, caption = sheet_queries(scored)
-    sheet = picture_sheet(queries, load)
-    replace_file(out / "sheet.png", partial(sheet.save, optimize=True))
-    report = Report(title, summary(scored))
-    for warning in (*scored.warnings, *_skipped(scored)):
-        report.paragraph(f"Note: {warning}.")
-    report.heading("Scores")
-    report.table(score_table(scored.evaluation), f"{WAYS} {_pool(scored)} {TIES}")
-    report.heading("Precision at k")
-    report.picture(curves, "Precision at k of each way to search")
-    report.heading("Nearest pictures")
-    report.picture(sheet, "Queries with their nearest pictures", caption, file="sheet.png")
+    sheet = picture_sheet(queries, load_small)
+    page.picture(sheet, "sheet", "Queries with their nearest pictures", caption)
     if commands:
-        report.heading("Next")
-        report.commands(commands)
-    return report.write(out)
+        page.heading("Next")
+        page.commands(commands)
+    return page.write()
 
 
 def sheet_queries(
@@ -391,41 +449,40 @@ def sheet_queries(
         caption += f", then {len(wrong)} of those that {MODE_NAMES[first]} answers wrongly in part"
     caption += (
         ". Blue frame and tick: a class of the query; orange frame and cross: another class. "
-        "Under each picture its class and its distance to the query: bits that differ for BCS, "
-        "Euclidean for HDS and ES. The squares are the bits of the query's code, filled where 1."
+        "Under each picture: its class, and its distance to the query (bits that differ for BCS, "
+        "Euclidean for HDS and ES). The squares are the bits of the query's code, filled where 1."
     )
     return [_sheet_query(scored, row) for row in (*chosen, *wrong)], caption
 
 
-def load(uri: str) -> Image.Image:
-    """Open a picture for a sheet, at a size near the one it is drawn in."""
+def load_small(uri: str) -> Image.Image:
+    """Open a picture for a sheet, at about the size that it is drawn in."""
     return load_image(uri, size_hint=120)
 
 
 def _sheet_query(scored: ScoredModel, row: int) -> SheetQuery:
     nearest = {}
     for mode, scores in scored.evaluation.modes.items():
-        right = _right(scored, mode, row)
         nearest[MODE_NAMES[mode]] = [
             Neighbour(
-                scored.database_uris[found],
+                scored.database.uris[found],
                 _label(scored, scored.database.labels[found]),
                 f"{distance:.0f} bits" if mode == "bcs" else f"{distance:.3g}",
-                correct,
+                right,
             )
-            for found, distance, correct in zip(
+            for found, distance, right in zip(
                 scores.nearest[row, :_SHOWN].tolist(),
                 scores.distances[row, :_SHOWN].tolist(),
-                right,
+                _right(scored, mode, row),
                 strict=False,
             )
             if found >= 0
         ]
     return SheetQuery(
-        scored.query_uris[row],
+        scored.queries.uris[row],
         _label(scored, scored.queries.labels[row]),
         nearest,
-        code_bits(scored.queries.codes, row, scored.evaluation.bits),
+        unpack_bits(scored.queries.codes[row : row + 1], scored.evaluation.bits)[0],
     )
 
 
@@ -436,19 +493,10 @@ def _right(scored: ScoredModel, mode: Mode, row: int) -> list[bool]:
     return [bool(right) for right in shares_label(asked, scored.database.labels[found])[0]]
 
 
-def _label(scored: ScoredModel, label: Labels) -> str:
+def _label(scored: ScoredModel, label: LabelArray) -> str:
     if label.ndim:
         return ", ".join(scored.classes[place] for place in np.flatnonzero(label))
     return scored.classes[int(label)] if label >= 0 else "no label"
-
-
-def _curves(evaluation: Evaluation) -> dict[str, Curve]:
-    return {
-        MODE_NAMES[mode]: Curve(
-            PRECISION_AT, [float(scores.precision[k - 1]) for k in PRECISION_AT]
-        )
-        for mode, scores in evaluation.modes.items()
-    }
 
 
 def _pool(scored: ScoredModel) -> str:
@@ -457,10 +505,3 @@ def _pool(scored: ScoredModel) -> str:
     if scored.pool is None or scored.pool >= len(scored.database):
         return "Pool of HDS: all images, so that HDS is ES here."
     return f"Pool of HDS: the {scored.pool:,} nearest codes."
-
-
-def _skipped(scored: ScoredModel) -> list[str]:
-    if not scored.skipped:
-        return []
-    names = ", ".join(image.name for image in scored.skipped[:5])
-    return [f"{len(scored.skipped)} images could not be read and were skipped: {names}"]

@@ -15,7 +15,7 @@ from hashlens.evaluation.metrics import (
     expected_average_precision,
     shares_label,
 )
-from hashlens.evaluation.scoring import evaluate, top_class_error
+from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.types import EncodedImages
 
 BITS = 12
@@ -72,7 +72,7 @@ def queries():
 
 @pytest.fixture(scope="module")
 def scores(database, queries):
-    return evaluate(SortingSearcher(database), database, queries, bits=BITS)
+    return score_searcher(SortingSearcher(database), database, queries, bits=BITS)
 
 
 def _plain_scores(database, queries, mode):
@@ -132,7 +132,7 @@ def test_without_tied_features_both_average_precisions_agree(scores):
 
 def test_features_all_equal_are_one_tie_past_the_cutoff(database, queries):
     flat = dataclasses.replace(database, features=np.ones_like(database.features))
-    found = evaluate(SortingSearcher(flat), flat, queries, bits=BITS, modes=["es"])
+    found = score_searcher(SortingSearcher(flat), flat, queries, bits=BITS, modes=["es"])
     good = [[(database.labels == label).sum()] for label in queries.labels]
     wanted = expected_average_precision([[1300]] * 30, good).mean()
     assert found.to_dict()["es"]["map@1000_ties"] == pytest.approx(wanted)
@@ -147,7 +147,7 @@ def test_a_tie_across_the_cutoff_is_counted_whole(queries):
     labels = rng.integers(0, 3, 1290)
     database = EncodedImages(pack_bits(np.zeros((1290, BITS), bool)), features, labels)
     one = EncodedImages(queries.codes[:1], np.zeros((1, 5), np.float32), np.array([1]))
-    found = evaluate(SortingSearcher(database), database, one, bits=BITS, modes=["es"])
+    found = score_searcher(SortingSearcher(database), database, one, bits=BITS, modes=["es"])
     sizes = [[1] * 990 + [300]]
     good = [[*(labels[:990] == 1), (labels[990:] == 1).sum()]]
     assert found.to_dict()["es"]["map@1000_ties"] == pytest.approx(
@@ -162,7 +162,7 @@ def test_order_and_distances_of_the_searcher_are_not_trusted(scores, database, q
             return SearchResult(np.random.default_rng(4).permuted(ids, axis=1), ids * 0.0)
 
     # Of 1,001 results one is past the cutoff; shuffled, it is still sorted out.
-    found = evaluate(Shuffling(database), database, queries, bits=BITS).to_dict()
+    found = score_searcher(Shuffling(database), database, queries, bits=BITS).to_dict()
     for mode in ("bcs", "hds", "es"):
         for key in ("map@1000", "map@1000_ties", "precision@10"):
             assert found[mode][key] == pytest.approx(scores.to_dict()[mode][key])
@@ -175,12 +175,14 @@ def test_codes_that_a_searcher_misses_lower_its_recall(database, queries):
             ids = super().search_encoded(codes, features, everything).ids
             return SearchResult(ids[:, ::-1][:, :k], ids * 0.0)
 
-    found = evaluate(Careless(database), database, queries, bits=BITS, modes=["bcs"])
+    found = score_searcher(Careless(database), database, queries, bits=BITS, modes=["bcs"])
     assert found.to_dict()["bcs"]["recall@1000"] < 0.9
 
 
 def test_radius_limits_codes_and_not_features(scores, database, queries):
-    found = evaluate(SortingSearcher(database), database, queries, bits=BITS, radius=1).to_dict()
+    found = score_searcher(
+        SortingSearcher(database), database, queries, bits=BITS, radius=1
+    ).to_dict()
     assert found["es"]["map@1000"] == scores.to_dict()["es"]["map@1000"]
     assert found["bcs"]["precision@1000"] < scores.to_dict()["bcs"]["precision@1000"]
     assert found["bcs"]["recall@1000"] == 1.0
@@ -189,13 +191,13 @@ def test_radius_limits_codes_and_not_features(scores, database, queries):
 def test_queries_of_the_database_are_left_out_of_their_own_results(database):
     rows = np.arange(0, 1300, 50)
     queries = database.rows(rows)
-    found = evaluate(SortingSearcher(database), database, queries, bits=BITS, exclude=rows)
+    found = score_searcher(SortingSearcher(database), database, queries, bits=BITS, exclude=rows)
     for scores in found.modes.values():
         assert not (scores.nearest == rows[:, None]).any()
     others = np.setdiff1d(np.arange(1300), rows[:1])
     alone = database.rows(others)
-    wanted = evaluate(SortingSearcher(alone), alone, queries.rows(slice(0, 1)), bits=BITS)
-    one = evaluate(
+    wanted = score_searcher(SortingSearcher(alone), alone, queries.rows(slice(0, 1)), bits=BITS)
+    one = score_searcher(
         SortingSearcher(database), database, queries.rows(slice(0, 1)), bits=BITS, exclude=rows[:1]
     )
     for mode in ("bcs", "es"):
@@ -207,7 +209,7 @@ def test_one_class_as_many_labels_scores_the_same(scores, database, queries):
     def many(encoded):
         return dataclasses.replace(encoded, labels=np.eye(3, dtype=bool)[encoded.labels])
 
-    found = evaluate(SortingSearcher(database), many(database), many(queries), bits=BITS)
+    found = score_searcher(SortingSearcher(database), many(database), many(queries), bits=BITS)
     for mode in ("bcs", "hds", "es"):
         for key in ("map@1000", "map@1000_ties", "precision@10"):
             assert found.to_dict()[mode][key] == scores.to_dict()[mode][key]
@@ -241,17 +243,17 @@ def test_top_class_error_by_hand():
 def test_input_that_does_not_fit_is_refused(database, queries):
     searcher = SortingSearcher(database)
     with pytest.raises(InvalidInputError, match="the searcher holds 1300 images, the database 9"):
-        evaluate(searcher, database.rows(slice(9)), queries, bits=BITS)
+        score_searcher(searcher, database.rows(slice(9)), queries, bits=BITS)
     with pytest.raises(InvalidInputError, match="at least one query"):
-        evaluate(searcher, database, queries.rows(slice(0)), bits=BITS)
+        score_searcher(searcher, database, queries.rows(slice(0)), bits=BITS)
     short = dataclasses.replace(queries, labels=queries.labels[:3])
     with pytest.raises(InvalidInputError, match="labels of the queries: expected 30 integers"):
-        evaluate(searcher, database, short, bits=BITS)
+        score_searcher(searcher, database, short, bits=BITS)
     many = dataclasses.replace(queries, labels=np.eye(3, dtype=bool)[queries.labels])
-    with pytest.raises(InvalidInputError, match="one class an image in both"):
-        evaluate(searcher, database, many, bits=BITS)
-    with pytest.raises(InvalidInputError, match="exclude: expected one row a query"):
-        evaluate(searcher, database, queries, bits=BITS, exclude=np.zeros(2, np.int64))
+    with pytest.raises(InvalidInputError, match="one class per image in both"):
+        score_searcher(searcher, database, many, bits=BITS)
+    with pytest.raises(InvalidInputError, match="exclude: expected one row per query"):
+        score_searcher(searcher, database, queries, bits=BITS, exclude=np.zeros(2, np.int64))
 
 
 def test_features_are_needed_by_all_but_bcs(database, queries):
@@ -261,6 +263,6 @@ def test_features_are_needed_by_all_but_bcs(database, queries):
 
     bare = dataclasses.replace(queries, features=queries.features[:, :0])
     searcher = CodesOnly(database)
-    assert evaluate(searcher, database, bare, bits=BITS, modes=["bcs"]).modes["bcs"]
+    assert score_searcher(searcher, database, bare, bits=BITS, modes=["bcs"]).modes["bcs"]
     with pytest.raises(InvalidInputError, match="hds needs features"):
-        evaluate(searcher, database, bare, bits=BITS)
+        score_searcher(searcher, database, bare, bits=BITS)
