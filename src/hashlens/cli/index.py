@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hashlens.cli.opening import open_given, open_index, parse_metadata, show_skipped, skipped_json
+from hashlens.cli.options import INDEX, INDEX_MODEL, JSON, STRICT, tell
 from hashlens.cli.search import printable, save_picture
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.report.progress import ProgressBar
@@ -25,29 +26,18 @@ index_app = typer.Typer(
 )
 
 
-INDEX = typer.Argument(..., help="Folder of the index.")
 SOURCES = typer.Argument(
     None,
     metavar="SOURCE",
     help="Image files, class folders, parquet files, FOLDER#PART, digits or hub names.",
 )
-MODEL = typer.Option(
-    None, help="Model directory or .onnx file; by default the one the index remembers."
-)
-STRICT = typer.Option(False, "--strict", help="Stop at an unreadable image.")
 METADATA = typer.Option([], "--metadata", help="key=value for all these images.")
-JSON = typer.Option(False, "--json", help="Print the result as one JSON object.")
-
-
-def tell(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print the result as one JSON object, or as text."""
-    typer.echo(json.dumps(result) if as_json else text)
 
 
 def create_command(
     index: Path = typer.Argument(..., help="Folder to make."),
     sources: list[str] = SOURCES,
-    model: Path = typer.Option(..., help="Model directory or .onnx file that encodes."),
+    model: Path = typer.Option(..., help="Folder of a model, or an exported .onnx file."),
     features: str = typer.Option("float16", help="How features are stored: float16 or float32."),
     metadata: list[str] = METADATA,
     strict: bool = STRICT,
@@ -93,7 +83,7 @@ def add_command(
     sources: list[str] = SOURCES,
     label: str | None = typer.Option(None, help="Label of all these images."),
     metadata: list[str] = METADATA,
-    model: Path | None = MODEL,
+    model: Path | None = INDEX_MODEL,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -148,7 +138,7 @@ def _add(
 def sync_command(
     index: Path = INDEX,
     folder: Path = typer.Argument(..., help="Folder of images; sub-folders name classes."),
-    model: Path | None = MODEL,
+    model: Path | None = INDEX_MODEL,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -262,7 +252,7 @@ def update_command(
         [], "--metadata", help="key=value; keys that are not named stay as they are."
     ),
     image: Path | None = typer.Option(None, help="Picture to take its place."),
-    model: Path | None = MODEL,
+    model: Path | None = INDEX_MODEL,
     as_json: bool = JSON,
 ) -> None:
     """Change an image's label or metadata, or put another picture in its place.

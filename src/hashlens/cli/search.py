@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from hashlens.cli.opening import RADIUS, open_index, parse_radius, parse_where, stored_radius
+from hashlens.cli.options import INDEX, INDEX_MODEL, JSON
 from hashlens.errors import IndexStoreError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _MODES = ("hds", "bcs", "es")
 
 
 def search_command(
-    index: Path = typer.Argument(..., help="Folder of the index."),
+    index: Path = INDEX,
     images: list[str] = typer.Argument(
         ..., metavar="IMAGE", help="Image files, or ids of images in the index."
     ),
@@ -31,13 +32,11 @@ def search_command(
     where: list[str] = typer.Option(
         [], "--where", help="Condition on label or metadata: key=value, key<value, key>=value, ..."
     ),
-    model: Path | None = typer.Option(
-        None, help="Model directory or .onnx file; by default the one the index remembers."
-    ),
+    model: Path | None = INDEX_MODEL,
     require_all: bool = typer.Option(
         False, "--require-all", help="Of an index in shards: fail if a shard does not answer."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print the results as one JSON object."),
+    as_json: bool = JSON,
     sheet: Path | None = typer.Option(None, help="Write a sheet of the pictures, as PNG or JPEG."),
 ) -> None:
     """Find the images most like others.

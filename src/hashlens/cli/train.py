@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hashlens.cli.options import JSON, STRICT
 from hashlens.errors import InvalidInputError
 from hashlens.training.config import TrainingConfig
 from hashlens.training.config import options as config_options
@@ -58,11 +59,11 @@ def train_command(
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace the model in --out once the new one is complete."
     ),
-    strict: bool = typer.Option(False, "--strict", help="Stop at an unreadable image."),
+    strict: bool = STRICT,
     show_config: bool = typer.Option(
         False, "--show-config", help="Print the configuration as TOML and leave."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object."),
+    as_json: bool = JSON,
     **values: Any,
 ) -> None:
     """Train hash codes on labelled images.
