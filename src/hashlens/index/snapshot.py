@@ -148,8 +148,10 @@ class View(NamedTuple):
             apart = distances[found].tolist() if euclidean else [None] * len(rows)
             hits.append(
                 Hits(
-                    Hit(*to_record(row[:-1]), hamming, distance, code.tobytes())
-                    for row, hamming, distance, code in zip(rows, bits, apart, codes, strict=True)
+                    [
+                        Hit(*to_record(row[:-1]), *more, code.tobytes())
+                        for row, code, *more in zip(rows, codes, bits, apart, strict=True)
+                    ]
                 )
             )
         return hits
