@@ -149,8 +149,8 @@ class View(NamedTuple):
             hits.append(
                 Hits(
                     [
-                        Hit(*to_record(row[:-1]), *more, code.tobytes())
-                        for row, code, *more in zip(rows, codes, bits, apart, strict=True)
+                        Hit(*to_record(row[:-1]), hamming, euclid, code.tobytes())
+                        for row, hamming, euclid, code in zip(rows, bits, apart, codes, strict=True)
                     ]
                 )
             )
