@@ -1,4 +1,4 @@
-"""How fast a model takes in images: decode, transform, forward, write, and all together."""
+"""How fast images are encoded: decode, transform, forward, write, and all together."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ForwardSpeed(NamedTuple):
 
 
 class EncodingSpeed(NamedTuple):
-    """Rates in images a second.
+    """Rates in images per second.
 
     Attributes
     ----------
@@ -157,7 +157,7 @@ def _forward(
     for turn in range(rounds):
         for number, batch in enumerate(_batches(pixels, batch_size)):
             images = prepare(batch)
-            shift = (turn + number) % len(names)  # nobody is always the first
+            shift = (turn + number) % len(names)  # no model is always the first
             for name in names[shift:] + names[:shift]:
                 start = perf_counter()
                 codes, features, _ = encoders[name].encode_prepared(images)

@@ -1,4 +1,4 @@
-"""Fair timing: contestants take turns, so that a noisy machine disturbs all alike."""
+"""Fair timing: contestants take turns, so that a busy machine slows all of them equally."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Scores of retrieval: metrics, the runner that recomputes them, reports and plots."""
+"""Scores of retrieval, statistics of codes, and doubtful labels."""

@@ -1,1 +1,1 @@
-"""Pictures, tables, pages and progress: what the project shows."""
+"""Everything the project shows: pages, tables, plots, picture sheets, progress bars."""

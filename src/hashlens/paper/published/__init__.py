@@ -1,4 +1,4 @@
-"""Figures that the authors printed, to set beside what is measured here."""
+"""Figures that the authors printed, to compare with what is measured here."""
 
 from __future__ import annotations
 
