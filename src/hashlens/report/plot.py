@@ -14,6 +14,7 @@ from hashlens.files import replace_file
 # Okabe-Ito colours; curves also differ in marker and dash, so that colour is never needed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+HATCHES = ("", "//", "..", "xx")
 DASHES = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
 
@@ -135,7 +136,8 @@ def plot_bars(
     width = 0.8 / len(groups)
     for place, (name, heights) in enumerate(groups.items()):
         at = [tick + width * (place - (len(groups) - 1) / 2) for tick in range(len(ticks))]
-        axes.bar(at, heights, 0.95 * width, label=name, color=COLOURS[place % len(COLOURS)])
+        look = {"color": COLOURS[place % len(COLOURS)], "hatch": HATCHES[place % len(HATCHES)]}
+        axes.bar(at, heights, 0.95 * width, label=name, edgecolor="white", **look)
     axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
     axes.legend(frameon=False, fontsize=8)
     axes.set(**settings)
