@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 Codes: TypeAlias = NDArray[np.uint8]
 Features: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.int64]
-Mode: TypeAlias = Literal["hds", "bcs", "es"]
-MODES: tuple[Mode, ...] = ("hds", "bcs", "es")
+Latent: TypeAlias = NDArray[np.float32]
+Mode: TypeAlias = Literal["hds", "acs", "bcs", "es"]
+MODES: tuple[Mode, ...] = ("hds", "acs", "bcs", "es")
 
 Metadata: TypeAlias = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ ImageInput: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
 
 DEFAULT_POOL = 200
-"""Images that the fine search of ``hds`` compares for small k, where no radius is given."""
+"""Images that ``hds`` and ``acs`` order for small k, where no radius is given."""
 
 POOL_PER_RESULT = 4
 """For k above ``DEFAULT_POOL / POOL_PER_RESULT``, the pool holds this many images per result.
@@ -68,12 +69,14 @@ class SearchOptions:
     ----------
     k : int
         At most this many results per query.
-    mode : {"hds", "bcs", "es"}
-        Coarse by codes then fine by features; codes only; or exhaustive over features.
+    mode : {"hds", "acs", "bcs", "es"}
+        Coarse by codes, then fine by features (``hds``) or by the query's latent values against
+        the stored bits (``acs``, asymmetric code search); codes only; or exhaustive over
+        features.
     radius : int or None
-        ``hds`` and ``bcs``: only images within this Hamming distance.
+        All modes but ``es``: only images within this Hamming distance.
     pool : int or None
-        ``hds`` without radius: number of images that the fine search compares.
+        ``hds`` and ``acs`` without radius: number of images that the fine search orders.
     where : mapping or None
         Only images whose label or metadata meet these conditions.
     exclude : ndarray of shape (q,), int64, or None
@@ -106,7 +109,7 @@ class SearchOptions:
                 )
             object.__setattr__(self, name, int(value))
         if self.radius is not None and self.mode == "es":
-            raise InvalidInputError("radius: goes with mode hds or bcs, not with es; leave it out")
+            raise InvalidInputError("radius: goes with hds, acs or bcs, not with es; leave it out")
         if not isinstance(self.where, Mapping | None):
             raise InvalidInputError(
                 f"where: expected a mapping such as {{'label': 'cat'}}, got {self.where!r:.80}"
@@ -153,8 +156,9 @@ class SearchResult(NamedTuple):
     ids : ndarray of shape (q, k), int64
         -1 where a query's pool holds fewer than k images.
     distances : ndarray of shape (q, k)
-        Hamming distances (uint16; 65535 next to id -1) for ``bcs``; Euclidean distances (float32;
-        inf next to id -1) for ``hds`` and ``es``.
+        Hamming distances (uint16; 65535 next to id -1) for ``bcs``; float32 (inf next to id -1)
+        for the others: Euclidean distances for ``hds`` and ``es``; for ``acs`` the sum of
+        abs(latent) of the query over the bits that differ.
     """
 
     ids: Ids
@@ -182,6 +186,8 @@ class EncodedBatch(NamedTuple):
         Class scores (F8 before the softmax), where the encoder has a classifier.
     skipped : tuple of Skipped
         Images of this batch that could not be read.
+    latent : ndarray of shape (m, bits), float32, or None
+        Layer H before the sigmoid, which ``acs`` orders by; bit j is 1 where it is at least 0.
     """
 
     positions: Ids
@@ -189,6 +195,7 @@ class EncodedBatch(NamedTuple):
     features: Features
     scores: NDArray[np.float32] | None
     skipped: tuple[Skipped, ...]
+    latent: Latent | None = None
 
 
 @dataclass(frozen=True)
@@ -261,9 +268,11 @@ class Hit(NamedTuple):
     hamming : int
         Bits that differ from the query's code.
     euclidean : float or None
-        Distance of features; None for mode ``bcs``.
+        Distance of features; None for modes ``bcs`` and ``acs``.
     code : bytes
         The image's packed code.
+    asymmetric : float or None
+        Distance of the query's latent values from the image's bits; for mode ``acs`` only.
     """
 
     id: int
@@ -273,6 +282,7 @@ class Hit(NamedTuple):
     hamming: int
     euclidean: float | None
     code: bytes
+    asymmetric: float | None = None
 
     def __repr__(self) -> str:
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "code")
@@ -416,7 +426,11 @@ class Searcher(Protocol):
     def __len__(self) -> int: ...
 
     def search_encoded(
-        self, codes: Codes, features: Features | None, options: SearchOptions
+        self,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        latent: Latent | None = None,
     ) -> SearchResult:
         """Search with q encoded queries.
 
@@ -428,6 +442,8 @@ class Searcher(Protocol):
             Needed by ``hds`` and ``es``.
         options : SearchOptions
             How many results, and which.
+        latent : ndarray of shape (q, bits), float32, optional
+            Needed by ``acs``. A row of NaN: only its code is known, and all bits count alike.
         """
         ...
 
@@ -481,16 +497,18 @@ class Index(Searcher, Protocol):
             answered together, and gives a list of lists.
         k : int
             At most k results per query.
-        mode : {"hds", "bcs", "es"}
-            Coarse by codes then fine by features; codes only; or exhaustive over features.
+        mode : {"hds", "acs", "bcs", "es"}
+            Coarse by codes, then fine by features (``hds``) or by the query's latent values
+            against the stored bits (``acs``; equal to ``bcs`` for an image of the index, of
+            which only bits are stored); codes only; or exhaustive over features.
         radius : int, optional
-            ``hds`` and ``bcs``: only images within this Hamming distance.
+            All modes but ``es``: only images within this Hamming distance.
         where : mapping, optional
             ``label`` or metadata keys, to a value, a list of values, or {">=": value, ...}.
         pool : int, optional
-            ``hds`` without radius: number of images that the fine search compares.
+            ``hds`` and ``acs`` without radius: number of images that the fine search orders.
         trace : SearchTrace, optional
-            ``hds`` adds its times and pools.
+            ``hds`` and ``acs`` add their times and pools.
 
         Returns
         -------
@@ -508,22 +526,32 @@ class Index(Searcher, Protocol):
         """
         options = SearchOptions(k, mode=mode, radius=radius, where=where, pool=pool)
         queries = query if isinstance(query, list) else [query]
-        hits = self.search_hits(*self._encode_queries(queries), options, trace)
+        codes, features, latent = self._encode_queries(queries)
+        hits = self.search_hits(codes, features, options, latent, trace)
         return list(hits) if isinstance(query, list) else hits[0]
 
-    def _encode_queries(self, queries: Sequence[Any]) -> tuple[Codes, Features]:
-        """Codes and features of images and ids."""
+    def _encode_queries(self, queries: Sequence[Any]) -> tuple[Codes, Features, Latent | None]:
+        """Codes, features and latent values of images and ids (NaN: an id has bits only)."""
         bits, width = self.bits, self.feature_dim
         codes = np.zeros((len(queries), -(-bits // 8)), np.uint8)
         features = np.zeros((len(queries), width), np.float32)
+        latent: Latent | None = np.zeros((len(queries), bits), np.float32)
         ids = [place for place, query in enumerate(queries) if is_id(query)]
         images = [place for place, query in enumerate(queries) if not is_id(query)]
         if images:
             given = [_check_image(queries[place]) for place in images]
-            codes[images], features[images] = self.require_encoder().encode(given)
+            for batch in self.require_encoder().encode_batches(given, strict=True):
+                at = np.array(images)[batch.positions]
+                codes[at], features[at] = batch.codes, batch.features
+                if batch.latent is None:
+                    latent = None  # an encoder of the user's own, which gives codes only
+                elif latent is not None:
+                    latent[at] = batch.latent
         if ids:
             _, codes[ids], features[ids] = self.encoded([queries[place] for place in ids])
-        return codes, features
+            if latent is not None:
+                latent[ids] = np.nan
+        return codes, features, latent
 
     def get(self, image_id: int) -> Record:
         """What is known of an image.

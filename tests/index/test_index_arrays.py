@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashlens import InvalidInputError, Searcher, SearchOptions
+from hashlens import InvalidInputError, Searcher, SearchOptions, pack_bits, unpack_bits
 from hashlens.codes import reference
 from hashlens.index import features as feature_rows
 from hashlens.index.ranking import ArraySearcher
@@ -26,6 +26,12 @@ def _arrays(seed: int, n: int, width: int, kind: str) -> tuple[Any, Any]:
 def _by_distance(features: Any, query: Any, ids: Any) -> list[int]:
     squared = ((features[ids].astype(np.float64) - query) ** 2).sum(axis=1)
     return [int(ids[i]) for i in np.lexsort((ids, squared))]
+
+
+def _by_latent(codes: Any, latent: Any, ids: Any) -> list[int]:
+    signs = 2.0 * unpack_bits(codes[ids], 24) - 1
+    apart = np.abs(latent).sum() - signs @ latent  # twice the sum over the bits that differ
+    return [int(ids[i]) for i in np.lexsort((ids, apart))]
 
 
 @given(
@@ -44,8 +50,10 @@ def test_all_modes_equal_plain_numpy(
     share: float | None, excluded: bool,
 ) -> None:  # fmt: skip
     codes, features = _arrays(seed, n, width, kind)
-    queries, query_features = _arrays(seed + 1, 3, width, "float32")
+    _, query_features = _arrays(seed + 1, 3, width, "float32")
     rng = np.random.default_rng(seed + 2)
+    latent = rng.integers(-2, 3, (3, 24)).astype(np.float32)
+    queries = pack_bits(latent >= 0)
     allowed = None if share is None else rng.random(n) < share
     exclude = rng.integers(-1, n, 3) if excluded else None
     searcher = ArraySearcher(codes, features)
@@ -55,7 +63,7 @@ def test_all_modes_equal_plain_numpy(
             k, mode=mode, radius=None if mode == "es" else radius, pool=pool, exclude=exclude
         )
         asked = None if mode == "bcs" else query_features
-        found[mode] = searcher.search_encoded(queries, asked, options, allowed=allowed)
+        found[mode] = searcher.search_encoded(queries, asked, options, latent, allowed=allowed)
     for i, (code, query) in enumerate(zip(queries, query_features, strict=True)):
         may = np.ones(n, bool) if allowed is None else allowed.copy()
         if exclude is not None and exclude[i] >= 0:
@@ -67,6 +75,7 @@ def test_all_modes_equal_plain_numpy(
             "bcs": near.tolist(),
             "hds": _by_distance(features, query, coarse),
             "es": _by_distance(features, query, np.flatnonzero(may)),
+            "acs": _by_latent(codes, latent[i], coarse),
         }
         for mode, result in found.items():
             got = result.ids[i][result.ids[i] >= 0].tolist()
@@ -86,11 +95,39 @@ def test_stored_in_another_order(seed: int, n: int, scale: float) -> None:
     plain = ArraySearcher(codes, features)
     moved = ArraySearcher(codes, stored, ids=ids, rows=rows)
     assert isinstance(moved, Searcher)
+    known_bits = np.full((n, 24), np.nan, np.float32)
     for mode in MODES:
-        one = plain.search_encoded(codes, features, SearchOptions(5, mode=mode))
-        other = moved.search_encoded(codes, features, SearchOptions(5, mode=mode))
+        one = plain.search_encoded(codes, features, SearchOptions(5, mode=mode), known_bits)
+        other = moved.search_encoded(codes, features, SearchOptions(5, mode=mode), known_bits)
         np.testing.assert_array_equal(ids[one.ids], other.ids)
         np.testing.assert_array_equal(one.distances, other.distances)
+
+
+@given(seed=st.integers(0, 99), bits=st.integers(8, 40))
+def test_a_query_of_bits_alone_is_ordered_by_hamming_distance(seed: int, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = pack_bits(rng.integers(0, 2, (40, bits)))
+    searcher, queries = ArraySearcher(codes), codes[:3]
+    latent = np.full((3, bits), np.nan)
+    found = searcher.search_encoded(queries, None, SearchOptions(40, mode="acs"), latent)
+    expected = searcher.search_encoded(queries, None, SearchOptions(40, mode="bcs"))
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.distances, expected.distances)
+
+
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        (None, "latent values"),
+        (np.zeros((2, 24)), "one row per query"),
+        (np.zeros((1, 30)), "one value per bit"),
+        (np.array([[np.inf] + 23 * [0.0]]), "finite"),
+    ],
+)
+def test_latent_values_that_do_not_fit(latent: Any, message: str) -> None:
+    codes, _ = _arrays(0, 5, 2, "float32")
+    with pytest.raises(InvalidInputError, match=message):
+        ArraySearcher(codes).search_encoded(codes[:1], None, SearchOptions(3, mode="acs"), latent)
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32"])
@@ -140,11 +177,11 @@ def test_the_default_pool_grows_with_k() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "fast"}, "expected one of hds, bcs, es, got 'fast'"),
+        ({"mode": "fast"}, "expected one of hds, acs, bcs, es, got 'fast'"),
         ({"k": 0}, "k: expected a whole number of 1 or more, got 0"),
         ({"k": True}, "k: expected a whole number of 1 or more, got True"),
         ({"pool": 2.5}, "pool: expected a whole number of 1 or more, got 2.5"),
-        ({"mode": "es", "radius": 3}, "radius: goes with mode hds or bcs"),
+        ({"mode": "es", "radius": 3}, "radius: goes with hds, acs or bcs"),
         ({"where": "label"}, "where: expected a mapping"),
         ({"exclude": 3}, "exclude: expected one id per query, got 3"),
         ({"radius": -1}, "radius: expected a whole number of 0 or more"),

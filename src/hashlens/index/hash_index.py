@@ -38,6 +38,7 @@ from hashlens.types import (
     Index,
     IndexInfo,
     Keep,
+    Latent,
     Metadata,
     Record,
     SearchOptions,
@@ -233,7 +234,11 @@ class HashIndex(Index):
     # Searching; `search` itself is in `Index`
 
     def search_encoded(
-        self, codes: Codes, features: Features | None, options: SearchOptions
+        self,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        latent: Latent | None = None,
     ) -> SearchResult:
         """Search with q encoded queries.
 
@@ -245,6 +250,8 @@ class HashIndex(Index):
             Needed by ``hds`` and ``es``.
         options : SearchOptions
             How many results, and which.
+        latent : ndarray of shape (q, bits), float32, optional
+            Layer H before the sigmoid; needed by ``acs``. A row of NaN: only the code is known.
 
         Returns
         -------
@@ -252,31 +259,32 @@ class HashIndex(Index):
             ids (q, k) int64 and distances (q, k).
         """
         with self._last_commit() as view:
-            return view.search(codes, features, options)
+            return view.search(codes, features, options, latent)
 
     def search_hits(
         self,
         codes: Codes,
         features: Features | None,
         options: SearchOptions,
+        latent: Latent | None = None,
         trace: SearchTrace | None = None,
     ) -> list[Hits]:
         """As ``search_encoded``, with records: a list of hits for each query, of one commit.
 
         Parameters
         ----------
-        codes, features, options
+        codes, features, options, latent
             As in ``search_encoded``.
         trace : SearchTrace, optional
-            ``hds`` adds its times and pools.
+            ``hds`` and ``acs`` add their times and pools.
 
         Returns
         -------
         list of Hits
         """
         with self._last_commit() as view:
-            found = view.search(codes, features, options, trace)
-            return view.hits(codes, found, euclidean=options.mode != "bcs")
+            found = view.search(codes, features, options, latent, trace)
+            return view.hits(codes, found, options.mode)
 
     def histogram(
         self, code: Codes, where: Mapping[str, Any] | None = None, exclude: int | None = None

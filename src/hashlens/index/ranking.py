@@ -1,16 +1,17 @@
-"""Coarse to fine over arrays: binary codes first, Euclidean distances inside the pool."""
+"""Coarse to fine over arrays: binary codes first, finer distances inside the pool."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.database import CodeDatabase
+from hashlens.codes.packing import pack_bits, unpack_bits
 from hashlens.codes.search import hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
@@ -20,6 +21,7 @@ from hashlens.types import (
     DuplicateGroups,
     Features,
     Ids,
+    Latent,
     Mode,
     SearchOptions,
     SearchResult,
@@ -31,7 +33,7 @@ _POOLS_AT_A_TIME = 64
 
 
 class ArraySearcher:
-    """The three ways to search, over codes and features in memory or memory-mapped.
+    """The four ways to search, over codes and features in memory or memory-mapped.
 
     Examples
     --------
@@ -70,6 +72,7 @@ class ArraySearcher:
         codes: Codes,
         features: Features | None,
         options: SearchOptions,
+        latent: Latent | None = None,
         *,
         allowed: NDArray[np.bool_] | None = None,
         trace: SearchTrace | None = None,
@@ -83,18 +86,23 @@ class ArraySearcher:
         more = k if excluded is None else k + 1
         if mode == "bcs":
             result = self._by_codes(codes, more, options.radius, allowed)
-        else:
+        elif mode == "es":
             fine, queries = self._fine_search(codes, features, mode)
+            result = self._empty_result(len(codes), more, allowed)
+            fine.nearest(queries, more, allowed, result)
+        else:
             if mode == "hds":
-                result = self._empty_result(len(codes), k, allowed)
-                trace = trace or SearchTrace()
-                self._coarse_to_fine(
-                    fine, codes, queries, options, allowed, excluded, result, trace
-                )
-                excluded = None
+                fine, queries = self._fine_search(codes, features, mode)
+                distances = fine.distances
             else:
-                result = self._empty_result(len(codes), more, allowed)
-                fine.nearest(queries, more, allowed, result)
+                queries = check_latent(latent, codes)
+                distances = partial(asymmetric_distances, self._codes)
+            result = self._empty_result(len(codes), k, allowed)
+            trace = trace or SearchTrace()
+            self._coarse_to_fine(
+                distances, codes, queries, options, allowed, excluded, result, trace
+            )
+            excluded = None
         if excluded is not None:
             result = _without(result, excluded, k)
         return SearchResult(self.to_ids(result.ids), result.distances)
@@ -120,7 +128,9 @@ class ArraySearcher:
     def _fine_search(self, codes: Codes, features: Any, mode: Mode) -> tuple[FineSearch, Features]:
         """What ranks by features, and the queries' features, checked."""
         if self._fine is None or self._fine.width == 0:
-            raise InvalidInputError(f"mode {mode} needs features, and only codes are held; use bcs")
+            raise InvalidInputError(
+                f"mode {mode} needs features, and only codes are held; use acs or bcs"
+            )
         if features is None:
             raise InvalidInputError(f"mode {mode} needs the queries' features; got codes only")
         return self._fine, self._fine.check_queries(features, len(codes))
@@ -151,9 +161,9 @@ class ArraySearcher:
 
     def _coarse_to_fine(
         self,
-        fine: FineSearch,
+        distances: PoolDistances,
         codes: Codes,
-        features: Features,
+        asked: NDArray[np.float32],
         options: SearchOptions,
         allowed: NDArray[np.bool_] | None,
         excluded: Ids | None,
@@ -174,7 +184,7 @@ class ArraySearcher:
                 pools = [p[p != one] for p, one in zip(pools, excluded[queries], strict=True)]
                 pools = pools if radius is not None else [p[:pool] for p in pools]
             found_pools = time.perf_counter()
-            fine.rank(pools, features[queries], result, at)
+            rank(distances, pools, asked[queries], result, at)
             trace.coarse += found_pools - began
             trace.fine += time.perf_counter() - found_pools
             trace.pools += [len(members) for members in pools]
@@ -198,6 +208,93 @@ def _without(result: SearchResult, unwanted: Ids, k: int) -> SearchResult:
         ids[last, -1] = -1
         distances[last, -1] = _NO_HAMMING if distances.dtype == np.uint16 else np.inf
     return SearchResult(ids[:, :k], distances[:, :k])
+
+
+PoolDistances: TypeAlias = Callable[[Ids, NDArray[np.float32]], NDArray[np.float32]]
+"""Distances (m,) of one query to m slots: what orders a pool."""
+
+
+def rank(
+    distances: PoolDistances,
+    pools: list[Ids],
+    queries: NDArray[np.float32],
+    result: SearchResult,
+    at: int,
+) -> None:
+    """Order each pool of slots into a row of ``result``, ties by slot."""
+
+    def some(first: int, last: int) -> None:
+        for i in range(first, last):
+            ids, apart = result.ids[at + i], result.distances[at + i]
+            k = min(len(ids), len(pools[i]))
+            if k:
+                slots = np.sort(pools[i])
+                found = distances(slots, queries[i])
+                near = np.flatnonzero(found <= np.partition(found, k - 1)[k - 1])
+                order = near[np.argsort(found[near], kind="stable")[:k]]
+                ids[:k], apart[:k] = slots[order], found[order]
+
+    if pools:
+        run_all([partial(some, *part) for part in split(len(pools), thread_count())])
+
+
+def asymmetric_distances(
+    database: CodeDatabase, slots: Ids, latent: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Distances of a query's latent values from stored bits.
+
+    The distance is the sum of abs(latent_j) over the bits j that differ from the query's own: the
+    asymmetric distance of Gordo et al., *Asymmetric Distances for Binary Embeddings* (TPAMI 2014),
+    up to a constant per query. A bit that the query is unsure of costs little. Equal codes have
+    equal distances, to the last digit.
+
+    Parameters
+    ----------
+    database : CodeDatabase
+        Codes of ``bits`` bits.
+    slots : ndarray of shape (m,), int64
+        Which of its codes.
+    latent : ndarray of shape (bits,), float32
+        Layer H of the query before the sigmoid; bit j of its code is 1 where it is at least 0.
+
+    Returns
+    -------
+    ndarray of shape (m,), float32
+    """
+    weights = np.zeros(8 * database.n_bytes, np.float32)
+    weights[: len(latent)] = np.abs(latent)
+    # What each value of a byte of differing bits adds, byte by byte.
+    table = weights.reshape(-1, 8) @ _BITS_OF_BYTES.T
+    differing = database.packed(slots) ^ pack_bits(latent[None] >= 0)
+    return table[np.arange(database.n_bytes), differing].sum(axis=1, dtype=np.float32)
+
+
+_BITS_OF_BYTES = unpack_bits(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32)
+
+
+def check_latent(latent: Any, codes: Codes) -> Latent:
+    """Latent values of queries as float32, or ``InvalidInputError``.
+
+    A row of NaN stands for a query of which only the code is known: its bits as -1 and 1.
+    """
+    if latent is None:
+        raise InvalidInputError(
+            "mode acs needs the queries' latent values, which come with an image that Hashlens' "
+            "own encoder encodes; use bcs where there are only codes"
+        )
+    values = np.array(latent, np.float32)
+    fits = values.ndim == 2 and len(values) == len(codes)
+    if not fits or -(-values.shape[1] // 8) != codes.shape[1]:
+        raise InvalidInputError(
+            f"latent: expected one row per query and one value per bit of {codes.shape[1]} bytes, "
+            f"got shape {values.shape}"
+        )
+    known = ~np.isnan(values).all(axis=1)
+    bits = unpack_bits(codes[~known], values.shape[1])
+    values[~known] = 2 * bits.astype(np.float32) - 1
+    if not np.isfinite(values).all():
+        raise InvalidInputError("latent: expected finite values, got NaN or infinity")
+    return values
 
 
 class FineSearch:
@@ -237,29 +334,12 @@ class FineSearch:
         slot_of, mask = self._slot_of_row(allowed)
         found = nearest_candidates(self._features, queries, k, mask)
         pools = found if slot_of is None else [slot_of[rows] for rows in found]
-        self.rank(pools, queries, result, 0)
+        rank(self.distances, pools, queries, result, 0)
 
-    def rank(self, pools: list[Ids], queries: Features, result: SearchResult, at: int) -> None:
-        """Order each pool of slots into a row of ``result``, ties by slot."""
-
-        def some(first: int, last: int) -> None:
-            for i in range(first, last):
-                self._rank_one(pools[i], queries[i], result.ids[at + i], result.distances[at + i])
-
-        tasks = [partial(some, *part) for part in split(len(pools), thread_count())]
-        if pools:
-            run_all(tasks)
-
-    def _rank_one(self, pool: Ids, query: Any, ids: Any, distances: Any) -> None:
-        if not len(pool) or not len(ids):
-            return
-        slots = np.sort(pool)
+    def distances(self, slots: Ids, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Euclidean distances (m,) of a query's features (d,) to those of these slots."""
         rows = slots if self._rows is None else self._rows[slots]
-        found = distances_to_rows(self._features, rows, query)
-        k = min(len(ids), len(slots))
-        near = np.flatnonzero(found <= np.partition(found, k - 1)[k - 1])
-        order = near[np.argsort(found[near], kind="stable")[:k]]
-        ids[:k], distances[:k] = slots[order], found[order]
+        return distances_to_rows(self._features, rows, query)
 
     def _slot_of_row(
         self, allowed: NDArray[np.bool_] | None

@@ -22,6 +22,8 @@ from hashlens.types import (
     Features,
     Hit,
     Ids,
+    Latent,
+    Mode,
     Record,
     SearchOptions,
     SearchResult,
@@ -128,15 +130,18 @@ class View(NamedTuple):
         codes: Any,
         features: Features | None,
         options: SearchOptions,
+        latent: Latent | None = None,
         trace: SearchTrace | None = None,
     ) -> SearchResult:
         """The nearest images of encoded queries."""
         codes = check_width(codes, self.snapshot.meta.bits)
         allowed = self.snapshot.matching(self.connection, options.where)
         searcher = self.snapshot.searcher(self.connection)
-        return searcher.search_encoded(codes, features, options, allowed=allowed, trace=trace)
+        return searcher.search_encoded(
+            codes, features, options, latent, allowed=allowed, trace=trace
+        )
 
-    def hits(self, queries: Codes, result: SearchResult, *, euclidean: bool) -> list[Hits]:
+    def hits(self, queries: Codes, result: SearchResult, mode: Mode) -> list[Hits]:
         """Results with their records and codes."""
         sql = f"SELECT {_COLUMNS}, position FROM images WHERE id = ? AND alive"
         hits: list[Hits] = []
@@ -145,12 +150,17 @@ class View(NamedTuple):
             rows = [self._one(sql, image_id) for image_id in ids[found].tolist()]
             codes = self.snapshot.codes[np.array([row[-1] for row in rows], np.int64)]
             bits = np.bitwise_count(codes ^ query).sum(axis=1, dtype=np.int64).tolist()
-            apart = distances[found].tolist() if euclidean else [None] * len(rows)
+            none = [None] * len(rows)
+            apart = distances[found].tolist()
+            euclidean = apart if mode in ("hds", "es") else none
+            asymmetric = apart if mode == "acs" else none
             hits.append(
                 Hits(
                     [
-                        Hit(*to_record(row[:-1]), hamming, euclid, code.tobytes())
-                        for row, hamming, euclid, code in zip(rows, bits, apart, codes, strict=True)
+                        Hit(*to_record(row[:-1]), hamming, euclid, code.tobytes(), latent)
+                        for row, hamming, euclid, code, latent in zip(
+                            rows, bits, euclidean, codes, asymmetric, strict=True
+                        )
                     ]
                 )
             )
