@@ -653,6 +653,7 @@ class Index(Searcher, Protocol):
         codes: Codes,
         features: Features | None,
         options: SearchOptions,
+        latent: Latent | None = None,
         trace: SearchTrace | None = None,
     ) -> Sequence[list[Hit]]:
         """As ``search_encoded``, with records: a list of hits for each query."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hashlens import HashIndex, IndexStoreError, InvalidInputError, SearchOptions
+from hashlens import HashIndex, IndexStoreError, InvalidInputError, SearchOptions, unpack_bits
 from hashlens.distributed.sharded import ShardedIndex
 
 from .sharded_folders import BITS, DIM, make_shards, part
 
-MODES = ("bcs", "hds", "es")
+MODES = ("bcs", "acs", "hds", "es")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,16 @@ def _same(got: Any, expected: Any) -> None:
     assert (got.ids[:, width:] == -1).all()
 
 
+def _latent(codes: Any) -> Any:
+    """Latent values of these codes, as unsure as one likes."""
+    sure = np.random.default_rng(0).random((len(codes), BITS), np.float32)
+    return np.where(unpack_bits(codes, BITS) == 1, sure, -sure)
+
+
+def _found(index: Any, codes: Any, features: Any, options: SearchOptions) -> Any:
+    return index.search_encoded(codes, features, options, _latent(codes))
+
+
 def _queries(images: dict[str, Any], n: int = 7) -> tuple[Any, Any]:
     return images["codes"][:n], images["features"][3 : n + 3]
 
@@ -55,13 +65,14 @@ def test_it_answers_as_one_index_does(
             {"where": {"label": "dog", "shelf": [1, 4]}},
             {"exclude": exclude},
             {"radius": 2} if mode != "es" else {},
-            {"pool": 15} if mode == "hds" else {},
+            {"pool": 15} if mode in ("acs", "hds") else {},
         ):
             for k in (1, 10, 700):
-                got = index.search_encoded(codes, features, SearchOptions(k, mode=mode, **options))
+                got = _found(index, codes, features, SearchOptions(k, mode=mode, **options))
                 assert not got.partial
                 _same(
-                    got, one.search_encoded(codes, features, SearchOptions(k, mode=mode, **options))
+                    got,
+                    _found(one, codes, features, SearchOptions(k, mode=mode, **options)),
                 )
     assert len(index) == len(one)
     assert index.ids().tolist() == one.ids().tolist()
@@ -113,8 +124,11 @@ def test_images_are_added_removed_and_kept_after_a_crash(
         codes, features = _queries(images)
         for mode in MODES:
             for _ in range(3):  # whichever replica answers
-                got = index.search_encoded(codes, features, SearchOptions(50, mode=mode))
-                _same(got, expected.search_encoded(codes, features, SearchOptions(50, mode=mode)))
+                got = _found(index, codes, features, SearchOptions(50, mode=mode))
+                _same(
+                    got,
+                    _found(expected, codes, features, SearchOptions(50, mode=mode)),
+                )
         assert len(index) == len(expected) == 642
     index.close()
 
@@ -135,8 +149,11 @@ def test_what_another_process_adds_is_found(
         assert ids.tolist() == [600, 601, 602]
         assert reader.get(602).uri == images["uris"][2]
         for mode in MODES:
-            got = reader.search_encoded(codes, features, SearchOptions(700, mode=mode))
-            _same(got, writer.search_encoded(codes, features, SearchOptions(700, mode=mode)))
+            got = _found(reader, codes, features, SearchOptions(700, mode=mode))
+            _same(
+                got,
+                _found(writer, codes, features, SearchOptions(700, mode=mode)),
+            )
             assert np.isin(ids, got.ids).all()
         assert len(reader) == 603
 

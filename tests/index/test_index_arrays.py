@@ -190,7 +190,7 @@ def test_the_default_pool_grows_with_k() -> None:
         ({"features": None}, "mode hds needs the queries' features"),
         ({"features": np.zeros((2, 3))}, r"query features: expected \(2, 4\), got \(2, 3\)"),
         ({"features": np.full((2, 4), np.nan)}, "finite"),
-        ({"codes": np.zeros((2, 4), np.uint8)}, "expected 3 bytes a code"),
+        ({"codes": np.zeros((2, 4), np.uint8)}, "expected 3 bytes per code"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:

@@ -237,7 +237,7 @@ def _stages(index: ShardedIndex, code: Codes, feature: Features) -> tuple[float,
     """Seconds of a query's stages, and processor seconds of this process."""
     trace = SearchTrace()
     began, busy = time.perf_counter(), time.process_time()
-    index.search_hits(code, feature, SearchOptions(RESULTS, pool=POOL), trace)
+    index.search_hits(code, feature, SearchOptions(RESULTS, pool=POOL), trace=trace)
     busy, whole = time.process_time() - busy, time.perf_counter() - began
     return trace.coarse, trace.fine, whole - trace.coarse - trace.fine, busy
 

@@ -48,7 +48,7 @@ def search_command(
     if mode not in _MODES:
         raise typer.BadParameter(f"--mode: expected one of {', '.join(_MODES)}, got {mode!r}")
     if mode == "es" and radius is not None:
-        raise typer.BadParameter("--radius goes with --mode hds or bcs")
+        raise typer.BadParameter("--radius goes with --mode hds, acs or bcs")
     from hashlens.types import SearchTrace
 
     limit = parse_radius(radius)

@@ -18,9 +18,19 @@ from hashlens.distributed.catalogue import CatalogueFile, Shard
 from hashlens.errors import InvalidInputError
 from hashlens.index.features import distances_to_rows
 from hashlens.index.hash_index import HashIndex
+from hashlens.index.ranking import asymmetric_distances
 from hashlens.index.writing import GivenRows, add_images, update_image
 from hashlens.machine import own_memory
-from hashlens.types import Codes, Features, Ids, Record, SearchOptions, SearchResult
+from hashlens.types import (
+    Codes,
+    Features,
+    Ids,
+    Latent,
+    Mode,
+    Record,
+    SearchOptions,
+    SearchResult,
+)
 
 START_SECONDS = 120.0
 """How long actors may take to start."""
@@ -168,7 +178,11 @@ class ShardServer:
         return len(ids), max(known, int(ids.max(initial=-1)) + 1)
 
     def search(
-        self, codes: Codes, features: Features | None, options: SearchOptions
+        self,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        latent: Latent | None = None,
     ) -> SearchResult:
         """``search_encoded`` of this shard, with the ids of the sharded index."""
         shard = self._shard
@@ -176,7 +190,7 @@ class ShardServer:
             options = replace(options, exclude=shard.to_local(options.exclude))
         wanted = options
         while True:
-            found = self._index.search_encoded(codes, features, wanted)
+            found = self._index.search_encoded(codes, features, wanted, latent)
             result = SearchResult(shard.to_global(found.ids), found.distances)
             # images committed here that the catalogue does not know yet must not take places
             unknown = int(((found.ids >= 0) & (result.ids < 0)).sum(axis=1).max(initial=0))
@@ -184,11 +198,11 @@ class ShardServer:
                 return result
             wanted = replace(options, k=options.k + unknown)
 
-    def rank(self, features: Features, pools: Ids, k: int) -> SearchResult:
-        """Euclidean distances of each query to its pool's images in this shard, nearest first."""
+    def rank(self, mode: Mode, asked: Features, pools: Ids, k: int) -> SearchResult:
+        """The order of each query's pool in this shard, by its features or latent values."""
         local = self._shard.to_local(pools)
         wanted = np.unique(local[local >= 0])
-        ids, _, stored = self._index.encoded(wanted.tolist())
+        ids, codes, stored = self._index.encoded(wanted.tolist())
         width = min(k, pools.shape[1])
         result = SearchResult(
             np.full((len(pools), width), -1, np.int64),
@@ -196,7 +210,10 @@ class ShardServer:
         )
         for row, pool in enumerate(local):
             at = np.searchsorted(ids, np.sort(pool[pool >= 0]))
-            near = distances_to_rows(stored, at, features[row])
+            if mode == "acs":
+                near = asymmetric_distances(codes[at], asked[row])
+            else:
+                near = distances_to_rows(stored, at, asked[row])
             order = np.argsort(near, kind="stable")[:width]
             result.ids[row, : len(order)] = self._shard.to_global(ids[at[order]])
             result.distances[row, : len(order)] = near[order]

@@ -24,7 +24,7 @@ from hashlens.distributed.replicas import Answers, Replicas, merge
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.hits import Hits
-from hashlens.index.ranking import ArraySearcher
+from hashlens.index.ranking import ArraySearcher, check_latent
 from hashlens.index.rows import check_ids, list_ids
 from hashlens.index.writing import GivenRows, encode_image, encode_images
 from hashlens.types import (
@@ -40,6 +40,7 @@ from hashlens.types import (
     Index,
     IndexInfo,
     Keep,
+    Latent,
     Metadata,
     Record,
     SearchOptions,
@@ -213,13 +214,22 @@ class ShardedIndex(Index):
     # Searching; `search` itself is in `Index`
 
     def search_encoded(
-        self, codes: Codes, features: Features | None, options: SearchOptions
+        self,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        latent: Latent | None = None,
     ) -> ShardedResult:
         """Search with encoded queries; see :class:`hashlens.types.Searcher`."""
-        return self._search(codes, features, options, SearchTrace())
+        return self._search(codes, features, options, latent, SearchTrace())
 
     def _search(
-        self, codes: Codes, features: Features | None, options: SearchOptions, trace: SearchTrace
+        self,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        latent: Latent | None,
+        trace: SearchTrace,
     ) -> ShardedResult:
         codes = check_codes(codes, "query codes")
         if codes.shape[1] != code_bytes(self.bits):
@@ -227,11 +237,14 @@ class ShardedIndex(Index):
                 f"query codes: expected {code_bytes(self.bits)} bytes per code ({self.bits} bits), "
                 f"got {codes.shape[1]}"
             )
-        if options.mode == "hds" and options.radius is None and features is not None:
-            result = self._coarse_to_fine(codes, features, options, trace)
+        if options.mode == "acs":
+            latent = check_latent(latent, codes)
+        asked = {"hds": features, "acs": latent}.get(options.mode)
+        if asked is not None and options.radius is None:
+            result = self._coarse_to_fine(codes, asked, options, trace)
         else:
             started = time.perf_counter()
-            call = ("search", codes, features, options)
+            call = ("search", codes, features, options, latent)
             found, missing = self._gather(dict.fromkeys(range(len(self.shards)), call))
             trace.coarse += time.perf_counter() - started
             result = self._result(merge(found, options.k), missing)
@@ -239,14 +252,15 @@ class ShardedIndex(Index):
         return result
 
     def _coarse_to_fine(
-        self, codes: Codes, features: Features, options: SearchOptions, trace: SearchTrace
+        self, codes: Codes, asked: Features, options: SearchOptions, trace: SearchTrace
     ) -> ShardedResult:
+        """Pools of the whole by codes, ordered by ``asked``: features, or latent values."""
         started = time.perf_counter()
         k, exclude = options.k, options.exclude
         # One more than asked for, so that leaving one out leaves enough.
         size = options.pool_size + (exclude is not None)
         coarse = SearchOptions(size, mode="bcs", where=options.where)
-        call: tuple[Any, ...] = ("search", codes, None, coarse)
+        call: tuple[Any, ...] = ("search", codes, None, coarse, None)
         found, missing = self._gather(dict.fromkeys(range(len(self.shards)), call))
         pools = merge(found, size).ids
         trace.pools += (pools >= 0).sum(axis=1).tolist()
@@ -255,7 +269,7 @@ class ShardedIndex(Index):
         if exclude is not None:
             pools = np.where(pools == exclude[:, None], -1, pools)
         holders = self._holders(pools)
-        call = ("rank", np.ascontiguousarray(features, np.float32), pools, k)
+        call = ("rank", options.mode, np.ascontiguousarray(asked, np.float32), pools, k)
         ranked, late = self._gather(dict.fromkeys(holders, call))
         trace.fine += time.perf_counter() - started
         if not holders:
@@ -269,11 +283,12 @@ class ShardedIndex(Index):
         codes: Codes,
         features: Features | None,
         options: SearchOptions,
+        latent: Latent | None = None,
         trace: SearchTrace | None = None,
     ) -> list[Hits]:
         """As ``search_encoded``, with records: a list of hits for each query."""
         trace = trace or SearchTrace()
-        found = self._search(codes, features, options, trace)
+        found = self._search(codes, features, options, latent, trace)
         wanted = np.unique(found.ids[found.ids >= 0])
         described = self._describe(wanted, trace) if len(wanted) else {}
         hits = []
@@ -283,8 +298,10 @@ class ShardedIndex(Index):
                 if image_id in described:
                     code, record = described[image_id]
                     hamming = int(np.bitwise_count(code ^ query).sum())
-                    euclidean = None if options.mode == "bcs" else distance
-                    of_query.append(Hit(*record, hamming, euclidean, code.tobytes()))
+                    euclidean = distance if options.mode in ("hds", "es") else None
+                    asymmetric = distance if options.mode == "acs" else None
+                    hit = Hit(*record, hamming, euclidean, code.tobytes(), asymmetric)
+                    of_query.append(hit)
             hits.append(of_query)
         return hits
 

@@ -91,12 +91,12 @@ class ArraySearcher:
             result = self._empty_result(len(codes), more, allowed)
             fine.nearest(queries, more, allowed, result)
         else:
+            distances: PoolDistances = self._asymmetric_distances
             if mode == "hds":
                 fine, queries = self._fine_search(codes, features, mode)
                 distances = fine.distances
             else:
                 queries = check_latent(latent, codes)
-                distances = partial(asymmetric_distances, self._codes)
             result = self._empty_result(len(codes), k, allowed)
             trace = trace or SearchTrace()
             self._coarse_to_fine(
@@ -189,6 +189,9 @@ class ArraySearcher:
             trace.fine += time.perf_counter() - found_pools
             trace.pools += [len(members) for members in pools]
 
+    def _asymmetric_distances(self, slots: Ids, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+        return asymmetric_distances(self._codes.packed(slots), latent)
+
     def _empty_result(
         self, queries: int, k: int, allowed: NDArray[np.bool_] | None
     ) -> SearchResult:
@@ -238,9 +241,7 @@ def rank(
         run_all([partial(some, *part) for part in split(len(pools), thread_count())])
 
 
-def asymmetric_distances(
-    database: CodeDatabase, slots: Ids, latent: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def asymmetric_distances(codes: Codes, latent: NDArray[np.float32]) -> NDArray[np.float32]:
     """Distances of a query's latent values from stored bits.
 
     The distance is the sum of abs(latent_j) over the bits j that differ from the query's own: the
@@ -250,10 +251,8 @@ def asymmetric_distances(
 
     Parameters
     ----------
-    database : CodeDatabase
-        Codes of ``bits`` bits.
-    slots : ndarray of shape (m,), int64
-        Which of its codes.
+    codes : ndarray of shape (m, ceil(bits / 8)), uint8
+        Packed codes.
     latent : ndarray of shape (bits,), float32
         Layer H of the query before the sigmoid; bit j of its code is 1 where it is at least 0.
 
@@ -261,12 +260,13 @@ def asymmetric_distances(
     -------
     ndarray of shape (m,), float32
     """
-    weights = np.zeros(8 * database.n_bytes, np.float32)
+    weights = np.zeros(8 * codes.shape[1], np.float32)
     weights[: len(latent)] = np.abs(latent)
     # What each value of a byte of differing bits adds, byte by byte.
     table = weights.reshape(-1, 8) @ _BITS_OF_BYTES.T
-    differing = database.packed(slots) ^ pack_bits(latent[None] >= 0)
-    return table[np.arange(database.n_bytes), differing].sum(axis=1, dtype=np.float32)
+    differing = codes ^ pack_bits(latent[None] >= 0)
+    distances: NDArray[np.float32] = table[np.arange(codes.shape[1]), differing].sum(axis=1)
+    return distances
 
 
 _BITS_OF_BYTES = unpack_bits(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32)

@@ -282,7 +282,7 @@ def search(index: Index, encoded: Encoded, options: SearchOptions, *, histogram:
             counts = index.histogram(code, options.where, own)
         began = time.perf_counter()
         (hits,) = index.search_hits(
-            code[None], None if features is None else features[None], options, trace
+            code[None], None if features is None else features[None], options, trace=trace
         )
         elapsed = time.perf_counter() - began
     if hds:
