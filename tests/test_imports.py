@@ -21,8 +21,8 @@ _LIBRARY = _LEARNING | {"training", "index", "baselines", "evaluation"}
 _PRODUCT = _LIBRARY | {"workflows", "paper"}
 ALLOWED = {
     "errors": set(),
-    "types": {"errors"},
-    "files": {"errors", "types"},
+    "types": {"errors", "files"},
+    "files": {"errors"},
     "machine": {"errors", "types"},
     "codes": _FLOOR,
     "index": _FLOOR | {"codes", "data"},  # data: the pictures of hits in a notebook

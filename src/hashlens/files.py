@@ -21,7 +21,13 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
 
-def path_uri(path: str | os.PathLike[str]) -> str:
+class Uri(str):
+    """The name of an image as sources write it: absolute, so that an index stores it as it is."""
+
+    __slots__ = ()
+
+
+def path_uri(path: str | os.PathLike[str]) -> Uri:
     """URI of a file: its absolute path, or a ``file:`` URI where the name is not valid UTF-8.
 
     A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW`` are rows.
@@ -30,8 +36,8 @@ def path_uri(path: str | os.PathLike[str]) -> str:
     try:
         absolute.encode()
     except UnicodeEncodeError:
-        return Path(absolute).as_uri()
-    return absolute
+        return Uri(Path(absolute).as_uri())
+    return Uri(absolute)
 
 
 def uri_path(uri: str) -> Path:
@@ -47,7 +53,7 @@ class Row(NamedTuple):
     Attributes
     ----------
     table : str
-        Path or URI of a parquet file, ``digits``, or ``hub:NAME#SPLIT``.
+        Path or URI of a parquet file, ``digits``, ``hub:NAME#SPLIT``, or ``memory:NUMBER``.
     row : int
         From 0 on.
     """
@@ -62,13 +68,14 @@ class Row(NamedTuple):
 
 
 _ROW = re.compile(
-    r"(?P<table>digits|hub:.+#[^#]+|.+\.(?i:parquet))#(?P<row>[0-9]+)", re.ASCII | re.DOTALL
+    r"(?P<table>digits|memory:[0-9a-f]+|hub:.+#[^#]+|.+\.(?i:parquet))#(?P<row>[0-9]+)",
+    re.ASCII | re.DOTALL,
 )
 
 
-def row_uri(table: str, row: int) -> str:
+def row_uri(table: str, row: int) -> Uri:
     """URI of a row of a table."""
-    return f"{table}#{row}"
+    return Uri(f"{table}#{row}")
 
 
 def parse_row(uri: str) -> Row | None:

@@ -29,6 +29,7 @@ from hashlens.errors import (
     InvalidInputError,
     MissingExtraError,
 )
+from hashlens.files import FileState
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -186,6 +187,8 @@ class EncodedBatch(NamedTuple):
         Class scores (F8 before the softmax), where the encoder has a classifier.
     skipped : tuple of Skipped
         Images of this batch that could not be read.
+    files : tuple of FileState or None
+        How the file of each encoded image looked when it was read, None for one in memory.
     latent : ndarray of shape (m, bits), float32, or None
         Layer H before the sigmoid, which ``acs`` orders by; bit j is 1 where it is at least 0.
     """
@@ -195,6 +198,7 @@ class EncodedBatch(NamedTuple):
     features: Features
     scores: NDArray[np.float32] | None
     skipped: tuple[Skipped, ...]
+    files: tuple[FileState | None, ...]
     latent: Latent | None = None
 
 

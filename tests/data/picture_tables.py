@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashlens.data.image import load_image
+from hashlens.data.opening import load_image
 from hashlens.data.source import Source
 from image_builders import CLASSES, encoded, picture
 

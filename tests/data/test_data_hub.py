@@ -12,7 +12,7 @@ import pytest
 from picture_tables import assert_same_pictures, write_table
 
 from hashlens import ImageError, SourceError, open_source
-from hashlens.data.image import load_image
+from hashlens.data.opening import load_image
 from image_builders import CLASSES, write_class_folder
 
 
@@ -57,7 +57,7 @@ def test_a_hub_data_set_without_images_is_refused(tmp_path: Path, hub_folder: Pa
     shutil.rmtree(hub_folder)
     hub_folder.mkdir()
     (hub_folder / "train.csv").write_text("text,label\nhello,1\n")
-    with pytest.raises(SourceError, match="expected a column 'image' of images, got text, label"):
+    with pytest.raises(SourceError, match="expected a column 'image', got text, label"):
         open_source(f"hub:{hub_folder}")
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from hashlens import ImageError, SourceError
 from hashlens.data.folders import list_images
-from hashlens.data.image import MAX_PIXELS, load_image
+from hashlens.data.image import MAX_PIXELS
+from hashlens.data.opening import load_image
 from hashlens.files import path_uri, uri_path
 from image_builders import encoded, picture
 
@@ -47,7 +48,7 @@ def test_broken_images_are_named_with_a_reason(bad_images: dict[str, Path]) -> N
 
 def test_a_bomb_is_refused_before_it_is_decoded(bad_images: dict[str, Path]) -> None:
     code = (
-        "import re, sys; from hashlens.data.image import load_image\n"
+        "import re, sys; from hashlens.data.opening import load_image\n"
         "try: load_image(sys.argv[1])\n"
         "except Exception as error: print(type(error).__name__)\n"
         # ru_maxrss would begin at the peak of the process that started this one
@@ -273,7 +274,7 @@ def test_folders_and_files_without_permission_are_named() -> None:
     code = (
         "import os, sys\n"
         "from PIL import Image\n"
-        "from hashlens.data.image import load_image\n"
+        "from hashlens.data.opening import load_image\n"
         "from hashlens.data.opening import open_source\n"
         "from hashlens import HashlensError\n"
         "Image.init()  # all that is imported is imported before rights are given up\n"

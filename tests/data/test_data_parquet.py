@@ -14,8 +14,8 @@ from picture_tables import PICTURES, assert_same_pictures, write_table
 
 from hashlens import ImageError, SourceError, open_source
 from hashlens.data import tables
-from hashlens.data.image import load_image
 from hashlens.data.labels import require_labels
+from hashlens.data.opening import load_image
 from image_builders import CLASSES, encoded, picture
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from picture_tables import PICTURES, assert_same_pictures, write_table
 
 from hashlens import InvalidInputError, SourceError, open_source
-from hashlens.data.image import load_image
+from hashlens.data.opening import load_image
 from image_builders import encoded, picture, write_class_folder
 
 GOLDEN_TEST_ROWS = [1, 2, 16, 17, 21, 25, 32, 33]

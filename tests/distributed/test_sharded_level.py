@@ -11,6 +11,7 @@ import pytest
 
 from hashlens import HashIndex, IndexStoreError, InvalidInputError
 from hashlens.distributed.sharded import ShardedIndex
+from hashlens.files import file_state
 from hashlens.types import Codes, EncodedBatch, Features, ImageInput
 
 from .sharded_folders import BITS, DIM, make_shards
@@ -31,7 +32,8 @@ class SizeEncoder:
     ) -> Iterator[EncodedBatch]:
         listed = list(images)
         if listed:
-            yield EncodedBatch(np.arange(len(listed)), *self.encode(listed), None, ())
+            files = tuple(map(file_state, listed))
+            yield EncodedBatch(np.arange(len(listed)), *self.encode(listed), None, (), files)
 
 
 def _size(image: Any) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hashlens import HashIndex, ImageError
+from hashlens.files import file_state
 from hashlens.index import writing
 from hashlens.types import Codes, EncodedBatch, Features, Skipped
 
@@ -58,9 +59,11 @@ class NumberEncoder:
             except ImageError as error:
                 skipped = (Skipped(position, str(image), str(error)),)
                 nothing = encoded([])
-                yield EncodedBatch(np.zeros(0, np.int64), *nothing, None, skipped)
+                yield EncodedBatch(np.zeros(0, np.int64), *nothing, None, skipped, ())
                 continue
-            yield EncodedBatch(np.array([position]), codes, features, None, ())
+            yield EncodedBatch(
+                np.array([position]), codes, features, None, (), (file_state(image),)
+            )
 
     @staticmethod
     def _number(image: Any) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from hashlens import HashIndex, ImageError, pack_bits
+from hashlens.files import file_state
 from hashlens.types import Codes, EncodedBatch, Features, ImageInput, Skipped
 
 SIDE = 6
@@ -56,7 +57,10 @@ class PixelEncoder:
                 skipped.append(Skipped(position, str(image), str(error)))
         codes, features = self.encode([image for _, image in good])
         positions = np.array([position for position, _ in good], np.int64)
-        return EncodedBatch(positions, codes, features, None, tuple(skipped))
+        files = tuple(
+            file_state(image) if isinstance(image, str | Path) else None for _, image in good
+        )
+        return EncodedBatch(positions, codes, features, None, tuple(skipped), files)
 
     def _pixels(self, image: Any) -> Any:
         try:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.packing import unpack_bits
-from hashlens.data.image import load_image
+from hashlens.data.opening import load_image
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError, SourceError
 from hashlens.index.hash_index import HashIndex

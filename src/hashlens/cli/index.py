@@ -346,7 +346,7 @@ def duplicates_command(
 
 
 def _write_group_sheet(path: Path, groups: list[Any]) -> None:
-    from hashlens.data.image import load_image
+    from hashlens.data.opening import load_image
     from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 
     if not groups:

@@ -115,7 +115,7 @@ def printable(text: str) -> str:
 
 def write_sheet(path: Path, answers: list[tuple[str, str, list[Hit]]]) -> None:
     """Queries and their nearest pictures as one picture."""
-    from hashlens.data.image import load_image
+    from hashlens.data.opening import load_image
     from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 
     queries = [

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashlens.data.image import UnreadableImageError, image_name, load_image
+from hashlens.data.image import UnreadableImageError, decode, image_name
+from hashlens.data.opening import fetch
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError
+from hashlens.files import FileState
 from hashlens.machine import cores
 from hashlens.types import ImageInput, Skipped
 
@@ -32,11 +34,14 @@ class DecodedImages(NamedTuple):
         Where each stood in the input; ascending.
     skipped : tuple of Skipped
         Those that could not be read, by position.
+    files : tuple of FileState or None
+        How the file of each image looked when it was read; of a stream, else empty.
     """
 
     pixels: NDArray[np.uint8]
     positions: NDArray[np.int64]
     skipped: tuple[Skipped, ...]
+    files: tuple[FileState | None, ...] = ()
 
 
 def decode_source(
@@ -125,6 +130,7 @@ class _Batch:
         self._items, self._start, self._preprocessing = items, start, preprocessing
         side, channels = preprocessing.size, preprocessing.channels
         self._pixels = np.empty((len(items), side, side, channels), np.uint8)
+        self._files: list[FileState | None] = [None] * len(items)
         step = min(_CHUNK, max(1, len(items) // 8))
         self._parts: list[Future[list[tuple[int, ImageError]]]] = [
             pool.submit(self._work, low, min(low + step, len(items)))
@@ -135,7 +141,10 @@ class _Batch:
         failed = []
         for i in range(low, high):
             try:
-                picture = load_image(self._items[i], size_hint=self._preprocessing.size_hint)
+                item = self._items[i]
+                raw, self._files[i] = fetch(item)
+                hint = self._preprocessing.size_hint
+                picture = decode(raw, image_name(item), size_hint=hint)
                 self._pixels[i] = self._preprocessing.pixels(picture)
             except ImageError as error:
                 failed.append((i, error))
@@ -150,7 +159,9 @@ class _Batch:
             if strict:
                 raise UnreadableImageError(name, _skipped(position, name, error).reason) from error
             skipped.append(_skipped(position, name, error))
-        return _without(self._pixels, skipped, self._start)
+        decoded = _without(self._pixels, skipped, self._start)
+        files = tuple(self._files[i] for i in (decoded.positions - self._start).tolist())
+        return decoded._replace(files=files)
 
 
 def _checked_workers(workers: int | None) -> int:

@@ -7,11 +7,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.data.image import RawImage
 from hashlens.data.labels import split_validation
 from hashlens.data.source import Source
-from hashlens.data.uris import RawImage
 from hashlens.errors import MissingExtraError, SourceError
-from hashlens.files import row_uri
+from hashlens.files import Uri, row_uri
 
 TEST_FRACTION = 0.2
 _SPLIT_SEED = 2015
@@ -36,7 +36,7 @@ class DigitImages:
     def __len__(self) -> int:
         return len(_digits()[0])
 
-    def uri(self, row: int) -> str:
+    def uri(self, row: int) -> Uri:
         """``digits#ROW``."""
         return row_uri("digits", row)
 

@@ -41,7 +41,7 @@ def open_folder(spec: str, folder: Path) -> Source:
     _refuse_splits(spec, names, {part[0] for part in parts if len(part) > 2})
     position = {name: i for i, name in enumerate(names)}
     labels = np.array([position[p[0]] if len(p) > 1 else -1 for p in parts], np.int64)
-    store = FileImages(tuple(os.fspath(path) for path in paths))
+    store = FileImages(tuple(path_uri(path) for path in paths))
     classes = tuple(_readable(name) for name in names)
     notes = _notes(root, names, int((labels < 0).sum()))
     return Source(spec, classes, labels, store, np.arange(len(paths)), None, notes)

@@ -1,4 +1,4 @@
-"""One image: from a path, a URI, bytes or an array to an upright picture in grey or colour."""
+"""One image: from a file, bytes or an array to an upright picture in grey or colour."""
 
 from __future__ import annotations
 
@@ -6,59 +6,24 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hashlens.data.uris import RawImage, resolve
-from hashlens.errors import ImageError, SourceError, system_reason
+from hashlens.errors import ImageError, system_reason
 from hashlens.files import path_uri
 from hashlens.types import ImageInput
 
-_WHITE = 255
-_SIXTEEN_BIT = 65535
-
-
-def grey_or_rgb(image: Image.Image) -> Image.Image:
-    """A picture in mode ``L`` or ``RGB``; grey stays grey.
-
-    16-bit values are scaled to 8 bits, floats from 0 to 1 (else from 0 to 255) likewise;
-    transparency is laid over white; CMYK and palettes become RGB.
-    """
-    mode = image.mode
-    if mode in ("L", "RGB") and "transparency" not in image.info:
-        return image
-    if mode.startswith("I;16"):
-        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
-    if mode == "I":
-        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
-    if mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        return _scaled(values, 1 if values.max() <= 1 else 255)
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        grey = mode in ("1", "L", "LA", "La")
-        return _over_white(image, grey)
-    return image.convert("L" if mode == "1" else "RGB")
-
-
-def _scaled(values: NDArray[np.float32], top: int) -> Image.Image:
-    eight = np.rint(np.clip(values, 0, top) * (255 / top)).astype(np.uint8)
-    return Image.fromarray(eight)
-
-
-def _over_white(image: Image.Image, grey: bool) -> Image.Image:
-    if image.mode in ("La", "RGBa"):  # alpha already multiplied in
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    picture = image.convert("RGBA")
-    paper = Image.new("RGBA", picture.size, (_WHITE,) * 4)
-    flat = Image.alpha_composite(paper, picture)
-    return flat.convert("L" if grey else "RGB")
-
+RawImage: TypeAlias = bytes | Path | NDArray[np.uint8] | Image.Image
+"""What is held of one image: encoded bytes, a file, or pixels."""
 
 MAX_PIXELS = 178_956_970
 """Largest width x height that is decoded; checked in the header, before memory is taken."""
+
+MAX_FILE_BYTES = 1 << 31
+"""Largest file that is read: no picture of ``MAX_PIXELS`` takes more."""
 
 # Pillow also opens formats that start other programs or read other files; those stay closed.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -76,24 +41,6 @@ class UnreadableImageError(ImageError):
         return f"{self.name}: {self.reason}"
 
 
-def load_image(image: ImageInput, *, size_hint: int | None = None) -> Image.Image:
-    """Decode one image, turn it upright, and make it grey or colour of 8 bits.
-
-    The first frame of an animation is taken; transparency is laid over white; 16-bit values are
-    scaled to 8 bits; CMYK and palettes become RGB.
-    """
-    name = image_name(image)
-    if isinstance(image, Image.Image | np.ndarray | bytes):
-        return decode(image, name, size_hint=size_hint)
-    try:
-        raw = resolve(image)
-    except UnreadableImageError:
-        raise
-    except SourceError as error:
-        raise UnreadableImageError(name, str(error)) from error
-    return decode(raw, name, size_hint=size_hint)
-
-
 def image_name(image: ImageInput, position: int | None = None) -> str:
     """What to call an image in a message: its path or URI, else its kind and position."""
     if isinstance(image, str):
@@ -104,23 +51,24 @@ def image_name(image: ImageInput, position: int | None = None) -> str:
     return kind if position is None else f"{kind} at position {position}"
 
 
-def decode(raw: RawImage | Image.Image, name: str, *, size_hint: int | None = None) -> Image.Image:
-    """Decode what a store or a caller holds; parameters and errors as in ``load_image``."""
+def decode(raw: RawImage, name: str, *, size_hint: int | None = None) -> Image.Image:
+    """Decode an image, turn it upright, and make it grey or colour of 8 bits.
+
+    The first frame of an animation is taken; transparency is laid over white; 16-bit values are
+    scaled to 8 bits; CMYK and palettes become RGB. A JPEG may be decoded smaller, but not below
+    twice ``size_hint`` pixels.
+    """
     try:
         if isinstance(raw, np.ndarray):
             return _from_array(raw, name)
         if isinstance(raw, Image.Image):
             return _finish(raw, name, None)  # the caller's picture must not change
-        if isinstance(raw, bytes):
-            if not raw:
-                raise UnreadableImageError(name, "empty (0 bytes)")
-            with Image.open(io.BytesIO(raw), formats=_known_formats()) as picture:
-                return _finish(picture, name, size_hint)
-        with _open_regular(raw, name) as file:
-            return _decode_file(file, name, size_hint)
-    except UnreadableImageError:
-        raise
-    except MemoryError:
+        data = raw if isinstance(raw, bytes) else read_file(raw, name)[0]
+        if not data:
+            raise UnreadableImageError(name, "empty (0 bytes)")
+        with Image.open(io.BytesIO(data), formats=_known_formats()) as picture:
+            return _finish(picture, name, size_hint)
+    except (UnreadableImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(name, f"over the limit of {MAX_PIXELS:,} pixels") from error
@@ -133,20 +81,21 @@ def decode(raw: RawImage | Image.Image, name: str, *, size_hint: int | None = No
         raise UnreadableImageError(name, reason) from error
 
 
-def _decode_file(file: io.BufferedReader, name: str, size_hint: int | None) -> Image.Image:
-    if os.fstat(file.fileno()).st_size == 0:
-        raise UnreadableImageError(name, "empty (0 bytes)")
-    with Image.open(file, formats=_known_formats()) as picture:
-        return _finish(picture, name, size_hint)
-
-
-def _open_regular(path: Path, name: str) -> io.BufferedReader:
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise UnreadableImageError(name, "a folder, expected an image file")
-    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
-        raise UnreadableImageError(name, "not a regular file")
-    return open(path, "rb")
+def read_file(path: Path, name: str) -> tuple[bytes, os.stat_result]:
+    """A file's content, and what the system said of the file before the content was read."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadableImageError(name, "a folder, expected an image file")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise UnreadableImageError(name, "not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise UnreadableImageError(name, f"over the limit of {MAX_FILE_BYTES:,} bytes")
+        return path.read_bytes(), status
+    except OSError as error:
+        raise UnreadableImageError(name, _os_reason(error)) from error
+    except ValueError as error:  # a zero byte in the name
+        raise UnreadableImageError(name, f"no name of a file ({error})") from error
 
 
 def _os_reason(error: OSError) -> str:
@@ -204,3 +153,42 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block does not spoil the picture
         return image
+
+
+_SIXTEEN_BIT = 65535
+
+
+def grey_or_rgb(image: Image.Image) -> Image.Image:
+    """A picture in mode ``L`` or ``RGB``; grey stays grey.
+
+    16-bit values are scaled to 8 bits, floats from 0 to 1 (else from 0 to 255) likewise;
+    transparency is laid over white; CMYK and palettes become RGB.
+    """
+    mode = image.mode
+    if mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if mode.startswith("I;16"):
+        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
+    if mode == "I":
+        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
+    if mode == "F":
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        return _scaled(values, 1 if values.max() <= 1 else 255)
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        grey = mode in ("1", "L", "LA", "La")
+        return _over_white(image, grey)
+    return image.convert("L" if mode == "1" else "RGB")
+
+
+def _scaled(values: NDArray[np.float32], top: int) -> Image.Image:
+    eight = np.rint(np.clip(values, 0, top) * (255 / top)).astype(np.uint8)
+    return Image.fromarray(eight)
+
+
+def _over_white(image: Image.Image, grey: bool) -> Image.Image:
+    if image.mode in ("La", "RGBa"):  # alpha already multiplied in
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    picture = image.convert("RGBA")
+    paper = Image.new("RGBA", picture.size, (255,) * 4)
+    flat = Image.alpha_composite(paper, picture)
+    return flat.convert("L" if grey else "RGB")

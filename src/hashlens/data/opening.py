@@ -1,49 +1,90 @@
-"""From what a user writes (a folder, a file, a name) to a source."""
+"""From what a user writes or holds (a folder, a name, a table) to a source, and to one image."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
+from hashlens.data.digits import DigitImages, open_digits
 from hashlens.data.folders import list_images, open_folder
-from hashlens.data.source import Source
+from hashlens.data.hub import HubImages, open_dataset, open_hub
+from hashlens.data.image import RawImage, UnreadableImageError, decode, image_name, read_file
+from hashlens.data.source import ImageStore, Source
+from hashlens.data.tables import (
+    open_arrow,
+    open_frame,
+    open_pairs,
+    open_parquet,
+    open_parquet_source,
+    store_in_memory,
+)
 from hashlens.errors import SourceError
-from hashlens.files import path_uri
+from hashlens.files import FileState, Row, content_digest, parse_row, path_uri, uri_path
+from hashlens.types import ImageInput
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHAPES = (
-    "expected a folder with one sub-folder a class, a .parquet file, FOLDER#train, digits, "
-    "or a data set's hub name as hub:NAME"
+    "expected a folder with one sub-folder per class, a .parquet file, FOLDER#train, digits, "
+    "a data set's hub name as hub:NAME, or in Python a data set or table in memory"
 )
 
 
-def open_source(spec: str | Path) -> Source:
+def open_source(source: Any) -> Source:
     """Open images and labels.
 
     Parameters
     ----------
-    spec : str or Path
-        A folder (one sub-folder a class, or images alone), a ``.parquet`` file, ``FOLDER#PART``
-        for ``PART.parquet`` or the sub-folder PART, ``digits``, ``digits#train``,
-        ``digits#test``, or ``hub:NAME[#SPLIT]``; ``OWNER/NAME`` that is no path is a hub name.
+    source : str, Path, or data in memory
+        A name: a folder (one sub-folder per class, or images alone), a ``.parquet`` file,
+        ``FOLDER#PART`` for ``PART.parquet`` or the sub-folder PART, ``digits``,
+        ``digits#train``, ``digits#test``, or ``hub:NAME[#SPLIT]``; ``OWNER/NAME`` that is no
+        path is a hub name.
+
+        Or data in memory: a Hugging Face ``datasets.Dataset``, a pandas DataFrame or a pyarrow
+        Table, each with a column ``image`` (or ``img``) and, where there are labels, a column
+        ``label`` (or ``labels``); a torch ``Dataset`` or list of pairs (image, label). An image
+        is encoded bytes, a path, a PIL image, or an array or tensor of pixels. A ``Source`` is
+        returned as it is.
 
     Returns
     -------
     Source
-        Nothing is decoded yet.
+        Nothing is decoded yet, unless a torch ``Dataset`` has no ``targets``: its labels are
+        then read by going through it once.
 
     Raises
     ------
     SourceError
         If it is not there, may not be read, is empty, or could mean several things.
+
+    Examples
+    --------
+    >>> from hashlens import open_source
+    >>> source = open_source("digits#test")
+    >>> len(source), source.classes[:3], source.uris[0]
+    (359, ('0', '1', '2'), 'digits#1')
+
+    Pairs of image and label:
+
+    >>> import numpy as np
+    >>> grey = np.zeros((8, 8), np.uint8)
+    >>> source = open_source([(grey, "dark"), (grey + 255, "light"), (grey + 9, "dark")])
+    >>> source.classes, source.labels.tolist()
+    (('dark', 'light'), [0, 1, 0])
     """
-    text = os.fspath(spec)
+    if isinstance(source, Source):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        return _open_in_memory(source)
+    text = os.fspath(source)
     if not text.strip():
         raise SourceError(f"empty source: {_SHAPES}")
     if text == "digits" or text.startswith("digits#"):
-        from hashlens.data.digits import open_digits
-
         return open_digits(text)
     if text.startswith("hub:"):
         return _open_hub(text, text.removeprefix("hub:"))
@@ -62,11 +103,72 @@ def open_source(spec: str | Path) -> Source:
     raise SourceError(f"{_shown(text)}: no such file or folder; {_SHAPES}")
 
 
+def load_image(image: ImageInput, *, size_hint: int | None = None) -> Image.Image:
+    """Decode one image from a path, URI, bytes or pixels; see ``decode``."""
+    return decode(fetch(image).raw, image_name(image), size_hint=size_hint)
+
+
+class Fetched(NamedTuple):
+    """An image that is not decoded yet, and how its file looked if it has one of its own."""
+
+    raw: RawImage
+    file: FileState | None = None
+
+
+def fetch(image: ImageInput) -> Fetched:
+    """Read what an image is decoded from; a file is read once, for content and digest."""
+    if isinstance(image, Image.Image | np.ndarray | bytes):
+        return Fetched(image)
+    name = image_name(image)
+    row = parse_row(image) if isinstance(image, str) else None
+    try:
+        if row is not None:
+            return Fetched(_store(row).read(row.row))
+        path = uri_path(image) if isinstance(image, str) else Path(image)
+    except UnreadableImageError:
+        raise
+    except SourceError as error:
+        raise UnreadableImageError(name, str(error)) from error
+    except ValueError as error:
+        raise UnreadableImageError(name, f"no name of a file ({error})") from error
+    data, status = read_file(path, name)
+    return Fetched(data, FileState(len(data), status.st_mtime_ns, content_digest(data)))
+
+
+def _store(row: Row) -> ImageStore:
+    """What holds the rows of a table."""
+    table = row.table
+    if row.is_in_file:
+        return open_parquet(uri_path(table))
+    if table == "digits":
+        return DigitImages()
+    if table.startswith("memory:"):
+        return store_in_memory(table)
+    name, _, split = table.removeprefix("hub:").rpartition("#")
+    return HubImages(name, split)
+
+
+def _open_in_memory(data: Any) -> Source:
+    # Libraries are known by their names: asking for a class would import each of them.
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
+    if "datasets.Dataset" in kinds:
+        return open_dataset(data)
+    if "pandas.DataFrame" in kinds:
+        return open_frame(data)
+    if "pyarrow.Table" in kinds:
+        return open_arrow(data)
+    if isinstance(data, dict):
+        raise SourceError(f"several splits ({', '.join(map(str, data))}): give one of them")
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return open_pairs(data)
+    raise SourceError(f"{type(data).__name__}: cannot be read row by row; {_SHAPES}")
+
+
 def _exists(path: Path) -> bool:
     try:
         os.stat(path)
     except PermissionError as error:
-        raise SourceError(f"{_shown(str(path))}: no permission to look into its folder") from error
+        raise SourceError(f"{_shown(str(path))}: no permission to read its folder") from error
     except (OSError, ValueError):
         return False
     return True
@@ -81,8 +183,6 @@ def _shown(text: str) -> str:
 
 
 def _open_hub(spec: str, name: str) -> Source:
-    from hashlens.data.hub import open_hub
-
     name, mark, split = name.partition("#")
     if not name or (mark and not split):
         raise SourceError(f"{spec}: expected hub:NAME or hub:NAME#SPLIT")
@@ -93,8 +193,6 @@ def _open_path(spec: str, path: Path) -> Source:
     if path.is_dir():
         return _open_directory(spec, path)
     if path.suffix.lower() == ".parquet":
-        from hashlens.data.tables import open_parquet_source
-
         return open_parquet_source(spec, path)
     raise SourceError(f"{_shown(spec)}: one file, but no source of many images; {_SHAPES}")
 

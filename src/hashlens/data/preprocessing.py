@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashlens.data.image import load_image
 from hashlens.errors import InvalidInputError
-from hashlens.types import ImageInput
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -37,7 +35,7 @@ class Preprocessing:
     channels : {1, 3}
         Grey or colour; a picture of the other kind is converted.
     mean, std : tuple of float
-        One a channel, in units of [0, 1]: value = (pixel / 255 - mean) / std.
+        One per channel, in units of [0, 1]: value = (pixel / 255 - mean) / std.
     resize : {"squash", "crop"}
         ``squash`` changes the aspect ratio and keeps the whole picture; ``crop`` keeps the
         aspect ratio and takes the centre.
@@ -72,7 +70,7 @@ class Preprocessing:
             values = getattr(self, name)
             if len(values) != self.channels or not all(map(math.isfinite, values)):
                 raise InvalidInputError(
-                    f"{name}: expected {self.channels} numbers, one a channel, got {values}"
+                    f"{name}: expected {self.channels} numbers, one per channel, got {values}"
                 )
         if min(self.std) <= 0:
             raise InvalidInputError(f"std: expected numbers over 0, got {self.std}")
@@ -93,25 +91,6 @@ class Preprocessing:
         if self.resize == "squash":
             return self.size
         return math.ceil(self.size / self.crop_fraction)
-
-    def read(self, image: ImageInput) -> NDArray[np.uint8]:
-        """Load an image and make its pixels.
-
-        Parameters
-        ----------
-        image : str, Path, bytes, PIL image or ndarray
-            As in ``load_image``.
-
-        Returns
-        -------
-        ndarray of shape (size, size, channels), uint8
-
-        Raises
-        ------
-        ImageError
-            If it cannot be read; names the image.
-        """
-        return self.pixels(load_image(image, size_hint=self.size_hint))
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize a picture and give it this many channels.

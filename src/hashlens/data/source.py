@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from hashlens.data.image import UnreadableImageError, decode
-from hashlens.data.uris import RawImage
+from hashlens.data.image import RawImage, UnreadableImageError, decode
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.files import path_uri
+from hashlens.files import Uri, uri_path
 
 
 class ImageStore(Protocol):
@@ -33,26 +31,20 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images that are files.
+    """Images that are files, by the URIs of their paths."""
 
-    Parameters
-    ----------
-    paths : tuple of str
-        Absolute paths.
-    """
-
-    paths: tuple[str, ...]
+    uris: tuple[Uri, ...]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.uris)
 
-    def uri(self, row: int) -> str:
+    def uri(self, row: int) -> Uri:
         """Absolute path, or a ``file:`` URI for names that are not UTF-8."""
-        return path_uri(self.paths[row])
+        return self.uris[row]
 
     def read(self, row: int) -> RawImage:
         """The file."""
-        return Path(self.paths[row])
+        return uri_path(self.uris[row])
 
 
 class Uris(Sequence[str]):

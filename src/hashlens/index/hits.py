@@ -43,7 +43,7 @@ def _cell(hit: Hit) -> str:
 
 def _thumbnail(uri: str) -> str | None:
     """A small copy of the picture, embedded; None where it cannot be read."""
-    from hashlens.data.image import load_image
+    from hashlens.data.opening import load_image
 
     if not uri:
         return None

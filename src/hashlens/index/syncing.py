@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hashlens.errors import IndexStoreError
-from hashlens.files import FileState, file_state, parse_row, path_uri, uri_path
+from hashlens.files import Uri, file_state, parse_row, path_uri, uri_path
 from hashlens.index import writing
 from hashlens.index.rows import check_encoded, check_lengths, load_text, store_text
 from hashlens.index.store import Store
@@ -32,7 +32,7 @@ class _Known(NamedTuple):
 class _Job(NamedTuple):
     """A file to encode; ``id`` is None where it is new."""
 
-    path: Path
+    uri: Uri
     id: int | None
     label: str | bytes | None
 
@@ -78,14 +78,15 @@ class FolderSync:
                 "if they are really gone, remove them with `hashlens index remove`"
             )
         plan = _Plan()
-        new: list[tuple[Path, str | bytes | None]] = []
+        new: list[tuple[Path, Uri, str | bytes | None]] = []
         for path, label in zip(paths, labels, strict=True):
-            entries = known.pop(path_uri(path), None)
+            uri = path_uri(path)
+            entries = known.pop(uri, None)
             if entries is None:
-                new.append((path, label))
+                new.append((path, uri, label))
                 continue
             for entry in entries:
-                _compare(plan, path, entry)
+                _compare(plan, path, uri, entry)
         gone = {entry.id: uri for uri, entries in known.items() for entry in entries}
         by_digest = {
             entry.digest: entry.id
@@ -93,13 +94,12 @@ class FolderSync:
             for entry in entries
             if entry.digest
         }
-        for path, label in new:
+        for path, uri, label in new:
             state = file_state(path) if by_digest else None
             image_id = by_digest.pop(state.digest, None) if state else None
             if image_id is None or state is None:
-                plan.jobs.append(_Job(path, None, label))
+                plan.jobs.append(_Job(uri, None, label))
                 continue
-            uri = path_uri(path)
             values = {"uri": store_text(uri), **state._asdict()}
             renamed = uri_path(gone.pop(image_id)).parent == uri_path(uri).parent
             if label is not None and not renamed:  # else the image keeps the one that it was given
@@ -111,19 +111,13 @@ class FolderSync:
 
     def _encode(self, jobs: Sequence[_Job]) -> tuple[int, int, tuple[Skipped, ...]]:
         """Encode the jobs' files, committing as it goes; return numbers added and updated."""
-        states: list[FileState | None] = []
-
-        def files() -> Iterator[Path]:
-            for job in jobs:
-                states.append(file_state(job.path))
-                yield job.path
-
+        uris = (job.uri for job in jobs)
         added = updated = done = 0
         skipped: list[Skipped] = []
-        for batches in writing.commits(self.encoder.encode_batches(files(), strict=self.strict)):
+        for batches in writing.commits(self.encoder.encode_batches(uris, strict=self.strict)):
             for batch in batches:
                 skipped += batch.skipped
-                new = self._commit(jobs, states, batch)
+                new = self._commit(jobs, batch)
                 added += new
                 updated += len(batch.positions) - new
                 done += len(batch.positions) + len(batch.skipped)
@@ -131,34 +125,30 @@ class FolderSync:
                 self.progress(done, len(jobs))
         return added, updated, tuple(skipped)
 
-    def _commit(
-        self, jobs: Sequence[_Job], states: Sequence[FileState | None], batch: EncodedBatch
-    ) -> int:
+    def _commit(self, jobs: Sequence[_Job], batch: EncodedBatch) -> int:
         """Store an encoded batch; return how many of its images are new."""
         codes, features = check_encoded(self.store.meta(), batch.codes, batch.features)
         new = np.array([jobs[i].id is None for i in batch.positions.tolist()], np.bool_)
         if new.any():
             images = [
-                writing.NewImage(
-                    store_text(path_uri(jobs[i].path)) or "", jobs[i].label, None, states[i]
-                )
-                for i in batch.positions[new].tolist()
+                writing.NewImage(store_text(jobs[i].uri) or "", jobs[i].label, None, file)
+                for i, file in zip(batch.positions.tolist(), batch.files, strict=True)
+                if jobs[i].id is None
             ]
             writing.append_images(self.store, codes[new], features[new], images)
         if not new.all():
-            old = batch.positions[~new].tolist()
-            ids = np.array([jobs[i].id for i in old], np.int64)
-            files = [states[i] for i in old]
+            ids = np.array([jobs[i].id for i in batch.positions[~new].tolist()], np.int64)
+            files = [file for file, added in zip(batch.files, new, strict=True) if not added]
             writing.replace_images(self.store, ids, codes[~new], features[~new], files)
         return int(new.sum())
 
 
-def _compare(plan: _Plan, path: Path, entry: _Known) -> None:
+def _compare(plan: _Plan, path: Path, uri: Uri, entry: _Known) -> None:
     """Unchanged by size and time, or by content; else it is encoded again."""
     try:
         status = os.stat(path)
     except OSError:
-        plan.jobs.append(_Job(path, entry.id, None))  # will be listed as unreadable
+        plan.jobs.append(_Job(uri, entry.id, None))  # will be listed as unreadable
         return
     if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns):
         plan.unchanged += 1
@@ -168,7 +158,7 @@ def _compare(plan: _Plan, path: Path, entry: _Known) -> None:
         plan.changes.append((entry.id, state._asdict()))
         plan.unchanged += 1
         return
-    plan.jobs.append(_Job(path, entry.id, None))
+    plan.jobs.append(_Job(uri, entry.id, None))
 
 
 def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list[_Known]]:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from hashlens.errors import InvalidInputError
 from hashlens.files import (
     FileState,
-    file_state,
+    Uri,
     parse_row,
     path_uri,
     row_uri,
     sync_directory,
-    uri_path,
 )
 from hashlens.index.layout import (
     ARRAYS,
@@ -116,17 +115,16 @@ def encode_images(
         raise InvalidInputError(f"images: expected a list of images, got {images!r:.80}")
     if isinstance(images, Sized):
         check_lengths(len(images), labels=labels, metadata=metadata)
-    seen: list[tuple[str, FileState | None]] = []
+    uris: list[str] = []
 
     def named() -> Iterator[ImageInput]:
         for image in images:
             for name, values in (("labels", labels), ("metadata", metadata)):
-                if values is not None and len(values) <= len(seen):
+                if values is not None and len(values) <= len(uris):
                     raise InvalidInputError(
                         f"{name}: expected one per image, got {len(values)} for more images"
                     )
-            uri = uri_of(image)
-            seen.append((uri, file_state(uri_path(uri)) if uri else None))
+            uris.append(uri_of(image))
             yield image
 
     for batches in commits(encoder.encode_batches(named(), strict=strict)):
@@ -135,10 +133,10 @@ def encode_images(
             np.concatenate([batch.codes for batch in batches]),
             np.concatenate([batch.features for batch in batches]),
             GivenRows(
-                [seen[i][0] for i in at],
+                [uris[i] for i in at],
                 None if labels is None else [labels[i] for i in at],
                 None if metadata is None else [metadata[i] for i in at],
-                [seen[i][1] for i in at],
+                [file for batch in batches for file in batch.files],
             ),
             tuple(image for batch in batches for image in batch.skipped),
         )
@@ -175,9 +173,8 @@ class EncodedImage(NamedTuple):
 
 def encode_image(encoder: EncoderLike, image: ImageInput) -> EncodedImage:
     """Encode one image."""
-    uri = uri_of(image)
-    state = file_state(uri_path(uri)) if uri else None
-    return EncodedImage(*encoder.encode([image]), uri, state)
+    (batch,) = encoder.encode_batches([image], strict=True)
+    return EncodedImage(batch.codes, batch.features, uri_of(image), batch.files[0])
 
 
 def update_image(
@@ -344,6 +341,8 @@ def store_label(label: Any) -> str | bytes | None:
 
 def uri_of(image: ImageInput) -> str:
     """Where an image can be found again: an absolute path or a URI; empty for one in memory."""
+    if isinstance(image, Uri):
+        return image
     if not isinstance(image, str | os.PathLike):
         return ""
     name = os.fspath(image)

@@ -190,7 +190,7 @@ class Encoder:
         decoded = iter_decoded(images, self.preprocessing, batch_size=batch_size, strict=strict)
         for batch in decoded:
             codes, features, scores = self.encode_pixels(batch.pixels)
-            yield EncodedBatch(batch.positions, codes, features, scores, tuple(batch.skipped))
+            yield EncodedBatch(batch.positions, codes, features, scores, batch.skipped, batch.files)
 
     def encode_pixels(
         self, pixels: NDArray[np.uint8]

@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from rich.console import Console
 
-from hashlens.data.image import decode
+from hashlens.data.image import RawImage, decode
 from hashlens.data.labels import split_validation
 from hashlens.data.source import ImageStore, Source
-from hashlens.data.uris import RawImage
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.data.image import RawImage
 from hashlens.data.source import ImageStore, Source
-from hashlens.data.uris import RawImage
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.paper.run import Amounts
 from hashlens.types import Ids

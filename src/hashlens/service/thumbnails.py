@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hashlens.data.image import load_image
+from hashlens.data.opening import load_image
 from hashlens.errors import HashlensError
 from hashlens.files import content_digest, parse_row, uri_path
 from hashlens.service.errors import Refused

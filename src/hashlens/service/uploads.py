@@ -20,7 +20,8 @@ from typing import Any
 from fastapi import UploadFile
 from PIL import Image, JpegImagePlugin
 
-from hashlens.data.image import UnreadableImageError, load_image
+from hashlens.data.image import UnreadableImageError
+from hashlens.data.opening import load_image
 from hashlens.files import remove_abandoned, replace_file, sync_directory
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits

@@ -13,8 +13,7 @@ from PIL import Image
 
 from hashlens import __version__
 from hashlens.codes.packing import unpack_bits
-from hashlens.data.image import load_image
-from hashlens.data.opening import open_source
+from hashlens.data.opening import load_image, open_source
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, LabelArray, shares_label
