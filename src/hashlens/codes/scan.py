@@ -33,6 +33,7 @@ class Scan:
         self, codes: CodeBlocks, queries: NDArray[np.uint64], allowed: NDArray[np.bool_]
     ) -> None:
         self._codes, self._queries, self._allowed = codes, queries, allowed
+        self._words = codes.words
         blocks = -(-codes.n // BLOCK)
         worth = 1 + codes.n * len(queries) // _COMPARED_BY_ONE
         # ranges of blocks, one per thread
@@ -46,7 +47,7 @@ class Scan:
 
     def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
         """Codes within ``radius`` bits: distances, ids, and where each query's results begin."""
-        levels = min(radius, 64 * len(self._codes.words)) + 1
+        levels = min(radius, 64 * len(self._words)) + 1
         histograms = self._count(levels)
         totals = histograms.sum(axis=(0, 2))
         offsets = np.concatenate([[0], np.cumsum(totals)]).astype(np.int64)
@@ -109,7 +110,7 @@ class Scan:
     def _nearest_of_many(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
         """Top-k by counting all distances first, for k that is a large part of n."""
         q = len(self._queries)
-        histograms = self._count(64 * len(self._codes.words) + 1)
+        histograms = self._count(64 * len(self._words) + 1)
         reached = histograms.sum(axis=0).cumsum(axis=1)
         limits = (reached < k).sum(axis=1) + 1
         starts = np.arange(q, dtype=np.int64) * k
@@ -151,5 +152,5 @@ class Scan:
         for (first, last), own in zip(self._parts, arguments, strict=True):
             blocks = np.empty_like(codes.blocks) if len(codes.data) else codes.blocks
             searched = blocks, codes.data, codes.n_bytes, first, last, codes.n
-            tasks.append(partial(kernel, *searched, queries, codes.words, self._allowed, *own))
+            tasks.append(partial(kernel, *searched, queries, self._words, self._allowed, *own))
         run_all(tasks)

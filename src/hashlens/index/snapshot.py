@@ -154,12 +154,13 @@ class View(NamedTuple):
             apart = distances[found].tolist()
             euclidean = apart if mode in ("hds", "es") else none
             asymmetric = apart if mode == "acs" else none
+            records = [to_record(row[:-1]) for row in rows]
             hits.append(
                 Hits(
                     [
-                        Hit(*to_record(row[:-1]), hamming, euclid, code.tobytes(), latent)
-                        for row, hamming, euclid, code, latent in zip(
-                            rows, bits, euclidean, codes, asymmetric, strict=True
+                        Hit(*record, hamming, euclid, code.tobytes(), latent)
+                        for record, hamming, euclid, code, latent in zip(
+                            records, bits, euclidean, codes, asymmetric, strict=True
                         )
                     ]
                 )
