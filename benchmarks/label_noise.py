@@ -1,7 +1,7 @@
 """How many shuffled labels does `hashlens labels` put first?
 
 The labels of a share of the images are permuted among these images, several times with different
-seeds; each time the report's ranking is made anew from the features of a frozen backbone.
+seeds; each time the report's ranking is made again from the features of a frozen backbone.
 
 Run: python benchmarks/label_noise.py --data /data/cifar10#train --weights mobilenetv2.safetensors
 """

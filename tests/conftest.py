@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real data lies, and a home of its own for each test."""
+"""Shared fixtures: where the real data is, and a home of its own for each test."""
 
 from __future__ import annotations
 
