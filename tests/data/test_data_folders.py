@@ -50,7 +50,7 @@ def test_a_folder_may_be_labelled_in_part(class_folder: Path) -> None:
     assert (source.labels == -1).sum() == 4
     assert len(source.subset(source.labelled)) == 36
     assert "empty" in source.notes[0]
-    assert "4 images lie outside" in source.notes[1]
+    assert "4 images are outside" in source.notes[1]
     require_labels(source)
 
 

@@ -166,7 +166,7 @@ def test_rows_without_bytes_and_rows_that_are_not_there(tmp_path: Path) -> None:
         load_image("digits#1797")
 
 
-def test_a_changed_table_is_read_anew(tmp_path: Path) -> None:
+def test_a_changed_table_is_read_again(tmp_path: Path) -> None:
     path = write_table(tmp_path / "x.parquet", [0] * 9)
     before = load_image(f"{path}#0")
     write_table(path, [0] * 4, images=[encoded(picture("stripe", 77, 16))] * 4)

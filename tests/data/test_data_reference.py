@@ -13,10 +13,11 @@ from hashlens.data.image import MAX_PIXELS
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "sources.md").read_text()
 
 
-def test_the_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(compile(example, "sources.md", "exec"), {})
-    [said] = re.findall(r"print.*#\s(\d.*)", example)
+def test_the_examples_print_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    for example in examples:
+        exec(compile(example, "sources.md", "exec"), {})
+    [said] = re.findall(r"print.*#\s(\d.*)", "".join(examples))
     assert capsys.readouterr().out.strip() == said
 
 

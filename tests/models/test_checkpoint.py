@@ -134,7 +134,7 @@ def _change(**changes: object) -> Callable[[Path], None]:
         (_change(bits=24), "not those that"),
         (_change(preprocessing={}), "missing or wrong"),
         (_change(classes=["cat"]), "do not fit"),
-        (_change(weights="../other.safetensors"), "beside it"),
+        (_change(weights="../other.safetensors"), "next to it"),
     ],
 )
 def test_damage_is_named(copy: Path, damage: Callable[[Path], object], message: str) -> None:

@@ -31,7 +31,7 @@ class DecodedImages(NamedTuple):
     ----------
     pixels : ndarray of shape (m, size, size, channels), uint8
     positions : ndarray of shape (m,), int64
-        Where each stood in the input; ascending.
+        Position of each in the input; ascending.
     skipped : tuple of Skipped
         Those that could not be read, by position.
     files : tuple of FileState or None

@@ -1,4 +1,4 @@
-"""Folders of image files: one sub-folder a class, or no classes."""
+"""Folders of image files: one sub-folder per class, or no classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_folder(spec: str, folder: Path) -> Source:
     if not paths:
         raise SourceError(
             f"{path_uri(str(folder))}: no images found; expected files such as .jpg or "
-            ".png, best in one sub-folder a class"
+            ".png, best in one sub-folder per class"
         )
     root = Path(os.path.abspath(folder))
     parts = [path.relative_to(root).parts for path in paths]
@@ -68,9 +68,9 @@ def _notes(root: Path, names: list[str], unlabelled: int) -> tuple[str, ...]:
         if not entry.name.startswith(".") and entry.name not in names and entry.is_dir()
     )
     if empty:
-        notes.append(f"{len(empty)} sub-folders hold no image: {', '.join(empty[:5])}")
+        notes.append(f"{len(empty)} sub-folders have no images: {', '.join(empty[:5])}")
     if unlabelled:
-        notes.append(f"{unlabelled} images lie outside the sub-folders and are unlabelled")
+        notes.append(f"{unlabelled} images are outside the sub-folders and are unlabelled")
     return tuple(notes)
 
 

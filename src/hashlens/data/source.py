@@ -16,7 +16,7 @@ from hashlens.files import Uri, uri_path
 
 
 class ImageStore(Protocol):
-    """Where a source's images lie. Stores are cheap to hold and to pickle."""
+    """Where a source's images are. Stores are cheap to hold and to pickle."""
 
     def __len__(self) -> int: ...
 
@@ -91,7 +91,7 @@ class Source:
         Position in ``classes``; -1 is unlabelled. Of a multi-label source, each image's first
         class.
     store : ImageStore
-        Where the images lie.
+        Where the images are.
     rows : ndarray of shape (n,), int64
         This source's rows of the store.
     label_matrix : ndarray of shape (n, c), bool, optional
@@ -113,7 +113,7 @@ class Source:
 
     @property
     def uris(self) -> Sequence[str]:
-        """One URI an image; each can be opened by ``load_image``."""
+        """One URI per image; each can be opened by ``load_image``."""
         return Uris(self.store, self.rows)
 
     @property

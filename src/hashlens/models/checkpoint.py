@@ -12,22 +12,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
 
-from hashlens.errors import MissingExtraError, ModelError, system_reason
+from hashlens.errors import ModelError, system_reason
 from hashlens.files import move, remove_abandoned, replace_file
 from hashlens.machine import keep_freed_memory
+from hashlens.models.backbones import create_backbone
 from hashlens.models.description import CARD_NAME, FORMAT_VERSION, ModelConfig, parse_config
-from hashlens.models.encoder import Batch, NetworkOutput
+from hashlens.models.encoder import NetworkInput, NetworkOutput
 from hashlens.models.latent import LatentHashNet
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hashlens.models.latent import LatentHashNet
-
 
 CONFIG_NAME = "model.json"
 WEIGHTS_NAME = r"weights-[0-9a-f]{12}\.safetensors"
@@ -35,8 +33,6 @@ WEIGHTS_NAME = r"weights-[0-9a-f]{12}\.safetensors"
 
 def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> ModelConfig:
     """Write a model; an older one in the same directory stays whole until this one is."""
-    from safetensors.torch import save
-
     state = {name: value.contiguous() for name, value in net.plain_state().items()}
     config = replace(config, format_version=FORMAT_VERSION)
     config = replace(config, fingerprint=fingerprint(state, config))
@@ -71,16 +67,6 @@ def replace_model(directory: Path, new: Path) -> None:
 def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
     """Read a model, in evaluation mode on the CPU."""
     config, weights = read_config(directory)
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        from hashlens.models.backbones import create_backbone
-        from hashlens.models.latent import LatentHashNet
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{directory}: a model directory (an exported .onnx file does without)", "train"
-        ) from error
     try:
         state = load_file(weights)
     except FileNotFoundError as error:
@@ -119,8 +105,45 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
     return net.eval(), config
 
 
+class TorchRunner:
+    """Runs a network in evaluation mode, float32."""
+
+    def __init__(self, net: LatentHashNet, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._net = net.to(self._device).eval()
+        self._layout = torch.contiguous_format
+        if self._device.type == "cpu":
+            keep_freed_memory()
+            # oneDNN's convolutions are faster with the channels of a pixel side by side.
+            self._layout = torch.channels_last
+            self._net = self._net.to(memory_format=self._layout)
+
+    @torch.inference_mode()
+    def run(self, images: NetworkInput) -> NetworkOutput:
+        """Prepared images of shape (n, channels, size, size) to their outputs."""
+        batch = torch.from_numpy(images).to(self._device, memory_format=self._layout)
+        out = self._net(batch)
+        scores = out.scores.float().cpu().numpy() if out.scores.shape[1] else None
+        return NetworkOutput(
+            out.latent.float().cpu().numpy(), out.features.float().cpu().numpy(), scores
+        )
+
+
+def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchRunner]:
+    """Load a model directory."""
+    net, config = load_model(directory)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return config, TorchRunner(net, device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it lacks CUDA
+        raise ModelError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use 'cpu'"
+        ) from error
+
+
 def read_config(directory: Path) -> tuple[ModelConfig, Path]:
-    """The configuration and the weights' path; needs no torch."""
+    """The configuration and the weights' path."""
     path = directory / CONFIG_NAME
     try:
         text = path.read_text(encoding="utf-8")
@@ -140,7 +163,7 @@ def read_config(directory: Path) -> tuple[ModelConfig, Path]:
     weights_name = values.get("weights")
     if not isinstance(weights_name, str) or not re.fullmatch(WEIGHTS_NAME, weights_name):
         raise ModelError(
-            f"{path}: 'weights' names {weights_name!r}, not a weights-*.safetensors beside it; "
+            f"{path}: 'weights' names {weights_name!r}, not a weights-*.safetensors next to it; "
             "copy or train the model again"
         )
     return config, directory / weights_name
@@ -191,40 +214,3 @@ def _write_config(directory: Path, config: ModelConfig, weights_name: str) -> No
     values = {**config.to_dict(), "weights": weights_name}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     replace_file(directory / CONFIG_NAME, text)
-
-
-class TorchRunner:
-    """Runs a network in evaluation mode, float32."""
-
-    def __init__(self, net: LatentHashNet, device: str = "cpu") -> None:
-        self._device = torch.device(device)
-        self._net = net.to(self._device).eval()
-        self._layout = torch.contiguous_format
-        if self._device.type == "cpu":
-            keep_freed_memory()
-            # oneDNN's convolutions are faster with the channels of a pixel side by side.
-            self._layout = torch.channels_last
-            self._net = self._net.to(memory_format=self._layout)
-
-    @torch.inference_mode()
-    def run(self, images: Batch) -> NetworkOutput:
-        """Prepared images of shape (n, channels, size, size) to their outputs."""
-        batch = torch.from_numpy(images).to(self._device, memory_format=self._layout)
-        out = self._net(batch)
-        scores = out.scores.float().cpu().numpy() if out.scores.shape[1] else None
-        return NetworkOutput(
-            out.latent.float().cpu().numpy(), out.features.float().cpu().numpy(), scores
-        )
-
-
-def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchRunner]:
-    """Load a model directory."""
-    net, config = load_model(directory)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return config, TorchRunner(net, device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it lacks CUDA
-        raise ModelError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use 'cpu'"
-        ) from error

@@ -1,4 +1,4 @@
-"""The model card: what a model was made from, for whoever meets the directory later."""
+"""What a model is: its configuration, and the card that tells people."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _network(config: ModelConfig) -> dict[str, Any]:
         "bits": config.bits,
         "features": config.feature_dim,
         "input": f"{image.size} x {image.size} px, {image.channels} channel(s), {image.resize}",
-        "labels": "several an image" if config.multi_label else "one an image",
+        "labels": "several per image" if config.multi_label else "one per image",
         "proposed radius": "not measured" if config.radius is None else config.radius,
         "fingerprint": config.fingerprint,
     }

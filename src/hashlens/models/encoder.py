@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,40 +20,13 @@ from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
 from hashlens.models.description import ModelConfig, parse_config
 from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, Ids, ImageInput, Skipped
 
-Batch = NDArray[np.float32]
-
-
-class NetworkOutput(NamedTuple):
-    """What a network makes of n images, all float32.
-
-    Attributes
-    ----------
-    latent : ndarray of shape (n, h)
-        Layer H before the sigmoid; bit j of a code is 1 where it is at least 0.
-    features : ndarray of shape (n, d)
-    scores : ndarray of shape (n, classes), or None
-        F8 before the softmax, where the network has a classifier.
-    """
-
-    latent: NDArray[np.float32]
-    features: Features
-    scores: NDArray[np.float32] | None
-
-
-class Runner(Protocol):
-    """Runs a network on prepared images."""
-
-    def run(self, images: Batch) -> NetworkOutput:
-        """Prepared images of shape (n, channels, size, size), n >= 1, to their outputs."""
-        ...
-
 
 class Encoder:
-    """Turns images into codes and features (:class:`hashlens.types.Encoder`).
+    """Turns images into codes and features (:class:`hashlens.types.EncoderLike`).
 
     Codes of one image are equal from run to run. In batches of another size, or with another
-    runtime, sums are rounded in another order: a bit whose latent value lies within rounding of
-    its threshold may then differ (fewer than one bit in a thousand).
+    runtime, sums are rounded in another order: a bit whose latent value is within rounding of its
+    threshold may then differ (fewer than one bit in a thousand).
 
     Parameters
     ----------
@@ -154,14 +127,12 @@ class Encoder:
             raise InvalidInputError(
                 "images: expected a sequence of images, got one; write encode([image])"
             )
-        batches = list(self.encode_batches(images, strict=True))
-        if not batches:
-            codes = np.zeros((0, code_bytes(self.bits)), np.uint8)
-            return codes, np.zeros((0, self.feature_dim), np.float32)
-        return (
-            np.concatenate([batch.codes for batch in batches]),
-            np.concatenate([batch.features for batch in batches]),
-        )
+        codes = [np.zeros((0, code_bytes(self.bits)), np.uint8)]
+        features = [np.zeros((0, self.feature_dim), np.float32)]
+        for batch in self.encode_batches(images, strict=True):
+            codes.append(batch.codes)
+            features.append(batch.features)
+        return np.concatenate(codes), np.concatenate(features)
 
     def encode_batches(
         self, images: Iterable[ImageInput], *, batch_size: int = 64, strict: bool = False
@@ -217,7 +188,9 @@ class Encoder:
             )
         return self.encode_prepared(self.preprocessing.normalise(pixels))
 
-    def encode_prepared(self, images: Batch) -> tuple[Codes, Features, NDArray[np.float32] | None]:
+    def encode_prepared(
+        self, images: NetworkInput
+    ) -> tuple[Codes, Features, NDArray[np.float32] | None]:
         """Encode the network's own input, as one batch.
 
         Parameters
@@ -289,6 +262,35 @@ def encode_source(
     )
 
 
+NetworkInput: TypeAlias = NDArray[np.float32]
+"""Prepared images of shape (n, channels, size, size)."""
+
+
+class NetworkOutput(NamedTuple):
+    """What a network makes of n images, all float32.
+
+    Attributes
+    ----------
+    latent : ndarray of shape (n, h)
+        Layer H before the sigmoid; bit j of a code is 1 where it is at least 0.
+    features : ndarray of shape (n, d)
+    scores : ndarray of shape (n, classes), or None
+        F8 before the softmax, where the network has a classifier.
+    """
+
+    latent: NDArray[np.float32]
+    features: Features
+    scores: NDArray[np.float32] | None
+
+
+class Runner(Protocol):
+    """Runs a network on prepared images."""
+
+    def run(self, images: NetworkInput) -> NetworkOutput:
+        """Prepared images of shape (n, channels, size, size), n >= 1, to their outputs."""
+        ...
+
+
 METADATA_KEY = "hashlens"
 INPUT = "images"
 OUTPUTS = ("latent", "features", "scores")
@@ -309,7 +311,7 @@ class OnnxRunner:
         held = {output.name for output in session.get_outputs()}
         self._outputs = [name for name in OUTPUTS if name in held]
 
-    def run(self, images: Batch) -> NetworkOutput:
+    def run(self, images: NetworkInput) -> NetworkOutput:
         """Prepared images of shape (n, channels, size, size) to their outputs."""
         values = dict(
             zip(self._outputs, self._session.run(self._outputs, {INPUT: images}), strict=True)

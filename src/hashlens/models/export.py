@@ -18,13 +18,13 @@ from hashlens.data.decoding import decode_source
 from hashlens.data.source import Source
 from hashlens.errors import MissingExtraError, ModelError, system_reason
 from hashlens.files import replace_file
-from hashlens.models.checkpoint import load_model, read_config
+from hashlens.models.checkpoint import TorchRunner, load_model, read_config
 from hashlens.models.description import ModelConfig
 from hashlens.models.encoder import (
     INPUT,
     METADATA_KEY,
     OUTPUTS,
-    Batch,
+    NetworkInput,
     NetworkOutput,
     Runner,
     load_onnx,
@@ -79,8 +79,6 @@ def export_onnx(
         import onnx
     except ImportError as error:
         raise MissingExtraError("hashlens export", "train") from error
-    from hashlens.models.checkpoint import TorchRunner
-
     with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
         exported = Path(folder) / "float32.onnx"
         _trace(net, config, exported)
@@ -179,7 +177,7 @@ def _quantise(source: Path, config: ModelConfig, pixels: NDArray[np.uint8]) -> P
         def __init__(self) -> None:
             self.batches = _batches(config, pixels)
 
-        def get_next(self) -> dict[str, Batch] | None:
+        def get_next(self) -> dict[str, NetworkInput] | None:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch}
 
@@ -199,7 +197,7 @@ def _quantise(source: Path, config: ModelConfig, pixels: NDArray[np.uint8]) -> P
     return quantised
 
 
-def _batches(config: ModelConfig, pixels: NDArray[np.uint8]) -> Iterator[Batch]:
+def _batches(config: ModelConfig, pixels: NDArray[np.uint8]) -> Iterator[NetworkInput]:
     for start in range(0, len(pixels), _CALIBRATION_BATCH):
         yield config.preprocessing.normalise(pixels[start : start + _CALIBRATION_BATCH])
 
