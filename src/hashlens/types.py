@@ -222,6 +222,8 @@ class EncodedImages:
         Position of each image in its source, ascending; empty where there is no source.
     skipped : tuple of Skipped
         Images of the source that could not be read.
+    latent : ndarray of shape (n, bits), float32, or None
+        Layer H before the sigmoid; ``acs`` needs it of queries.
     """
 
     codes: Codes
@@ -231,14 +233,20 @@ class EncodedImages:
     uris: tuple[str, ...] = ()
     positions: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
     skipped: tuple[Skipped, ...] = ()
+    latent: Latent | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def rows(self, rows: slice | Ids) -> EncodedImages:
-        """Codes, features, labels and scores of some of the images."""
-        scores = None if self.scores is None else self.scores[rows]
-        return EncodedImages(self.codes[rows], self.features[rows], self.labels[rows], scores)
+        """Codes, features, labels, scores and latent values of some of the images."""
+        return EncodedImages(
+            self.codes[rows],
+            self.features[rows],
+            self.labels[rows],
+            None if self.scores is None else self.scores[rows],
+            latent=None if self.latent is None else self.latent[rows],
+        )
 
 
 class Record(NamedTuple):

@@ -160,7 +160,7 @@ def _forward(
             shift = (turn + number) % len(names)  # no model is always the first
             for name in names[shift:] + names[:shift]:
                 start = perf_counter()
-                codes, features, _ = encoders[name].encode_prepared(images)
+                codes, features, *_ = encoders[name].encode_prepared(images)
                 rates[name].append(len(batch) / (perf_counter() - start))
                 if turn == 0:
                     answers[name].append((codes, features))

@@ -160,12 +160,12 @@ class Encoder:
         """
         decoded = iter_decoded(images, self.preprocessing, batch_size=batch_size, strict=strict)
         for batch in decoded:
-            codes, features, scores = self.encode_pixels(batch.pixels)
-            yield EncodedBatch(batch.positions, codes, features, scores, batch.skipped, batch.files)
+            codes, features, scores, latent = self.encode_pixels(batch.pixels)
+            yield EncodedBatch(
+                batch.positions, codes, features, scores, batch.skipped, batch.files, latent
+            )
 
-    def encode_pixels(
-        self, pixels: NDArray[np.uint8]
-    ) -> tuple[Codes, Features, NDArray[np.float32] | None]:
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> EncodedPixels:
         """Encode images that ``preprocessing.pixels`` has made, as one batch.
 
         Parameters
@@ -175,22 +175,20 @@ class Encoder:
 
         Returns
         -------
-        codes : ndarray of shape (n, ceil(bits / 8)), uint8
-        features : ndarray of shape (n, d), float32
-        scores : ndarray of shape (n, classes), float32, or None
+        EncodedPixels
+            Codes, features, scores and latent values.
         """
         if len(pixels) == 0:
             classes = len(self.classes)
-            return (
+            return EncodedPixels(
                 np.zeros((0, code_bytes(self.bits)), np.uint8),
                 np.zeros((0, self.feature_dim), np.float32),
                 np.zeros((0, classes), np.float32) if classes else None,
+                np.zeros((0, self.bits), np.float32),
             )
         return self.encode_prepared(self.preprocessing.normalise(pixels))
 
-    def encode_prepared(
-        self, images: NetworkInput
-    ) -> tuple[Codes, Features, NDArray[np.float32] | None]:
+    def encode_prepared(self, images: NetworkInput) -> EncodedPixels:
         """Encode the network's own input, as one batch.
 
         Parameters
@@ -200,11 +198,11 @@ class Encoder:
 
         Returns
         -------
-        codes, features, scores
+        EncodedPixels
             As from :meth:`encode_pixels`.
         """
         out = self._runner.run(images)
-        return pack_bits(out.latent >= 0), out.features, out.scores
+        return EncodedPixels(pack_bits(out.latent >= 0), out.features, out.scores, out.latent)
 
 
 def encode_source(
@@ -238,12 +236,15 @@ def encode_source(
     codes = [np.zeros((0, code_bytes(encoder.bits)), np.uint8)]
     features = [np.zeros((0, encoder.feature_dim), np.float32)]
     scores = [np.zeros((0, len(encoder.classes)), np.float32)]
+    latent = [np.zeros((0, encoder.bits), np.float32)]
     at: list[Ids] = [np.zeros(0, np.int64)]
     skipped: list[Skipped] = []
     for batch in encoder.encode_batches(source.uris, batch_size=batch_size, strict=strict):
         codes.append(batch.codes)
         features.append(batch.features)
         at.append(batch.positions)
+        if batch.latent is not None:
+            latent.append(batch.latent)
         if batch.scores is not None:
             scores.append(batch.scores)
         skipped += batch.skipped
@@ -259,6 +260,7 @@ def encode_source(
         tuple(source.uris[position] for position in positions),
         positions,
         tuple(skipped),
+        np.concatenate(latent),
     )
 
 
@@ -281,6 +283,23 @@ class NetworkOutput(NamedTuple):
     latent: NDArray[np.float32]
     features: Features
     scores: NDArray[np.float32] | None
+
+
+class EncodedPixels(NamedTuple):
+    """What an encoder makes of a batch of n images.
+
+    Attributes
+    ----------
+    codes : ndarray of shape (n, ceil(bits / 8)), uint8
+    features : ndarray of shape (n, d), float32
+    scores : ndarray of shape (n, classes), float32, or None
+    latent : ndarray of shape (n, bits), float32
+    """
+
+    codes: Codes
+    features: Features
+    scores: NDArray[np.float32] | None
+    latent: NDArray[np.float32]
 
 
 class Runner(Protocol):

@@ -49,6 +49,7 @@ from hashlens.types import (
     Features,
     Index,
     IndexInfo,
+    Latent,
     Mode,
     Record,
     SearchOptions,
@@ -70,6 +71,7 @@ class Encoded(NamedTuple):
     query: QueryAnswer
     code: Codes
     features: Features | None
+    latent: Latent
     decode: float = 0.0
     encode: float = 0.0
 
@@ -107,7 +109,7 @@ class Engine:
         self._metrics = metrics
         self._uploads = UploadStore(index.path)
         self._threads: dict[str, ThreadPoolExecutor] = {}
-        self._batches: BatchQueue[Pixels, tuple[Codes, Features]] = BatchQueue(
+        self._batches: BatchQueue[Pixels, tuple[Codes, Features, Latent]] = BatchQueue(
             self._encode_batch, limits.encode_batch, limits.encode_wait_ms / 1000
         )
 
@@ -223,10 +225,11 @@ class Engine:
         began = time.perf_counter()
         pixels = await self.run("decode", self._decode, query, name)
         decoded = time.perf_counter()
-        code, features = await self._batches.submit(pixels)
+        code, features, latent = await self._batches.submit(pixels)
         ended = time.perf_counter()
         shown = QueryAnswer(id=None, label=None, code=code.tobytes().hex())
-        return Encoded(shown, code, features, 1e3 * (decoded - began), 1e3 * (ended - decoded))
+        times = 1e3 * (decoded - began), 1e3 * (ended - decoded)
+        return Encoded(shown, code, features, latent, *times)
 
     def _decode(self, data: bytes, name: str) -> Pixels:
         if self._encoder is None:
@@ -235,12 +238,12 @@ class Engine:
         hint = preprocessing.size_hint
         return preprocessing.pixels(decode_upload(data, self._limits, name, size_hint=hint))
 
-    async def _encode_batch(self, pixels: list[Pixels]) -> list[tuple[Codes, Features]]:
+    async def _encode_batch(self, pixels: list[Pixels]) -> list[tuple[Codes, Features, Latent]]:
         assert self._encoder is not None  # `_decode` has refused before
         self._metrics.batch.observe(len(pixels))
         encode = self._encoder.encode_pixels
-        codes, features, _ = await self.run("encode", encode, np.stack(pixels))
-        return list(zip(codes, features, strict=True))
+        made = await self.run("encode", encode, np.stack(pixels))
+        return list(zip(made.codes, made.features, made.latent, strict=True))
 
     async def add(self, data: bytes, label: str | None, metadata: dict[str, Any]) -> ImageRecord:
         """Encode an image, keep its bytes and commit it; returns once it is durable."""
@@ -275,17 +278,16 @@ def search(index: Index, encoded: Encoded, options: SearchOptions, *, histogram:
     code, features, own = encoded.code, encoded.features, encoded.query.id
     if own is not None:
         options = replace(options, exclude=np.array([own]))
-    hds, radius = options.mode == "hds", options.radius
+    fine_in_pool, radius = options.mode in ("hds", "acs"), options.radius
     trace, counts = SearchTrace(), None
     with _refusing(422):
-        if histogram or (not hds and (options.where or radius is not None)):
+        if histogram or (not fine_in_pool and (options.where or radius is not None)):
             counts = index.histogram(code, options.where, own)
         began = time.perf_counter()
-        (hits,) = index.search_hits(
-            code[None], None if features is None else features[None], options, trace=trace
-        )
+        asked = None if features is None else features[None]
+        (hits,) = index.search_hits(code[None], asked, options, encoded.latent[None], trace)
         elapsed = time.perf_counter() - began
-    if hds:
+    if fine_in_pool:
         pool, coarse, fine = sum(trace.pools), trace.coarse, trace.fine
     else:
         if counts is None:
@@ -302,6 +304,7 @@ def search(index: Index, encoded: Encoded, options: SearchOptions, *, histogram:
                 metadata=hit.metadata,
                 hamming=hit.hamming,
                 euclidean=hit.euclidean,
+                asymmetric=hit.asymmetric,
                 code=hit.code.hex(),
             )
             for hit in hits
@@ -320,7 +323,9 @@ def look_up(index: Index, image_id: int) -> Encoded:
         label = index.get(image_id).label
         _, (code,), features = index.encoded([image_id])
     query = QueryAnswer(id=image_id, label=_plain(label), code=code.tobytes().hex())
-    return Encoded(query, code, features[0].astype(np.float32) if features.shape[1] else None)
+    only_bits = np.full(index.bits, np.nan, np.float32)
+    known = features[0].astype(np.float32) if features.shape[1] else None
+    return Encoded(query, code, known, only_bits)
 
 
 def commit(
@@ -362,7 +367,7 @@ def _warm_up_search(index: Index) -> None:
     if len(index) == 0:
         return
     encoded = look_up(index, int(index.ids()[0]))
-    modes: tuple[Mode, ...] = ("bcs",) if encoded.features is None else MODES
+    modes: tuple[Mode, ...] = ("acs", "bcs") if encoded.features is None else MODES
     for mode in modes:
         search(index, encoded, SearchOptions(1, mode=mode), histogram=mode == "bcs")
 
@@ -424,7 +429,7 @@ class IndexView:
             radius=None if self._encoder is None else self._encoder.radius,
             labels=sorted(most, key=lambda each: each.label),
             metadata=_fields(self._records(_RECORDS_READ, 0)),
-            modes=list(MODES) if info.feature_dim else ["bcs"],
+            modes=list(MODES) if info.feature_dim else ["acs", "bcs"],
             searches_images=self._encoder is not None,
             writable=self._writable,
             limits=ServiceLimits(

@@ -64,7 +64,10 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         k: Annotated[int, Form(ge=1, le=limits.k, description="Results per query.")] = 10,
         mode: Annotated[
             Mode,
-            Form(description="hds: codes, then features; bcs: codes only; es: features only."),
+            Form(
+                description="hds: codes, then features; acs: codes, then the query's latent "
+                "values; bcs: codes only; es: features only."
+            ),
         ] = "hds",
         radius: Annotated[
             int | None,

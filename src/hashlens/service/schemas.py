@@ -14,6 +14,7 @@ _HIT: dict[str, Any] = {
     "metadata": {"brand": "x"},
     "hamming": 3,
     "euclidean": 11.25,
+    "asymmetric": None,
     "code": "0f3c91a07be2",
 }
 _TIMES: dict[str, Any] = {"decode": 1.2, "encode": 9.8, "coarse": 0.4, "fine": 0.3, "total": 12.1}
@@ -35,7 +36,10 @@ class HitAnswer(BaseModel):
     metadata: dict[str, Any]
     hamming: int = Field(description="Bits that differ from the query's code.")
     euclidean: float | None = Field(
-        description="Distance between features; null in mode bcs, which computes none."
+        description="Distance between features; null in modes bcs and acs, which compute none."
+    )
+    asymmetric: float | None = Field(
+        description="Mode acs: distance of the query's latent values from the image's bits."
     )
     code: str = Field(description="The image's packed code, hexadecimal; bit j is in byte j // 8.")
 
