@@ -195,20 +195,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         old = Version(options.old, Path(folder) / "old")
         new = Version(options.new, Path(folder) / "new")
-        found = {
-            case: compare(old, new, case, options.rounds)
-            for case in old.cases
-            if options.case in case
-        }
+        found = {}
+        for case in filter(lambda case: options.case in case, old.cases):
+            found[case] = figures = compare(old, new, case, options.rounds)
+            if not options.json:
+                if len(found) == 1:
+                    names = (name.replace("_", " ") for name in figures)
+                    print(f"{'':36}" + "".join(f"{name:>18}" for name in names))
+                values = "".join(f"{figure:18.3f}" for figure in figures.values())
+                print(f"{case:36}{values}", flush=True)
         old.close()
         new.close()
     if options.json:
         print(json.dumps(found, indent=1))
-        return
-    names = [name.replace("_", " ") for name in next(iter(found.values()), {})]
-    print(f"{'':36}" + "".join(f"{name:>18}" for name in names))
-    for case, figures in found.items():
-        print(f"{case:36}" + "".join(f"{figure:18.3f}" for figure in figures.values()))
 
 
 if __name__ == "__main__":
