@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import (
@@ -12,11 +11,7 @@ from typing import (
     Literal,
     NamedTuple,
     Protocol,
-    Self,
     TypeAlias,
-    TypedDict,
-    Unpack,
-    overload,
     runtime_checkable,
 )
 
@@ -24,10 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import (
-    HashlensError,
-    IndexStoreError,
     InvalidInputError,
-    MissingExtraError,
 )
 from hashlens.files import FileState
 
@@ -388,13 +380,6 @@ class IndexInfo:
     bytes_on_disk: int
 
 
-class Keep:
-    """The type of ``KEEP``, which stands for: leave as it is."""
-
-
-KEEP = Keep()
-
-
 @runtime_checkable
 class EncoderLike(Protocol):
     """Turns images into packed codes and features."""
@@ -402,17 +387,14 @@ class EncoderLike(Protocol):
     @property
     def bits(self) -> int:
         """Length of a code in bits."""
-        ...
 
     @property
     def feature_dim(self) -> int:
         """Width d of a feature vector."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of all that codes depend on: equal for equal codes."""
-        ...
 
     def encode(self, images: Sequence[ImageInput]) -> tuple[Codes, Features]:
         """Encode all images, in order.
@@ -422,13 +404,11 @@ class EncoderLike(Protocol):
         ImageError
             If one cannot be read; the message names it.
         """
-        ...
 
     def encode_batches(
         self, images: Iterable[ImageInput], *, batch_size: int = 64, strict: bool = False
     ) -> Iterator[EncodedBatch]:
         """Encode a stream; unreadable images are reported in ``skipped``, or raise if strict."""
-        ...
 
 
 @runtime_checkable
@@ -457,347 +437,8 @@ class Searcher(Protocol):
         latent : ndarray of shape (q, bits), float32, optional
             Needed by ``acs``. A row of NaN: only its code is known, and all bits count alike.
         """
-        ...
-
-
-Query: TypeAlias = "ImageInput | int"
-
-
-class SearchKeywords(TypedDict, total=False):
-    """What ``Index.search`` takes after k."""
-
-    mode: Mode
-    radius: int | None
-    where: Mapping[str, Any] | None
-    pool: int | None
-    trace: SearchTrace | None
-
-
-class Index(Searcher, Protocol):
-    """Images with codes, features and records, to fill, change and search.
-
-    ``HashIndex`` is one folder on this machine, ``ShardedIndex`` many on a cluster. What both do
-    in the same way is written here.
-    """
-
-    @overload
-    def search(
-        self, query: list[Query], k: int = ..., **options: Unpack[SearchKeywords]
-    ) -> list[list[Hit]]: ...
-
-    @overload
-    def search(
-        self, query: Query, k: int = ..., **options: Unpack[SearchKeywords]
-    ) -> list[Hit]: ...
-
-    def search(
-        self,
-        query: Query | list[Query],
-        k: int = 10,
-        mode: Mode = "hds",
-        radius: int | None = None,
-        where: Mapping[str, Any] | None = None,
-        pool: int | None = None,
-        trace: SearchTrace | None = None,
-    ) -> list[Hit] | list[list[Hit]]:
-        """Find the images most like a query, nearest first, ties by id.
-
-        Parameters
-        ----------
-        query : image, path, or int; or a list of these
-            An int is the id of an image in the index, which then comes first itself. A list is
-            answered together, and gives a list of lists.
-        k : int
-            At most k results per query.
-        mode : {"hds", "acs", "bcs", "es"}
-            Coarse by codes, then fine by features (``hds``) or by the query's latent values
-            against the stored bits (``acs``; equal to ``bcs`` for an image of the index, of
-            which only bits are stored); codes only; or exhaustive over features.
-        radius : int, optional
-            All modes but ``es``: only images within this Hamming distance.
-        where : mapping, optional
-            ``label`` or metadata keys, to a value, a list of values, or {">=": value, ...}.
-        pool : int, optional
-            ``hds`` and ``acs`` without radius: number of images that the fine search orders.
-        trace : SearchTrace, optional
-            ``hds`` and ``acs`` add their times and pools.
-
-        Returns
-        -------
-        list of Hit, or list of these
-            Shown as pictures in a notebook; ``pandas.DataFrame(hits)`` makes a table of it.
-
-        Raises
-        ------
-        ImageError
-            If an image cannot be read.
-        InvalidInputError
-            If an argument does not fit.
-        IndexStoreError
-            If the index is damaged, or no encoder was given for an image.
-        """
-        options = SearchOptions(k, mode=mode, radius=radius, where=where, pool=pool)
-        queries = query if isinstance(query, list) else [query]
-        codes, features, latent = self._encode_queries(queries)
-        hits = self.search_hits(codes, features, options, latent, trace)
-        return list(hits) if isinstance(query, list) else hits[0]
-
-    def _encode_queries(self, queries: Sequence[Any]) -> tuple[Codes, Features, Latent | None]:
-        """Codes, features and latent values of images and ids (NaN: an id has bits only)."""
-        bits, width = self.bits, self.feature_dim
-        codes = np.zeros((len(queries), -(-bits // 8)), np.uint8)
-        features = np.zeros((len(queries), width), np.float32)
-        latent: Latent | None = np.zeros((len(queries), bits), np.float32)
-        ids = [place for place, query in enumerate(queries) if is_id(query)]
-        images = [place for place, query in enumerate(queries) if not is_id(query)]
-        if images:
-            given = [_check_image(queries[place]) for place in images]
-            for batch in self.require_encoder().encode_batches(given, strict=True):
-                at = np.array(images)[batch.positions]
-                codes[at], features[at] = batch.codes, batch.features
-                if batch.latent is None:
-                    latent = None  # an encoder of the user's own, which gives codes only
-                elif latent is not None:
-                    latent[at] = batch.latent
-        if ids:
-            _, codes[ids], features[ids] = self.encoded([queries[place] for place in ids])
-            if latent is not None:
-                latent[ids] = np.nan
-        return codes, features, latent
-
-    def get(self, image_id: int) -> Record:
-        """What is known of an image.
-
-        Raises
-        ------
-        InvalidInputError
-            If it is not in the index.
-        """
-        if not is_id(image_id):
-            raise InvalidInputError(
-                f"id: expected one whole number, got {image_id!r:.80}; `records` takes a list"
-            )
-        return self.records([image_id])[0]
-
-    def __getitem__(self, image_id: int) -> Record:
-        return self.get(image_id)
-
-    def __contains__(self, image_id: object) -> bool:
-        return is_id(image_id) and image_id in self.ids()
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self.records())
-
-    def __repr__(self) -> str:
-        name, folder = type(self).__name__, str(self.path)
-        try:
-            return (
-                f"{name}({folder!r}, {len(self):,} images, {self.bits} bits, "
-                f"features of {self.feature_dim} values)"
-            )
-        except HashlensError as error:  # closed or damaged
-            return f"{name}({folder!r}: {error})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def require_encoder(self) -> EncoderLike:
-        """The encoder, or ``IndexStoreError`` where none was given."""
-        if self.encoder is None:
-            name = type(self).__name__
-            raise IndexStoreError(
-                f"{self.path}: opened without an encoder; give one to {name}.open to add images or "
-                "search by image"
-            )
-        return self.encoder
-
-    def to_pandas(self) -> Any:
-        """All images as a pandas ``DataFrame``, with the columns of ``to_arrow``.
-
-        Raises
-        ------
-        MissingExtraError
-            If pandas or pyarrow is not installed.
-        """
-        table = self.to_arrow()
-        try:
-            return table.to_pandas()
-        except ImportError as error:
-            raise MissingExtraError("a pandas table", "train") from error
-
-    # What the two do in their own ways
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
-        ...
-
-    @property
-    def encoder(self) -> EncoderLike | None:
-        """What encodes images, if it was given."""
-        ...
-
-    @property
-    def model(self) -> str | None:
-        """Where the encoder's model is, if known."""
-        ...
-
-    @property
-    def bits(self) -> int:
-        """Length of a code."""
-        ...
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of a feature vector."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the encoder whose codes it holds; empty where unknown."""
-        ...
-
-    def search_hits(
-        self,
-        codes: Codes,
-        features: Features | None,
-        options: SearchOptions,
-        latent: Latent | None = None,
-        trace: SearchTrace | None = None,
-    ) -> Sequence[list[Hit]]:
-        """As ``search_encoded``, with records: a list of hits for each query."""
-        ...
-
-    def histogram(
-        self, code: Codes, where: Mapping[str, Any] | None = None, exclude: int | None = None
-    ) -> NDArray[np.int64]:
-        """Number of images at each Hamming distance from a code."""
-        ...
-
-    def duplicates(
-        self, radius: int, *, progress: Callable[[int], None] | None = None
-    ) -> DuplicateGroups:
-        """Groups of images whose codes differ in at most ``radius`` bits."""
-        ...
-
-    def info(self) -> IndexInfo:
-        """Size, kind and origin of the index."""
-        ...
-
-    def ids(self) -> Ids:
-        """Ids of all images, ascending."""
-        ...
-
-    def records(self, ids: Iterable[int] | None = None) -> list[Record]:
-        """What is known of images, in the order asked for; of all, by id, without ``ids``."""
-        ...
-
-    def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
-        """Ids, codes and features (as stored) of images; of all, by id, without ``ids``."""
-        ...
-
-    def uris(self) -> dict[str, list[int]]:
-        """Ids of the images that have each URI."""
-        ...
-
-    def file_digest(self, image_id: int) -> bytes | None:
-        """Digest of an image's file when it was encoded; None where it came from no file."""
-        ...
-
-    def label_counts(self) -> dict[str | None, int]:
-        """Number of images with each label, by name; None are those without."""
-        ...
-
-    def to_arrow(self) -> Any:
-        """All images as a ``pyarrow.Table``."""
-        ...
-
-    def export(self, path: str | Path, format: str) -> None:
-        """Write the index as a file that other libraries read."""
-        ...
-
-    def verify(self, progress: Callable[[int], None] | None = None) -> list[str]:
-        """Read every byte against its checksum; a line for each thing that is damaged."""
-        ...
-
-    def add(
-        self,
-        images: Iterable[ImageInput],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Metadata | None] | None = None,
-        *,
-        progress: Callable[[int], None] | None = None,
-        strict: bool = False,
-    ) -> AddReport:
-        """Encode images and add them, committing as it goes."""
-        ...
-
-    def add_encoded(
-        self,
-        codes: Any,
-        features: Any,
-        uris: Sequence[str],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Metadata | None] | None = None,
-    ) -> Ids:
-        """Add images that are encoded already, in one commit."""
-        ...
-
-    def replace_encoded(self, ids: Any, codes: Any, features: Any) -> None:
-        """Give images new codes and features; ids and records stay."""
-        ...
-
-    def sync(
-        self,
-        folder: str | Path,
-        paths: Sequence[Path],
-        labels: Sequence[Any] | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-        strict: bool = False,
-    ) -> SyncReport:
-        """Make the index say what a folder holds, encoding only what is new or changed."""
-        ...
-
-    def update(
-        self,
-        image_id: int,
-        *,
-        label: str | Keep | None = KEEP,
-        metadata: Metadata | Keep | None = KEEP,
-        image: ImageInput | None = None,
-    ) -> None:
-        """Change what is stored of an image; its id stays."""
-        ...
-
-    def remove(self, ids: Any) -> None:
-        """Remove images; their space is freed by ``compact``."""
-        ...
-
-    def compact(self) -> int:
-        """Free the space of removed images; the number of rows that were dropped."""
-        ...
-
-    def close(self) -> None:
-        """End what searches and writes."""
-        ...
 
 
 def is_id(value: Any) -> bool:
     """Whether a value can be an image's id: a whole number, and not true or false."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _check_image(query: Any) -> ImageInput:
-    """The query, or ``InvalidInputError`` if it is neither an image nor an id."""
-    known = isinstance(query, str | os.PathLike | bytes | np.ndarray)
-    if not known and not any(base.__module__.startswith("PIL.") for base in type(query).__mro__):
-        raise InvalidInputError(
-            "query: expected an image (path, bytes, PIL picture, uint8 array), an id, or a list of "
-            f"these, got {type(query).__name__} {query!r:.60}"
-        )
-    image: ImageInput = query
-    return image

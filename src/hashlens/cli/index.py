@@ -18,7 +18,7 @@ from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.report.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from hashlens.types import Index
+    from hashlens.index.protocol import Index
 
 
 index_app = typer.Typer(

@@ -13,8 +13,9 @@ import typer
 from hashlens.errors import IndexStoreError, ModelError, SourceError, system_reason
 
 if TYPE_CHECKING:
+    from hashlens.index.protocol import Index
     from hashlens.models.encoder import Encoder
-    from hashlens.types import Index, Skipped
+    from hashlens.types import Skipped
 
 
 # The sign may stand between spaces, as many before it as after it.

@@ -23,30 +23,23 @@ from hashlens.distributed.cluster import connect
 from hashlens.distributed.replicas import Answers, Replicas, merge
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import HashIndex
-from hashlens.index.hits import Hits
+from hashlens.index.protocol import Hits, Index
 from hashlens.index.ranking import ArraySearcher, check_latent
 from hashlens.index.rows import check_ids, list_ids
-from hashlens.index.writing import GivenRows, encode_image, encode_images
+from hashlens.index.writing import EncodedImage, GivenRows
 from hashlens.types import (
-    KEEP,
-    AddReport,
     Codes,
     DuplicateGroups,
     EncoderLike,
     Features,
     Hit,
     Ids,
-    ImageInput,
-    Index,
     IndexInfo,
-    Keep,
     Latent,
-    Metadata,
     Record,
     SearchOptions,
     SearchResult,
     SearchTrace,
-    Skipped,
     SyncReport,
 )
 
@@ -89,8 +82,7 @@ class ShardedIndex(Index):
         encoder: EncoderLike | None = None,
     ) -> None:
         self.require_all = require_all
-        self._path = folder
-        self._encoder = encoder
+        self.path, self.encoder = folder, encoder
         self._file = CatalogueFile(folder)
         self._replicas = replicas
 
@@ -157,28 +149,16 @@ class ShardedIndex(Index):
         return sum(living for living, _ in self._ask_some("held").values())
 
     @property
-    def path(self) -> Path:
-        """The folder."""
-        return self._path
-
-    @property
-    def encoder(self) -> EncoderLike | None:
-        """What encodes images, if it was given."""
-        return self._encoder
-
-    @property
     def model(self) -> str | None:
         """Where the encoder's model is, if known."""
         return self._catalogue.model
 
     @property
     def bits(self) -> int:
-        """Length of a code."""
         return self._catalogue.bits
 
     @property
     def feature_dim(self) -> int:
-        """Width of a feature vector."""
         return self._catalogue.feature_dim
 
     @property
@@ -286,7 +266,6 @@ class ShardedIndex(Index):
         latent: Latent | None = None,
         trace: SearchTrace | None = None,
     ) -> list[Hits]:
-        """As ``search_encoded``, with records: a list of hits for each query."""
         trace = trace or SearchTrace()
         found = self._search(codes, features, options, latent, trace)
         wanted = np.unique(found.ids[found.ids >= 0])
@@ -333,11 +312,9 @@ class ShardedIndex(Index):
     # Reading what is stored
 
     def ids(self) -> Ids:
-        """Ids of all images, ascending."""
         return np.sort(np.concatenate([np.zeros(0, np.int64), *self._ask_some("ids").values()]))
 
     def records(self, ids: Iterable[int] | None = None) -> list[Record]:
-        """What is known of images, in the order asked for; of all, by id, without ``ids``."""
         if ids is None:
             found = self._ask_all("records", None, deadline=_HOUR).values()
             return sorted((record for part in found for record in part), key=lambda r: r.id)
@@ -346,7 +323,6 @@ class ShardedIndex(Index):
         return [by_id[i] for i in wanted]
 
     def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
-        """Ids, codes and features (as stored) of images; of all, by id, without ``ids``."""
         if ids is None:
             parts = list(self._ask_all("encoded", None, deadline=_HOUR).values())
             wanted = None
@@ -363,7 +339,6 @@ class ShardedIndex(Index):
         return held[order], codes[order], features[order]
 
     def uris(self) -> dict[str, list[int]]:
-        """Ids of the images that have each URI."""
         total: dict[str, list[int]] = {}
         for part in self._ask_all("uris", deadline=_HOUR).values():
             for uri, ids in part.items():
@@ -371,7 +346,6 @@ class ShardedIndex(Index):
         return total
 
     def label_counts(self) -> dict[str | None, int]:
-        """Number of images with each label, by name; None are those without."""
         total: dict[str | None, int] = {}
         for counts in self._ask_some("label_counts").values():
             for label, count in counts.items():
@@ -408,39 +382,8 @@ class ShardedIndex(Index):
 
     # Filling and changing
 
-    def add(
-        self,
-        images: Iterable[ImageInput],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Metadata | None] | None = None,
-        *,
-        progress: Callable[[int], None] | None = None,
-        strict: bool = False,
-    ) -> AddReport:
-        """Encode images here and add them to the smallest shard, committing as it goes."""
-        ids: list[Ids] = [np.zeros(0, np.int64)]
-        skipped: list[Skipped] = []
-        for piece in encode_images(self.require_encoder(), images, labels, metadata, strict=strict):
-            skipped += piece.skipped
-            if len(piece.codes):
-                ids.append(self.add_rows(piece.codes, piece.features, piece.rows))
-            if progress is not None:
-                progress(len(piece.codes) + len(piece.skipped))
-        return AddReport(np.concatenate(ids), tuple(skipped))
-
-    def add_encoded(
-        self,
-        codes: Any,
-        features: Any,
-        uris: Sequence[str],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Metadata | None] | None = None,
-    ) -> Ids:
-        """Add encoded images to the shard with the fewest ids, in one commit of that shard."""
-        return self.add_rows(codes, features, GivenRows(uris, labels, metadata))
-
     def add_rows(self, codes: Any, features: Any, rows: GivenRows) -> Ids:
-        """As ``add_encoded``, with what is known of the images' files."""
+        """Add encoded images to the shard with the fewest ids, in one commit of that shard."""
         position = min(range(len(self.shards)), key=lambda i: (self.shards[i].count, i))
         local = self._change({position: ("add", codes, features, rows)})[position]
         if not len(local):
@@ -477,19 +420,7 @@ class ShardedIndex(Index):
             "`hashlens index add` and `hashlens index remove`, or an index without shards"
         )
 
-    def update(
-        self,
-        image_id: int,
-        *,
-        label: str | Keep | None = KEEP,
-        metadata: Metadata | Keep | None = KEEP,
-        image: ImageInput | None = None,
-    ) -> None:
-        """Change what is stored of an image; its id stays. A new picture is encoded here."""
-        image_id = self.get(image_id).id
-        given = {"label": label, "metadata": metadata}
-        changes = {key: value for key, value in given.items() if not isinstance(value, Keep)}
-        encoded = None if image is None else encode_image(self.require_encoder(), image)
+    def _update(self, image_id: int, changes: dict[str, Any], encoded: EncodedImage | None) -> None:
         (position,) = self._held_by("", [image_id])
         self._change({position: ("update", image_id, changes, encoded)})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import time
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -50,8 +49,6 @@ _QUERIES_AT_A_TIME = 512
 # Where the first rows take so long, they come from a disk; then the rest is requested at once.
 _PROBE_ROWS = 32
 _SLOW_ROW_SECONDS = 15e-6
-
-ReadRows = Callable[[int, int], NDArray[Any]]
 
 
 def check_features(features: Any, name: str = "features") -> NDArray[Any]:

@@ -15,36 +15,29 @@ from hashlens.codes.packing import check_bits
 from hashlens.codes.search import hamming_radius
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import path_uri, uri_path
-from hashlens.index import exporting, verifying, writing
-from hashlens.index.hits import Hits
+from hashlens.index import exporting, writing
 from hashlens.index.layout import FEATURE_TYPES, FORMAT_VERSION, Meta
+from hashlens.index.protocol import Hits, Index
 from hashlens.index.rows import (
     check_encoded,
     check_ids,
     require_same_model,
 )
 from hashlens.index.snapshot import Snapshot, View
-from hashlens.index.store import Store
+from hashlens.index.store import Store, find_damage
 from hashlens.index.syncing import FolderSync
 from hashlens.types import (
-    KEEP,
-    AddReport,
     Codes,
     DuplicateGroups,
     EncoderLike,
     Features,
     Ids,
-    ImageInput,
-    Index,
     IndexInfo,
-    Keep,
     Latent,
-    Metadata,
     Record,
     SearchOptions,
     SearchResult,
     SearchTrace,
-    Skipped,
     SyncReport,
 )
 
@@ -70,7 +63,7 @@ class HashIndex(Index):
 
     def __init__(self, store: Store, encoder: EncoderLike | None = None) -> None:
         self.store = store
-        self._encoder = encoder
+        self.path, self.encoder = store.path, encoder
         self._snapshot: Snapshot | None = None
         try:
             with self._last_commit() as view:
@@ -177,16 +170,6 @@ class HashIndex(Index):
             return len(view.snapshot)
 
     @property
-    def path(self) -> Path:
-        """The folder."""
-        return self.store.path
-
-    @property
-    def encoder(self) -> EncoderLike | None:
-        """What encodes images, if it was given."""
-        return self._encoder
-
-    @property
     def model(self) -> str | None:
         """Where the encoder's model is, if known."""
         stored = self.store.meta().model
@@ -194,17 +177,14 @@ class HashIndex(Index):
 
     @property
     def bits(self) -> int:
-        """Length of a code."""
         return self._meta.bits
 
     @property
     def feature_dim(self) -> int:
-        """Width of a feature vector."""
         return self._meta.feature_dim
 
     @property
     def fingerprint(self) -> str:
-        """Of the encoder whose codes it holds; empty where unknown."""
         return self._meta.fingerprint
 
     @property
@@ -214,7 +194,6 @@ class HashIndex(Index):
         return self.store.meta() if snapshot is None else snapshot.meta
 
     def info(self) -> IndexInfo:
-        """Size, kind and origin of the index."""
         with self._last_commit() as view:
             images, meta = len(view.snapshot), view.snapshot.meta
             return IndexInfo(
@@ -338,7 +317,6 @@ class HashIndex(Index):
     # Reading what is stored
 
     def ids(self) -> Ids:
-        """Ids of all images, ascending."""
         with self._last_commit() as (_, snapshot):
             living: Ids = snapshot.ids[snapshot.living()]
             return living
@@ -355,18 +333,15 @@ class HashIndex(Index):
             return view.records(ids)
 
     def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
-        """Ids, codes and features (as stored) of images; of all, by id, without ``ids``."""
         with self._last_commit() as view:
             at, snapshot = view.positions(ids), view.snapshot
             return snapshot.ids[at], snapshot.codes[at], snapshot.features[at]
 
     def uris(self) -> dict[str, list[int]]:
-        """Ids of the images that have each URI."""
         with self._last_commit() as view:
             return view.uris()
 
     def label_counts(self) -> dict[str | None, int]:
-        """Number of images with each label, by name; None are those without."""
         with self._last_commit() as view:
             return view.label_counts()
 
@@ -436,91 +411,17 @@ class HashIndex(Index):
         IndexStoreError
             If the database is too damaged to be read at all.
         """
-        return verifying.find_damage(self.store, progress)
+        return find_damage(self.store, progress)
 
-    # Filling and changing
+    # Filling and changing; `add`, `add_encoded` and `update` are in `Index`
 
-    def add(
-        self,
-        images: Iterable[ImageInput],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Metadata | None] | None = None,
-        *,
-        progress: Callable[[int], None] | None = None,
-        strict: bool = False,
-    ) -> AddReport:
-        """Encode images and add them, committing as it goes.
-
-        If it is interrupted, what was committed stays.
-
-        Parameters
-        ----------
-        images : iterable of str, Path, bytes, PIL image or ndarray
-            Paths are stored absolute; images from memory have an empty URI.
-        labels : sequence of str, optional
-            Class names, one per image; None for no label.
-        metadata : sequence of mapping, optional
-            JSON values, one mapping per image.
-        progress : callable, optional
-            Called with the number of images done since the last call.
-        strict : bool
-            Raise on an unreadable image instead of skipping it.
-
-        Returns
-        -------
-        AddReport
-            Ids of the images that were added, and the images that could not be read.
-
-        Raises
-        ------
-        ImageError
-            If strict and an image cannot be read; what came before it is kept.
-        InvalidInputError
-            If labels or metadata do not fit.
-        IndexStoreError
-            If it cannot be written.
-        """
-        ids: list[Ids] = [np.zeros(0, np.int64)]
-        skipped: list[Skipped] = []
-        encoder = self.require_encoder()
-        for piece in writing.encode_images(encoder, images, labels, metadata, strict=strict):
-            skipped += piece.skipped
-            if len(piece.codes):
-                ids.append(writing.add_images(self.store, *piece[:3]))
-            if progress is not None:
-                progress(len(piece.codes) + len(piece.skipped))
-        return AddReport(np.concatenate(ids), tuple(skipped))
-
-    def add_encoded(
-        self,
-        codes: Any,
-        features: Any,
-        uris: Sequence[str],
-        labels: Sequence[Any] | None = None,
-        metadata: Sequence[Metadata | None] | None = None,
-    ) -> Ids:
-        """Add images that are encoded already, in one commit.
-
-        Parameters
-        ----------
-        codes : array_like of shape (n, bytes), uint8
-            Packed codes.
-        features : array_like of shape (n, d), floating; or None where feature_dim is 0
-            Finite; rounded to the stored type.
-        uris : sequence of str
-            One per image; stored as they are.
-        labels : sequence of str, optional
-            Class names; None for no label.
-        metadata : sequence of mapping, optional
-            JSON values.
-
-        Returns
-        -------
-        ndarray of shape (n,), int64
-            Their ids: consecutive.
-        """
-        rows = writing.GivenRows(uris, labels, metadata)
+    def add_rows(self, codes: Any, features: Any, rows: writing.GivenRows) -> Ids:
         return writing.add_images(self.store, codes, features, rows)
+
+    def _update(
+        self, image_id: int, changes: dict[str, Any], encoded: writing.EncodedImage | None
+    ) -> None:
+        writing.update_image(self.store, image_id, changes, encoded)
 
     def replace_encoded(self, ids: Any, codes: Any, features: Any) -> None:
         """Give images new codes and features, in one commit; ids and records stay.
@@ -580,38 +481,6 @@ class HashIndex(Index):
         """
         syncing = FolderSync(self.store, self.require_encoder(), Path(folder), progress, strict)
         return syncing.run(paths, labels)
-
-    def update(
-        self,
-        image_id: int,
-        *,
-        label: str | Keep | None = KEEP,
-        metadata: Metadata | Keep | None = KEEP,
-        image: ImageInput | None = None,
-    ) -> None:
-        """Change what is stored of an image; its id stays.
-
-        Parameters
-        ----------
-        image_id : int
-            An image of the index.
-        label : str or None, optional
-            The new label; None takes it away.
-        metadata : mapping or None, optional
-            Replaces all metadata.
-        image : str, Path, bytes, PIL image or ndarray, optional
-            A new picture, which is encoded; a path also becomes the URI.
-
-        Raises
-        ------
-        InvalidInputError
-            If the id is not in the index, or a value does not fit.
-        """
-        image_id = self.get(image_id).id
-        given = {"label": label, "metadata": metadata}
-        changes = {key: value for key, value in given.items() if not isinstance(value, Keep)}
-        encoded = None if image is None else writing.encode_image(self.require_encoder(), image)
-        writing.update_image(self.store, image_id, changes, encoded)
 
     def remove(self, ids: Any) -> None:
         """Remove images, in one commit; their space is freed by ``compact``.

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
-from hashlens.index.hits import Hits
 from hashlens.index.layout import ArrayFile, read_checksums
+from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
 from hashlens.index.rows import check_width, list_ids, load_text, to_record
 from hashlens.index.store import Store, Transaction

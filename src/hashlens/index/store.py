@@ -1,4 +1,4 @@
-"""The folder of an index: its database, transactions, and what goes wrong with files."""
+"""The folder of an index: its database, transactions, and the search for what is damaged."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ import sqlite3
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+import numpy as np
+
 from hashlens.errors import IndexStoreError, system_reason
 from hashlens.files import remove_abandoned, written_aside
-from hashlens.index.layout import DATABASE, Meta, create_tables, read_meta
+from hashlens.index.layout import (
+    DATABASE,
+    TABLES,
+    Meta,
+    create_tables,
+    read_checksums,
+    read_meta,
+)
+from hashlens.index.rows import row_checksum
 from hashlens.index.where import METADATA_FUNCTION, metadata_value
 
 WRITER_WAIT_SECONDS = 20.0
@@ -269,3 +279,85 @@ def _explained(error: sqlite3.Error, folder: Path, database: Path) -> str:
     if "readonly" in text or "unable to open" in text:
         return f"{database}: cannot be written ({text}); allow writing in {folder}"
     return f"{database}: damaged ({text}); restore the folder from a backup"
+
+
+_RESTORE = "restore the folder from a backup"
+_CHECKS = 3
+_ROWS = (
+    "SELECT id, position, alive, checksum, uri, label, metadata, size, mtime_ns, digest FROM images"
+)
+
+
+def find_damage(store: Store, progress: Callable[[int], None] | None = None) -> list[str]:
+    """Check every byte that counts; return one line for each thing that is damaged."""
+    for _ in range(_CHECKS):
+        generation = store.meta().generation
+        damage = _find_damage(store, progress)
+        if not damage or store.meta().generation == generation:
+            break  # or else `compact` took the files away while they were read
+    return damage
+
+
+def _find_damage(store: Store, progress: Callable[[int], None] | None) -> list[str]:
+    damage = []
+    if read_head(store.path) is None:
+        damage.append(
+            f"{store.path / HEAD}: missing or damaged; no image is lost by it, and the next "
+            "change of the index writes it again"
+        )
+    with store.reading() as (connection, meta):
+        for (line,) in connection.execute("PRAGMA integrity_check"):
+            if line != "ok":
+                damage.append(f"{store.database}: {line}; {_RESTORE}")
+        tables = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+        if {sql for (sql,) in tables} != set(TABLES):
+            damage.append(f"{store.database}: its tables are not those of an index; {_RESTORE}")
+            return damage
+        damage += _damaged_arrays(store, connection, meta, progress)
+        damage += _damaged_rows(store, connection, meta)
+    return damage
+
+
+def _damaged_arrays(
+    store: Store,
+    connection: sqlite3.Connection,
+    meta: Meta,
+    progress: Callable[[int], None] | None,
+) -> Iterator[str]:
+    for name, file in meta.arrays(store.path).items():
+        try:
+            rows = file.map(meta.count)
+        except IndexStoreError as error:
+            yield str(error)
+            continue
+        for block in file.damaged_blocks(rows, read_checksums(connection, name)):
+            yield file.damage(block)
+        if progress is not None:
+            progress(meta.count)
+
+
+def _damaged_rows(store: Store, connection: sqlite3.Connection, meta: Meta) -> Iterator[str]:
+    """Rows against their checksums; positions against the array of ids."""
+    file = meta.arrays(store.path)["ids"]
+    ids = None
+    with suppress(IndexStoreError):  # reported already
+        ids = file.map(meta.count)[:, 0].tolist()
+    used = np.zeros(meta.count, np.int64)
+    for image_id, position, alive, checksum, *content in connection.execute(_ROWS):
+        wrong = checksum != row_checksum(image_id, *content) or alive not in (0, 1)
+        if alive and not wrong:
+            wrong = not 0 <= position < meta.count
+            if not wrong:
+                used[position] += 1
+                wrong = ids is not None and ids[position] != image_id
+        if wrong:
+            yield f"{store.database}: the row of image {image_id} is damaged; {_RESTORE}"
+    for (position,) in connection.execute("SELECT position FROM dead"):
+        if 0 <= position < meta.count:
+            used[position] += 1
+    if (used != 1).any():
+        at = int(np.flatnonzero(used != 1)[0])
+        yield (
+            f"{store.database}: position {at} belongs to {int(used[at])} images, expected 1, "
+            f"living or dead; {_RESTORE}"
+        )

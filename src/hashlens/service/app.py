@@ -12,13 +12,13 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from hashlens import __version__
+from hashlens.index.protocol import Index
 from hashlens.service.engine import Engine
 from hashlens.service.errors import answer_errors
 from hashlens.service.limits import Limits
 from hashlens.service.metrics import Metrics
 from hashlens.service.routes import images_router, search_router, service_router
 from hashlens.service.security import Door
-from hashlens.types import Index
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.index.protocol import Index
 from hashlens.machine import cores
 from hashlens.service.batching import BatchQueue, Slots
 from hashlens.service.errors import Refused
@@ -47,7 +48,6 @@ from hashlens.types import (
     MODES,
     Codes,
     Features,
-    Index,
     IndexInfo,
     Latent,
     Mode,
