@@ -97,19 +97,18 @@ def shards_command(
     folder: Path | None = typer.Option(
         None, help="Where the shards are made and kept; by default a folder that is removed."
     ),
-    size: int = typer.Option(
-        1_000_000, min=8000, help="Images in the larger shards that the model is fitted on."
-    ),
+    size: int = typer.Option(1_000_000, min=8000, help="Images in the larger shards."),
     check: int = typer.Option(
-        4_000_000, min=1000, help="Images in the shards that check the model's prediction."
+        4_000_000, min=1000, help="Images in the largest shards, of which 2 to 8 are searched."
     ),
     address: str | None = typer.Option(None, "--ray", help="Address of the Ray cluster, or local."),
     out: Path | None = typer.Option(None, help="Folder for shards.md, shards.png and shards.json."),
     as_json: bool = JSON,
 ) -> None:
-    """Measure search over 1 to 8 shards, fit a model of its time, and check it on a larger run.
+    """Measure search over 1 to 8 shards, and the memory and disk they need.
 
-    Eight shards of the larger size take about 200 bytes per image on disk, 6.5 GB by default.
+    Three sizes are measured: an eighth of --size, --size and --check.
+    Eight shards of the largest take about 200 bytes per image on disk, 6.5 GB by default.
 
     Example: hashlens bench shards --out results/
     """

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hashlens.bench.shards import (
-    POOL,
+from hashlens.bench.shards import POOL, Observation
+from scale_model import (
     CostModel,
     Machine,
-    Observation,
     fewest_shards,
     fit,
-    make_shards,
-    observe,
+    main,
     plan,
     quickest_shards,
-    run,
     shards_asked,
-    write,
 )
 
-MADE_BY = CostModel(3.0, 0.5, 2e-5, 1.0, 0.25, 0.6, 0.2, 0.4, 0.3, 1.5e8, 32.0)
+MADE_BY = CostModel(3.0, 0.5, 2e-5, 1.0, 0.25, 0.6, 0.2, 0.4, 0.3, 150.0, 3.2e-5)
 
 
-def _observations(model: CostModel, cores: int) -> list[Observation]:
+def _observations(
+    model: CostModel, cores: int, sizes: tuple[int, ...] = (10_000, 1_000_000)
+) -> list[Observation]:
     return [
         Observation(
             s,
@@ -38,9 +36,9 @@ def _observations(model: CostModel, cores: int) -> list[Observation]:
             model.fine(s),
             model.records(s),
             model.front_end(s),
-            model.resident(n),
+            model.resident_mb(n),
         )
-        for s, n in product((1, 2, 4, 8), (10_000, 1_000_000))
+        for s, n in product((1, 2, 4, 8), sizes)
     ]
 
 
@@ -84,23 +82,17 @@ def test_plans_hold_the_images_and_the_quickest_is_quickest() -> None:
     assert query_ms(best) <= min(query_ms(best // 2), query_ms(2 * best))
 
 
-def test_shards_are_made_once_and_observed(cluster: Any, tmp_path: Path) -> None:
-    shards = make_shards(tmp_path, 2, 1500)
-    assert make_shards(tmp_path, 2, 1500) == shards
-    for seen, count in zip(observe(tmp_path, shards, (1, 2)), (1, 2), strict=True):
-        assert (seen.shards, seen.images_per_shard) == (count, 1500)
-        assert min(seen.coarse, seen.fine, seen.records, seen.front_end) > 0
-        assert 1e7 < seen.resident < 1e10
-
-
-def test_the_whole_run_is_written_as_a_page(cluster: Any, tmp_path: Path) -> None:
-    lines: list[str] = []
-    results = run(tmp_path / "shards", 8000, 9000, lines.append, counts=(1, 2))
-    assert len(lines) == len(results["fitted_on"]) + len(results["checked_on"]) == 5
-    for row in results["checked_on"]:
-        assert row["error"] == pytest.approx(row["predicted_whole"] / row["whole"] - 1)
-    page = write(results, tmp_path / "out", "the command")
-    assert "Made by `the command`" in page.read_text()
-    figures = json.loads((tmp_path / "out" / "shards.json").read_text())
-    assert figures["plans"] == results["plans"]
-    assert (tmp_path / "out" / "shards.png").stat().st_size > 1000
+def test_figures_give_a_page_and_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures, picture = tmp_path / "shards.json", tmp_path / "scale.png"
+    rows = [asdict(seen) for seen in _observations(MADE_BY, 2, sizes=(10_000, 10**6, 4 * 10**6))]
+    values = {"measured": rows, "record_bytes": 67.0, "environment": {"cores": 2}}
+    figures.write_text(json.dumps(values))
+    monkeypatch.setattr(sys, "argv", ["scale_model", str(figures), "--plot", str(picture)])
+    main()
+    page = capsys.readouterr().out
+    assert "- coarse = 3.00 + 0.50 S + " in page
+    checked = page[page.index("## Predicted") : page.index("## Plans")]
+    assert checked.count("+0% |") + checked.count("-0% |") == 8
+    assert picture.stat().st_size > 1000
