@@ -32,7 +32,7 @@ from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
 from hashlens.models.description import ModelConfig
 from hashlens.models.latent import LatentHashNet
-from hashlens.report.table import Table
+from hashlens.report.page import Table
 from hashlens.workflows.score import encode
 
 Labels = NDArray[np.int64]

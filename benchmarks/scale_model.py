@@ -19,8 +19,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from hashlens.bench.shards import CODE_BYTES, POOL, RESULTS, Observation
+from hashlens.report.page import Table
 from hashlens.report.plot import Curve, panels, plot_curves, save_figure
-from hashlens.report.table import Table
 
 # What is planned; nothing of it is measured.
 SIZES = (10**8, 10**9, 10**10)

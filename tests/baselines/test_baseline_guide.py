@@ -40,4 +40,4 @@ def test_a_method_loads_no_other() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     found = [name.removeprefix("hashlens.baselines.") for name in answer.stdout.split()]
-    assert found == ["base", "pca", "sh"]
+    assert found == ["base", "sh"]

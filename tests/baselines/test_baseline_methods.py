@@ -15,6 +15,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.cross_decomposition import CCA
 from sklearn.datasets import load_digits
 
+from hamming_reference import topk
 from hashlens import pack_bits, unpack_bits
 from hashlens.baselines.base import random_rotation
 from hashlens.baselines.bre import BRE, best_step, reconstruction_loss
@@ -24,7 +25,6 @@ from hashlens.baselines.ksh import KSH, _Residual
 from hashlens.baselines.lsh import LSH
 from hashlens.baselines.mlh import MLH, loss_augmented_codes, pair_loss
 from hashlens.baselines.sh import SpectralHashing
-from hashlens.codes.reference import topk
 from hashlens.types import Codes
 
 

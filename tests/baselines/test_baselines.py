@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hamming_reference import topk
 from hashlens import InvalidInputError, unpack_bits
 from hashlens.baselines import HashMethod, create_method, method_names
-from hashlens.baselines.pca import NeuralCodes
-from hashlens.codes.reference import topk
 
 METHODS = method_names()
 SUPERVISED = [name for name in METHODS if create_method(name, 8).supervised]
@@ -180,17 +179,3 @@ def test_itq_refuses_more_bits_than_directions() -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidInputError, match=r"expected one of BRE, ITQ, .*, got 'XYZ'"):
         create_method("XYZ", 32)
-
-
-def test_neural_codes_keep_the_neighbours_of_unit_features() -> None:
-    from sklearn.decomposition import PCA
-
-    features, _ = clusters(300)
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    expected = PCA(8, svd_solver="full").fit(unit).transform(unit)
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = NeuralCodes(8).fit(features, Unreadable()).transform(features)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)
-    with pytest.raises(InvalidInputError, match="at least 64 images of at least 64 features"):
-        NeuralCodes(64).fit(features)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import hamming_reference as reference
 from hashlens.bench import search
 from hashlens.bench.search import Workload, _found, clustered_codes
 from hashlens.bench.timing import MIN_ROUNDS, interleaved
 from hashlens.cli.main import app
-from hashlens.codes import reference
 
 TINY = Workload(
     n=5000,

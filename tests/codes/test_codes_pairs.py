@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hamming_reference as reference
 from hashlens import InvalidInputError, pack_bits
-from hashlens.codes import pairs, reference
+from hashlens.codes import pairs
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.pairs import hamming_pairs
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hamming_reference as reference
 from hashlens import InvalidInputError, hamming_radius, hamming_topk, pack_bits
-from hashlens.codes import reference, rings, scan, threads
+from hashlens.codes import rings, scan, threads
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.search import hamming_distances
 

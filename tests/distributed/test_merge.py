@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hamming_reference as reference
 from hashlens import SearchResult
-from hashlens.codes import reference
 from hashlens.distributed.replicas import merge
 
 

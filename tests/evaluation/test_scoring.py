@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+import hamming_reference as reference
 from hashlens import InvalidInputError, SearchResult, pack_bits
-from hashlens.codes import reference
 from hashlens.evaluation.metrics import (
     PRECISION_AT,
     counts_by_distance,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hamming_reference as reference
 from hashlens import InvalidInputError, Searcher, SearchOptions, pack_bits, unpack_bits
-from hashlens.codes import reference
 from hashlens.index import features as feature_rows
 from hashlens.index.ranking import ArraySearcher
 from hashlens.types import MODES, SearchTrace, default_pool

@@ -13,9 +13,17 @@ from rich.console import Console
 
 from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.baselines import create_method, method_names
-from hashlens.paper.comparison import Comparison, Job, map_table, write_comparison
-from hashlens.paper.published import printed_figure, printed_map, printed_precision
-from hashlens.paper.run import Amounts, Piece, ResultStore, file_name, read_piece
+from hashlens.paper.comparison import Comparison, Job, map_table, neural_codes, write_comparison
+from hashlens.paper.run import (
+    Amounts,
+    Piece,
+    ResultStore,
+    file_name,
+    printed_figure,
+    printed_map,
+    printed_precision,
+    read_piece,
+)
 from hashlens.paper.splits import PROTOCOLS, PaperSplit, make_split
 
 AMOUNTS = Amounts(training=200, database=200, queries=40)
@@ -240,3 +248,17 @@ def test_command_line(tmp_path: Path) -> None:
     assert [result["name"] for result in found["results"]] == ["LSH", "ITQ"]
     assert Path(found["report"]).is_file()
     assert "about 40 s" in answer.stderr
+
+
+def test_neural_codes_keep_the_neighbours_of_unit_features() -> None:
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((300, 32)).astype(np.float32)
+    train = np.arange(0, 300, 2)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = PCA(8, svd_solver="full").fit(unit[train]).transform(unit)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = neural_codes(features, train, 8)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)

@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from hashlens import ImageError, InvalidInputError
-from hashlens.report.page import Page
+from hashlens.report.page import Page, Table
 from hashlens.report.plot import Curve, panels, plot_bars, plot_curves, plot_steps, save_figure
 from hashlens.report.sheet import RIGHT, WRONG, Neighbour, SheetQuery, picture_sheet
-from hashlens.report.table import Table
 
 TABLE = Table(["mode", "mAP@1000", "images"], [["bcs", 0.5, 1797], ["a|<b>", None, 3]])
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from serving import KEY, SIDE, Service, draw, png, running
 
+import hamming_reference as reference
 from hashlens import Encoder, HashIndex
-from hashlens.codes import reference
 from hashlens.service.engine import commit
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits

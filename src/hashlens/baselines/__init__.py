@@ -16,13 +16,11 @@ from hashlens.errors import InvalidInputError
 
 __all__ = ["HashMethod", "SupervisedMethod", "UnsupervisedMethod", "create_method", "method_names"]
 
-_SHARED = {"base", "pca"}
-
 
 def method_names() -> tuple[str, ...]:
     """Names of all methods, as in tables and figures, in the order of the alphabet."""
     files = sorted(found.name for found in iter_modules(__path__))
-    return tuple(name.upper().replace("_", "-") for name in files if name not in _SHARED)
+    return tuple(name.upper().replace("_", "-") for name in files if name != "base")
 
 
 def create_method(name: str, bits: int, *, seed: int = 0, **options: Any) -> HashMethod:

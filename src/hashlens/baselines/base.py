@@ -1,9 +1,9 @@
-"""What all baselines share: checks, blocks, packing. A subclass learns and projects."""
+"""What baselines share: checks, blocks, packing, principal components, kernels."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,6 +202,38 @@ def random_rotation(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
     q, r = np.linalg.qr(rng.standard_normal((size, size)))
     rotation: NDArray[np.float64] = q * np.sign(np.diag(r))
     return rotation
+
+
+class Components(NamedTuple):
+    """Principal components of features.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (d,), float32
+    directions : ndarray of shape (d, count), float32
+        Orthonormal columns, largest variance first; the largest entry of each is positive.
+    variances : ndarray of shape (count,), float64
+    rank : int
+        Number of directions in which the features vary at all.
+    """
+
+    mean: NDArray[np.float32]
+    directions: NDArray[np.float32]
+    variances: NDArray[np.float64]
+    rank: int
+
+
+def principal_components(features: Features, count: int) -> Components:
+    """The ``count`` directions (at most d) of largest variance of features (n, d)."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    centred = features - mean.astype(np.float32)
+    covariance = (centred.T @ centred).astype(np.float64) / len(features)
+    values, vectors = np.linalg.eigh(covariance)
+    rank = int((values > values[-1] * 1e-6).sum())
+    values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
+    directions = (vectors * np.sign(largest)).astype(np.float32)
+    return Components(mean.astype(np.float32), directions, np.maximum(values, 0.0), rank)
 
 
 class AnchorKernel:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import UnsupervisedMethod, random_rotation, signs_of
-from hashlens.baselines.pca import principal_components
+from hashlens.baselines.base import (
+    UnsupervisedMethod,
+    principal_components,
+    random_rotation,
+    signs_of,
+)
 from hashlens.errors import InvalidInputError
 from hashlens.types import Features
 

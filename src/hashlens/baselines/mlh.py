@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import SupervisedMethod
-from hashlens.baselines.pca import principal_components
+from hashlens.baselines.base import SupervisedMethod, principal_components
 from hashlens.types import Features, Ids
 
 PAIRS = 100

@@ -20,8 +20,8 @@ from hashlens.codes.search import hamming_distances, hamming_topk
 from hashlens.codes.threads import thread_count
 from hashlens.errors import HashlensError, MissingExtraError
 from hashlens.files import replace_file
+from hashlens.report.page import Table
 from hashlens.report.plot import Curve, panels, plot_bars, plot_curves, save_figure
-from hashlens.report.table import Table
 from hashlens.types import Codes
 
 PARTS = ("exact", "recall", "growth", "features")

@@ -24,8 +24,8 @@ from hashlens.distributed.sharded import ShardedIndex
 from hashlens.files import replace_file
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import cores
+from hashlens.report.page import Table
 from hashlens.report.plot import Curve, plot_curves, save_figure
-from hashlens.report.table import Table
 from hashlens.types import Codes, Features, SearchOptions, SearchResult, SearchTrace
 
 COUNTS = (1, 2, 4, 8)
@@ -144,8 +144,12 @@ def observe(
         resident = {count: float(np.mean(index.own_memory())) for count, index in opened.items()}
     found = []
     for count, seconds in stages.items():
-        medians = 1e3 * np.median(seconds[_WARM_UP:], axis=0)
-        found.append(Observation(count, shards[0].count, *medians.tolist(), resident[count] / 1e6))
+        coarse, fine, records, front_end = (1e3 * np.median(seconds[_WARM_UP:], axis=0)).tolist()
+        found.append(
+            Observation(
+                count, shards[0].count, coarse, fine, records, front_end, resident[count] / 1e6
+            )
+        )
     return found
 
 

@@ -17,14 +17,13 @@ from typer.core import TyperGroup
 
 from hashlens import __version__
 from hashlens.cli.bench import bench_app
-from hashlens.cli.demo import demo_command
 from hashlens.cli.evaluate import evaluate_command, inspect_command, labels_command
 from hashlens.cli.export import export_command, pull_command, push_command
 from hashlens.cli.index import index_app
 from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.search import search_command
 from hashlens.cli.serve import serve_command
-from hashlens.cli.train import train_command
+from hashlens.cli.train import demo_command, train_command
 from hashlens.errors import HashlensError, MissingExtraError, system_reason
 
 # The extra that brings a package which the base installation lacks.

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from hashlens.baselines import create_method
-from hashlens.baselines.pca import NeuralCodes
+from hashlens.baselines.base import principal_components
 from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
@@ -27,27 +27,29 @@ from hashlens.files import replace_file
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder
 from hashlens.paper.gist import gist
-from hashlens.paper.published import OURS, printed_figure, printed_map, printed_precision
 from hashlens.paper.run import (
     OBJECTIVES,
+    OURS,
     Piece,
     ResultStore,
     draw_sheet,
     file_name,
     made_on,
     mode_scores,
+    printed_figure,
+    printed_map,
+    printed_precision,
     sheet_query,
     train_once,
     training_config,
     ways_table,
 )
 from hashlens.paper.splits import PaperSplit
-from hashlens.report.page import Page
+from hashlens.report.page import Cell, Page, Table
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
-from hashlens.report.table import Cell, Table
 from hashlens.training.config import TrainingConfig
-from hashlens.types import Codes, EncodedImages, Features, Mode
+from hashlens.types import Codes, EncodedImages, Features, Ids, Mode
 from hashlens.workflows.score import encode
 
 KS = (1, 5, 10, 50, *range(100, 1001, 100))
@@ -263,8 +265,7 @@ class Comparison:
         """Euclidean search over F7 compressed by PCA."""
         train = self.split.rows.train
         dimensions = min(NEURAL_DIMENSIONS, whole.features.shape[1], len(train))
-        neural = NeuralCodes(dimensions).fit(whole.features[train])
-        compressed = replace(whole, features=neural.transform(whole.features))
+        compressed = replace(whole, features=neural_codes(whole.features, train, dimensions))
         found = self._search(compressed, 8 * whole.codes.shape[1], ("es",))
         return mode_scores(found.modes["es"], KS) | {"dimensions": dimensions}
 
@@ -293,6 +294,23 @@ class Comparison:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def neural_codes(features: Features, train: Ids, dimensions: int) -> Features:
+    """Features compressed by a PCA of the training rows, (n, dimensions), for Euclidean search.
+
+    A. Babenko, A. Slesarev, A. Chigorin, V. Lempitsky, *Neural codes for image retrieval*, ECCV
+    2014, section 3.1: features of length 1, compressed by PCA, of length 1 again.
+    """
+    unit = _unit_length(features)
+    mean, directions, _, _ = principal_components(unit[train], dimensions)
+    return _unit_length(((unit - mean) @ directions).astype(np.float32))
+
+
+def _unit_length(features: Features) -> Features:
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    scaled: Features = np.divide(features, length, out=np.zeros_like(features), where=length > 0)
+    return scaled
 
 
 KINDS = ("pixels", "gist")

@@ -20,13 +20,13 @@ from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.encoder import Encoder
-from hashlens.paper.published import printed_figure
 from hashlens.paper.run import (
     Products,
     ResultStore,
     draw_sheet,
     made_on,
     mode_scores,
+    printed_figure,
     sheet_query,
     train_once,
     training_config,

@@ -1,7 +1,8 @@
-"""What the comparison and the experiment on products share: pieces, kept results, training."""
+"""What the comparison and the experiment on products share: pieces, printed figures, results."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -25,10 +26,13 @@ from hashlens.files import replace_file
 from hashlens.machine import hardware, versions
 from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.encoder import Encoder
-from hashlens.paper.published import OURS
+from hashlens.report.page import Table
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-from hashlens.report.table import Table
 from hashlens.training.config import TrainingConfig
+
+OURS = "Hashlens"
+"""Name of this implementation's own method in tables; the authors call theirs DLBHC."""
+
 
 OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}
 """The methods that learn features and codes together, and the objectives they train with."""
@@ -140,6 +144,47 @@ def _values(name: str, quick: bool) -> dict[str, Any]:
     short = values.pop("quick")
     values |= short if quick else {}
     return {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
+
+
+_PRINTED_NAMES = {"DLBHC": OURS}
+
+
+def _printed_rows(name: str) -> list[dict[str, str]]:
+    text = (files(__package__) / "published" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def printed_precision(piece: str, bits: int) -> dict[str, dict[int, float]]:
+    """Printed precision at k with so many bits, by method; empty where none was printed."""
+    found: dict[str, dict[int, float]] = {}
+    if piece == "cifar10":
+        for row in _printed_rows("cifar10_precision_at_k.csv"):
+            if int(row["bits"]) == bits:
+                name = _PRINTED_NAMES.get(row["method"], row["method"])
+                found.setdefault(name, {})[int(row["k"])] = float(row["precision"])
+    return found
+
+
+def printed_map(piece: str) -> dict[str, dict[int, float]]:
+    """Printed mean average precision, by method and bits; empty where none was printed."""
+    if piece != "cifar10":
+        return {}
+    return {
+        _PRINTED_NAMES.get(row["method"], row["method"]): {
+            int(key.removeprefix("bits_")): float(value)
+            for key, value in row.items()
+            if key.startswith("bits_")
+        }
+        for row in _printed_rows("cifar10_map_at_1000.csv")
+    }
+
+
+def printed_figure(piece: str, figure: str, bits: int) -> float | None:
+    """One other figure of the paper, or None."""
+    for row in _printed_rows("paper.csv"):
+        if (row["piece"], row["figure"], int(row["bits"])) == (piece, figure, bits):
+            return float(row["value"])
+    return None
 
 
 _PACKAGES = ("hashlens", "numpy", "scipy", "torch", "lightning")

@@ -15,7 +15,7 @@ from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
-from hashlens.report.table import Table
+from hashlens.report.page import Table
 from hashlens.training.fit import train
 from hashlens.types import EncodedImages, default_pool
 from hashlens.workflows.score import MODE_NAMES, ScoredModel, evaluate, write_report

@@ -12,10 +12,9 @@ from hashlens.codes.packing import unpack_bits
 from hashlens.data.source import Source
 from hashlens.evaluation.inspection import Inspection, RadiusCurve, inspect_codes
 from hashlens.models.encoder import Encoder
-from hashlens.report.page import Page
+from hashlens.report.page import Page, Table
 from hashlens.report.plot import Curve, plot_curves, plot_matrix, plot_steps
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-from hashlens.report.table import Table
 from hashlens.types import EncodedImages
 from hashlens.workflows.score import encode, load_small
 

@@ -25,9 +25,8 @@ from hashlens.evaluation.label_noise import (
 )
 from hashlens.files import content_digest, replace_file
 from hashlens.models.encoder import Encoder
-from hashlens.report.page import Page
+from hashlens.report.page import Page, Table
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-from hashlens.report.table import Table
 from hashlens.types import Ids, Skipped
 from hashlens.workflows.score import encode, load_small
 

@@ -20,11 +20,10 @@ from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, LabelArray, shares
 from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder, encode_source
-from hashlens.report.page import Page
+from hashlens.report.page import Page, Table
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-from hashlens.report.table import Table
 from hashlens.types import EncodedImages, Ids, Mode, Searcher, SearchOptions, Skipped, default_pool
 
 MODE_NAMES: dict[Mode, str] = {"bcs": "BCS", "hds": "HDS", "es": "ES"}
