@@ -133,12 +133,15 @@ class SearchTrace:
         Size of each query's pool.
     missing : list of str
         Shards that did not answer; only an index in shards has any.
+    mode : str or None
+        How ``Index.search`` searched: useful where no mode was given.
     """
 
     coarse: float = 0.0
     fine: float = 0.0
     pools: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    mode: Mode | None = None
 
 
 class SearchResult(NamedTuple):

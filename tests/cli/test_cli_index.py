@@ -67,18 +67,40 @@ def test_info_says_what_it_holds(index: Path, digits_model: Path) -> None:
 
 def test_search_by_file_and_by_id(index: Path, photos: Path) -> None:
     file = next(photos.rglob("7.png"))
-    for mode in ("hds", "bcs", "es"):
+    for mode in ("hds", "acs", "bcs", "es"):
         answer = run_json("search", index, file, "7", "-k", 3, "--mode", mode)
+        assert answer["mode"] == mode
         assert [result["query"] for result in answer["results"]] == [str(file), 7]
         for result in answer["results"]:
             assert len(result["hits"]) == 3
             first = result["hits"][0]
             assert (first["hamming"], first["metadata"]) == (0, {"lot": 1})
-            assert (first["euclidean"] is None) == (mode == "bcs")
-        assert mode == "bcs" or answer["results"][1]["hits"][0]["id"] == 7
+            assert (first["euclidean"] is None) == (mode in ("acs", "bcs"))
+            assert (first["asymmetric"] is None) == (mode != "acs")
+        assert mode in ("acs", "bcs") or answer["results"][1]["hits"][0]["id"] == 7
     text = run("search", index, file, "-k", 2)
     assert text.startswith(f"{file}: 2 found")
     assert str(file) in text.splitlines()[2]
+
+
+def test_search_says_which_mode_it_took(
+    index: Path, photos: Path, digits_model: Path, tmp_path: Path
+) -> None:
+    file = next(photos.rglob("7.png"))
+    result = runner.invoke(app, ["search", str(index), str(file)])
+    assert (result.exit_code, result.stderr) == (0, "mode hds; choose another with --mode\n")
+    assert runner.invoke(app, ["search", str(index), str(file), "--mode", "hds"]).stderr == ""
+    codes = tmp_path / "codes.idx"
+    run("index", "create", codes, photos, "--model", digits_model, "--features", "none")
+    assert run_json("index", "info", codes)["feature_dim"] == 0
+    result = runner.invoke(app, ["search", str(codes), str(file), "--radius", "20"])
+    assert (result.exit_code, result.stderr) == (0, "mode acs; choose another with --mode\n")
+    answer = run_json("search", codes, file, "-k", 3)
+    assert answer["mode"] == "acs"
+    first = answer["results"][0]["hits"][0]
+    assert f"{first['asymmetric']:.4g}" in result.stdout.splitlines()[2].split()
+    assert run_json("search", codes, "7")["mode"] == "bcs"
+    assert "use acs or bcs" in run("search", codes, "7", "--mode", "es", code=1)
 
 
 def test_search_with_conditions_and_a_sheet(index: Path, tmp_path: Path) -> None:
@@ -102,7 +124,7 @@ def test_search_with_conditions_and_a_sheet(index: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["search", "{index}", "0", "--mode", "fast"], "expected one of hds, bcs, es"),
+        (["search", "{index}", "0", "--mode", "fast"], "expected one of hds, acs, bcs, es"),
         (["search", "{index}", "0", "--mode", "es", "--radius", 2], "--radius goes with"),
         (["search", "{index}", "0", "--radius", "wide"], "a number of bits from 0, or proposed"),
         (["search", "{index}", "0", "--radius", "-1"], "a number of bits from 0, or proposed"),

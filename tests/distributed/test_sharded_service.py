@@ -28,7 +28,9 @@ def test_it_searches_and_answers_206_without_a_shard(
         ShardedIndex.open(tmp_path, deadline=60.0) as index,
         testclient.TestClient(create_app(index, None, Limits(), api_key=None)) as client,
     ):
-        assert client.get("/v1/index").json()["images"] == 600
+        described = client.get("/v1/index").json()
+        assert (described["images"], described["mode"]) == (600, "hds")
+        assert client.post("/v1/search", data={"id": "3"}).json()["mode"] == "hds"
         question = {"id": "3", "k": "50", "mode": "bcs", "histogram": "true"}
         whole = client.post("/v1/search", data=question)
         assert whole.status_code == 200

@@ -56,11 +56,12 @@ class PixelEncoder:
                     raise
                 skipped.append(Skipped(position, str(image), str(error)))
         codes, features = self.encode([image for _, image in good])
+        latent = ((features - 0.5) @ self._planes).astype(np.float32)
         positions = np.array([position for position, _ in good], np.int64)
         files = tuple(
             file_state(image) if isinstance(image, str | Path) else None for _, image in good
         )
-        return EncodedBatch(positions, codes, features, None, tuple(skipped), files)
+        return EncodedBatch(positions, codes, features, None, tuple(skipped), files, latent)
 
     def _pixels(self, image: Any) -> Any:
         try:

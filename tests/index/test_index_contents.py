@@ -361,8 +361,9 @@ def test_codes_alone(tmp_path: Path) -> None:
     with HashIndex.create(tmp_path / "x.idx", bits=8, feature_dim=0) as index:
         index.add_encoded(np.arange(5, dtype=np.uint8)[:, None], None, ["u"] * 5)
         assert [hit.id for hit in index.search(3, k=2, mode="bcs")] == [3, 1]
+        assert index.search(3, k=2) == index.search(3, k=2, mode="bcs")
         with pytest.raises(InvalidInputError, match="only codes are held; use acs or bcs"):
-            index.search(3)
+            index.search(3, mode="hds")
         assert index.verify() == []
 
 

@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 from pixel_encoder import PixelEncoder
 
-from hashlens import HashIndex, HashlensError, Hit, InvalidInputError, MissingExtraError
+from hashlens import (
+    HashIndex,
+    HashlensError,
+    Hit,
+    InvalidInputError,
+    MissingExtraError,
+    unpack_bits,
+)
+from hashlens.index.protocol import Hits
+from hashlens.types import EncodedBatch, SearchTrace
 
 
 @pytest.fixture
@@ -143,6 +152,95 @@ def test_tensors(filled: HashIndex) -> None:
     assert [record.id for record in filled.records(_tensor([3, 1]))] == [3, 1]
     filled.remove(_tensor([3, 1]))
     assert len(filled) == 9
+
+
+class _Judged(PixelEncoder):
+    """An encoder that knows which mode was best on validation images."""
+
+    def __init__(self, mode: str | None) -> None:
+        super().__init__()
+        self.mode = mode
+
+
+class _WithoutLatent(PixelEncoder):
+    """An encoder of the user's own, which gives codes and features only."""
+
+    def _batch(self, images: Any, strict: bool) -> EncodedBatch:
+        return super()._batch(images, strict)._replace(latent=None)
+
+
+@pytest.mark.parametrize(
+    ("best", "features", "by_image", "by_id", "within"),
+    [
+        (None, "float16", "hds", "hds", "hds"),
+        (None, "none", "acs", "bcs", "acs"),
+        ("hds", "none", "acs", "bcs", "acs"),
+        ("es", "none", "acs", "bcs", "acs"),
+        ("es", "float16", "es", "es", "hds"),
+        ("acs", "float16", "acs", "bcs", "acs"),
+        ("bcs", "float16", "bcs", "bcs", "bcs"),
+    ],
+)
+def test_without_a_mode_the_best_that_fits_is_taken(
+    best: str | None,
+    features: str,
+    by_image: str,
+    by_id: str,
+    within: str,
+    tmp_path: Path,
+    pictures: list[Path],
+) -> None:
+    """By an image, by an id, and within a radius: the mode, and the hits of that mode."""
+    with HashIndex.create(tmp_path / "y.idx", _Judged(best), features=features) as index:
+        index.add(pictures)
+        queries: list[tuple[Any, str, dict[str, Any]]] = [
+            (pictures[2], by_image, {}),
+            (2, by_id, {}),
+            (pictures[2], within, {"radius": 20}),
+            ([2, pictures[3]], by_image, {}),
+        ]
+        for query, mode, options in queries:
+            trace = SearchTrace()
+            found = index.search(query, 5, trace=trace, **options)
+            assert trace.mode == mode
+            assert found == index.search(query, 5, mode=trace.mode, **options)
+
+
+def test_an_encoder_without_latent_values_searches_codes_alone_by_bits(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    with HashIndex.create(tmp_path / "y.idx", _WithoutLatent(), features="none") as index:
+        index.add(pictures)
+        trace = SearchTrace()
+        assert index.search(pictures[2], 1, trace=trace)[0].id == 2
+        assert trace.mode == "bcs"
+        with pytest.raises(InvalidInputError, match="mode acs needs the queries' latent values"):
+            index.search(pictures[2], mode="acs")
+
+
+def test_codes_alone_are_searched_by_latent_values(
+    tmp_path: Path, pictures: list[Path], encoder: PixelEncoder
+) -> None:
+    """The distance is written out; by id, acs is bcs."""
+    with HashIndex.create(tmp_path / "y.idx", encoder, features="none") as index:
+        index.add(pictures)
+        assert index.feature_dim == 0
+        index.update(3, image=pictures[4])
+        index.sync(pictures[0].parent, pictures)
+        (batch,) = encoder.encode_batches([pictures[5]])
+        assert batch.latent is not None
+        own = batch.latent[0]
+        for hit in index.search(pictures[5], mode="acs"):
+            bits = unpack_bits(np.frombuffer(hit.code, np.uint8)[None], 48)[0]
+            expected = abs(own)[bits != (own >= 0)].sum()
+            assert hit.asymmetric == pytest.approx(expected, rel=1e-5)
+            assert hit.euclidean is None
+        assert f"{hit.hamming} bits, {hit.asymmetric:.4g}" in Hits([hit])._repr_html_()
+        by_id, by_bits = (index.search(5, mode=mode) for mode in ("acs", "bcs"))
+        assert [hit.id for hit in by_id] == [hit.id for hit in by_bits]
+        assert [hit.asymmetric for hit in by_id] == [hit.hamming for hit in by_bits]
+    with HashIndex.open(tmp_path / "y.idx", encoder) as again:
+        assert again.search(pictures[5], 1)[0].id == 5
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from hashlens.service.engine import commit
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 from hashlens.service.uploads import UploadStore
+from hashlens.types import MODES
 
 AUTHORISED = {"Authorization": f"Bearer {KEY}"}
 
@@ -35,7 +36,7 @@ def unpacked(code: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(bytes.fromhex(code), np.uint8)
 
 
-@pytest.mark.parametrize("mode", ["hds", "bcs", "es"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_picture_finds_what_the_library_finds(
     service: Service, encoder: Encoder, picture: bytes, mode: str
 ) -> None:
@@ -44,12 +45,13 @@ def test_a_picture_finds_what_the_library_finds(
     assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
     assert [hit["label"] for hit in answer["hits"]] == [hit.label for hit in expected]
     assert [hit["metadata"] for hit in answer["hits"]] == [hit.metadata for hit in expected]
-    if mode != "bcs":
-        found = [hit["euclidean"] for hit in answer["hits"]]
-        assert found == pytest.approx([hit.euclidean for hit in expected], rel=1e-4)
+    assert answer["mode"] == mode
+    distance = {"hds": "euclidean", "es": "euclidean", "acs": "asymmetric", "bcs": "hamming"}[mode]
+    found = [hit[distance] for hit in answer["hits"]]
+    assert found == pytest.approx([getattr(hit, distance) for hit in expected], rel=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["hds", "bcs", "es"])
+@pytest.mark.parametrize("mode", MODES)
 def test_hamming_distances_are_those_of_the_codes(
     service: Service, picture: bytes, mode: str
 ) -> None:
@@ -59,7 +61,9 @@ def test_hamming_distances_are_those_of_the_codes(
     codes = np.stack([unpacked(hit["code"]) for hit in answer["hits"]])
     expected = reference.distances(codes, query[None])[0]
     assert [hit["hamming"] for hit in answer["hits"]] == expected.tolist()
-    assert all((hit["euclidean"] is None) == (mode == "bcs") for hit in answer["hits"])
+    for hit in answer["hits"]:
+        assert (hit["euclidean"] is None) == (mode in ("bcs", "acs"))
+        assert (hit["asymmetric"] is None) == (mode != "acs")
 
 
 def test_an_image_of_the_index_is_not_its_own_hit(service: Service) -> None:
@@ -68,9 +72,58 @@ def test_an_image_of_the_index_is_not_its_own_hit(service: Service) -> None:
     assert answer["query"]["label"] == service.index.get(7).label
     assert len(answer["hits"]) == 89
     assert 7 not in [hit["id"] for hit in answer["hits"]]
-    for mode in ("hds", "bcs", "es"):
+    for mode in MODES:
         answer = search(service, id=7, k=1, mode=mode, histogram=True)
         assert answer["pool"] == sum(answer["histogram"]) == 89
+
+
+def test_by_id_acs_is_bcs(service: Service) -> None:
+    """Of an image of the index only bits are known: each that differs counts 1."""
+    acs, bcs = (search(service, id=7, k=90, mode=mode)["hits"] for mode in ("acs", "bcs"))
+    assert [hit["id"] for hit in acs] == [hit["id"] for hit in bcs]
+    assert [hit["asymmetric"] for hit in acs] == [hit["hamming"] for hit in bcs]
+
+
+def test_without_a_mode_the_best_is_taken(
+    index_dir: Path, encoder: Encoder, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for best, within in ((None, "hds"), ("es", "hds"), ("acs", "acs")):
+        monkeypatch.setattr(Encoder, "mode", best, raising=False)
+        with running(index_dir, encoder) as service:
+            described = service.client.get("/v1/index").json()
+            assert described["mode"] == (best or "hds")
+            assert described["modes"] == list(MODES)
+            answer = search(service, picture, k=9)
+            assert answer["mode"] == described["mode"]
+            assert answer["hits"] == search(service, picture, k=9, mode=answer["mode"])["hits"]
+            assert search(service, picture, radius=9)["mode"] == within
+            batch = service.client.post("/v1/search/batch", data={"ids": "3"})
+            assert batch.json()["mode"] == described["mode"]
+
+
+def test_codes_alone_are_searched_by_latent_values(
+    tmp_path: Path, encoder: Encoder, picture: bytes
+) -> None:
+    pictures = [draw("circle", seed) for seed in range(30)]
+    with HashIndex.create(tmp_path / "codes.idx", encoder, features="none") as index:
+        index.add(pictures)
+    with running(tmp_path / "codes.idx", encoder, key=KEY) as service:
+        described = service.client.get("/v1/index").json()
+        assert (described["modes"], described["mode"]) == (["acs", "bcs"], "acs")
+        answer = search(service, picture, k=5)
+        assert answer["mode"] == "acs"
+        found = [hit["asymmetric"] for hit in answer["hits"]]
+        assert found == sorted(found)
+        assert len(found) == 5
+        refused = service.client.post("/v1/search", data={"id": "3", "mode": "hds"})
+        assert (refused.status_code, "use acs or bcs" in refused.text) == (422, True)
+        added = service.client.post("/v1/images", files={"image": picture}, headers=AUTHORISED)
+        assert added.status_code == 201
+        found = search(service, picture, k=40)["hits"]
+        assert added.json()["id"] in [hit["id"] for hit in found if hit["asymmetric"] == 0]
+    with running(tmp_path / "codes.idx", None) as service:
+        assert service.client.get("/v1/index").json()["mode"] == "bcs"
+        assert search(service, id=3)["mode"] == "bcs"
 
 
 def test_the_histogram_counts_the_distances(service: Service, picture: bytes) -> None:
@@ -84,7 +137,7 @@ def test_the_histogram_counts_the_distances(service: Service, picture: bytes) ->
 def test_the_radius_bounds_the_pool(service: Service, picture: bytes) -> None:
     counts = search(service, picture, histogram=True)["histogram"]
     radius = int(np.flatnonzero(np.cumsum(counts) >= 20)[0])
-    for mode in ("hds", "bcs"):
+    for mode in ("hds", "acs", "bcs"):
         answer = search(service, picture, k=90, mode=mode, radius=radius)
         assert answer["pool"] == len(answer["hits"]) == sum(counts[: radius + 1])
         assert max(hit["hamming"] for hit in answer["hits"]) <= radius

@@ -154,6 +154,11 @@ def test_modes_switch_and_compare_side_by_side(page: Any) -> None:
     page.get_by_text("BCS", exact=True).click()
     expect(page).to_have_url(re.compile("mode=bcs"))
     expect(page.locator(".euclidean")).to_have_count(0)
+    page.get_by_text("ACS", exact=True).click()
+    expect(page).to_have_url(re.compile("mode=acs"))
+    expect(page.locator("#mode-hint")).to_contain_text("how sure the query is of each bit")
+    expect(hits(page).first.locator(".asymmetric")).to_be_visible()
+    expect(page.locator("#pool")).to_contain_text("Pool: 89 of 89")
     page.get_by_text("Compare", exact=True).click()
     rows = page.locator(".comparison section")
     expect(rows).to_have_count(3)
@@ -163,6 +168,34 @@ def test_modes_switch_and_compare_side_by_side(page: Any) -> None:
         expect(rows.nth(i).locator(".agree")).to_contain_text("share the label")
     page.go_back()
     expect(hits(page)).to_have_count(24)
+
+
+def test_a_picture_is_compared_in_all_modes(page: Any, service: Service, picture: bytes) -> None:
+    drop(page, picture)
+    expect(hits(page)).to_have_count(24)
+    page.get_by_text("Compare", exact=True).click()
+    rows = page.locator(".comparison section")
+    expect(rows.locator("h3")).to_have_text(["ES", "BCS", "ACS", "HDS"])
+    expect(page.locator("#results-title")).to_have_text("Four ways to search")
+    answer = service.client.post(
+        "/v1/search", data={"k": 6, "mode": "acs"}, files={"image": ("query", picture)}
+    ).json()
+    shown = rows.nth(2).locator("a[data-id]").evaluate_all("all => all.map(a => a.dataset.id)")
+    assert [int(value) for value in shown] == [hit["id"] for hit in answer["hits"]]
+
+
+def test_the_page_begins_with_the_best_mode(
+    browser: Any, index_dir: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "mode", "acs", raising=False)
+    with running(index_dir, encoder) as service:
+        tab = browser.new_page(base_url=service.url)
+        tab.goto("/?id=4")
+        expect(tab.locator("input[value=acs]")).to_be_checked()
+        expect(hits(tab).first.locator(".asymmetric")).to_be_visible()
+        tab.get_by_text("HDS", exact=True).click()
+        expect(tab).to_have_url(re.compile("mode=hds"))
+        tab.close()
 
 
 def test_filters_and_radius_narrow_the_results(page: Any, service: Service) -> None:
@@ -234,6 +267,8 @@ def test_an_index_of_codes_alone_offers_what_it_can(browser: Any, tmp_path: Path
         tab.goto("/?id=7")
         expect(hits(tab)).to_have_count(24)
         expect(tab.get_by_text("BCS", exact=True)).to_be_visible()
+        expect(tab.get_by_text("ACS", exact=True)).to_be_visible()
+        expect(tab.locator("input[value=bcs]")).to_be_checked()
         expect(tab.get_by_text("HDS", exact=True)).to_be_hidden()
         expect(tab.locator("#choose")).to_be_hidden()
         expect(tab.locator(".lost").first).to_have_text("file not found")

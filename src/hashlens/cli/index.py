@@ -38,7 +38,11 @@ def create_command(
     index: Path = typer.Argument(..., help="Folder to make."),
     sources: list[str] = SOURCES,
     model: Path = typer.Option(..., help="Folder of a model, or an exported .onnx file."),
-    features: str = typer.Option("float16", help="How features are stored: float16 or float32."),
+    features: str = typer.Option(
+        "float16",
+        help="How features are stored: float16, float32, or none to keep codes alone, which "
+        "search with --mode acs and bcs.",
+    ),
     metadata: list[str] = METADATA,
     strict: bool = STRICT,
     shards: int | None = typer.Option(
@@ -69,8 +73,8 @@ def create_command(
     from hashlens.index.layout import FEATURE_TYPES
     from hashlens.models.encoder import Encoder
 
-    if features not in FEATURE_TYPES:
-        raise typer.BadParameter(f"--features: expected float16 or float32, got {features!r}")
+    if features not in (*FEATURE_TYPES, "none"):
+        raise typer.BadParameter(f"--features: expected float16, float32 or none, got {features!r}")
     shared = parse_metadata(metadata)
     images = open_given(sources or [])
     encoder = Encoder.load(model)

@@ -173,7 +173,7 @@ def _scalar(text: str) -> Any:
 RADIUS = typer.Option(
     None,
     metavar="BITS",
-    help="hds and bcs: only images whose code differs in at most so many bits; a number, or "
+    help="All modes but es: only images whose code differs in at most so many bits; a number, or "
     "proposed for the one that hashlens inspect stored with the model.",
 )
 

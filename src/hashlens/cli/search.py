@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from hashlens.cli.opening import RADIUS, open_index, parse_radius, parse_where, stored_radius
-from hashlens.cli.options import INDEX, INDEX_MODEL, JSON
+from hashlens.cli.options import INDEX, INDEX_MODEL, JSON, note
 from hashlens.errors import IndexStoreError
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
-    from hashlens.types import Hit, Mode
-
-_MODES = ("hds", "bcs", "es")
+    from hashlens.types import Hit
 
 
 def search_command(
@@ -25,8 +23,11 @@ def search_command(
         ..., metavar="IMAGE", help="Image files, or ids of images in the index."
     ),
     k: int = typer.Option(10, "-k", min=1, help="Results for each image."),
-    mode: str = typer.Option(
-        "hds", help="hds: codes, then features; bcs: codes alone; es: features of all images."
+    mode: str | None = typer.Option(
+        None,
+        help="hds: codes, then features; acs: codes, then how sure the query is of each bit; "
+        "bcs: codes alone; es: features of all images. By default the one that was best on the "
+        "model's validation images, else hds, or acs if the index has no features.",
     ),
     radius: str | None = RADIUS,
     where: list[str] = typer.Option(
@@ -45,12 +46,12 @@ def search_command(
 
     Example: hashlens search shop.idx query.jpg -k 5 --where brand=acme
     """
-    if mode not in _MODES:
-        raise typer.BadParameter(f"--mode: expected one of {', '.join(_MODES)}, got {mode!r}")
+    from hashlens.types import MODES, SearchTrace
+
+    if mode is not None and mode not in MODES:
+        raise typer.BadParameter(f"--mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if mode == "es" and radius is not None:
         raise typer.BadParameter("--radius goes with --mode hds, acs or bcs")
-    from hashlens.types import SearchTrace
-
     limit = parse_radius(radius)
     conditions = parse_where(where)
     queries: list[Any] = [_query(image) for image in images]
@@ -59,9 +60,7 @@ def search_command(
     with open_index(index, model, encode=encode, read_only=True) as opened:
         if limit == "proposed":
             limit = stored_radius(cast("Encoder", opened.encoder), model or opened.model)
-        found = opened.search(
-            queries, k, mode=cast("Mode", mode), radius=limit, where=conditions, trace=trace
-        )
+        found = opened.search(queries, k, mode=mode, radius=limit, where=conditions, trace=trace)
         missing = sorted(set(trace.missing))
         if missing and require_all:
             raise IndexStoreError(f"{index}: no answer from {', '.join(missing)}")
@@ -73,9 +72,11 @@ def search_command(
             {"query": query, "hits": [_without_code(hit) for hit in hits]}
             for query, hits in zip(queries, found, strict=True)
         ]
-        settings = {"mode": mode, "k": k, "radius": limit}
+        settings = {"mode": trace.mode, "k": k, "radius": limit}
         typer.echo(json.dumps({**settings, "results": answers, "missing": missing}))
         return
+    if mode is None:
+        note(f"mode {trace.mode}; choose another with --mode")
     if missing:
         typer.echo(f"partial: no answer from {', '.join(missing)}", err=True)
     for image, hits in zip(images, found, strict=True):
@@ -99,7 +100,8 @@ def _print(image: str, hits: list[Hit]) -> None:
     if hits:
         typer.echo(f"{'rank':>6} {'id':>9} {'bits':>5} {'distance':>9}  {'label':<20} image")
     for rank, hit in enumerate(hits, 1):
-        distance = "" if hit.euclidean is None else f"{hit.euclidean:.4g}"
+        fine = hit.euclidean if hit.asymmetric is None else hit.asymmetric
+        distance = "" if fine is None else f"{fine:.4g}"
         label = printable(hit.label or "")
         typer.echo(
             f"{rank:>6} {hit.id:>9} {hit.hamming:>5} {distance:>9}  {label:<20} "

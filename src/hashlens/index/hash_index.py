@@ -97,8 +97,8 @@ class HashIndex(Index):
             Needed without an encoder; feature_dim 0 keeps codes alone.
         fingerprint : str, optional
             Of the encoder, where codes are made elsewhere.
-        features : {"float16", "float32"}
-            How features are stored.
+        features : {"float16", "float32", "none"}
+            How features are stored; "none" keeps codes alone.
         model : str or Path, optional
             Where the encoder's model is, so that searching needs no ``--model``.
 
@@ -116,13 +116,15 @@ class HashIndex(Index):
         if encoder is not None:
             bits, feature_dim = encoder.bits, encoder.feature_dim
             fingerprint = encoder.fingerprint
+        if features == "none":
+            feature_dim, features = 0, FEATURE_TYPES[0]
         if bits is None or feature_dim is None or feature_dim < 0:
             raise InvalidInputError(
                 f"create: expected an encoder, or bits and feature_dim; got {bits}, {feature_dim}"
             )
         if features not in FEATURE_TYPES:
             raise InvalidInputError(
-                f"features: expected one of {', '.join(FEATURE_TYPES)}, got {features!r}"
+                f"features: expected one of {', '.join(FEATURE_TYPES)}, none; got {features!r}"
             )
         meta = Meta(
             bits=check_bits(int(bits)),

@@ -7,6 +7,7 @@ import html
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Protocol, Self, TypeAlias, TypedDict, Unpack, overload
@@ -44,7 +45,7 @@ Query: TypeAlias = "ImageInput | int"
 class SearchKeywords(TypedDict, total=False):
     """What ``Index.search`` takes after k."""
 
-    mode: Mode
+    mode: Mode | None
     radius: int | None
     where: Mapping[str, Any] | None
     pool: int | None
@@ -75,7 +76,7 @@ class Index(Searcher, Protocol):
         self,
         query: Query | list[Query],
         k: int = 10,
-        mode: Mode = "hds",
+        mode: Mode | None = None,
         radius: int | None = None,
         where: Mapping[str, Any] | None = None,
         pool: int | None = None,
@@ -90,10 +91,11 @@ class Index(Searcher, Protocol):
             answered together, and gives a list of lists.
         k : int
             At most k results per query.
-        mode : {"hds", "acs", "bcs", "es"}
+        mode : {"hds", "acs", "bcs", "es"}, optional
             Coarse by codes, then fine by features (``hds``) or by the query's latent values
             against the stored bits (``acs``; equal to ``bcs`` for an image of the index, of
-            which only bits are stored); codes only; or exhaustive over features.
+            which only bits are stored); codes only; or exhaustive over features. By default
+            what ``default_mode`` says.
         radius : int, optional
             All modes but ``es``: only images within this Hamming distance.
         where : mapping, optional
@@ -101,7 +103,7 @@ class Index(Searcher, Protocol):
         pool : int, optional
             ``hds`` and ``acs`` without radius: number of images that the fine search orders.
         trace : SearchTrace, optional
-            ``hds`` and ``acs`` add their times and pools.
+            Is told the mode; ``hds`` and ``acs`` add their times and pools.
 
         Returns
         -------
@@ -117,11 +119,41 @@ class Index(Searcher, Protocol):
         IndexStoreError
             If the index is damaged, or no encoder was given for an image.
         """
-        options = SearchOptions(k, mode=mode, radius=radius, where=where, pool=pool)
+        options = SearchOptions(k, mode=mode or "hds", radius=radius, where=where, pool=pool)
         queries = query if isinstance(query, list) else [query]
         codes, features, latent = self._encode_queries(queries)
+        if mode is None:
+            knows_latent = latent is not None and not all(is_id(query) for query in queries)
+            options = replace(options, mode=self.default_mode(knows_latent, radius))
+        if trace is not None:
+            trace.mode = options.mode
         hits = self.search_hits(codes, features, options, latent, trace)
         return list(hits) if isinstance(query, list) else hits[0]
+
+    def default_mode(self, latent: bool, radius: int | None = None) -> Mode:
+        """How a search that names no mode is done.
+
+        The mode that was best on the model's validation images, where the encoder knows it;
+        otherwise ``hds``. An index without features takes ``acs`` instead of ``hds`` and ``es``.
+
+        Parameters
+        ----------
+        latent : bool
+            Whether the query's latent values are known, as those of an image are; of an id only
+            bits are, and ``bcs`` takes the place of ``acs``.
+        radius : int, optional
+            With one, ``hds`` takes the place of ``es``.
+
+        Returns
+        -------
+        {"hds", "acs", "bcs", "es"}
+        """
+        best: Mode = getattr(self.encoder, "mode", None) or "hds"
+        if best in ("hds", "es") and not self.feature_dim:
+            best = "acs"
+        if best == "acs" and not latent:
+            return "bcs"
+        return "hds" if best == "es" and radius is not None else best
 
     def _encode_queries(self, queries: Sequence[Any]) -> tuple[Codes, Features, Latent | None]:
         """Codes, features and latent values of images and ids (NaN: an id has bits only)."""
@@ -135,7 +167,9 @@ class Index(Searcher, Protocol):
             given = [_check_image(queries[place]) for place in images]
             for batch in self.require_encoder().encode_batches(given, strict=True):
                 at = np.array(images)[batch.positions]
-                codes[at], features[at] = batch.codes, batch.features
+                codes[at] = batch.codes
+                if width:  # else the index keeps codes alone
+                    features[at] = batch.features
                 if batch.latent is None:
                     latent = None  # an encoder of the user's own, which gives codes only
                 elif latent is not None:
@@ -273,8 +307,8 @@ class Index(Searcher, Protocol):
         ----------
         codes : array_like of shape (n, bytes), uint8
             Packed codes.
-        features : array_like of shape (n, d), floating; or None where feature_dim is 0
-            Finite; rounded to the stored type.
+        features : array_like of shape (n, d), floating
+            Finite; rounded to the stored type. Left out where the index keeps codes alone.
         uris : sequence of str
             One per image; stored as they are.
         labels : sequence of str, optional
@@ -456,8 +490,9 @@ def _cell(hit: Hit) -> str:
     if picture is None:
         picture = f"<code>{html.escape(hit.uri.rpartition('/')[2] or 'no file')}</code>"
     distance = f"{hit.hamming} bits"
-    if hit.euclidean is not None:
-        distance += f", {hit.euclidean:.4g}"
+    for fine in (hit.euclidean, hit.asymmetric):
+        if fine is not None:
+            distance += f", {fine:.4g}"
     lines = [f"{hit.id}", hit.label or "", distance]
     text = "<br>".join(html.escape(line) for line in lines if line)
     style = f"width:{_SIDE}px;overflow-wrap:anywhere;font-size:12px"

@@ -118,7 +118,7 @@ def check_width(codes: Any, bits: int) -> Codes:
 def check_encoded(meta: Meta, codes: Any, features: Any) -> tuple[Codes, NDArray[Any]]:
     """Codes and features of an index's widths, features rounded to its stored type."""
     codes = check_width(codes, meta.bits)
-    if features is None and meta.feature_dim == 0:
+    if meta.feature_dim == 0:
         features = np.zeros((len(codes), 0), np.float32)
     array = check_features(features)
     expected = (len(codes), meta.feature_dim)
@@ -144,7 +144,8 @@ def check_lengths(count: int, **given: Sequence[Any] | None) -> None:
 
 def require_same_model(path: Path, meta: Meta, encoder: EncoderLike) -> None:
     """Raise ``IndexStoreError`` if the encoder is not the one whose codes the index holds."""
-    if (encoder.bits, encoder.feature_dim) != (meta.bits, meta.feature_dim):
+    width = encoder.feature_dim if meta.feature_dim else 0  # an index of codes alone fits too
+    if (encoder.bits, width) != (meta.bits, meta.feature_dim):
         raise IndexStoreError(
             f"{path}: holds codes of {meta.bits} bits and features of {meta.feature_dim} values, "
             f"but the model gives {encoder.bits} and {encoder.feature_dim}; use the index's own "

@@ -139,6 +139,10 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads[stage], work, *arguments)
 
+    def default_mode(self, radius: int | None = None) -> Mode:
+        """How a search that names no mode is done."""
+        return self._index.default_mode(self._encoder is not None, radius)
+
     async def search(
         self, query: int | bytes, options: SearchOptions, *, histogram: bool
     ) -> SearchAnswer:
@@ -148,6 +152,7 @@ class Engine:
             raise found
         return SearchAnswer(
             query=found.encoded.query,
+            mode=options.mode,
             hits=found.hits,
             pool=found.pool,
             histogram=found.histogram,
@@ -181,7 +186,7 @@ class Engine:
             )
             for found in outcomes
         ]
-        return BatchAnswer(results=results, missing=missing, timings_ms=times)
+        return BatchAnswer(results=results, mode=options.mode, missing=missing, timings_ms=times)
 
     async def _search(
         self, queries: list[tuple[int | bytes, str]], options: SearchOptions, histogram: bool
@@ -367,9 +372,13 @@ def _warm_up_search(index: Index) -> None:
     if len(index) == 0:
         return
     encoded = look_up(index, int(index.ids()[0]))
-    modes: tuple[Mode, ...] = ("acs", "bcs") if encoded.features is None else MODES
-    for mode in modes:
+    for mode in _modes(index):
         search(index, encoded, SearchOptions(1, mode=mode), histogram=mode == "bcs")
+
+
+def _modes(index: Index) -> list[Mode]:
+    """Modes that an index can be searched in."""
+    return list(MODES) if index.feature_dim else ["acs", "bcs"]
 
 
 def _warm_up_encoder(encoder: Encoder) -> None:
@@ -429,7 +438,8 @@ class IndexView:
             radius=None if self._encoder is None else self._encoder.radius,
             labels=sorted(most, key=lambda each: each.label),
             metadata=_fields(self._records(_RECORDS_READ, 0)),
-            modes=list(MODES) if info.feature_dim else ["acs", "bcs"],
+            modes=_modes(self._index),
+            mode=self._index.default_mode(self._encoder is not None),
             searches_images=self._encoder is not None,
             writable=self._writable,
             limits=ServiceLimits(

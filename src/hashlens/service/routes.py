@@ -63,12 +63,12 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
     def options_form(
         k: Annotated[int, Form(ge=1, le=limits.k, description="Results per query.")] = 10,
         mode: Annotated[
-            Mode,
+            Mode | None,
             Form(
-                description="hds: codes, then features; acs: codes, then the query's latent "
-                "values; bcs: codes only; es: features only."
+                description="hds: codes, then features; acs: codes, then how sure the query is of "
+                "each bit; bcs: codes only; es: features only. By default the `mode` of /v1/index."
             ),
-        ] = "hds",
+        ] = None,
         radius: Annotated[
             int | None,
             Form(ge=0, le=65535, description="Only images within this Hamming distance."),
@@ -82,6 +82,7 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         ] = None,
     ) -> SearchOptions:
         conditions = parse_where(where, limits) or None
+        mode = mode or engine.default_mode(radius)
         try:
             return SearchOptions(k, mode=mode, radius=radius, where=conditions)
         except InvalidInputError as error:
@@ -216,7 +217,7 @@ def service_router(engine: Engine) -> APIRouter:
 
     @router.get("/v1/index", tags=["index"], responses=_refusals(503))
     async def describe_index() -> IndexAnswer:
-        """Size, bits, labels and metadata for filters, and the limits of a request."""
+        """Size, bits, modes, labels and metadata for filters, and the limits of a request."""
         return await engine.run("files", engine.view.describe)
 
     @router.get("/healthz", tags=["service"])

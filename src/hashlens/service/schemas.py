@@ -39,7 +39,8 @@ class HitAnswer(BaseModel):
         description="Distance between features; null in modes bcs and acs, which compute none."
     )
     asymmetric: float | None = Field(
-        description="Mode acs: distance of the query's latent values from the image's bits."
+        description="Mode acs: how sure the query is of the bits that differ, summed; the number "
+        "of these bits, if the query is an image of the index. Null in other modes."
     )
     code: str = Field(description="The image's packed code, hexadecimal; bit j is in byte j // 8.")
 
@@ -69,6 +70,7 @@ class SearchAnswer(BaseModel):
         json_schema_extra={
             "example": {
                 "query": {"id": None, "label": None, "code": "0f3c91a07be3"},
+                "mode": "hds",
                 "hits": [_HIT],
                 "pool": 1204,
                 "histogram": None,
@@ -79,6 +81,7 @@ class SearchAnswer(BaseModel):
     )
 
     query: QueryAnswer
+    mode: Mode = Field(description="How it was searched.")
     hits: list[HitAnswer]
     pool: int = Field(description="Images that the search ranked.")
     histogram: list[int] | None = Field(
@@ -106,6 +109,7 @@ class BatchAnswer(BaseModel):
     """Results in the order of the queries: ids first, then images."""
 
     results: list[BatchItem]
+    mode: Mode = Field(description="How they were searched.")
     missing: list[str] = Field(description="Shards that did not answer (status 206).")
     timings_ms: StageTimes
 
@@ -174,7 +178,12 @@ class IndexAnswer(BaseModel):
     )
     labels: list[LabelCount] = Field(description="The most frequent, at most 1000.")
     metadata: list[MetadataField] = Field(description="Keys with few values, for filters.")
-    modes: list[Mode]
+    modes: list[Mode] = Field(description="Ways in which it can be searched.")
+    mode: Mode = Field(
+        description="The one taken where a search names none: the best on the model's validation "
+        "images, else hds, or acs or bcs if the index has no features. With a radius, hds "
+        "takes the place of es."
+    )
     searches_images: bool = Field(description="False if the service has no model: search by id.")
     writable: bool
     limits: ServiceLimits

@@ -72,9 +72,11 @@ async function findAll(query, signal) {
   if (state.mode !== "compare") {
     return { [state.mode]: await search(query, state, signal) };
   }
-  const found = await Promise.all(["es", "bcs", "hds"].map(
+  // Of an image of the index only bits are known, so that acs would repeat bcs.
+  const modes = ["es", "bcs", "acs", "hds"].filter((mode) => mode !== "acs" || query.file);
+  const found = await Promise.all(modes.map(
     (mode) => search(query, { ...state, mode, k: COMPARED }, signal)));
-  return { es: found[0], bcs: found[1], hds: found[2] };
+  return Object.fromEntries(modes.map((mode, i) => [mode, found[i]]));
 }
 
 function showAnswers(answers) {
@@ -86,7 +88,7 @@ function showAnswers(answers) {
   document.title = `${queryName(answer)} · Hashlens`;
   const total = views.milliseconds(answer.timings_ms.total);
   if (state.mode === "compare") {
-    heading("Three ways to search", `among ${views.number(answers.es.pool)} images`);
+    heading(`${answers.acs ? "Four" : "Three"} ways to search`, `among ${views.number(answers.es.pool)} images`);
     content(views.comparison(answers, index.bits, link));
   } else if (answer.hits.length) {
     heading(answer.hits.length === 1 ? "The nearest image" : `${answer.hits.length} nearest images`,
@@ -294,7 +296,7 @@ async function begin() {
   settings = new Settings(index, (isMode) => go(settings.read(), { replace: !isMode }));
   listenToFiles();
   listenToLinks();
-  states.usual.mode = index.modes.includes("hds") ? "hds" : "bcs";
+  states.usual.mode = index.mode;
   state = states.read(location, history.state);
   await refresh();
 }

@@ -1,4 +1,4 @@
-// Results as elements: the grid, the comparison of the three searches, waiting and error states.
+// Results as elements: the grid, the comparison of the searches, waiting and error states.
 
 import { strip, unpack } from "./codes.js";
 
@@ -45,6 +45,10 @@ function distances(hit) {
     box.append(make("span", { className: "euclidean", title: "Euclidean distance of the features",
       textContent: hit.euclidean.toFixed(hit.euclidean < 100 ? 2 : 0) }));
   }
+  if (hit.asymmetric !== null) {
+    box.append(make("span", { className: "asymmetric", textContent: hit.asymmetric.toFixed(2),
+      title: "How sure the query is of the bits that differ, summed" }));
+  }
   return box;
 }
 
@@ -73,13 +77,13 @@ export function gridOf(answer, bits, link) {
 const NAMES = {
   es: ["ES", "exhaustive, by features"],
   bcs: ["BCS", "binary codes only"],
+  acs: ["ACS", "codes, then how sure the query is of each bit"],
   hds: ["HDS", "codes, then features"],
 };
 
 export function comparison(answers, bits, link) {
   const box = make("div", { className: "comparison" });
-  for (const mode of ["es", "bcs", "hds"]) {
-    const answer = answers[mode];
+  for (const [mode, answer] of Object.entries(answers)) {
     const [name, meaning] = NAMES[mode];
     const known = answer.query.label;
     const agreeing = answer.hits.filter((hit) => hit.label === known).length;

@@ -6,9 +6,11 @@ import { make, milliseconds, number } from "./results.js";
 const byId = (id) => document.getElementById(id);
 const HINTS = {
   hds: "Hierarchical: codes choose a pool, features order it.",
+  acs: "Asymmetric: codes choose a pool, how sure the query is of each bit orders it. " +
+    "For an image of the index the same as BCS.",
   bcs: "Binary codes only, ordered by Hamming distance.",
   es: "Exhaustive: every feature vector is compared.",
-  compare: "The three searches, one below the other.",
+  compare: "The searches one below the other.",
 };
 const STAGES = ["decode", "encode", "coarse", "fine"];
 const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
@@ -30,6 +32,7 @@ export class Settings {
       const needs = input.value === "compare" ? "hds" : input.value;
       input.disabled = !index.modes.includes(needs);
       input.parentElement.hidden = input.disabled;
+      input.parentElement.title = HINTS[input.value];
     }
     this.fields = index.metadata.map((field) => this.#field(field));
     this.#listen(changed);
@@ -109,10 +112,10 @@ export class Settings {
     this.#drawRadius(this.radius());
   }
 
-  /** Show an answer's distances; without a radius, hds ranks only the nearest codes. */
+  /** Show an answer's distances; without a radius, hds and acs rank only the nearest codes. */
   distribution(answer, mode) {
     this.counts = answer?.histogram ?? null;
-    this.nearest = answer && (mode === "hds" || mode === "compare") ? answer.pool : null;
+    this.nearest = answer && ["hds", "acs", "compare"].includes(mode) ? answer.pool : null;
     this.#drawRadius(this.radius());
   }
 

@@ -1,6 +1,6 @@
 // What the page shows, as an address that can be shared; pictures of the user stay in this tab.
 
-export const MODES = ["hds", "bcs", "es", "compare"];
+export const MODES = ["hds", "acs", "bcs", "es", "compare"];
 const uploads = new Map();
 let uploadCount = Date.now(); // the history survives a reload: no number may come twice
 
