@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import hamming_reference as reference
 from hashlens import SearchResult
-from hashlens.distributed.replicas import merge
+from hashlens.distributed.cluster import merge
 
 
 @given(

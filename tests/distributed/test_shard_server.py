@@ -15,7 +15,7 @@ from hashlens.distributed.catalogue import (
     change_catalogue,
     write_catalogue,
 )
-from hashlens.distributed.replicas import ShardServer
+from hashlens.distributed.cluster import ShardServer
 from hashlens.types import Mode
 
 KNOWN, NEW = 12, 5

@@ -215,7 +215,7 @@ def test_a_lost_node_is_answered_for_by_replicas_or_named(
     def open_with_one_on(node_id: str, replicas: int, **options: Any) -> ShardedIndex:
         """The first replica of shard 1 on the given node."""
         index = ShardedIndex.open(tmp_path, replicas=replicas, deadline=60.0, **options)
-        from hashlens.distributed.replicas import ShardServer
+        from hashlens.distributed.cluster import ShardServer
 
         pinned = ray.remote(ShardServer).options(
             num_cpus=0,

@@ -18,8 +18,7 @@ import numpy as np
 
 from hashlens.bench.timing import environment, machine_line
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
-from hashlens.distributed.cluster import connect
-from hashlens.distributed.replicas import merge
+from hashlens.distributed.cluster import connect, merge
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.files import replace_file
 from hashlens.index.hash_index import HashIndex

@@ -53,20 +53,21 @@ class Shard:
         return sum(r.count for r in self.ranges)
 
     def to_global(self, local: Ids) -> Ids:
-        """Ids of the sharded index for the shard's own ids; -1 stays -1."""
-        result = np.full(local.shape, -1, dtype=np.int64)
-        for r in self.ranges:
-            inside = (local >= r.local) & (local < r.local + r.count)
-            result[inside] = local[inside] - r.local + r.start
-        return result
+        """Ids of the sharded index for the shard's own ids; -1 for others."""
+        return _moved(local, [(r.local, r.start, r.count) for r in self.ranges])
 
     def to_local(self, ids: Ids) -> Ids:
         """The shard's own ids for ids of the sharded index; -1 where it does not hold one."""
-        result = np.full(ids.shape, -1, dtype=np.int64)
-        for r in self.ranges:
-            inside = (ids >= r.start) & (ids < r.start + r.count)
-            result[inside] = ids[inside] - r.start + r.local
-        return result
+        return _moved(ids, [(r.start, r.local, r.count) for r in self.ranges])
+
+
+def _moved(ids: Ids, ranges: list[tuple[int, int, int]]) -> Ids:
+    """Ids in one of the ranges (from, to, count), moved there; -1 for all others."""
+    result = np.full(ids.shape, -1, dtype=np.int64)
+    for start, to, count in ranges:
+        inside = (ids >= start) & (ids < start + count)
+        result[inside] = ids[inside] - start + to
+    return result
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashlens.distributed.catalogue import read_catalogue
-from hashlens.distributed.cluster import load_ray
-from hashlens.distributed.replicas import START_SECONDS, Answers, Replicas
+from hashlens.distributed.cluster import START_SECONDS, Answers, Replicas, load_ray
 from hashlens.distributed.sharded import DEADLINE_SECONDS, ShardedIndex
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
 from hashlens.index.writing import GivenRows
@@ -35,33 +34,15 @@ _YES_NO = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class FrontEndOptions:
-    """What ``build`` takes as ``name=value``.
+    """What ``build`` takes as ``name=value``."""
 
-    Attributes
-    ----------
-    index : Path
-        Folder of the index in shards; every node must reach it.
-    model : Path, optional
-        Model directory or exported file; by default the one that the index remembers.
-    front_ends : int
-        How many.
-    replicas : int
-        Actors per shard.
-    deadline : float
-        Seconds that a replica has for an answer.
-    require_all : bool
-        Fail when a shard does not answer, rather than answer without it.
-    host_names : tuple of str
-        Names that requests may ask for; by default those of this machine. ``*`` is any.
-    """
-
-    index: Path
-    model: Path | None = None
+    index: Path  # folder of the index in shards; every node must reach it
+    model: Path | None = None  # directory or exported file; else the one the index remembers
     front_ends: int = 2
-    replicas: int = 1
-    deadline: float = DEADLINE_SECONDS
-    require_all: bool = False
-    host_names: tuple[str, ...] = ()
+    replicas: int = 1  # actors per shard
+    deadline: float = DEADLINE_SECONDS  # seconds that a replica has for an answer
+    require_all: bool = False  # fail when a shard does not answer
+    host_names: tuple[str, ...] = ()  # that requests may ask for; else this machine's; * is any
 
 
 def parse_options(given: Mapping[str, str]) -> FrontEndOptions:
@@ -144,12 +125,10 @@ class Shards:
         return await asyncio.to_thread(self._index.actors)
 
     async def add_rows(self, *arguments: Any) -> Ids:
-        """As ``ShardedIndex.add_rows``."""
         async with self._writing:
             return await asyncio.to_thread(self._index.add_rows, *arguments)
 
     async def remove(self, ids: Any) -> None:
-        """As ``ShardedIndex.remove``."""
         async with self._writing:
             await asyncio.to_thread(self._index.remove, ids)
 
@@ -163,25 +142,20 @@ class SharedReplicas(Replicas):
         self._next_renewal = 0.0
 
     def _reach(self, position: int) -> bool:
-        if position < len(self._actors):
+        if position < len(self.actors):
             return False
-        self._actors = self._fetch()
+        self.actors = self._fetch()
         return True
 
     def ask(
-        self,
-        calls: Mapping[int, tuple[Any, ...]],
-        *,
-        everyone: bool = False,
-        repeat: bool = True,
-        deadline: float | None = None,
+        self, calls: Mapping[int, tuple[Any, ...]], *, repeat: bool = True, **options: Any
     ) -> Answers:
         """As ``Replicas.ask``; shards that were started again meanwhile are asked again."""
-        answers = super().ask(calls, everyone=everyone, repeat=repeat, deadline=deadline)
+        answers = super().ask(calls, repeat=repeat, **options)
         if not (answers.missing and repeat and self._renew()):
             return answers
         missing = {position: calls[position] for position in answers.missing}
-        again = super().ask(missing, everyone=everyone, repeat=repeat, deadline=deadline)
+        again = super().ask(missing, repeat=repeat, **options)
         return Answers({**answers.values, **again.values}, again.missing)
 
     def _renew(self) -> bool:
@@ -194,13 +168,13 @@ class SharedReplicas(Replicas):
             fetched = self._fetch()
         except HashlensError:
             return False
-        known = [set(actors) for actors in self._actors]
-        self._actors = fetched
+        known = [set(actors) for actors in self.actors]
+        self.actors = fetched
         return [set(actors) for actors in fetched] != known
 
     def stop(self) -> None:
         """Forget the actors, which are another's."""
-        self._actors = []
+        self.actors = []
 
 
 class FrontIndex(ShardedIndex):
@@ -212,13 +186,11 @@ class FrontIndex(ShardedIndex):
         super().__init__(options.index, replicas, require_all=options.require_all, encoder=encoder)
 
     def add_rows(self, codes: Any, features: Any, rows: GivenRows) -> Ids:
-        """As ``ShardedIndex.add_rows``."""
         ids: Ids = self._ask_owner("add_rows", codes, features, rows)
         self._file.current(again=True)
         return ids
 
     def remove(self, ids: Any) -> None:
-        """As ``ShardedIndex.remove``."""
         self._ask_owner("remove", ids)
 
     def _change(

@@ -19,13 +19,12 @@ from hashlens.distributed.catalogue import (
     change_catalogue,
     read_catalogue,
 )
-from hashlens.distributed.cluster import connect
-from hashlens.distributed.replicas import Answers, Replicas, merge
+from hashlens.distributed.cluster import Answers, Replicas, connect, merge
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Hits, Index
 from hashlens.index.ranking import ArraySearcher, check_latent
-from hashlens.index.rows import check_ids, list_ids
+from hashlens.index.rows import check_ids, check_width, list_ids
 from hashlens.index.writing import EncodedImage, GivenRows
 from hashlens.types import (
     Codes,
@@ -48,15 +47,9 @@ _HOUR = 3600.0  # for what reads or writes a whole shard
 
 
 class ShardedResult(SearchResult):
-    """A result that says which shards it lacks.
+    """A result that says which shards it lacks."""
 
-    Attributes
-    ----------
-    missing : tuple of str
-        Folders of shards that did not answer; empty if none is missing.
-    """
-
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # folders of those that did not answer
 
     @property
     def partial(self) -> bool:
@@ -150,7 +143,6 @@ class ShardedIndex(Index):
 
     @property
     def model(self) -> str | None:
-        """Where the encoder's model is, if known."""
         return self._catalogue.model
 
     @property
@@ -163,7 +155,6 @@ class ShardedIndex(Index):
 
     @property
     def fingerprint(self) -> str:
-        """Of the encoder whose codes it holds."""
         return self._catalogue.fingerprint
 
     @property
@@ -176,7 +167,6 @@ class ShardedIndex(Index):
         return self._file.current()
 
     def info(self) -> IndexInfo:
-        """Size, kind and origin: as of one index, sizes added up over shards."""
         parts = [IndexInfo(**part) for part in self._ask_some("info").values()]
         sums = ("images", "removed", "commit", "bytes_on_disk")
         totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
@@ -211,12 +201,7 @@ class ShardedIndex(Index):
         latent: Latent | None,
         trace: SearchTrace,
     ) -> ShardedResult:
-        codes = check_codes(codes, "query codes")
-        if codes.shape[1] != code_bytes(self.bits):
-            raise InvalidInputError(
-                f"query codes: expected {code_bytes(self.bits)} bytes per code ({self.bits} bits), "
-                f"got {codes.shape[1]}"
-            )
+        codes = check_width(codes, self.bits)
         if options.mode == "acs":
             latent = check_latent(latent, codes)
         asked = {"hds": features, "acs": latent}.get(options.mode)
@@ -298,7 +283,6 @@ class ShardedIndex(Index):
     def histogram(
         self, code: Codes, where: Mapping[str, Any] | None = None, exclude: int | None = None
     ) -> NDArray[np.int64]:
-        """Number of images at each Hamming distance from a code, shape (bits + 1,)."""
         counts: NDArray[np.int64] = sum(self._ask_some("histogram", code, where, exclude).values())
         return counts
 
