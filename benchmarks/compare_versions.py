@@ -4,7 +4,8 @@
 
 Each version has a process of its own. In every round each case runs once in either process, one
 after the other, and the order changes from round to round: what else the machine does then
-slows both alike. Printed are the fastest and the median seconds, and the ratios new / old.
+slows both alike. Printed are the shortest times, the ratios new / old of minima and medians, and
+the same of processor time (of all threads), which other programs disturb least.
 Only names that both versions have are used. The data are random, with a fixed seed.
 """
 
@@ -123,10 +124,11 @@ def serve(folder: Path) -> None:
     print(json.dumps(list(known)), file=answers, flush=True)
     for line in sys.stdin:
         case = known[line.rstrip("\n")]
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         for _ in range(case.repeats):
             case.run()
-        print((time.perf_counter() - began) / case.repeats, file=answers, flush=True)
+        times = time.perf_counter() - began, time.process_time() - worked
+        print(*(seconds / case.repeats for seconds in times), file=answers, flush=True)
 
 
 class Version:
@@ -150,12 +152,12 @@ class Version:
             raise SystemExit("error: a version failed; its message is above")
         return line
 
-    def seconds(self, case: str) -> float:
-        """How long the case takes, once."""
+    def seconds(self, case: str) -> list[float]:
+        """How long the case takes, once: by the clock, and of the processor."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{case}\n")
         self._process.stdin.flush()
-        return float(self._answer())
+        return [float(seconds) for seconds in self._answer().split()]
 
     def close(self) -> None:
         """End the process."""
@@ -164,19 +166,23 @@ class Version:
 
 def compare(old: Version, new: Version, case: str, rounds: int) -> dict[str, float]:
     """Times of one case, taken in turns."""
-    times: dict[Version, list[float]] = {old: [], new: []}
+    times: dict[Version, list[list[float]]] = {old: [], new: []}
     for number in range(-1, rounds):
         for version in (old, new) if number % 2 else (new, old):
             seconds = version.seconds(case)
             if number >= 0:  # the first round loads and compiles
                 times[version].append(seconds)
+    (before, worked_before), (after, worked_after) = (
+        zip(*times[v], strict=True) for v in (old, new)
+    )
     return {
-        "old_min_ms": 1e3 * min(times[old]),
-        "new_min_ms": 1e3 * min(times[new]),
-        "ratio_of_minima": min(times[new]) / min(times[old]),
-        "old_median_ms": 1e3 * median(times[old]),
-        "new_median_ms": 1e3 * median(times[new]),
-        "ratio_of_medians": median(times[new]) / median(times[old]),
+        "old_min_ms": 1e3 * min(before),
+        "new_min_ms": 1e3 * min(after),
+        "ratio_of_minima": min(after) / min(before),
+        "ratio_of_medians": median(after) / median(before),
+        "old_processor_ms": 1e3 * min(worked_before),
+        "new_processor_ms": 1e3 * min(worked_after),
+        "processor_ratio": min(worked_after) / min(worked_before),
     }
 
 
