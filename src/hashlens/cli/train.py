@@ -137,6 +137,7 @@ def _tell(result: TrainingResult, source: str, as_json: bool) -> None:
             "best_epoch": result.best_epoch,
             "epochs": config.epochs,
             "validation": best,
+            "search": dict(result.search),
             "training_images": result.training_images,
             "validation_images": result.validation_images,
             "skipped": [one._asdict() for one in result.skipped],

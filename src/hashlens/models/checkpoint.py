@@ -95,6 +95,8 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
         classes=len(config.classes),
         feature_layer=config.feature_dim if layered else 0,
     )
+    if config.feature_scaling != "none":
+        net.set_feature_scaling(torch.zeros(net.feature_dim), torch.ones(net.feature_dim))
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

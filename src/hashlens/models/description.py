@@ -6,15 +6,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from hashlens.codes.packing import check_bits
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
+from hashlens.types import MODES, Mode
 
 FORMAT = "hashlens-model"
-FORMAT_VERSION = 2
-"""Models of version 1 differ in their fingerprint, which leaves the backbone's name out."""
+FORMAT_VERSION = 3
+"""Models of version 1 differ in their fingerprint, which leaves the backbone's name out; models
+before version 3 have no ``feature_scaling`` and no ``mode``."""
+
+FeatureScaling: TypeAlias = Literal["none", "centred", "standardised"]
+FEATURE_SCALINGS: tuple[FeatureScaling, ...] = get_args(FeatureScaling)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,11 @@ class ModelConfig:
         Where the first weights came from, and under what licence.
     radius : int, optional
         Proposed Hamming radius of the pool for ``hds``.
+    feature_scaling : {"none", "centred", "standardised"}
+        Features are F7 itself, or F7 less its mean (and divided by its deviation) per dimension,
+        brought to unit length.
+    mode : {"bcs", "acs", "hds", "es"}, optional
+        The mode that found most on the validation images.
     training : mapping
         What the training reports: data, split, recipe, validation figures, versions. JSON values.
     fingerprint : str
@@ -57,6 +68,8 @@ class ModelConfig:
     start_origin: str = "random"
     start_licence: str = "none needed"
     radius: int | None = None
+    feature_scaling: FeatureScaling = "none"
+    mode: Mode | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     format_version: int = FORMAT_VERSION
@@ -75,6 +88,8 @@ class ModelConfig:
             "start_origin": self.start_origin,
             "start_licence": self.start_licence,
             "radius": self.radius,
+            "feature_scaling": self.feature_scaling,
+            "mode": self.mode,
             "training": dict(self.training),
             "fingerprint": self.fingerprint,
         }
@@ -90,6 +105,8 @@ class ModelConfig:
                 f"{path}: model format {version!r} is not known here (this Hashlens reads up to "
                 f"{FORMAT_VERSION}); upgrade with pip install -U hashlens"
             )
+        if version < 3:
+            values = {"feature_scaling": "none", "mode": None, **values}
         try:
             return cls(
                 bits=check_bits(int(values["bits"])),
@@ -101,6 +118,8 @@ class ModelConfig:
                 start_origin=str(values["start_origin"]),
                 start_licence=str(values["start_licence"]),
                 radius=None if values["radius"] is None else int(values["radius"]),
+                feature_scaling=_one_of(FEATURE_SCALINGS, values["feature_scaling"]),
+                mode=None if values["mode"] is None else _one_of(MODES, values["mode"]),
                 training=dict(values["training"]),
                 fingerprint=str(values["fingerprint"]),
                 format_version=version,
@@ -110,6 +129,10 @@ class ModelConfig:
                 f"{path}: an entry is missing or wrong ({error!r}); the file was changed or "
                 "cut: copy or train the model again"
             ) from error
+
+
+def _one_of(allowed: tuple[T, ...], value: Any) -> T:
+    return allowed[allowed.index(value)]
 
 
 def parse_config(text: str, path: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -126,6 +149,11 @@ def parse_config(text: str, path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 CARD_NAME = "README.md"
 _MOST_CLASSES = 50
+_SCALINGS = {
+    "none": "as the network makes them",
+    "centred": "centred and of unit length",
+    "standardised": "standardised and of unit length",
+}
 
 
 def model_card(config: ModelConfig) -> str:
@@ -160,9 +188,10 @@ def _network(config: ModelConfig) -> dict[str, Any]:
     return {
         "backbone": config.backbone,
         "bits": config.bits,
-        "features": config.feature_dim,
+        "features": f"{config.feature_dim}, {_SCALINGS[config.feature_scaling]}",
         "input": f"{image.size} x {image.size} px, {image.channels} channel(s), {image.resize}",
         "labels": "several per image" if config.multi_label else "one per image",
+        "proposed mode": config.mode or "not measured",
         "proposed radius": "not measured" if config.radius is None else config.radius,
         "fingerprint": config.fingerprint,
     }

@@ -18,7 +18,16 @@ from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
 from hashlens.models.description import ModelConfig, parse_config
-from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, Ids, ImageInput, Skipped
+from hashlens.types import (
+    Codes,
+    EncodedBatch,
+    EncodedImages,
+    Features,
+    Ids,
+    ImageInput,
+    Mode,
+    Skipped,
+)
 
 
 class Encoder:
@@ -104,6 +113,11 @@ class Encoder:
     def radius(self) -> int | None:
         """Proposed Hamming radius for ``hds``, where ``hashlens inspect`` has stored one."""
         return self.config.radius
+
+    @property
+    def mode(self) -> Mode | None:
+        """The mode that found most on the validation images, where training had some."""
+        return self.config.mode
 
     def encode(self, images: Sequence[ImageInput]) -> tuple[Codes, Features]:
         """Encode all images, in order.

@@ -184,7 +184,9 @@ def _quantise(source: Path, config: ModelConfig, pixels: NDArray[np.uint8]) -> P
     prepared, quantised = source.with_name("prepared.onnx"), source.with_name("int8.onnx")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     graph = onnx.load(prepared).graph
-    heads = [node.name for node in graph.node if set(node.output) & {"latent", "scores"}]
+    kept = {node.name for node in graph.node if set(node.output) & {"latent", "scores"}}
+    # Scaling features costs nothing, and each of its steps would lose precision in 8 bits.
+    kept |= _made_from(graph, "features") - _made_from(graph, "latent")
     quantize_static(
         prepared,
         quantised,
@@ -192,9 +194,19 @@ def _quantise(source: Path, config: ModelConfig, pixels: NDArray[np.uint8]) -> P
         per_channel=True,
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8,
-        nodes_to_exclude=heads,
+        nodes_to_exclude=sorted(kept),
     )
     return quantised
+
+
+def _made_from(graph: Any, output: str) -> set[str]:
+    """Names of the nodes that an output depends on."""
+    wanted, names = {output}, set()
+    for node in reversed(graph.node):  # ONNX keeps nodes in the order of their use
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            names.add(node.name)
+    return names
 
 
 def _batches(config: ModelConfig, pixels: NDArray[np.uint8]) -> Iterator[NetworkInput]:

@@ -21,7 +21,8 @@ class LatentOutput(NamedTuple):
     Attributes
     ----------
     features : Tensor of shape (n, d)
-        F7: what fine search compares. The backbone's output, or that of the trained F7 over it.
+        What fine search compares: F7, scaled and of unit length where the network has a scaling.
+        F7 is the backbone's output, or that of the trained layer over it.
     latent : Tensor of shape (n, h)
         Layer H before the sigmoid. Bit j of a code is 1 where ``latent[:, j] >= 0``.
     activations : Tensor of shape (n, h)
@@ -65,6 +66,9 @@ class LatentHashNet(nn.Module):
         backbone's features are F7.
     """
 
+    feature_mean: Tensor | None
+    feature_scale: Tensor | None
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -92,6 +96,9 @@ class LatentHashNet(nn.Module):
             self.normalise = nn.BatchNorm1d(bits)
             self.normalise.bias.requires_grad_(False)
         self.classifier: nn.Linear | None = nn.Linear(bits, classes) if classes else None
+        # Not in the state until they are set, so that models without them stay as they were.
+        self.register_buffer("feature_mean", None)
+        self.register_buffer("feature_scale", None)
 
     @property
     def bits(self) -> int:
@@ -102,6 +109,10 @@ class LatentHashNet(nn.Module):
     def feature_dim(self) -> int:
         """Width d of F7."""
         return self.latent.in_features
+
+    def set_feature_scaling(self, mean: Tensor, scale: Tensor) -> None:
+        """Give out F7 as :func:`scaled_features`; latent values and scores still read F7 itself."""
+        self.feature_mean, self.feature_scale = mean, scale
 
     def forward(self, images: Tensor) -> LatentOutput:
         """Normalised images (n, channels, size, size) to :class:`LatentOutput`."""
@@ -117,6 +128,8 @@ class LatentHashNet(nn.Module):
             latent = self.normalise(latent)
         activations = torch.sigmoid(latent)
         scores = activations[:, :0] if self.classifier is None else self.classifier(activations)
+        if self.feature_mean is not None and self.feature_scale is not None:
+            features = scaled_features(features, self.feature_mean, self.feature_scale)
         return LatentOutput(features, latent, activations, scores)
 
     def plain_state(self) -> dict[str, Tensor]:
@@ -138,3 +151,8 @@ class LatentHashNet(nn.Module):
         state["latent.weight"] = (weight.double() * scale[:, None]).to(weight.dtype)
         state["latent.bias"] = ((bias - norm["running_mean"]) * scale).to(bias.dtype)
         return state
+
+
+def scaled_features(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """F7 (n, d) made for comparing: ``(F7 - mean) * scale``, of unit length; zero stays zero."""
+    return functional.normalize((features - mean) * scale, dim=1)

@@ -18,6 +18,7 @@ from hashlens.data.source import Source
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.latent import LatentHashNet
+from hashlens.training.choice import choose_search
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import (
     FEATURES,
@@ -213,8 +214,10 @@ def fit(
     trainer = make_trainer(config, out, callbacks, devices, nodes)
     batches = _batches(inputs, targets, split, config, trainer)
     run_trainer(trainer, module, batches, state, out, console)
+    search: dict[str, Any] = {}
     if first:  # the others must not read the state of the run, which the first one drops
         module.net.load_state_dict(read_state(out / RUN / BEST))
+        search = choose_search(module, inputs, targets, split, console)
     result = TrainingResult(
         out=out,
         config=config,
@@ -224,6 +227,7 @@ def fit(
         validation_images=len(split.validation),
         skipped=tuple(inputs.skipped),
         warnings=(*notes, *detectors.warnings),
+        search=search,
         seconds=time.monotonic() - started,
     )
     return save_result(result, module.net, backbone, source) if first else result

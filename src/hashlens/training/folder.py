@@ -50,6 +50,8 @@ class TrainingResult:
         Notes on the images, and signs that the training did not work.
     seconds : float
         Time from decoding to the saved model, of this process.
+    search : mapping
+        The chosen ``feature_scaling`` and ``mode``, and the figures that they were chosen by.
     fingerprint : str
         The saved model's; empty in all processes but the first, which saves it.
     """
@@ -63,6 +65,7 @@ class TrainingResult:
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
     seconds: float
+    search: Mapping[str, Any]
     fingerprint: str = ""
 
 
@@ -134,6 +137,7 @@ def save_result(
             "loss": scores["loss"] if math.isfinite(scores["loss"]) else None,
             "stuck bits": int(scores["stuck_bits"]),
         },
+        "search": dict(result.search),
         "seconds": round(result.seconds, 1),
         "warnings": list(result.warnings),
         "versions": versions("hashlens", "torch", "lightning", "numpy"),
@@ -168,6 +172,8 @@ def write_model(
             multi_label=multi_label,
             start_origin=backbone.start.origin,
             start_licence=backbone.start.licence,
+            feature_scaling=result.search["feature_scaling"],
+            mode=result.search["mode"],
             training=training,
         ),
     )

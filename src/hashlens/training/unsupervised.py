@@ -18,6 +18,7 @@ from hashlens.machine import keep_freed_memory, versions
 from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.latent import LatentHashNet
+from hashlens.training.choice import scale_features
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Inputs, feature_inputs
 from hashlens.training.folder import TrainingResult, write_model
@@ -68,6 +69,7 @@ def train_unsupervised(
         console.print(f"skipped {one.name}: {one.reason}", highlight=False, markup=False)
     features, _ = inputs.pixels.gather(np.arange(len(inputs.rows)))
     net = _rotated(base, ITQ(config.bits, seed=config.seed).fit(features.numpy()))
+    scale_features(net, features, "standardised")
     result = TrainingResult(
         out=out,
         config=config.with_values({"backbone": base.name}),
@@ -78,6 +80,7 @@ def train_unsupervised(
         skipped=tuple(inputs.skipped),
         warnings=(),
         seconds=time.monotonic() - started,
+        search={"feature_scaling": "standardised", "mode": None},
     )
     training = {
         "method": "ITQ on the features of the backbone, no labels",
