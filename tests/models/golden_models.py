@@ -36,6 +36,7 @@ def main() -> None:
     from hashlens.models.description import ModelConfig
     from hashlens.models.export import export_onnx
     from hashlens.models.latent import LatentHashNet
+    from hashlens.training.choice import feature_statistics
 
     torch.manual_seed(3)
     built = create_backbone("resnet9?width=1", channels=3, size=16)
@@ -52,6 +53,8 @@ def main() -> None:
     with torch.no_grad():
         for _ in range(50):
             net(torch.from_numpy(encoder_input))
+        features = net.eval()(torch.from_numpy(encoder_input)).features
+        net.set_feature_scaling(*feature_statistics(features, "standardised"))
     config = ModelConfig(
         bits=12,
         feature_dim=built.feature_dim,
@@ -59,6 +62,8 @@ def main() -> None:
         backbone=built.name,
         preprocessing=built.preprocessing,
         radius=2,
+        feature_scaling="standardised",
+        mode="acs",
         training={"recipe": "golden"},
     )
     model = FOLDER / f"format-{FORMAT_VERSION}"

@@ -15,6 +15,7 @@ def test_states_data_figures_and_licence(model_dir: Path) -> None:
         start_origin="timm x.y",
         start_licence="apache-2.0",
         radius=4,
+        mode="acs",
         training={
             "recipe": "small",
             "epochs": 5,
@@ -26,6 +27,8 @@ def test_states_data_figures_and_licence(model_dir: Path) -> None:
     for row in (
         "| bits | 20 |",
         "| backbone | resnet9?width=2 |",
+        "| features | 16, as the network makes them |",
+        "| proposed mode | acs |",
         "| proposed radius | 4 |",
         f"| fingerprint | {config.fingerprint} |",
         "| origin | timm x.y |",

@@ -76,7 +76,7 @@ def test_a_model_of_format_1_keeps_its_fingerprint_and_its_index(tmp_path: Path)
     with HashIndex.open(tmp_path / "old.idx", Encoder.load(model)) as index:
         assert index.search(golden_pictures()[4], k=1)[0].id == 4
     saved = save_model(tmp_path / "new", *load_model(model))
-    assert saved.format_version == 2
+    assert saved.format_version == 3
     assert saved.fingerprint != old.fingerprint
     with pytest.raises(IndexStoreError, match="made with model"):
         HashIndex.open(tmp_path / "old.idx", Encoder.load(tmp_path / "new"))
@@ -127,13 +127,16 @@ def _change(**changes: object) -> Callable[[Path], None]:
         (lambda d: (d / "model.json").write_bytes(b"\xff\xfe"), "cannot be read"),
         (lambda d: (d / "model.json").write_text("[1]"), "not a Hashlens model"),
         (_change(format="other"), "not a Hashlens model"),
-        (_change(format_version=3), "upgrade"),
+        (_change(format_version=4), "upgrade"),
         (_change(format_version=1), "not those that"),
         (_change(backbone="resnet9?width=3"), "not those that"),
         (_change(bits=4), "8 to 1024"),
         (_change(bits=24), "not those that"),
         (_change(preprocessing={}), "missing or wrong"),
         (_change(classes=["cat"]), "do not fit"),
+        (_change(feature_scaling="centred"), "do not fit"),
+        (_change(feature_scaling="odd"), "missing or wrong"),
+        (_change(mode="odd"), "missing or wrong"),
         (_change(weights="../other.safetensors"), "next to it"),
     ],
 )

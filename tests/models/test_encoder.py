@@ -64,6 +64,7 @@ def test_describes_itself(encoder: Encoder, model_dir: Path) -> None:
     assert encoder.fingerprint == config.fingerprint
     assert encoder.preprocessing == config.preprocessing
     assert encoder.radius is None
+    assert encoder.mode is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 9, 64])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
 from hashlens import Encoder, ModelError, unpack_bits
 from hashlens.models import export
+from hashlens.models.checkpoint import load_model, save_model
 from hashlens.models.encoder import METADATA_KEY
 from hashlens.models.export import export_onnx
 
@@ -23,9 +26,9 @@ def _noise(n: int, size: int) -> np.ndarray:
 
 
 def test_answers_like_torch_at_every_batch_size(model_dir: Path, onnx_file: Path) -> None:
-    torch, exported = Encoder.load(model_dir), Encoder.load(onnx_file)
+    model, exported = Encoder.load(model_dir), Encoder.load(onnx_file)
     for n in (1, 2, 7, 200):
-        expected, got = torch.encode_pixels(_noise(n, 16)), exported.encode_pixels(_noise(n, 16))
+        expected, got = model.encode_pixels(_noise(n, 16)), exported.encode_pixels(_noise(n, 16))
         equal = (unpack_bits(expected[0], 20) == unpack_bits(got[0], 20)).mean()
         assert equal >= 0.999
         for index in (1, 2):
@@ -62,7 +65,7 @@ def test_one_file_with_its_description(onnx_file: Path) -> None:
     described = json.loads(entry)
     assert described["bits"] == 20
     assert described["classes"] == ["cat", "dog", "eel"]
-    assert described["format_version"] == 2
+    assert described["format_version"] == 3
     assert described["preprocessing"]["size"] == 16
     assert len(described["fingerprint"]) == 64
 
@@ -79,6 +82,38 @@ def test_int8_has_its_own_fingerprint_and_states_its_loss(model_dir: Path, tmp_p
     assert report.bits_equal == pytest.approx((expected == got).mean(), abs=0.01)
     kinds = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
     assert "QuantizeLinear" in kinds
+
+
+def _scaled(model: Path, out: Path) -> Path:
+    """The same model with features that are centred and of unit length."""
+    net, config = load_model(model)
+    net.set_feature_scaling(torch.full((16,), 0.1), torch.linspace(0.5, 2, 16))
+    save_model(out, net, replace(config, feature_scaling="centred", mode="hds"))
+    return out
+
+
+def test_scaled_features_are_saved_and_exported(model_dir: Path, tmp_path: Path) -> None:
+    scaled = Encoder.load(_scaled(model_dir, tmp_path / "scaled"))
+    export_onnx(tmp_path / "scaled", tmp_path / "scaled.onnx")
+    exported, plain = Encoder.load(tmp_path / "scaled.onnx"), Encoder.load(model_dir)
+    assert scaled.fingerprint == exported.fingerprint != plain.fingerprint
+    assert exported.mode == scaled.mode == "hds"
+    pixels = _noise(50, 16)
+    raw, one, two = (encoder.encode_pixels(pixels) for encoder in (plain, scaled, exported))
+    wanted = (raw.features - 0.1) * np.linspace(0.5, 2, 16)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(one.features, wanted, atol=1e-5)
+    np.testing.assert_allclose(two.features, wanted, atol=1e-4)
+    np.testing.assert_array_equal(one.codes, raw.codes)
+    np.testing.assert_array_equal(one.scores, raw.scores)
+
+
+def test_int8_scales_features_in_float(model_dir: Path, tmp_path: Path) -> None:
+    model = _scaled(model_dir, tmp_path / "scaled")
+    pixels = _noise(64, 16)
+    export_onnx(model, tmp_path / "int8.onnx", calibration=pixels)
+    features = Encoder.load(tmp_path / "int8.onnx").encode_pixels(pixels).features
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
 
 
 def test_int8_without_images_is_refused(model_dir: Path, tmp_path: Path) -> None:
@@ -135,7 +170,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, onnx_file: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, "upgrade"),
+        ({"format_version": 4}, "upgrade"),
         ({"format": "x"}, "not a Hashlens model"),
         ({"bits": 21}, "does not fit its description"),
     ],

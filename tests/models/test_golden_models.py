@@ -24,4 +24,8 @@ def test_answers_of_a_written_model(version: int, suffix: str) -> None:
     np.testing.assert_allclose(features, expected["features"], atol=1e-3)
     assert encoder.fingerprint == expected["fingerprint"]
     assert (encoder.bits, encoder.radius) == (12, 2)
+    scaled = version >= 3
+    assert encoder.mode == ("acs" if scaled else None)
+    assert encoder.config.feature_scaling == ("standardised" if scaled else "none")
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5) == scaled
     assert encoder.classes == ("cat", "dog", "eel")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hashlens import InvalidInputError
-from hashlens.models.latent import LatentHashNet
+from hashlens.models.latent import LatentHashNet, scaled_features
 
 
 def _net(bits: int = 12, classes: int = 4, **options: Any) -> LatentHashNet:
@@ -90,3 +90,25 @@ def test_latent_dropout_leaves_out_features_before_h_in_training_only() -> None:
     trained = net.train()(images)
     torch.testing.assert_close(trained.features, plain.features)
     assert not torch.allclose(trained.latent, plain.latent)
+
+
+def test_scaled_features_leave_latent_and_scores_alone() -> None:
+    net = _net().eval()
+    images = torch.randn(20, 3, 5, 5)
+    raw = net(images)
+    assert not any(name.startswith("feature_") for name in net.state_dict())
+    mean, scale = raw.features.mean(0).detach(), torch.rand(30)
+    scale[3] = 0
+    net.set_feature_scaling(mean, scale)
+    scaled = net(images)
+    for name in ("latent", "activations", "scores"):
+        assert torch.equal(getattr(scaled, name), getattr(raw, name))
+    expected = (raw.features - mean) * scale
+    torch.testing.assert_close(scaled.features, expected / expected.norm(dim=1, keepdim=True))
+    assert {"feature_mean", "feature_scale"} <= net.plain_state().keys()
+
+
+def test_a_zero_vector_stays_zero() -> None:
+    features = torch.tensor([[1.0, 2.0], [1.0, 5.0]])
+    scaled = scaled_features(features, torch.tensor([1.0, 2.0]), torch.ones(2))
+    assert scaled.tolist() == [[0.0, 0.0], [0.0, 1.0]]

@@ -42,6 +42,8 @@ def test_json_round_trip(
         Preprocessing(size),
         multi_label=multi_label,
         radius=radius,
+        feature_scaling="centred",
+        mode="acs",
         training={"data": {"images": 3}},
         fingerprint="f",
     )
@@ -71,3 +73,11 @@ def test_other_json_and_text_are_refused(value: Any) -> None:
     for text in (json.dumps(value), str(value)):
         with pytest.raises(ModelError, match=r"model\.json"):
             parse_config(text, Path("model.json"))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_model_has_features_as_they_are_and_no_mode(version: int) -> None:
+    values = {**CONFIG.to_dict(), "format_version": version}
+    del values["feature_scaling"], values["mode"]
+    config = parse_config(json.dumps(values), Path("model.json"))[0]
+    assert (config.feature_scaling, config.mode) == ("none", None)

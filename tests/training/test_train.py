@@ -31,6 +31,7 @@ def test_the_function_and_the_command_give_the_same_model(folder: Path, tmp_path
     assert said["fingerprint"] == result.fingerprint
     assert (said["recipe"], said["objective"]) == (result.config.recipe, "greedyhash")
     assert said["validation"] == result.history[result.best_epoch - 1]
+    assert said["search"] == result.search
     assert f"recipe {result.config.recipe}: " in answer.stderr
 
 
@@ -53,6 +54,8 @@ def test_without_labels(folder: Path, tmp_path: Path, frozen: dict[str, Any]) ->
     result = train(folder, tmp_path / "m", 8, unsupervised=True, progress=False, seed=3, **start)
     net, saved = load_model(tmp_path / "m")
     assert (saved.fingerprint, saved.bits, net.classifier) == (result.fingerprint, 8, None)
+    assert (saved.feature_scaling, saved.mode) == ("standardised", None)
+    assert net.feature_scale is not None
     assert (result.training_images, result.best_epoch, result.history) == (20, 0, ())
     with pytest.raises(InvalidInputError, match="--unsupervised does not use epochs"):
         train(folder, tmp_path / "n", 8, unsupervised=True, epochs=3)
