@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from hashlens.data.digits import DigitImages, open_digits
 from hashlens.data.folders import list_images, open_folder
 from hashlens.data.hub import HubImages, open_dataset, open_hub
 from hashlens.data.image import RawImage, UnreadableImageError, decode, image_name, read_file
+from hashlens.data.labels import split_validation
 from hashlens.data.source import ImageStore, Source
 from hashlens.data.tables import (
     open_arrow,
@@ -23,8 +25,17 @@ from hashlens.data.tables import (
     open_parquet_source,
     store_in_memory,
 )
-from hashlens.errors import SourceError
-from hashlens.files import FileState, Row, content_digest, parse_row, path_uri, uri_path
+from hashlens.errors import MissingExtraError, SourceError
+from hashlens.files import (
+    FileState,
+    Row,
+    Uri,
+    content_digest,
+    parse_row,
+    path_uri,
+    row_uri,
+    uri_path,
+)
 from hashlens.types import ImageInput
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -85,7 +96,7 @@ def open_source(source: Any) -> Source:
     if not text.strip():
         raise SourceError(f"empty source: {_SHAPES}")
     if text == "digits" or text.startswith("digits#"):
-        return open_digits(text)
+        return _open_digits(text)
     if text.startswith("hub:"):
         return _open_hub(text, text.removeprefix("hub:"))
     path = Path(os.path.expanduser(text))
@@ -236,3 +247,49 @@ def _open_part(spec: str, base: Path, part: str) -> Source:
     names += sorted(entry.name for entry in base.iterdir() if entry.is_dir())
     choices = ", ".join(f"#{name}" for name in names[:10]) or "nothing to choose"
     raise SourceError(f"{_shown(spec)}: no part '{part}' in {base}; there is {choices}")
+
+
+@cache
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, without a download; and labels."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("the digits data set", "train") from error
+    data = load_digits()
+    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    pixels.flags.writeable = False
+    return pixels, data.target.astype(np.int64)
+
+
+class DigitImages:
+    """The digits as a store; rows are those of scikit-learn."""
+
+    def __len__(self) -> int:
+        return len(_digits()[0])
+
+    def uri(self, row: int) -> Uri:
+        """``digits#ROW``."""
+        return row_uri("digits", row)
+
+    def read(self, row: int) -> RawImage:
+        """Pixels of one digit, (8, 8) uint8."""
+        pixels = _digits()[0]
+        if not 0 <= row < len(pixels):
+            raise SourceError(f"digits: expected a row from 0 to {len(pixels) - 1}, got {row}")
+        image: NDArray[np.uint8] = pixels[row]
+        return image
+
+
+def _open_digits(spec: str) -> Source:
+    """All digits, or a fixed stratified split of them."""
+    pixels, labels = _digits()
+    rows = np.arange(len(pixels))
+    source = Source(spec, tuple(str(digit) for digit in range(10)), labels, DigitImages(), rows)
+    _, _, split = spec.partition("#")
+    if split == "":
+        return source
+    train, test = split_validation(labels, 0.2, 2015)
+    if split not in ("train", "test"):
+        raise SourceError(f"{spec}: expected digits, digits#train or digits#test")
+    return source.subset(train if split == "train" else test)

@@ -9,8 +9,14 @@ from torch import nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import MissingExtraError, ModelError
-from hashlens.models.backbones import Backbone, StartWeights, register_backbone
-from hashlens.models.backbones.weights import load_weights, read_weights, start_from_file
+from hashlens.models.backbones import (
+    Backbone,
+    StartWeights,
+    load_weights,
+    read_weights,
+    register_backbone,
+    start_from_file,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones import Backbone, StartWeights, register_backbone
-from hashlens.models.backbones.weights import load_weights, read_weights, start_from_file
+from hashlens.models.backbones import (
+    Backbone,
+    StartWeights,
+    load_weights,
+    read_weights,
+    register_backbone,
+    start_from_file,
+)
 
 FEATURE_DIM = 4096
 # Means of ImageNet's pixels, red green blue, on 0 to 255; Caffe does not scale the pixels.

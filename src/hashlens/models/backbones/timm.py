@@ -13,8 +13,14 @@ from torch import nn
 
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import MissingExtraError, ModelError
-from hashlens.models.backbones import Backbone, StartWeights, register_backbone
-from hashlens.models.backbones.weights import read_metadata, read_weights, start_from_file
+from hashlens.models.backbones import (
+    Backbone,
+    StartWeights,
+    read_metadata,
+    read_weights,
+    register_backbone,
+    start_from_file,
+)
 
 FILTERS = ("bilinear", "bicubic", "lanczos")
 _TINY = 64  # px: enough for most models to state their width
