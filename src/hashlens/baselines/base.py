@@ -133,13 +133,7 @@ class SupervisedMethod(HashMethod):
 
 
 def finite_features(features: Any) -> Features:
-    """Return features as contiguous finite float32 (n, d), or raise.
-
-    Raises
-    ------
-    InvalidInputError
-        If the shape is not (n, d) or a value is NaN or infinite; the message names the row.
-    """
+    """Return features as contiguous finite float32 (n, d), or raise; the message names the row."""
     array = np.ascontiguousarray(features, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] == 0:
         raise InvalidInputError(f"features: expected shape (n, d), got {array.shape}")
@@ -153,22 +147,7 @@ def finite_features(features: Any) -> Features:
 
 
 def check_labels(labels: Any, n: int, name: str) -> Ids:
-    """Return labels as classes 0..c-1 of shape (n,), or raise.
-
-    Parameters
-    ----------
-    labels : array_like of shape (n,), int
-        Class of each image.
-    n : int
-        Number of images.
-    name : str
-        Name of the method, for messages.
-
-    Raises
-    ------
-    InvalidInputError
-        If labels are missing, of another shape, negative (unlabelled), or of a single class.
-    """
+    """Return labels as classes 0..c-1 of shape (n,); raise if they are missing or of one class."""
     if labels is None:
         raise InvalidInputError(f"{name} is supervised: expected labels in fit, got none")
     array = np.asarray(labels)
@@ -205,16 +184,10 @@ def random_rotation(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 class Components(NamedTuple):
-    """Principal components of features.
+    """Mean (d,), and orthonormal columns (d, count) with their variances, the largest first.
 
-    Attributes
-    ----------
-    mean : ndarray of shape (d,), float32
-    directions : ndarray of shape (d, count), float32
-        Orthonormal columns, largest variance first; the largest entry of each is positive.
-    variances : ndarray of shape (count,), float64
-    rank : int
-        Number of directions in which the features vary at all.
+    The largest entry of each column is positive. ``rank`` is the number of directions in which the
+    features vary at all.
     """
 
     mean: NDArray[np.float32]
@@ -242,15 +215,6 @@ class AnchorKernel:
     W. Liu et al., *Supervised hashing with kernels*, CVPR 2012, equation 3: exp(-||x - a||^2 /
     2 s^2), minus its mean over the training images; s^2 is the mean squared distance between
     training images and anchors.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, d), float32
-        Features of the training images.
-    anchors : int
-        How many training images are anchors (all, if there are fewer).
-    rng : Generator
-        Chooses the anchors.
     """
 
     def __init__(self, features: Features, anchors: int, rng: np.random.Generator) -> None:

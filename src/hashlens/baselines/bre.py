@@ -84,12 +84,7 @@ class BRE(SupervisedMethod):
 def reconstruction_loss(signs: NDArray[np.float32], indicators: NDArray[np.float32]) -> float:
     """Mean over all ordered pairs of (d_ij - m_ij / h)^2, from the factors of both.
 
-    Parameters
-    ----------
-    signs : ndarray of shape (n, h), float32
-        Bits as 1 and -1.
-    indicators : ndarray of shape (n, c), float32
-        Class indicators.
+    These are bits (n, h) as 1 and -1, and class indicators (n, c).
     """
     # d - m/h = 1 - L L' - 1/2 + Y Y' / 2h = F D F' with F = [1, L, Y] and a diagonal D.
     n, bits = signs.shape
@@ -143,16 +138,9 @@ def best_step(
 
     The sign of image i changes at t_i = -projected_i / direction_i. From t = -inf upwards the
     images change one by one, and the cost of the cut between signs changes by running sums in
-    that order (section 3.2).
-
-    Parameters
-    ----------
-    projected, direction : ndarray of shape (n,), float32
-        Current values of the bit, and what raising the weight by 1 adds to them.
-    factors : ndarray of shape (n, f), float32
-        F of the costs A = F diag(coefficients) F' of pairs that differ in this bit.
-    coefficients : ndarray of shape (f,), float32
-        Weights of the factors.
+    that order (section 3.2). ``projected`` and ``direction`` (n,) are the bit's current values and
+    what raising the weight by 1 adds to them; pairs that differ in this bit cost
+    F diag(coefficients) F' with F = ``factors`` (n, f).
     """
     safe = np.where(direction == 0, np.float32(1e-30), direction)
     turns = -projected.astype(np.float64) / safe

@@ -64,21 +64,7 @@ class ITQ(UnsupervisedMethod):
 def rotate_to_corners(
     projected: NDArray[np.float32], seed: int
 ) -> tuple[NDArray[np.float32], list[float]]:
-    """The ITQ rotation of centred values.
-
-    Parameters
-    ----------
-    projected : ndarray of shape (n, h), float32
-        V of the paper, centred.
-    seed : int
-        Seed of the first rotation.
-
-    Returns
-    -------
-    rotation : ndarray of shape (h, h), float32
-    losses : list of float
-        ||B - V R||_F^2 / n after each iteration.
-    """
+    """The ITQ rotation (h, h) of centred values V (n, h), and ||B - V R||_F^2 / n per iteration."""
     rotation = random_rotation(projected.shape[1], np.random.default_rng(seed)).astype(np.float32)
     energy = float(np.square(projected, dtype=np.float64).sum())
     losses = []

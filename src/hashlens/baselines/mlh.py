@@ -134,18 +134,8 @@ def loss_augmented_codes(
     """Codes g, h (0/1) that maximise loss(||g - h||) + g' u + h' v, exactly (section 3.2).
 
     A bit adds max(u, v) if it differs and max(u + v, 0) if not; for each distance m, the m bits
-    that gain most by differing do, and the best m is taken.
-
-    Parameters
-    ----------
-    left, right : ndarray of shape (p, h), float32
-        u and v, the projections of the two images of each pair.
-    similar : ndarray of shape (p,), bool
-        Whether the pair is of one class.
-    radius : int
-        r of the loss.
-    balance : float
-        l of the loss.
+    that gain most by differing do, and the best m is taken. u and v (p, h) are the projections of
+    the two images of each pair.
     """
     pairs, bits = left.shape
     gain = np.maximum(left, right) - np.maximum(left + right, 0)

@@ -23,16 +23,9 @@ from hashlens.types import Codes
 
 
 class ForwardSpeed(NamedTuple):
-    """One model's network alone.
+    """One model's network alone: median, first and last decile over all batches of all rounds.
 
-    Attributes
-    ----------
-    images_per_second : float
-        Median over all batches of all rounds.
-    slow, fast : float
-        The first and the last decile of the same.
-    bits_equal : float
-        Share of its bits that equal the first model's; NaN where the lengths differ.
+    ``bits_equal`` is the share of bits that equal the first model's; NaN where lengths differ.
     """
 
     images_per_second: float
@@ -44,16 +37,9 @@ class ForwardSpeed(NamedTuple):
 class EncodingSpeed(NamedTuple):
     """Rates in images per second.
 
-    Attributes
-    ----------
-    n_images, batch_size, workers, rounds : int
-        Images measured, images in a run of the network, decoding threads, and rounds.
-    decode, transform, write : float
-        Files to pictures; pictures to the network's input; codes and features to an index.
-    together : float
-        Files to codes with the first model, decoding while the network runs.
-    forward : mapping of str to ForwardSpeed
-        Each model's network alone, on the same input, in turns.
+    ``decode`` is from files to pictures, ``transform`` to the network's input, ``write`` from codes
+    and features to an index, ``together`` from files to codes with the first model, decoding while
+    the network runs. ``forward`` has each model's network alone, on the same input, in turns.
     """
 
     n_images: int

@@ -39,26 +39,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is measured.
+    """How much is measured: codes and features, code lengths, queries per call, results per query.
 
-    Attributes
-    ----------
-    n : int
-        Codes in the exact comparison; the authors' largest collection has 1,124,087.
-    bits : tuple of int
-        Code lengths of the exact comparison.
-    batches, ks : tuples of int
-        Queries per call, and results per query.
-    seconds : float
-        Time for each cell of the exact comparison.
-    recall_n : int
-        Codes for the approximate indexes, which take minutes to build for many codes.
-    sizes : tuple of int
-        Numbers of 64-bit codes to show growth.
-    features_n, features_dim : int
-        Float32 features for exhaustive Euclidean search.
-    seed : int
-        Of all data.
+    The authors' largest collection has 1,124,087 images. ``seconds`` is the time for each cell of
+    the exact comparison. ``recall_n`` codes go into the approximate indexes, which take minutes to
+    build for many.
     """
 
     n: int = 1_124_087

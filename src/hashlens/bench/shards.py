@@ -44,14 +44,8 @@ Say = Callable[[str], None]
 class Observation:
     """Medians over single queries to ``shards`` shards of ``images_per_shard`` images.
 
-    Attributes
-    ----------
-    coarse, fine, records : float
-        Milliseconds of the three stages.
-    front_end : float
-        Processor milliseconds of the asking process, all its threads.
-    resident_mb : float
-        Memory of a shard's process, without files that are mapped, on average.
+    The stages are in milliseconds; ``front_end`` is processor time of the asking process, all its
+    threads; ``resident_mb`` the memory of a shard's process without mapped files, on average.
     """
 
     shards: int

@@ -33,13 +33,7 @@ def code_words(n_bytes: int) -> int:
 
 
 def check_bits(bits: int) -> int:
-    """Return ``bits``, or raise if codes cannot have this length.
-
-    Raises
-    ------
-    InvalidInputError
-        If ``bits`` is not in 8..1024.
-    """
+    """Return ``bits``, or raise if codes cannot have this length."""
     if not MIN_BITS <= bits <= MAX_BITS:
         raise InvalidInputError(
             f"codes have {MIN_BITS} to {MAX_BITS} bits, got {bits}; 48 is a good first choice"
@@ -48,20 +42,7 @@ def check_bits(bits: int) -> int:
 
 
 def check_codes(codes: Any, name: str = "codes") -> Codes:
-    """Return ``codes`` as an array, or raise if it does not hold packed codes.
-
-    Parameters
-    ----------
-    codes : array_like of shape (n, bytes), uint8
-        Packed codes.
-    name : str
-        What to call the array in an error message.
-
-    Raises
-    ------
-    InvalidInputError
-        If it is not a two-dimensional uint8 array of 1 to 128 bytes a code.
-    """
+    """Return ``codes`` as an array, or raise if it does not hold packed codes (n, bytes), uint8."""
     array = np.asarray(codes)
     if array.dtype != np.uint8 or array.ndim != 2:
         raise InvalidInputError(

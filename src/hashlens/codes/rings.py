@@ -85,14 +85,7 @@ def build(
 ) -> Rings | None:
     """Cluster codes around pivots; None if they are spread so evenly that it would not pay.
 
-    Parameters
-    ----------
-    blocks : ndarray of shape (m, w, BLOCK), uint64
-        Codes, words as columns.
-    ids : ndarray of shape (s,), int32
-        The id of the code at each position; -1 where there is none.
-    words : tuple of length w
-        Gives w to the compiler.
+    ``blocks`` (m, w, BLOCK) hold the codes, ``ids`` the id at each position or -1.
     """
     positions = np.flatnonzero(ids >= 0)
     rng = np.random.default_rng(0)

@@ -14,18 +14,9 @@ from hashlens.errors import InvalidInputError, MissingExtraError, SourceError
 
 
 class Labels(NamedTuple):
-    """Labels of n rows.
+    """Labels of n rows: positions in ``classes``, -1 where unlabelled, of several the first.
 
-    Attributes
-    ----------
-    classes : tuple of str
-        Names; positions in it are the labels.
-    labels : ndarray of shape (n,), int64
-        -1 is unlabelled; of several labels the first.
-    matrix : ndarray of shape (n, c), bool, or None
-        For a column of lists.
-    notes : tuple of str
-        For people.
+    A column of lists also gives ``matrix`` (n, c), bool.
     """
 
     classes: tuple[str, ...]
@@ -171,16 +162,10 @@ def class_counts(source: Source) -> NDArray[np.int64]:
 
 
 class Imbalance(NamedTuple):
-    """How unevenly images are spread over classes.
+    """How unevenly images are spread over classes; empty classes do not count.
 
-    Attributes
-    ----------
-    smallest, largest : str
-        Classes with the fewest and the most images; empty classes do not count.
-    ratio : float
-        Images of the largest for each image of the smallest; 1 is even.
-    effective_classes : float
-        exp(entropy) of the class shares: as many even classes would be as varied.
+    ``ratio`` is images of the largest for each image of the smallest. ``effective_classes`` is
+    exp(entropy) of the class shares: as many even classes would be as varied.
     """
 
     smallest: str

@@ -83,24 +83,10 @@ Kept: TypeAlias = Mapping[Job, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run of a piece.
+    """One run of a piece on a split; features, models and results are kept in ``out``.
 
-    Attributes
-    ----------
-    piece : Piece
-        What is compared.
-    split : PaperSplit
-        On which images.
-    out : Path
-        Where features, models and results are kept.
-    features : str
-        What shallow methods work on; see ``read_features``.
-    seed : int
-        Seed of every method.
-    models : mapping of int to Path
-        Trained models of our method, by their bits.
-    console : Console
-        Where progress is shown.
+    Shallow methods work on ``features`` (see ``read_features``); ``models`` are trained models of
+    our method, by their bits.
     """
 
     piece: Piece

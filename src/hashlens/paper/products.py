@@ -118,27 +118,11 @@ _SHEET_QUERIES, _SHEET_NEAREST = 4, 5
 
 @dataclass(frozen=True)
 class ProductsRun:
-    """One run on a collection.
+    """One run on a collection of labelled images; the model and results are kept in ``out``.
 
-    Attributes
-    ----------
-    collection : Source
-        Labelled images.
-    settings : Products
-        Code length, queries, training.
-    out : Path
-        Where the model and results are kept.
-    model : Path or None
-        A trained model to use instead of training one.
-    weights : Path or None
-        File with a backbone's published weights: training starts from them, and the backbone's own
-        F7 is searched as well.
-    scale : int or None
-        Images to grow the collection to.
-    seed : int
-        Seed of everything.
-    console : Console
-        Where progress is shown.
+    A given ``model`` is used instead of training one. ``weights`` is a file with a backbone's
+    published weights: training starts from them, and the backbone's own F7 is searched as well.
+    The collection grows to ``scale`` images.
     """
 
     collection: Source

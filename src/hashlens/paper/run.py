@@ -40,13 +40,7 @@ OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many images of each kind take part; None: all there are.
-
-    Attributes
-    ----------
-    training, database, queries : int or None
-        Images, spread evenly over the classes.
-    """
+    """How many images of each kind take part, evenly over the classes; None: all there are."""
 
     training: int | None = None
     database: int | None = None
@@ -55,33 +49,13 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Piece:
-    """One experiment.
+    """One experiment on one of the paper's data sets.
 
-    Attributes
-    ----------
-    name, title : str
-        On the command line, and in headings.
-    hub : str
-        Name of the data set on the hub, where no folder is given.
-    size, channels : int
-        Size of its images.
-    features : str
-        What the shallow methods work on by default.
-    methods : tuple of str
-        All baselines and deep methods, in the order of the tables.
-    bits : tuple of int
-        Code lengths of the table of mean average precision; the first one is that of the curves.
-    error_bits : tuple of int
-        Code lengths whose classification error is reported.
-    training : mapping of str to value
-        Recipe and options of the deep methods' training.
-    seconds : mapping of str to float
-        About how long a method takes, at the first code length, on two cores; by name, in the
-        order of the tables. A method that is not named comes after those that are.
-    options : mapping of str to mapping
-        Options of a shallow method, by name.
-    amounts : Amounts
-        Images that take part.
+    ``hub`` is the data set's name where no folder is given. ``methods`` and ``bits`` are in the
+    order of the tables; the curves are drawn at the first length. ``training`` holds recipe and
+    options of the deep methods, ``options`` those of a shallow method by name. ``seconds`` is about
+    how long a method takes at the first length on two cores; methods that are not named there come
+    last.
     """
 
     name: str
@@ -112,18 +86,8 @@ def read_piece(name: str, *, quick: bool = False) -> Piece:
 class Products:
     """The experiment on a collection of any kind.
 
-    Attributes
-    ----------
-    bits : int
-        Length of a code.
-    queries : int
-        At most so many images are queries; each is left out of its own results.
-    held_out : float
-        Share of the images that are kept out of training, for the accuracy.
-    training : mapping of str to value
-        Recipe and options of the training.
-    images : int or None
-        At most so many images take part.
+    At most ``queries`` images are queries, each left out of its own results; a share of
+    ``held_out`` is kept out of training, for the accuracy; at most ``images`` take part.
     """
 
     bits: int

@@ -33,18 +33,9 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperSplit:
-    """Training images, database and queries of a comparison.
+    """Training images, database and queries of a comparison: rows of ``images``.
 
-    Attributes
-    ----------
-    images : Source
-        All that take part, each once.
-    rows : Rows
-        Rows of ``images``.
-    protocol : str
-        A key of ``PROTOCOLS``.
-    whole : bool
-        Whether no image was left out for speed.
+    ``whole`` says whether no image was left out for speed.
     """
 
     images: Source

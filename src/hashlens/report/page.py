@@ -119,14 +119,7 @@ Cell: TypeAlias = "str | int | float | None"
 class Table:
     """Rows under headers; the first column is text, the others are numbers.
 
-    Attributes
-    ----------
-    headers : sequence of str
-        One per column.
-    rows : sequence of sequences
-        Cells: text as it is, floats with ``digits`` decimals, None as a dash.
-    digits : int
-        Decimals of a float.
+    Text is shown as it is, a float with ``digits`` decimals, None as a dash.
     """
 
     headers: Sequence[str]

@@ -22,15 +22,9 @@ DASHES = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)))
 class Curve:
     """A line of a plot.
 
-    Attributes
-    ----------
-    x, y : sequence of float
-        Its points.
-    style : {"line", "dotted", "points", "model"}
-        Measured; printed elsewhere and not measured here; measured points alone; a thin line
-        without points.
-    like : str
-        Name of the curve whose colour and marker this one takes; it is not in the legend.
+    Its style says: measured; printed elsewhere and not measured here; measured points alone; a thin
+    line without points. It takes colour and marker of the curve named in ``like``, and is then not
+    in the legend.
     """
 
     x: Sequence[float]

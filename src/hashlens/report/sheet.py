@@ -23,18 +23,9 @@ _TEXT_SIZE = 14
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One of a query's nearest pictures.
+    """One of a query's nearest pictures: what ``load`` opens, and two lines under it.
 
-    Attributes
-    ----------
-    uri : str
-        What ``load`` opens.
-    label : str
-        First line under the picture.
-    caption : str
-        Second line, such as the distance.
-    right : bool or None
-        Frame of a right or a wrong one; None: no frame.
+    The frame is that of a right or a wrong one; None: no frame.
     """
 
     uri: str
@@ -45,20 +36,10 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class SheetQuery:
-    """A query and, for each method, its nearest pictures.
+    """A query and, for each method, a row of its nearest pictures.
 
-    Attributes
-    ----------
-    uri : str
-        What ``load`` opens.
-    label : str
-        Line under the picture.
-    nearest : mapping of str to sequence of Neighbour
-        One row per method, in this order.
-    bits : array_like of shape (h,), bool, optional
-        Bits of the query's code, drawn as squares that are filled where a bit is 1.
-    title : str
-        What the picture is, before its label.
+    ``bits`` of its code are drawn as squares, filled where a bit is 1. ``title`` says what the
+    picture is, before its label.
     """
 
     uri: str

@@ -31,17 +31,7 @@ hashlens serve my-index"""
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo made.
-
-    Attributes
-    ----------
-    scored : ScoredModel
-        The scores on held-out images.
-    model, index, page : Path
-        Where the model, the index and the report page are.
-    seconds : float
-        How long it took.
-    """
+    """The scores on held-out images, and where model, index and report page are."""
 
     scored: ScoredModel
     model: Path

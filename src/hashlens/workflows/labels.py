@@ -37,34 +37,10 @@ NEIGHBOURS = 10
 class ExaminedLabels:
     """What was found about n labelled images.
 
-    Attributes
-    ----------
-    spec : str
-        The source.
-    classes : tuple of str
-        Class names.
-    uris : tuple of str
-        The images.
-    labels : ndarray of shape (n,), int64
-        Their labels.
-    found : Suspicion
-        How doubtful each is.
-    pairs : list of ConfusedPair
-        Classes that are mixed up, most images first.
-    neighbours : ndarray of shape (n, k), int64
-        The nearest other images by features.
-    agreement, code_agreement : ndarray of shape (n,), float64
-        Share of the nearest other images, by features and by codes, with the image's own label.
-    conflicts : list of lists of int
-        Groups of identical files whose labels differ.
-    balance : Imbalance
-        How even the classes are.
-    unlabelled : int
-        Images without a label, which are left out.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    warnings : tuple of str
-        What a person should know.
+    ``pairs`` are the classes that are mixed up, most images first; ``neighbours`` (n, k) the
+    nearest other images by features; ``agreement`` and ``code_agreement`` (n,) the share of the
+    nearest, by features and by codes, that have the image's own label; ``conflicts`` groups of
+    identical files whose labels differ. ``unlabelled`` images are left out, ``skipped`` could not be read.
     """
 
     spec: str

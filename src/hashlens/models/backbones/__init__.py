@@ -28,13 +28,8 @@ if TYPE_CHECKING:
 class StartWeights:
     """Where a network's first weights came from, for the model card.
 
-    Attributes
-    ----------
-    origin : str
-        "random", a file's name, or the name of published weights.
-    licence : str
-        Licence of those weights as their publisher states it; "none needed" for random ones,
-        "not stated" where the file does not say.
+    The licence is what their publisher states; "none needed" for random weights, "not stated" where
+    the file does not say.
     """
 
     origin: str = "random"
@@ -43,20 +38,9 @@ class StartWeights:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without its head.
+    """A network without its head: images (n, channels, size, size) to features (n, feature_dim).
 
-    Attributes
-    ----------
-    name : str
-        Rebuilds the same structure through ``create_backbone``; holds every option.
-    module : Module
-        Images (n, channels, size, size) to features (n, feature_dim).
-    feature_dim : int
-        Width d of the features.
-    preprocessing : Preprocessing
-        How an image becomes the module's input.
-    start : StartWeights
-        Where its weights came from.
+    ``name`` holds every option and rebuilds the same structure through ``create_backbone``.
     """
 
     name: str
@@ -210,9 +194,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, error) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(v, Tensor) for v in state.values()
-    ):
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(
             f"{path}: expected a state dict (names to tensors), got {type(state).__name__}; "
             "save it with torch.save(model.state_dict(), FILE)"
