@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,6 @@ FLIPPED = 0.1
 PAPER_TIMES = 971.3
 """How many times faster than exhaustive search binary codes were, in the paper."""
 
-Answer = Callable[[], NDArray[Any]]
 Say = Callable[[str], None]
 
 
@@ -144,24 +143,26 @@ def recall(plan: Workload, threads: int, say: Say) -> list[dict[str, Any]]:
     codes = clustered_codes(plan.recall_n, BITS, plan.seed)
     queries = clustered_codes(QUERIES, BITS, plan.seed, stream=1)
     reach = hamming_topk(codes, queries, K)[0][:, -1]
-    faiss = import_faiss()
     rows = []
-    for engine, build, settings in _engines(plan, faiss, codes, queries, threads):
-        say(f"recall: {engine} over {plan.recall_n:,} codes of {BITS} bits")
+    for engine in _engines(codes, threads):
+        say(f"recall: {engine.name} over {plan.recall_n:,} codes of {BITS} bits")
         begin = time.perf_counter()
-        prepared = build()
+        index = engine.build()
         built = time.perf_counter() - begin
-        for setting, answer in settings(prepared):
-            ids = np.asarray(answer())
-            found = _found(codes, queries, ids, reach)
+        answer = partial(engine.ask, index, queries)
+        for value in engine.values or (0,):
+            if engine.option:
+                setattr(engine.owner(index), engine.option, value)
+            found = _found(codes, queries, np.asarray(answer()), reach)
+            option = engine.option.removesuffix("_search")
+            setting = f"{option}={value}" if option else "exact"
             cell = {"n": plan.recall_n, "bits": BITS, "queries": QUERIES, "k": K}
-            timing = interleaved({engine: answer}, QUERIES, min(plan.seconds, 3.0))
+            timing = interleaved({engine.name: answer}, QUERIES, min(plan.seconds, 3.0))
             rows += [
                 {**row, "setting": setting, "recall": found, "build_seconds": built}
                 for row in as_rows(cell, timing)
             ]
-        if engine == FLAT:
-            prepared.reset()
+        del index, answer
     return rows
 
 
@@ -173,18 +174,30 @@ def _found(codes: Codes, queries: Codes, ids: NDArray[Any], reach: NDArray[np.ui
     return right / (len(queries) * K)
 
 
-def _engines(
-    plan: Workload, faiss: Any, codes: Codes, queries: Codes, threads: int
-) -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], Iterator[tuple[str, Answer]]]]]:
-    """Each engine's name, how it is built, and how each of its settings answers all queries."""
+def _faiss_ids(index: Any, queries: Codes) -> NDArray[Any]:
+    found: NDArray[Any] = index.search(queries, K)[1]
+    return found
 
-    def ours() -> Any:
+
+@dataclass(frozen=True)
+class _Engine:
+    """An index: how it is built and asked, and the attribute of it that trades speed for recall."""
+
+    name: str
+    build: Callable[[], Any]
+    ask: Callable[[Any, Codes], NDArray[Any]] = _faiss_ids
+    option: str = ""
+    values: tuple[int, ...] = ()
+    owner: Callable[[Any], Any] = lambda index: index
+
+
+def _engines(codes: Codes, threads: int) -> list[_Engine]:
+    faiss, usearch = import_faiss(), import_usearch()
+
+    def organised() -> Any:
         database = CodeDatabase(codes)
         database.organise()
         return database
-
-    def answers(database: Any) -> Iterator[tuple[str, Answer]]:
-        yield "exact", lambda: hamming_topk(database, queries, K)[1]
 
     def added(index: Any) -> Any:
         if not index.is_trained:
@@ -192,51 +205,41 @@ def _engines(
         index.add(codes)
         return index
 
-    def swept(
-        name: str, values: tuple[int, ...], owner: Callable[[Any], Any] = lambda index: index
-    ) -> Callable[[Any], Iterator[tuple[str, Answer]]]:
-        def settings(index: Any) -> Iterator[tuple[str, Answer]]:
-            for value in values:
-                setattr(owner(index), name, value)
-                yield f"{name}={value}", lambda: index.search(queries, K)[1]
-
-        return settings
-
-    def flat(index: Any) -> Iterator[tuple[str, Answer]]:
-        yield "exact", lambda: index.search(queries, K)[1]
-
     def usearch_index() -> Any:
-        module = import_usearch()
-        index = module.Index(
-            ndim=BITS, metric=module.MetricKind.Hamming, dtype=module.ScalarKind.B1
-        )
+        metric, kind = usearch.MetricKind.Hamming, usearch.ScalarKind.B1
+        index = usearch.Index(ndim=BITS, metric=metric, dtype=kind)
         index.add(np.arange(len(codes)), codes, threads=threads)
         return index
 
-    def usearch_settings(index: Any) -> Iterator[tuple[str, Answer]]:
-        for value in (64, 256, 1024):
-            index.expansion_search = value
-            yield f"expansion={value}", lambda: index.search(queries, K, threads=threads).keys
+    def ivf() -> Any:
+        lists = int(4 * len(codes) ** 0.5)
+        return added(faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(BITS), BITS, lists))
 
-    lists = int(4 * len(codes) ** 0.5)
-    yield DATABASE, ours, answers
-    yield FLAT, lambda: added(faiss.IndexBinaryFlat(BITS)), flat
-    yield (
-        "FAISS IndexBinaryHNSW",
-        lambda: added(faiss.IndexBinaryHNSW(BITS, 16)),
-        swept("efSearch", (16, 64, 256, 1024), lambda index: index.hnsw),
-    )
-    yield (
-        "FAISS IndexBinaryMultiHash",
-        lambda: added(faiss.IndexBinaryMultiHash(BITS, 4, 16)),
-        swept("nflip", (0, 1, 2, 3)),
-    )
-    yield (
-        "FAISS IndexBinaryIVF",
-        lambda: added(faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(BITS), BITS, lists)),
-        swept("nprobe", (1, 4, 16, 64)),
-    )
-    yield "USearch", usearch_index, usearch_settings
+    return [
+        _Engine(DATABASE, organised, lambda index, queries: hamming_topk(index, queries, K)[1]),
+        _Engine(FLAT, lambda: added(faiss.IndexBinaryFlat(BITS))),
+        _Engine(
+            "FAISS IndexBinaryHNSW",
+            lambda: added(faiss.IndexBinaryHNSW(BITS, 16)),
+            option="efSearch",
+            values=(16, 64, 256, 1024),
+            owner=lambda index: index.hnsw,
+        ),
+        _Engine(
+            "FAISS IndexBinaryMultiHash",
+            lambda: added(faiss.IndexBinaryMultiHash(BITS, 4, 16)),
+            option="nflip",
+            values=(0, 1, 2, 3),
+        ),
+        _Engine("FAISS IndexBinaryIVF", ivf, option="nprobe", values=(1, 4, 16, 64)),
+        _Engine(
+            "USearch",
+            usearch_index,
+            lambda index, queries: index.search(queries, K, threads=threads).keys,
+            option="expansion_search",
+            values=(64, 256, 1024),
+        ),
+    ]
 
 
 def growth(plan: Workload, say: Say) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +39,7 @@ from hashlens.paper.run import (
     printed_map,
     printed_precision,
     sheet_query,
+    short_digest,
     train_once,
     training_config,
     ways_table,
@@ -113,21 +113,17 @@ class Comparison:
         jobs, kept = self.jobs(), {}
         left = self.expected_seconds()
         for position, job in enumerate(jobs, 1):
-            found = self._kept(job)
-            again = found is not None
+            what = f"[{position}/{len(jobs)}] {job.method}, {job.bits} bits"
+            found, spent = self._kept(job), "kept from before"
             if found is None:
-                self._say(f"[{position}/{len(jobs)}] {job.method}, {job.bits} bits ...")
-                configuration = self.configuration(job)
-                found = self._store.put(job.name, configuration, self.score(job))
+                self._say(f"{what} ...")
+                found = self._store.put(job.name, self.configuration(job), self.score(job))
                 left -= self._expected(job)
-            kept[job] = found
-            scores = found["scores"]
+                spent = spoken_time(found["scores"]["seconds"])
+            kept[job], scores = found, found["scores"]
             self._say(
-                f"[{position}/{len(jobs)}] {job.method}, {job.bits} bits: "
-                f"precision@1000 {scores['precision']['1000']:.3f}, "
-                f"mAP@1000 {scores['map@1000']:.3f} "
-                f"({'kept from before' if again else spoken_time(scores['seconds'])}); "
-                f"about {spoken_time(max(left, 0))} left"
+                f"{what}: precision@1000 {scores['precision']['1000']:.3f}, mAP@1000 "
+                f"{scores['map@1000']:.3f} ({spent}); about {spoken_time(max(left, 0))} left"
             )
         return kept
 
@@ -217,8 +213,7 @@ class Comparison:
         """The model of a deep method, and the seconds that its training took now."""
         if given := self._given(job):
             return Encoder.load(given), 0.0
-        text = json.dumps(self._deep_configuration(job), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        digest = short_digest(self._deep_configuration(job))
         out = self.out / "models" / f"{file_name(job.method)}-{job.bits}-{digest}"
         return train_once(self.split.train, self._training(job), out)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from rich.console import Console
 
-from hashlens.data.image import RawImage, decode
+from hashlens.data.image import RawImage
 from hashlens.data.labels import split_validation
-from hashlens.data.source import ImageStore, Source
+from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
@@ -28,6 +26,7 @@ from hashlens.paper.run import (
     mode_scores,
     printed_figure,
     sheet_query,
+    short_digest,
     train_once,
     training_config,
     ways_table,
@@ -35,15 +34,15 @@ from hashlens.paper.run import (
 from hashlens.report.page import Page
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
-from hashlens.types import MODES, EncodedBatch, EncodedImages, Features, Ids
+from hashlens.types import EncodedBatch, EncodedImages, Features, Ids
 from hashlens.workflows.score import encode
 
 
 @dataclass(frozen=True)
 class GrownImages:
-    """A store's images, and after them changed copies of them, made when they are read."""
+    """A source's images, and after them changed copies of them, made when they are read."""
 
-    base: ImageStore
+    base: Source
     size: int
     seed: int
 
@@ -52,16 +51,15 @@ class GrownImages:
 
     def uri(self, row: int) -> str:
         """As the base names it, with ``#copy=ROW`` after it for a copy."""
-        name = self.base.uri(row % len(self.base))
+        name = self.base.uris[row % len(self.base)]
         return name if row < len(self.base) else f"{name}#copy={row}"
 
     def read(self, row: int) -> RawImage:
         """As the base reads it, or the pixels of a copy."""
         origin = row % len(self.base)
-        raw = self.base.read(origin)
         if row < len(self.base):
-            return raw
-        image = decode(raw, self.base.uri(origin))
+            return self.base.store.read(int(self.base.rows[origin]))
+        image = self.base.load(origin)
         return np.asarray(changed(image, np.random.default_rng((self.seed, row))))
 
 
@@ -75,26 +73,10 @@ def grow(source: Source, size: int, seed: int) -> Source:
     return replace(
         source,
         spec=f"{source.spec}, grown to {size:,} with seed {seed}",
-        store=GrownImages(_Rows(source), size, seed),
+        store=GrownImages(source, size, seed),
         rows=chosen,
         labels=source.labels[chosen % len(source)],
     )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a source as a store of their own."""
-
-    source: Source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def uri(self, row: int) -> str:
-        return self.source.store.uri(int(self.source.rows[row]))
-
-    def read(self, row: int) -> RawImage:
-        return self.source.store.read(int(self.source.rows[row]))
 
 
 def changed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -191,8 +173,7 @@ class ProductsRun:
             values["weights"] = str(self.weights)
         images = self.collection.subset(self.split()[0])
         config = training_config(values, images)
-        text = json.dumps([config.to_toml(), self.collection.spec, len(images)])
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        digest = short_digest([config.to_toml(), self.collection.spec, len(images)])
         return train_once(images, config, self.out / f"model-{digest}")[0]
 
     def _scores(self, encoder: Encoder) -> dict[str, Any]:
@@ -247,7 +228,7 @@ class ProductsRun:
             whole,
             whole.rows(rows),
             bits=bits,
-            modes=("es",) if plain else MODES,
+            modes=("es",) if plain else ("bcs", "hds", "es"),
             exclude=rows,
             progress=True,
         )

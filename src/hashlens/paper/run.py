@@ -188,9 +188,12 @@ class ResultStore:
         return kept
 
     def _path(self, name: str, configuration: dict[str, Any]) -> Path:
-        text = json.dumps(configuration, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return self._folder / f"{file_name(name)}-{digest}.json"
+        return self._folder / f"{file_name(name)}-{short_digest(configuration)}.json"
+
+
+def short_digest(values: Any) -> str:
+    """Ten characters that differ where JSON values differ."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def file_name(method: str) -> str:

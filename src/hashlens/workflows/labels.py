@@ -40,7 +40,8 @@ class ExaminedLabels:
     ``pairs`` are the classes that are mixed up, most images first; ``neighbours`` (n, k) the
     nearest other images by features; ``agreement`` and ``code_agreement`` (n,) the share of the
     nearest, by features and by codes, that have the image's own label; ``conflicts`` groups of
-    identical files whose labels differ. ``unlabelled`` images are left out, ``skipped`` could not be read.
+    identical files whose labels differ. ``unlabelled`` images are left out, ``skipped`` could not
+    be read.
     """
 
     spec: str
