@@ -83,7 +83,7 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
     assert sum(done) == catalogue.next_id == N
     assert [shard.count for shard in catalogue.shards] == [80, 80, 80]
     _same(folder, expected)
-    with pytest.raises(IndexStoreError, match="stands here"):
+    with pytest.raises(IndexStoreError, match="holds a sharded index already"):
         create_sharded(folder, model, _images(), shards=SHARDS)
 
 
