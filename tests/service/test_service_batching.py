@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from hashlens.service.batching import BatchQueue, Slots
+from hashlens.service.engine import BatchQueue
 from hashlens.service.errors import Refused
+from hashlens.service.security import Slots
 
 
 class Recorder:

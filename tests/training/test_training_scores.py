@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hashlens.training.scores import (
-    chance_loss,
-    chance_warning,
-    code_map,
-    stuck_warning,
-    validation_scores,
-)
+from hashlens.training.module import code_map, validation_scores
+from hashlens.training.trainer import chance_loss, chance_warning, stuck_warning
 
 
 def _expected_map(bits: np.ndarray, relevant: np.ndarray) -> float:

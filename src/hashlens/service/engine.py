@@ -12,11 +12,11 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from PIL import Image
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.protocol import Index
 from hashlens.machine import cores
-from hashlens.service.batching import BatchQueue, Slots
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 from hashlens.service.metrics import Metrics
@@ -42,6 +41,7 @@ from hashlens.service.schemas import (
     ServiceLimits,
     StageTimes,
 )
+from hashlens.service.security import Slots
 from hashlens.service.thumbnails import Thumbnail, Thumbnails
 from hashlens.service.uploads import UploadStore, decode_upload
 from hashlens.types import (
@@ -276,6 +276,84 @@ class Engine:
         """All metrics, the index's size counted now."""
         images = await self.run("files", len, self._index)
         return self._metrics.page(images, self.slots.taken)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Waiting(NamedTuple, Generic[Item, Result]):
+    item: Item
+    done: asyncio.Future[Result]
+
+
+class BatchQueue(Generic[Item, Result]):
+    """Gathers items that arrive close together and runs them as one batch."""
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        size: int,
+        wait: float,
+    ) -> None:
+        self._run = run
+        self._size = size
+        self._wait = wait
+        self._queue: asyncio.Queue[_Waiting[Item, Result]] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work; call inside the event loop."""
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Stop; items that run or wait fail with CancelledError."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        while not self._queue.empty():
+            self._queue.get_nowait().done.cancel()
+
+    async def submit(self, item: Item) -> Result:
+        """The result of ``item``; cancelling the caller drops it if it has not begun."""
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Waiting(item, done))
+        return await done
+
+    async def _gather(self) -> list[_Waiting[Item, Result]]:
+        batch = [await self._queue.get()]
+        deadline = asyncio.get_running_loop().time() + self._wait
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    while len(batch) < self._size:
+                        batch.append(await self._queue.get())
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.done.cancel()
+            raise
+        return [waiting for waiting in batch if not waiting.done.done()]
+
+    async def _work(self) -> None:
+        while True:
+            batch = await self._gather()
+            if not batch:
+                continue
+            try:
+                results = await self._run([waiting.item for waiting in batch])
+            except asyncio.CancelledError:
+                for waiting in batch:
+                    waiting.done.cancel()
+                raise
+            except Exception as error:
+                for waiting in batch:
+                    if not waiting.done.done():
+                        waiting.done.set_exception(error)
+                continue
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.done.done():
+                    waiting.done.set_result(result)
 
 
 def search(index: Index, encoded: Encoded, options: SearchOptions, *, histogram: bool) -> Found:

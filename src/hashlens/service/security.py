@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated
 
 from fastapi import HTTPException as BodyError  # FastAPI lets this one through while parsing
@@ -15,8 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hashlens.service.batching import Slots
-from hashlens.service.errors import Refused, answer_refusal
+from hashlens.service.errors import Refused, answer_refusal, busy
 from hashlens.service.limits import Limits
 from hashlens.service.metrics import Metrics
 
@@ -130,6 +130,26 @@ class Door:
             return message
 
         return receive_in
+
+
+class Slots:
+    """A bound on what runs or waits; past it a request is refused instead of queued."""
+
+    def __init__(self, capacity: int, what: str) -> None:
+        self.capacity = capacity
+        self.taken = 0
+        self._what = what
+
+    @contextlib.asynccontextmanager
+    async def take(self, count: int = 1) -> AsyncIterator[None]:
+        """Hold ``count`` slots."""
+        if self.taken + count > self.capacity:
+            raise busy(self._what)
+        self.taken += count
+        try:
+            yield
+        finally:
+            self.taken -= count
 
 
 _bearer = HTTPBearer(auto_error=False, description="The key given to `hashlens serve`.")

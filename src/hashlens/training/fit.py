@@ -36,12 +36,12 @@ from hashlens.training.folder import TrainingResult, kept_config, open_run, save
 from hashlens.training.module import HashModule
 from hashlens.training.objectives import create_objective
 from hashlens.training.recipes import configure, image_facts, named_values
-from hashlens.training.scores import chance_loss
 from hashlens.training.state import BEST, LAST, RUN, read_state
 from hashlens.training.trainer import (
     Detectors,
     KeepStates,
     ShowProgress,
+    chance_loss,
     make_trainer,
     run_trainer,
 )

@@ -1,21 +1,22 @@
-"""The network in training: Lightning's module, optimizer, schedule and augmentation."""
+"""The network in training: Lightning's module, validation, optimizer, schedule, augmentation."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from hashlens.data.preprocessing import Preprocessing
+from hashlens.evaluation.metrics import expected_average_precision
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Batch
-from hashlens.training.scores import ValidationScores, validation_scores
 
 _LEVELS = 8
 
@@ -177,6 +178,61 @@ class HashModule(lightning.LightningModule):
             sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
         self._loss_sum = torch.zeros(2)
         return float(sums[0] / sums[1].clamp(min=1))
+
+
+MAP_QUERIES = 2000
+"""Most validation images that are queries; all are the database."""
+
+
+class ValidationScores(NamedTuple):
+    """Scores of one epoch on the validation images."""
+
+    map: float  # of the codes, each image searched among all others, in expectation over ties
+    accuracy: float  # share of images whose highest score is their class (one of their labels)
+    loss: float  # classification loss, in nats
+    stuck_bits: int  # bits that are 0, or 1, for every image
+    images: int  # that were counted
+
+
+def code_map(bits: torch.Tensor, targets: torch.Tensor) -> float:
+    """Mean average precision of codes, each image searched among all others."""
+    images, width = bits.shape
+    if images < 2:
+        return 0.0
+    signs = bits.float() * 2 - 1
+    labels = targets if targets.ndim == 2 else torch.nn.functional.one_hot(targets)
+    labels = labels.float()
+    queries = np.unique(np.linspace(0, images - 1, min(images, MAP_QUERIES)).round().astype(int))
+    total = 0.0
+    for chunk in np.array_split(queries, -(-len(queries) // 500)):
+        part = torch.from_numpy(chunk)
+        distances = ((width - signs[part] @ signs.T) / 2).round().long()
+        relevant = (labels[part] @ labels.T > 0).long()
+        kept = torch.ones_like(relevant)
+        kept[torch.arange(len(part)), part] = 0  # a query does not find itself
+        sizes = torch.zeros(len(part), width + 1, dtype=torch.int64)
+        good = sizes.clone()
+        sizes.scatter_add_(1, distances, kept)
+        good.scatter_add_(1, distances, kept * relevant)
+        total += float(expected_average_precision(sizes.numpy(), good.numpy(), images).sum())
+    return total / len(queries)
+
+
+def validation_scores(
+    latent: torch.Tensor, scores: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor
+) -> ValidationScores:
+    """Score a model's output for the validation images."""
+    bits = latent >= 0
+    ones = bits.float().mean(dim=0)
+    best = scores.argmax(dim=1)
+    right = best == targets if targets.ndim == 1 else targets.gather(1, best[:, None])[:, 0]
+    return ValidationScores(
+        map=code_map(bits, targets),
+        accuracy=float(right.float().mean()),
+        loss=float(losses.mean()),
+        stuck_bits=int(((ones == 0) | (ones == 1)).sum()),
+        images=len(latent),
+    )
 
 
 def create_optimizer(net: LatentHashNet, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from numpy.typing import NDArray
 from rich.console import Console
 
 from hashlens.machine import has_cuda
@@ -22,7 +24,6 @@ from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import TrainingBatches, ValidationBatches
 from hashlens.training.module import HashModule
-from hashlens.training.scores import chance_warning, stuck_warning
 from hashlens.training.state import BEST, LAST, RUN, SafeCheckpointIO, write_state
 
 _SECONDS_PER_LINE = 2.0
@@ -100,6 +101,44 @@ class Detectors(Callback):
             self._console.print(
                 f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True
             )
+
+
+def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool = False) -> float:
+    """Loss of the best constant prediction, where a run that learns nothing ends."""
+    if targets.ndim == 1:
+        counts = np.bincount(targets).astype(np.float64)
+        shares = counts[counts > 0] / counts.sum()
+        return math.log(len(shares)) if balanced else float(-(shares * np.log(shares)).sum())
+    rates = np.clip(targets.mean(axis=0, dtype=np.float64), 1e-12, 1 - 1e-12)
+    return float(-(rates * np.log(rates) + (1 - rates) * np.log(1 - rates)).mean())
+
+
+def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str | None:
+    """A warning if a loss has not left chance."""
+    if epoch < min(3, epochs) or (math.isfinite(loss) and loss < 0.97 * chance):
+        return None
+    if not loss <= 3 * chance:  # or not a number
+        return (
+            f"the loss is {loss:.4g} after {epoch} epoch(s), and {chance:.3f} by chance: the rate "
+            "is too high; try a tenth of --learning-rate, or --precision fp32"
+        )
+    return (
+        f"the loss {loss:.3f} is still at chance ({chance:.3f}) after {epoch} epoch(s): nothing is "
+        "learned yet; try another --learning-rate (three times higher, then a third), "
+        "--latent-normalisation if it is off, --recipe auto, and check the labels"
+    )
+
+
+def stuck_warning(stuck_bits: int, bits: int) -> str | None:
+    """A warning if bits are the same for every validation image."""
+    if stuck_bits == 0:
+        return None
+    return (
+        f"{stuck_bits} of {bits} bits are the same for every validation image and carry no "
+        "information: "
+        "try --latent-normalisation if it is off, --objective ssdh (it balances bits), "
+        "fewer --bits, or more --epochs"
+    )
 
 
 class ShowProgress(Callback):
