@@ -182,6 +182,10 @@ def test_a_picture_is_compared_in_all_modes(page: Any, service: Service, picture
     ).json()
     shown = rows.nth(2).locator("a[data-id]").evaluate_all("all => all.map(a => a.dataset.id)")
     assert [int(value) for value in shown] == [hit["id"] for hit in answer["hits"]]
+    label = rows.first.locator(".label").first
+    label.evaluate("element => element.textContent = 'long-'.repeat(30)")
+    assert label.evaluate("element => element.offsetWidth <= element.closest('li').offsetWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
 def test_the_page_begins_with_the_best_mode(

@@ -7,7 +7,7 @@ const byId = (id) => document.getElementById(id);
 const HINTS = {
   hds: "Hierarchical: codes choose a pool, features order it.",
   acs: "Asymmetric: codes choose a pool, how sure the query is of each bit orders it. " +
-    "For an image of the index the same as BCS.",
+    "For an image of the index it is the same as BCS.",
   bcs: "Binary codes only, ordered by Hamming distance.",
   es: "Exhaustive: every feature vector is compared.",
   compare: "The searches one below the other.",
