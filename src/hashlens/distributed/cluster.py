@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.codes.asymmetric import asymmetric_distances
 from hashlens.codes.packing import code_bytes
 from hashlens.distributed.catalogue import CatalogueFile, Shard
 from hashlens.errors import HashlensError, InvalidInputError, MissingExtraError
 from hashlens.index.features import distances_to_rows
 from hashlens.index.hash_index import HashIndex
-from hashlens.index.ranking import asymmetric_distances
 from hashlens.index.writing import GivenRows, add_images, update_image
 from hashlens.machine import own_memory
 from hashlens.types import (
