@@ -41,12 +41,14 @@ def test_table_on_stdout_and_files_in_out(digits_model, tmp_path):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith("24-bit codes; 1,438 images of digits#train searched with 359")
-    assert [line.split()[0] for line in lines[3:6]] == ["BCS", "HDS", "ES"]
-    assert lines[6] == f"report: {out / 'report.html'}"
+    assert [line.split()[0] for line in lines[3:7]] == ["BCS", "ACS", "HDS", "ES"]
+    assert lines[7] == f"report: {out / 'report.html'}"
     names = {"results.json", "report.html", "report.md", "sheet.png"}
     assert {path.name for path in out.iterdir()} == names | {
         "precision_at_k.png",
         "precision_at_k.svg",
+        "precision_recall.png",
+        "precision_recall.svg",
     }
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert found["bcs"]["precision@10"] > 0.9
@@ -58,13 +60,15 @@ def test_table_on_stdout_and_files_in_out(digits_model, tmp_path):
 def test_json_is_one_object_and_nothing_else(digits_model):
     result = run(
         "evaluate", digits_model, "--database", "digits#train", "--queries", "digits#test",
-        "--json", "--pool", 200,
+        "--json", "--pool", 200, "--map-at", 50, "--map-at", 5000,
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["pool"] == 200
-    for mode in ("bcs", "hds", "es"):
+    for mode in ("bcs", "acs", "hds", "es"):
         assert {"map@1000", "map@1000_ties", "precision@1", "precision@1000"} <= set(found[mode])
+        assert found[mode]["map@5000"] == found[mode]["map@all"]
+        assert {"map@50", "precision@20", "precision_at_recall"} <= set(found[mode])
     assert found["queries_left_out_of_their_own_results"] == 0
 
 
@@ -87,13 +91,13 @@ def test_python_gives_what_the_command_prints(digits_model, tmp_path):
     assert run("export", digits_model, "--onnx", onnx).exit_code == 0
     for model in (Encoder.load(digits_model), onnx):
         found = evaluate(model, open_source("digits"), open_source("digits#test"))
-        for mode in ("bcs", "hds", "es"):
+        for mode in ("bcs", "acs", "hds", "es"):
             wanted = command[mode]["map@1000"]
             assert abs(found.to_dict()[mode]["map@1000"] - wanted) < 1e-3
     with pytest.raises(InvalidInputError, match="radius or pool, not both"):
         evaluate(digits_model, "digits", "digits#test", radius=2, pool=10)
     with pytest.raises(InvalidInputError, match="mode: expected one of"):
-        evaluate(digits_model, "digits", "digits#test", modes=["acs"])
+        evaluate(digits_model, "digits", "digits#test", modes=["lsh"])
 
 
 def test_queries_of_the_database_are_left_out_of_their_own_results(digits_model):

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, ndcg_score, precision_recall_curve
 
 from hashlens import InvalidInputError
 from hashlens.evaluation.metrics import (
     average_precision,
     expected_average_precision,
+    ndcg_at_k,
     precision_at_k,
+    precision_at_recall,
     precision_within_radius,
 )
 
@@ -79,6 +81,38 @@ def test_average_precision_equals_a_plain_loop(ranked, cutoff):
     assert average_precision([ranked], cutoff)[0] == pytest.approx(
         float(_plain_average_precision(ranked, cutoff))
     )
+
+
+def test_precision_at_recall_by_hand():
+    found = precision_at_recall([[False, True, False, True], [False] * 4], [0.25, 0.5, 0.75, 1])
+    assert found.tolist() == [[0.5] * 4, [0.0] * 4]
+    with pytest.raises(InvalidInputError, match="above 0 and up to 1"):
+        precision_at_recall([[True]], [0.0])
+
+
+def test_precision_at_recall_equals_scikit_learn():
+    ranked = np.random.default_rng(3).random((20, 60)) < 0.3
+    levels = [0.1, 0.35, 0.8, 1.0]
+    for row, found in zip(ranked, precision_at_recall(ranked, levels), strict=True):
+        precision, recall, _ = precision_recall_curve(row, -np.arange(60))
+        # Its last threshold is the first rank: the curve runs from high recall to low.
+        wanted = [precision[np.flatnonzero(recall >= level - 1e-9)[-1]] for level in levels]
+        np.testing.assert_allclose(found, wanted)
+
+
+def test_ndcg_by_hand():
+    # 2 labels, then none, then 1: (3 + 1 / 2) over (3 + 1 / log2(3)).
+    found = ndcg_at_k([[2, 0, 1]], [[1, 0, 2]], [1, 3])
+    np.testing.assert_allclose(found, [[1, 3.5 / (3 + 1 / np.log2(3))]])
+    assert ndcg_at_k([[0, 0]], [[0, 0]], [2]).tolist() == [[0.0]]
+
+
+def test_ndcg_equals_scikit_learn():
+    shared = np.random.default_rng(4).integers(0, 4, (20, 50))
+    found = ndcg_at_k(shared, shared[:, ::-1], [1, 10, 50, 80])
+    for place, k in enumerate([1, 10, 50, 80]):
+        wanted = [ndcg_score([2.0**row - 1], [-np.arange(50)], k=k) for row in shared]
+        np.testing.assert_allclose(found[:, place], wanted)
 
 
 def test_expected_average_precision_by_hand():

@@ -6,23 +6,27 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sklearn.metrics import ndcg_score
 
 import hamming_reference as reference
-from hashlens import InvalidInputError, SearchResult, pack_bits
+from hashlens import HashIndex, InvalidInputError, SearchResult, pack_bits
+from hashlens.codes.packing import unpack_bits
 from hashlens.evaluation.metrics import (
+    NDCG_AT,
     PRECISION_AT,
     counts_by_distance,
     expected_average_precision,
     shares_label,
 )
 from hashlens.evaluation.scoring import score_searcher, top_class_error
-from hashlens.types import EncodedImages
+from hashlens.index.ranking import ArraySearcher
+from hashlens.types import MODES, EncodedImages, SearchOptions
 
 BITS = 12
 
 
 class SortingSearcher:
-    """Sorts all distances; ``hds`` keeps the nearest quarter by code as its pool."""
+    """Sorts all distances; ``hds`` and ``acs`` sort only the nearest codes, their pool."""
 
     def __init__(self, database):
         self.database = database
@@ -30,25 +34,34 @@ class SortingSearcher:
     def __len__(self):
         return len(self.database)
 
-    def search_encoded(self, codes, features, options):
-        exclude, k = options.exclude, options.k
+    def search_encoded(self, codes, features, options, latent=None):
+        k = options.k
         ids = np.full((len(codes), min(k, len(self))), -1)
         for row in range(len(codes)):
-            found = self._one(codes[row], features[row], options.mode, options.radius)
-            found = [i for i in found if exclude is None or i != exclude[row]][:k]
+            one = None if options.exclude is None else options.exclude[row]
+            values = None if latent is None else latent[row]
+            found = self.order(codes[row], features[row], values, options, one)[:k]
             ids[row, : len(found)] = found
         return SearchResult(ids, np.zeros(ids.shape))
 
-    def _one(self, code, feature, mode, radius):
+    def order(self, code, feature, latent, options, exclude=None):
+        """Ids of all results of one query."""
         hamming = reference.distances(self.database.codes, code[None])[0]
-        euclidean = np.linalg.norm(self.database.features - feature, axis=1)
         order = np.argsort(hamming, kind="stable")
-        if radius is not None:
-            order = order[hamming[order] <= radius]
-        if mode == "bcs":
+        order = order[order != exclude]
+        if options.radius is not None:
+            order = order[hamming[order] <= options.radius]
+        if options.mode == "bcs":
             return order
-        pool = np.sort(order[: len(self) // 4]) if mode == "hds" else np.arange(len(self))
-        return pool[np.argsort(euclidean[pool], kind="stable")]
+        pool = np.sort(order)
+        if options.mode != "es" and options.radius is None:
+            pool = np.sort(order[: options.pool_size])
+        if options.mode == "acs":
+            differs = unpack_bits(self.database.codes[pool] ^ code, BITS)
+            distances = (differs * np.abs(latent)).sum(axis=1).astype(np.float32)
+        else:
+            distances = np.linalg.norm(self.database.features[pool] - feature, axis=1)
+        return pool[np.argsort(distances, kind="stable")]
 
 
 def _encoded(count, seed, classes=3):
@@ -57,7 +70,9 @@ def _encoded(count, seed, classes=3):
     centres = np.random.default_rng(0).normal(size=(classes, 5))
     features = (centres[labels] + rng.normal(size=(count, 5))).astype(np.float32)
     planes = np.random.default_rng(1).normal(size=(5, BITS))
-    return EncodedImages(pack_bits(features @ planes > 0), features, labels)
+    # Multiples of 1/8: sums of them are exact in whatever order.
+    latent = np.round(8 * features @ planes).astype(np.float32) / 8
+    return EncodedImages(pack_bits(latent >= 0), features, labels, latent=latent)
 
 
 @pytest.fixture(scope="module")
@@ -75,36 +90,124 @@ def scores(database, queries):
     return score_searcher(SortingSearcher(database), database, queries, bits=BITS)
 
 
-def _plain_scores(database, queries, mode):
-    """Mean precision at each k, and mean average precision, by loops."""
+def plain_average(right):
+    ranks = [rank for rank, one in enumerate(right, 1) if one]
+    return sum(n / rank for n, rank in enumerate(ranks, 1)) / max(1, len(ranks))
+
+
+def plain_rankings(database, queries, options, exclude=None):
+    """For each query, which results are right; then which of all images, the others behind."""
     searcher = SortingSearcher(database)
-    precisions, averages = [], []
-    for code, feature, label in zip(queries.codes, queries.features, queries.labels, strict=True):
-        order = searcher._one(code, feature, mode, None)[:1000]
-        right = [bool(database.labels[i] == label) for i in order]
-        precisions.append([sum(right[:k]) / k for k in PRECISION_AT])
-        found = [sum(right[: i + 1]) / (i + 1) for i in range(len(right)) if right[i]]
-        averages.append(sum(found) / len(found) if found else 0.0)
-    return np.mean(precisions, axis=0), np.mean(averages)
+    for row in range(len(queries)):
+        one = None if exclude is None else exclude[row]
+        order = searcher.order(
+            queries.codes[row], queries.features[row], queries.latent[row], options, one
+        )
+        hamming = reference.distances(database.codes, queries.codes[row : row + 1])[0]
+        before = {*order.tolist(), one}
+        behind = [i for i in np.argsort(hamming, kind="stable").tolist() if i not in before]
+        right = shares_label(queries.labels[row : row + 1], database.labels)[0]
+        yield right[order].tolist(), right[[*order, *behind]].tolist()
 
 
-@pytest.mark.parametrize("mode", ["bcs", "hds", "es"])
+@pytest.mark.parametrize("mode", MODES)
 def test_scores_equal_plain_loops(scores, database, queries, mode):
-    precision, average = _plain_scores(database, queries, mode)
     found = scores.to_dict()[mode]
-    np.testing.assert_allclose([found[f"precision@{k}"] for k in PRECISION_AT], precision)
-    assert found["map@1000"] == pytest.approx(average)
+    for k in PRECISION_AT:
+        wanted = [
+            sum(right[:k]) / k
+            for right, _ in plain_rankings(database, queries, SearchOptions(k, mode=mode))
+        ]
+        assert found[f"precision@{k}"] == pytest.approx(np.mean(wanted))
+    options = SearchOptions(1000, mode=mode)
+    wanted = [
+        plain_average(right[:1000]) for right, _ in plain_rankings(database, queries, options)
+    ]
+    assert found["map@1000"] == pytest.approx(np.mean(wanted))
+
+
+@pytest.mark.parametrize(("radius", "pool"), [(None, None), (None, 1100), (None, 70), (3, None)])
+@pytest.mark.parametrize("mode", MODES)
+def test_ranking_of_the_whole_database_equals_plain_loops(database, queries, mode, radius, pool):
+    """mAP of all and up to k, and the precision-recall curve; images after the pool by code."""
+    exclude = np.where(np.arange(30) % 2, np.arange(30), -1)
+    limit = {} if mode == "es" else {"radius": radius}
+    found = score_searcher(
+        SortingSearcher(database), database, queries, bits=BITS, modes=[mode], map_at=[7, 1200],
+        exclude=exclude, pool=pool, **limit,
+    ).to_dict()[mode]  # fmt: skip
+    options = SearchOptions(1000, mode=mode, pool=pool, **limit)
+    whole = [right for _, right in plain_rankings(database, queries, options, exclude)]
+    for name, k in (("map@all", 1300), ("map@7", 7), ("map@1200", 1200)):
+        assert found[name] == pytest.approx(np.mean([plain_average(right[:k]) for right in whole]))
+    for level in (0.05, 0.5, 1.0):
+        precision = []
+        for right in whole:
+            wanted = next(n for n in range(1, 1300) if n >= level * sum(right) - 1e-9)
+            rank = [rank for rank, one in enumerate(right, 1) if one][wanted - 1]
+            precision.append(sum(right[:rank]) / rank)
+        assert found["precision_at_recall"][f"{level:.2f}"] == pytest.approx(np.mean(precision))
+
+
+@pytest.mark.parametrize("mode", ["hds", "acs"])
+def test_precision_is_that_of_a_search_for_k(tmp_path, mode):
+    """What ``ArraySearcher`` and ``HashIndex`` return for k, of the pool that they choose."""
+    database, queries = _encoded(3000, 2, classes=20), _encoded(40, 3, classes=20)
+    index = HashIndex.create(tmp_path / "index", bits=BITS, feature_dim=5, features="float32")
+    index.add_encoded(database.codes, database.features, [str(i) for i in range(3000)])
+    for searcher in (ArraySearcher(database.codes, database.features), index):
+        scored = score_searcher(searcher, database, queries, bits=BITS, modes=[mode])
+        for k in PRECISION_AT:
+            options = SearchOptions(k, mode=mode)
+            ids = searcher.search_encoded(
+                queries.codes, queries.features, options, queries.latent
+            ).ids
+            right = database.labels[ids] == queries.labels[:, None]
+            assert scored.modes[mode].precision[k] == pytest.approx(right.mean())
+            if k == 10:
+                np.testing.assert_array_equal(scored.modes[mode].nearest, ids)
+
+
+def test_graded_relevance_of_several_labels_equals_scikit_learn(database, queries):
+    rng = np.random.default_rng(5)
+    many = dataclasses.replace(database, labels=rng.random((1300, 6)) < 0.4)
+    asked = dataclasses.replace(queries, labels=rng.random((30, 6)) < 0.4)
+    searcher = SortingSearcher(many)
+    scored = score_searcher(searcher, many, asked, bits=BITS).to_dict()
+    shared = asked.labels.astype(int) @ many.labels.T.astype(int)
+    for mode in MODES:
+        for k in NDCG_AT:
+            wanted = []
+            for row in range(30):
+                order = searcher.order(
+                    asked.codes[row], asked.features[row], asked.latent[row],
+                    SearchOptions(k, mode=mode),
+                )  # fmt: skip
+                place = np.full(1300, -1300.0)
+                place[order] = -np.arange(len(order))
+                place[np.setdiff1d(np.arange(1300), order)] -= np.arange(1300 - len(order))
+                gains = 2.0 ** shared[row] - 1
+                wanted.append(ndcg_score([gains], [place], k=k) if gains.any() else 0.0)
+            assert scored[mode][f"ndcg@{k}"] == pytest.approx(np.mean(wanted))
+
+
+def test_without_latent_values_acs_is_left_out(database, queries):
+    bare = dataclasses.replace(queries, latent=None)
+    searcher = ArraySearcher(database.codes, database.features)
+    assert "acs" not in score_searcher(searcher, database, bare, bits=BITS).modes
+    with pytest.raises(InvalidInputError, match="needs the queries' latent values"):
+        score_searcher(searcher, database, bare, bits=BITS, modes=["acs"])
 
 
 def test_keys_are_those_that_programs_read(scores):
     found = scores.to_dict()
     assert set(found) == {
-        "bits", "n_database", "n_queries", "classification_error", "bcs", "hds", "es"
+        "bits", "n_database", "n_queries", "classification_error", "bcs", "acs", "hds", "es"
     }  # fmt: skip
     assert (found["bits"], found["n_database"], found["n_queries"]) == (BITS, 1300, 30)
-    wanted = {"map@1000", "map@1000_ties", "ms_per_query"}
-    wanted |= {f"precision@{k}" for k in (1, 5, 10, 100, 200, 400, 600, 800, 1000)}
-    assert set(found["hds"]) == set(found["es"]) == wanted
+    wanted = {"map@1000", "map@all", "map@1000_ties", "precision_at_recall", "ms_per_query"}
+    wanted |= {f"precision@{k}" for k in (1, 5, 10, 20, 50, 100, 200, 400, 600, 800, 1000)}
+    assert set(found["acs"]) == set(found["hds"]) == set(found["es"]) == wanted
     assert set(found["bcs"]) == wanted | {"recall@1000", "precision_within_radius_2"}
     assert found["bcs"]["recall@1000"] == 1.0
     assert all(found[mode]["ms_per_query"] > 0 for mode in ("bcs", "hds", "es"))
@@ -163,14 +266,14 @@ def test_order_and_distances_of_the_searcher_are_not_trusted(scores, database, q
 
     # Of 1,001 results one is past the cutoff; shuffled, it is still sorted out.
     found = score_searcher(Shuffling(database), database, queries, bits=BITS).to_dict()
-    for mode in ("bcs", "hds", "es"):
+    for mode in MODES:
         for key in ("map@1000", "map@1000_ties", "precision@10"):
             assert found[mode][key] == pytest.approx(scores.to_dict()[mode][key])
 
 
 def test_codes_that_a_searcher_misses_lower_its_recall(database, queries):
     class Careless(SortingSearcher):
-        def search_encoded(self, codes, features, options):
+        def search_encoded(self, codes, features, options, latent=None):
             k, everything = options.k, dataclasses.replace(options, k=len(self))
             ids = super().search_encoded(codes, features, everything).ids
             return SearchResult(ids[:, ::-1][:, :k], ids * 0.0)
@@ -210,7 +313,7 @@ def test_one_class_as_many_labels_scores_the_same(scores, database, queries):
         return dataclasses.replace(encoded, labels=np.eye(3, dtype=bool)[encoded.labels])
 
     found = score_searcher(SortingSearcher(database), many(database), many(queries), bits=BITS)
-    for mode in ("bcs", "hds", "es"):
+    for mode in MODES:
         for key in ("map@1000", "map@1000_ties", "precision@10"):
             assert found.to_dict()[mode][key] == scores.to_dict()[mode][key]
 
@@ -254,15 +357,20 @@ def test_input_that_does_not_fit_is_refused(database, queries):
         score_searcher(searcher, database, many, bits=BITS)
     with pytest.raises(InvalidInputError, match="exclude: expected one row per query"):
         score_searcher(searcher, database, queries, bits=BITS, exclude=np.zeros(2, np.int64))
+    with pytest.raises(InvalidInputError, match="precision_at: expected from 1 to 1000, got 1001"):
+        score_searcher(searcher, database, queries, bits=BITS, precision_at=[1, 1001])
+    with pytest.raises(InvalidInputError, match="map_at: expected 1 or more, got 0"):
+        score_searcher(searcher, database, queries, bits=BITS, map_at=[0])
 
 
-def test_features_are_needed_by_all_but_bcs(database, queries):
+def test_features_are_needed_by_hds_and_es(database, queries):
     class CodesOnly(SortingSearcher):
-        def search_encoded(self, codes, features, options):
-            return super().search_encoded(codes, np.zeros((len(codes), 5)), options)
+        def search_encoded(self, codes, features, options, latent=None):
+            return super().search_encoded(codes, np.zeros((len(codes), 5)), options, latent)
 
     bare = dataclasses.replace(queries, features=queries.features[:, :0])
     searcher = CodesOnly(database)
-    assert score_searcher(searcher, database, bare, bits=BITS, modes=["bcs"]).modes["bcs"]
+    for mode in ("bcs", "acs"):
+        assert score_searcher(searcher, database, bare, bits=BITS, modes=[mode]).modes[mode]
     with pytest.raises(InvalidInputError, match="hds needs features"):
         score_searcher(searcher, database, bare, bits=BITS)

@@ -50,10 +50,10 @@ def test_queries_are_left_out_of_their_own_results(tmp_path: Path) -> None:
     train, held_out = run.split()
     assert not set(train) & set(held_out)
     scores = run.run()["scores"]
-    assert set(scores["ways"]) == {"es", "bcs", "hds"}
+    assert set(scores["ways"]) == {"es", "bcs", "acs", "hds"}
     assert scores["held_out"] == len(held_out)
     assert 0 <= scores["accuracy"] <= 1
-    for way in ("es", "bcs", "hds"):
+    for way in ("es", "bcs", "acs", "hds"):
         for query, nearest in zip(
             scores["nearest"]["queries"], scores["nearest"][way], strict=True
         ):

@@ -47,9 +47,9 @@ def test_images_of_many_labels_are_relevant_where_one_is_shared(encoder):
     found = scored.evaluation
     ids = found.modes["es"].nearest[:, 0]
     first = (database.label_matrix[ids] & queries.label_matrix).any(axis=1).mean()
-    assert found.modes["es"].precision[0] == pytest.approx(first)
+    assert found.modes["es"].precision[1] == pytest.approx(first)
     # By chance alone about 0.7 are relevant: same parity, or both below five.
-    assert found.modes["es"].precision[9] > 0.85
+    assert found.modes["es"].precision[10] > 0.85
     assert found.classification_error is None
     sheet, _ = sheet_queries(scored)
     assert sheet[0].label in {"even, below five", "odd, below five", "even", "odd"}
@@ -98,6 +98,24 @@ def test_report_says_how_the_pool_was_made(encoder, tmp_path):
     assert "the 50 nearest codes" in write_report(pooled, tmp_path).read_text(encoding="utf-8")
     assert pooled.to_dict()["pool"] == 50
     everything = evaluate(encoder, open_source("digits#train"), queries)
-    assert "HDS is ES here" in write_report(everything, tmp_path).read_text(encoding="utf-8")
+    page = write_report(everything, tmp_path).read_text(encoding="utf-8")
+    assert "the 200 nearest codes, from k = 50 on 4 k of them" in page
     found = everything.to_dict()
     assert found["hds"]["map@1000"] == found["es"]["map@1000"]
+    small = evaluate(encoder, open_source("digits#test"), queries, pool=359)
+    assert "HDS is ES here" in write_report(small, tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_mode_that_is_clearly_better_than_the_stored_one_is_named(encoder, tmp_path):
+    queries = open_source("digits#test").subset(np.arange(100))
+    scored = evaluate(encoder, open_source("digits#train"), queries)
+    precision = {mode: one.precision[10] for mode, one in scored.evaluation.modes.items()}
+    assert precision["es"] > precision["bcs"] + 0.01
+    assert scored.stored_mode is None or scored.better_mode != scored.stored_mode
+    told = dataclasses.replace(scored, stored_mode="bcs")
+    best = max(precision, key=precision.get)
+    assert told.to_dict()["better_mode"] == best
+    assert "is clearly better here than BCS, the mode stored with the model" in str(told)
+    assert "is clearly better here" in write_report(told, tmp_path).read_text(encoding="utf-8")
+    for quiet in (None, best):
+        assert "clearly better" not in str(dataclasses.replace(scored, stored_mode=quiet))

@@ -21,12 +21,24 @@ def evaluate_command(
     ),
     radius: str | None = RADIUS,
     pool: int | None = typer.Option(
-        None, min=1, help="Images in the pool of HDS, if no radius is given. [default: 4000]"
+        None,
+        min=1,
+        help="Images in the pool of HDS and ACS, if no radius is given; by default as many as a "
+        "search for k results takes.",
+    ),
+    map_at: list[int] | None = typer.Option(
+        None,
+        min=1,
+        metavar="K",
+        help="Further cutoffs of mean average precision, next to 1000 and all; may be repeated.",
     ),
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
-    """Score a model: precision at k, mean average precision and time, for BCS, HDS and ES.
+    """Score a model: precision at k, mean average precision and time, for each way to search.
+
+    BCS: codes only. ACS: codes, then the query's latent values. HDS: codes, then features. ES:
+    features only.
 
     A query that is also in the database is left out of its own results.
 
@@ -48,6 +60,7 @@ def evaluate_command(
         queries,
         radius=limit,
         pool=pool,
+        map_at=map_at or (),
         strict=strict,
         progress=True,
     )

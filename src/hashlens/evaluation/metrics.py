@@ -20,7 +20,10 @@ from hashlens.errors import InvalidInputError
 from hashlens.types import Codes, Ids
 
 CUTOFF = 1000
-PRECISION_AT = (1, 5, 10, 100, 200, 400, 600, 800, 1000)
+PRECISION_AT = (1, 5, 10, 20, 50, 100, 200, 400, 600, 800, 1000)
+NDCG_AT = (10, 100, 1000)
+RECALL_LEVELS = tuple(share / 20 for share in range(1, 21))
+"""Shares of a query's relevant images at which the precision-recall curve has its points."""
 
 _BLOCK_VALUES = 4_000_000  # values of a block of queries by database: bounds the memory taken
 
@@ -97,6 +100,91 @@ def average_precision(relevant: Any, cutoff: int = CUTOFF) -> Scores:
     precision = found / np.arange(1, ranked.shape[1] + 1)
     total = np.where(ranked, precision, 0.0).sum(axis=1)
     return np.asarray(total / np.maximum(ranked.sum(axis=1), 1), dtype=np.float64)
+
+
+def precision_at_recall(relevant: Any, levels: Sequence[float] = RECALL_LEVELS) -> Scores:
+    """Precision at the rank where a share of a query's relevant images is reached.
+
+    The measured precision, not the highest at this recall or above. 0 where a query has no
+    relevant image.
+
+    Parameters
+    ----------
+    relevant : array_like of shape (q, n), bool
+        Ranked relevance of the whole database.
+    levels : sequence of float
+        Shares, above 0 and up to 1.
+
+    Returns
+    -------
+    ndarray of shape (q, len(levels)), float64
+
+    Raises
+    ------
+    InvalidInputError
+        If the shape is not (q, n) or a share is out of range.
+
+    Examples
+    --------
+    >>> precision_at_recall([[True, False, True]], [0.5, 1])
+    array([[1.        , 0.66666667]])
+    """
+    ranked, shares = _ranked(relevant), np.asarray(levels, dtype=np.float64)
+    if bool((shares <= 0).any()) or bool((shares > 1).any()):
+        raise InvalidInputError(f"levels: expected above 0 and up to 1, got {list(levels)}")
+    scores = np.zeros((len(ranked), len(shares)))
+    for query, row in enumerate(ranked):
+        ranks = np.flatnonzero(row) + 1
+        if len(ranks):
+            wanted = np.ceil(shares * len(ranks) - 1e-9).astype(np.int64)
+            scores[query] = wanted / ranks[wanted - 1]
+    return scores
+
+
+def ndcg_at_k(shared: Any, best: Any, ks: Sequence[int]) -> Scores:
+    """Normalised discounted cumulative gain, graded by the number of labels that are shared.
+
+    An image that shares s labels with the query adds (2^s - 1) / log2(1 + rank); the sum over the
+    first k results is divided by that of the best possible order (Järvelin, Kekäläinen 2002; for
+    hashing with several labels: Zhao et al., CVPR 2015, section 4.2). 0 where no image shares one.
+
+    Parameters
+    ----------
+    shared : array_like of shape (q, m), int
+        Labels shared with each result, nearest first; 0 past the end of a query's results.
+    best : array_like of shape (q, b), int
+        Labels shared with the images of the database, in any order: all of them, or at least the
+        largest k numbers of each query.
+    ks : sequence of int
+        Each at least 1.
+
+    Returns
+    -------
+    ndarray of shape (q, len(ks)), float64
+
+    Raises
+    ------
+    InvalidInputError
+        If a k is below 1.
+
+    Examples
+    --------
+    >>> ndcg_at_k([[0, 1]], [[1, 0, 0]], [2]).round(3)
+    array([[0.631]])
+    """
+    _check_ks(ks)
+    ideal = -np.sort(-np.asarray(best, dtype=np.int64), axis=1)
+    scores = np.zeros((len(ideal), len(ks)))
+    for place, k in enumerate(ks):
+        most = _discounted_gain(ideal[:, :k])
+        found = _discounted_gain(np.asarray(shared, dtype=np.int64)[:, :k])
+        scores[:, place] = found / np.where(most > 0, most, 1.0)
+    return scores
+
+
+def _discounted_gain(shared: NDArray[np.int64]) -> Scores:
+    discounts = 1 / np.log2(np.arange(2, shared.shape[1] + 2))
+    return np.asarray((np.exp2(shared) - 1) @ discounts, dtype=np.float64)
 
 
 def expected_average_precision(sizes: Any, relevant: Any, cutoff: int = CUTOFF) -> Scores:
@@ -208,6 +296,14 @@ def check_labels(labels: Any, count: int, name: str) -> LabelArray:
 def shares_label(query: LabelArray, others: LabelArray) -> NDArray[np.bool_]:
     """Which of the others are relevant: same class, or at least one class in common.
 
+    Parameters and shape are those of ``shared_labels``; False wherever either is unlabelled.
+    """
+    return np.asarray(shared_labels(query, others) > 0)
+
+
+def shared_labels(query: LabelArray, others: LabelArray) -> NDArray[np.int32]:
+    """How many classes queries and others have in common.
+
     Parameters
     ----------
     query : ndarray of shape (q,), int64, or (q, classes), bool
@@ -217,12 +313,13 @@ def shares_label(query: LabelArray, others: LabelArray) -> NDArray[np.bool_]:
 
     Returns
     -------
-    ndarray of shape (q, n), bool
-        False wherever either is unlabelled.
+    ndarray of shape (q, n), int32
+        0 wherever either is unlabelled.
     """
     if query.ndim == 1:
-        return np.asarray((query[:, None] == others[None, :]) & (query >= 0)[:, None])
-    return np.asarray((query.astype(np.float32) @ others.astype(np.float32).T) > 0)
+        same = (query[:, None] == others[None, :]) & (query >= 0)[:, None]
+        return np.asarray(same, dtype=np.int32)
+    return np.asarray(query.astype(np.float32) @ others.astype(np.float32).T, dtype=np.int32)
 
 
 def counts_by_distance(
@@ -251,19 +348,25 @@ def counts_by_distance(
     -------
     sizes, relevant : ndarray of shape (q, bits + 1), int64
     """
-    words, wanted = to_words(database), to_words(queries)
     sizes = np.zeros((len(queries), bits + 1), dtype=np.int64)
     good = np.zeros_like(sizes)
     step = max(1, _BLOCK_VALUES // max(1, len(database)))
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
-        distances = np.zeros((len(wanted[block]), len(words)), dtype=np.int64)
-        for word in range(words.shape[1]):
-            distances += np.bitwise_count(words[None, :, word] ^ wanted[block, word, None])
+        distances = pairwise_hamming(database, queries[block])
         relevant = shares_label(query_labels[block], database_labels)
         left_out = np.full(len(distances), -1) if exclude is None else exclude[block]
         sizes[block], good[block] = _histograms(distances, relevant, bits + 1, left_out)
     return sizes, good
+
+
+def pairwise_hamming(database: Codes, queries: Codes) -> NDArray[np.int64]:
+    """Hamming distances (q, n) of packed codes (q, bytes) and (n, bytes)."""
+    words, wanted = to_words(database), to_words(queries)
+    distances = np.zeros((len(wanted), len(words)), dtype=np.int64)
+    for word in range(words.shape[1]):
+        distances += np.bitwise_count(words[None, :, word] ^ wanted[:, word, None])
+    return distances
 
 
 def _group_gain(

@@ -5,31 +5,49 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.codes.asymmetric import asymmetric_distances
 from hashlens.codes.search import hamming_distances
+from hashlens.codes.threads import run_all
 from hashlens.errors import InvalidInputError
 from hashlens.evaluation.metrics import (
     CUTOFF,
+    NDCG_AT,
     PRECISION_AT,
+    RECALL_LEVELS,
     LabelArray,
     Scores,
     average_precision,
     check_labels,
     counts_by_distance,
     expected_average_precision,
+    ndcg_at_k,
+    pairwise_hamming,
     precision_at_k,
+    precision_at_recall,
     precision_within_radius,
-    shares_label,
+    shared_labels,
 )
+from hashlens.machine import cores
 from hashlens.report.progress import ProgressBar
-from hashlens.types import MODES, EncodedImages, Ids, Mode, Searcher, SearchOptions
+from hashlens.types import (
+    MODES,
+    EncodedImages,
+    Ids,
+    Mode,
+    Searcher,
+    SearchOptions,
+    default_pool,
+)
 
 LOOKUP_RADIUS = 2  # the customary radius of "precision within radius"
 _BLOCK = 256
+_RANKED_VALUES = 2_000_000  # of queries by database that a thread ranks at a time
 _SHOWN = 10
 _TIMED_QUERIES, _TIMED_K, _TIMED_SECONDS = 100, 10, 10.0
 
@@ -44,33 +62,39 @@ class ModeScores:
         ``average_precision`` at 1,000, ties in the order of ids.
     expected_mean_average_precision : float
         The same in expectation over ties.
-    precision : ndarray of shape (1000,), float64
-        Precision at k for k = 1, 2, ...
+    precision : mapping of int to float
+        Precision at k, of a search for k.
     ms_per_query : float
         Median time of one query alone, ten results, in milliseconds.
     nearest : ndarray of shape (q, 10), int64
         Rows of the database, nearest first; -1 where there are fewer.
     distances : ndarray of shape (q, 10), float32
-        Their distances: Hamming for ``bcs``, Euclidean otherwise.
+        Their distances: Hamming for ``bcs``, asymmetric for ``acs``, Euclidean otherwise.
+    precision_at_recall : ndarray of shape (20,), float64
+        At each of ``RECALL_LEVELS``: the precision-recall curve.
     more : mapping of str to float
-        Scores of this mode alone.
+        Further scores by name: ``map@all``; ``map@K`` and ``ndcg@K`` where asked for or where
+        images have several labels; what is measured of this mode alone.
     """
 
     mean_average_precision: float
     expected_mean_average_precision: float
-    precision: Scores = field(repr=False)
+    precision: Mapping[int, float] = field(repr=False)
     ms_per_query: float
     nearest: Ids = field(repr=False)
     distances: NDArray[np.float32] = field(repr=False)
+    precision_at_recall: Scores = field(repr=False)
     more: Mapping[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Keys as ``evaluate --json`` prints them."""
+        recalls = zip(RECALL_LEVELS, self.precision_at_recall.tolist(), strict=True)
         return {
             "map@1000": self.mean_average_precision,
             "map@1000_ties": self.expected_mean_average_precision,
-            **{f"precision@{k}": float(self.precision[k - 1]) for k in PRECISION_AT},
             **self.more,
+            **{f"precision@{k}": value for k, value in self.precision.items()},
+            "precision_at_recall": {f"{level:.2f}": value for level, value in recalls},
             "ms_per_query": self.ms_per_query,
         }
 
@@ -112,7 +136,9 @@ def score_searcher(
     queries: EncodedImages,
     *,
     bits: int,
-    modes: Sequence[Mode] = MODES,
+    modes: Sequence[Mode] | None = None,
+    precision_at: Sequence[int] = PRECISION_AT,
+    map_at: Sequence[int] = (),
     radius: int | None = None,
     pool: int | None = None,
     exclude: Ids | None = None,
@@ -123,7 +149,12 @@ def score_searcher(
 
     The searcher decides which images it returns; their distances, and so their order and their
     ties, are computed here. Scores over ties of ``bcs`` count every code of the database. Those of
-    ``hds`` take the pool as the searcher made it.
+    ``hds`` and ``acs`` take the pool as the searcher made it.
+
+    Without radius and pool, precision at k of ``hds`` and ``acs`` is that of the pool that a search
+    for k makes, and ``map@1000`` that of a search for 1,000. For ``map@all`` and ``map_at`` the
+    images after the first 1,000 results follow in the order of the mode, and those that are not
+    in the pool in the order (Hamming distance, id).
 
     Parameters
     ----------
@@ -133,13 +164,16 @@ def score_searcher(
         What is searched, and with what.
     bits : int
         Length of a code.
-    modes : sequence of {"hds", "bcs", "es"}
-        Ways to search that are scored.
+    modes : sequence of {"hds", "acs", "bcs", "es"}, optional
+        Ways to search that are scored; by default all, ``acs`` if the queries have latent values.
+    precision_at : sequence of int
+        Each k of precision at k, from 1 to 1,000.
+    map_at : sequence of int
+        Further cutoffs of mean average precision.
     radius : int, optional
-        Hamming radius of ``hds`` and ``bcs``.
+        Hamming radius of ``hds``, ``acs`` and ``bcs``.
     pool : int, optional
-        Size of the pool of ``hds`` without radius; recommended, because the default pool depends
-        on k.
+        Size of the pool of ``hds`` and ``acs`` without radius, whatever k is.
     exclude : ndarray of shape (q,), int64, optional
         For each query, a row of the database that is left out of its results (-1: none), where
         queries are themselves in the database.
@@ -155,15 +189,25 @@ def score_searcher(
     Raises
     ------
     InvalidInputError
-        If database, queries and searcher do not fit each other, or there is no query.
+        If database, queries and searcher do not fit each other, there is no query, or a k is out
+        of range.
     """
     _check(searcher, database, queries, exclude)
+    if bad := [k for k in precision_at if not 1 <= k <= CUTOFF]:
+        raise InvalidInputError(f"precision_at: expected from 1 to {CUTOFF}, got {bad[0]}")
+    if bad := [k for k in map_at if k < 1]:
+        raise InvalidInputError(f"map_at: expected 1 or more, got {bad[0]}")
+    if modes is None:
+        modes = [mode for mode in MODES if mode != "acs" or queries.latent is not None]
     scores: dict[Mode, ModeScores] = {}
     for mode in modes:
         within = None if mode == "es" else radius
         options = SearchOptions(mode=mode, radius=within, pool=pool, exclude=exclude)
+        run = _ModeRun(
+            searcher, database, queries, options, bits, tuple(precision_at), tuple(map_at)
+        )
         with ProgressBar(f"search {mode}", len(queries), hidden=not progress) as bar:
-            scores[mode] = _ModeRun(searcher, database, queries, options, bits).scores(bar)
+            scores[mode] = run.scores(bar)
     return Evaluation(bits, len(database), len(queries), scores, classification_error)
 
 
@@ -206,12 +250,17 @@ def _check(
 class _Ranked(NamedTuple):
     """Results of some queries, ordered by (distance, id), all of shape (q, k).
 
-    Past the last result the id is -1, the distance infinite, and nothing relevant.
+    ``shared`` is the number of labels in common: 0 or 1 where images have one. Past the last
+    result the id is -1, the distance infinite, and nothing relevant.
     """
 
     ids: Ids
     distances: NDArray[np.float32]
-    relevant: NDArray[np.bool_]
+    shared: NDArray[np.int32]
+
+    @property
+    def relevant(self) -> NDArray[np.bool_]:
+        return self.shared > 0
 
 
 class _Counts(NamedTuple):
@@ -224,6 +273,24 @@ class _Counts(NamedTuple):
         return self if radius is None else _Counts(*(part[:, : radius + 1] for part in self))
 
 
+class _Whole(NamedTuple):
+    """Scores of some queries over the ranking of the whole database.
+
+    Attributes
+    ----------
+    average : ndarray of shape (q, 1 + len(map_at)), float64
+        Average precision of all, and up to each cutoff.
+    recall : ndarray of shape (q, 20), float64
+        ``precision_at_recall``.
+    best : ndarray of shape (q, 1000 or fewer), int32
+        The largest numbers of shared labels; empty where images have one label.
+    """
+
+    average: Scores
+    recall: Scores
+    best: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class _ModeRun:
     """One way to search a database with some queries."""
@@ -233,72 +300,224 @@ class _ModeRun:
     queries: EncodedImages
     options: SearchOptions
     bits: int
+    precision_at: tuple[int, ...]
+    map_at: tuple[int, ...]
 
     def scores(self, bar: ProgressBar) -> ModeScores:
         """Scores of all queries, in blocks."""
-        count, radius = len(self.queries), self.options.radius
-        precision, average, expected = np.zeros(CUTOFF), np.zeros(count), np.zeros(count)
+        count, radius, many = len(self.queries), self.options.radius, self.database.labels.ndim == 2
         nearest = np.full((count, _SHOWN), -1, dtype=np.int64)
         distances = np.full((count, _SHOWN), np.inf, dtype=np.float32)
-        more: dict[str, list[Scores]] = {}
+        found: dict[str, list[Scores]] = {}
+
+        def add(name: str, values: Scores) -> None:
+            found.setdefault(name, []).append(values)
+
+        # k that are searched with the same pool
+        groups: dict[int | None, set[int]] = {}
+        for k in (_SHOWN, CUTOFF, *self.precision_at, *(NDCG_AT if many else ())):
+            groups.setdefault(self._pool(k), set()).add(k)
         for start in range(0, count, _BLOCK):
             rows = slice(start, min(start + _BLOCK, count))
-            ranked = self._ranked(rows)
-            counts = self._counts(rows, ranked)
-            first = ranked.relevant[:, :CUTOFF]
-            precision += precision_at_k(first, range(1, CUTOFF + 1)).sum(axis=0)
-            average[rows] = average_precision(first)
+            longest = self._ranked(rows, self._search(rows, self._longest, self._pool(CUTOFF)))
+            whole = self._whole(rows, longest)
+            for place, name in enumerate(("all", *self.map_at)):
+                add(f"map@{name}", whole.average[:, place])
+            add("recalls", whole.recall)
+            for pool, ks in groups.items():
+                ranked = longest
+                if pool != self._pool(CUTOFF):
+                    ids = self._search(rows, max(ks), pool)
+                    # The order within the first k matters only to a smaller k, and to nDCG.
+                    ordered = len(ks) > 1 or many
+                    ranked = self._ranked(rows, ids) if ordered else self._unordered(rows, ids)
+                for k in sorted(ks):
+                    add(f"precision@{k}", precision_at_k(ranked.relevant, [k])[:, 0])
+                    if many and k in NDCG_AT:
+                        add(f"ndcg@{k}", ndcg_at_k(ranked.shared, whole.best, [k])[:, 0])
+                if _SHOWN in ks:
+                    shown = min(_SHOWN, ranked.ids.shape[1])
+                    nearest[rows, :shown] = ranked.ids[:, :shown]
+                    distances[rows, :shown] = ranked.distances[:, :shown]
+            add("map@1000", average_precision(longest.relevant))
+            counts = self._counts(rows, longest)
             if self.options.mode == "bcs":
-                for name, values in _code_scores(counts, ranked, radius).items():
-                    more.setdefault(name, []).append(values)
+                for name, values in _code_scores(counts, longest, radius).items():
+                    add(name, values)
                 counts = counts.within(radius)
-            expected[rows] = expected_average_precision(*counts)
-            shown = min(_SHOWN, first.shape[1])
-            nearest[rows, :shown] = ranked.ids[:, :shown]
-            distances[rows, :shown] = ranked.distances[:, :shown]
-            bar(len(first))
+            add("map@1000_ties", expected_average_precision(*counts))
+            bar(rows.stop - rows.start)
+        recalls = np.concatenate(found.pop("recalls")).mean(axis=0)
+        means = {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+        precision = {k: means[f"precision@{k}"] for k in self.precision_at}
+        average, expected = means.pop("map@1000"), means.pop("map@1000_ties")
+        more = {name: value for name, value in means.items() if not name.startswith("precision@")}
         return ModeScores(
-            float(average.mean()),
-            float(expected.mean()),
-            precision / count,
+            average,
+            expected,
+            precision,
             self._milliseconds_per_query(),
             nearest,
             distances,
-            {name: float(np.concatenate(values).mean()) for name, values in more.items()},
+            recalls,
+            more,
         )
 
-    def _ranked(self, rows: slice, k: int = CUTOFF + 1) -> _Ranked:
+    @property
+    def _longest(self) -> int:
+        """Results of the longest search: one past the cutoff; of acs all that it orders."""
+        pool = self._pool(CUTOFF) if self.options.mode == "acs" else None
+        return max(CUTOFF + 1, pool or 0)
+
+    def _pool(self, k: int) -> int | None:
+        """The pool that a search for k makes; None where the mode or a radius makes none."""
+        if self.options.mode in ("bcs", "es") or self.options.radius is not None:
+            return None
+        return self.options.pool or default_pool(k)
+
+    def _ranked(self, rows: slice, ids: Ids) -> _Ranked:
         """Results of some queries: which ones is up to the searcher, at what distance is not."""
+        found = self._unordered(rows, ids)
         queries = self.queries.rows(rows)
-        ids = self._search(rows, k)
-        distances = np.full(ids.shape, np.inf, dtype=np.float32)
-        relevant = np.zeros(ids.shape, dtype=np.bool_)
         for row, returned in enumerate(ids):
             held = returned >= 0
-            distances[row, held] = self._distances(queries, row, returned[held])
-            labels = self.database.labels[returned[held]]
-            relevant[row, held] = shares_label(queries.labels[row : row + 1], labels)[0]
-        order = np.lexsort((ids, distances), axis=-1)
+            found.distances[row, held] = self._distances(queries, row, returned[held])
+        order = np.lexsort((ids, found.distances), axis=-1)
         return _Ranked(
-            np.take_along_axis(ids, order, axis=1),
-            np.take_along_axis(distances, order, axis=1),
-            np.take_along_axis(relevant, order, axis=1),
+            np.take_along_axis(found.ids, order, axis=1),
+            np.take_along_axis(found.distances, order, axis=1),
+            np.take_along_axis(found.shared, order, axis=1),
         )
 
-    def _search(self, rows: slice, k: int) -> Ids:
+    def _unordered(self, rows: slice, ids: Ids) -> _Ranked:
+        """Results as the searcher returned them, without distances."""
+        asked, labels = self.queries.labels[rows], self.database.labels
+        distances = np.full(ids.shape, np.inf, dtype=np.float32)
+        if labels.ndim == 1:
+            shared = ((labels[ids] == asked[:, None]) & (asked >= 0)[:, None]).astype(np.int32)
+        else:
+            shared = np.zeros(ids.shape, dtype=np.int32)
+            for row, returned in enumerate(ids):
+                shared[row] = shared_labels(asked[row : row + 1], labels[returned])[0]
+        return _Ranked(ids, distances, np.where(ids >= 0, shared, 0))
+
+    def _search(self, rows: slice, k: int, pool: int | None) -> Ids:
         queries, exclude = self.queries.rows(rows), self.options.exclude
-        options = replace(self.options, k=k, exclude=None if exclude is None else exclude[rows])
-        return self.searcher.search_encoded(queries.codes, queries.features, options).ids
+        options = replace(
+            self.options, k=k, pool=pool, exclude=None if exclude is None else exclude[rows]
+        )
+        return self.searcher.search_encoded(
+            queries.codes, queries.features, options, queries.latent
+        ).ids
 
     def _distances(self, queries: EncodedImages, row: int, ids: Ids) -> NDArray[Any]:
         if self.options.mode == "bcs":
             return hamming_distances(self.database.codes, queries.codes[row], ids)
-        if not self.database.features.shape[1] or not queries.features.shape[1]:
+        if self.options.mode == "acs" and queries.latent is not None:
+            return asymmetric_distances(self.database.codes[ids], queries.latent[row])
+        self._require_features()
+        offsets = self.database.features[ids].astype(np.float32) - queries.features[row]
+        return np.asarray(np.sqrt(np.einsum("ij,ij->i", offsets, offsets)))
+
+    def _require_features(self) -> None:
+        if not self.database.features.shape[1] or not self.queries.features.shape[1]:
             raise InvalidInputError(
                 f"{self.options.mode} needs features of database and queries; score bcs without"
             )
-        offsets = self.database.features[ids].astype(np.float32) - queries.features[row]
-        return np.asarray(np.sqrt(np.einsum("ij,ij->i", offsets, offsets)))
+
+    def _whole(self, rows: slice, longest: _Ranked) -> _Whole:
+        """Scores over the ranking of the whole database, in threads."""
+        count, many = rows.stop - rows.start, self.database.labels.ndim == 2
+        kept = min(max(NDCG_AT), len(self.database)) if many else 0
+        whole = _Whole(
+            np.zeros((count, 1 + len(self.map_at))),
+            np.zeros((count, len(RECALL_LEVELS))),
+            np.zeros((count, kept), dtype=np.int32),
+        )
+        step = max(1, min(-(-count // cores()), _RANKED_VALUES // len(self.database)))
+        starts = range(0, count, step)
+
+        def some(first: int) -> None:
+            for start in starts[first :: cores()]:
+                part = slice(start, min(start + step, count))
+                at = slice(rows.start + part.start, rows.start + part.stop)
+                shared = shared_labels(self.queries.labels[at], self.database.labels)
+                if self.options.exclude is not None:
+                    own = self.options.exclude[at]
+                    shared[own >= 0, own[own >= 0]] = 0
+                if many:
+                    whole.best[part] = -np.sort(-shared, axis=1)[:, :kept]
+                ranked = self._whole_ranking(at, longest.ids[part, :CUTOFF], shared > 0)
+                cutoffs = (len(self.database), *self.map_at)
+                whole.average[part] = np.stack(
+                    [average_precision(ranked, cutoff) for cutoff in cutoffs], axis=1
+                )
+                whole.recall[part] = precision_at_recall(ranked)
+
+        run_all([partial(some, first) for first in range(min(cores(), len(starts)))])
+        return whole
+
+    def _whole_ranking(
+        self, rows: slice, first: Ids, relevant: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Relevance of the whole database, ranked: the first results, the pool, the others.
+
+        One number for each image sorts like (is outside the pool, distance, id), and ends with its
+        relevance: 1, 31, 31 and 1 bits. The first results have their rank as distance.
+        """
+        queries = self.queries.rows(rows)
+        n, mode = len(self.database), self.options.mode
+        number, fine = np.arange(n, dtype=np.uint64) << np.uint64(1), np.uint64(32)
+        own = (
+            np.full(len(first), -1) if self.options.exclude is None else self.options.exclude[rows]
+        )
+        excluded = np.flatnonzero(own >= 0)
+        if mode == "es":
+            distances = _sortable(self._euclidean(queries))
+        else:
+            distances = pairwise_hamming(self.database.codes, queries.codes).astype(np.uint64)
+        keys = distances + np.uint64(CUTOFF) << fine | number
+        if mode in ("hds", "acs"):
+            inside = self._inside(distances, keys, excluded, own)
+            keys |= np.uint64(1 << 63)
+            if mode == "hds":
+                near = _sortable(self._euclidean(queries)) + np.uint64(CUTOFF) << fine | number
+                keys[inside] = near[inside]
+            else:
+                for row, members in enumerate(inside):
+                    ids = np.flatnonzero(members)
+                    near = _sortable(self._distances(queries, row, ids))
+                    keys[row, ids] = near + np.uint64(CUTOFF) << fine | number[ids]
+        for row, ids in enumerate(first):
+            held = ids[ids >= 0]
+            keys[row, held] = np.arange(len(held), dtype=np.uint64) << fine | number[held]
+        keys[excluded, own[excluded]] = ~np.uint64(1)
+        keys |= relevant
+        keys.sort(axis=1)
+        return (keys & np.uint64(1)).astype(np.bool_)
+
+    def _inside(
+        self, hamming: NDArray[np.uint64], keys: NDArray[np.uint64], excluded: Ids, own: Ids
+    ) -> NDArray[np.bool_]:
+        """Which images are in each query's pool for 1,000; ``keys`` sort like (hamming, id)."""
+        keys[excluded, own[excluded]] = ~np.uint64(1)
+        pool, radius = self._pool(CUTOFF), self.options.radius
+        if radius is not None:
+            return np.asarray(hamming <= radius)
+        if pool is None or pool >= keys.shape[1]:
+            return np.ones(keys.shape, dtype=np.bool_)
+        return np.asarray(keys <= np.partition(keys, pool - 1, axis=1)[:, pool - 1 : pool])
+
+    def _euclidean(self, queries: EncodedImages) -> NDArray[np.float32]:
+        """Squared Euclidean distances (q, n), by a product of matrices."""
+        self._require_features()
+        held = self.database.features.astype(np.float32, copy=False)
+        squares: NDArray[np.float32] = queries.features @ held.T
+        squares *= -2
+        squares += np.einsum("ij,ij->i", held, held)
+        squares += np.einsum("ij,ij->i", queries.features, queries.features)[:, None]
+        np.maximum(squares, 0, out=squares)
+        return squares
 
     def _counts(self, rows: slice, ranked: _Ranked) -> _Counts:
         """Counts by distance of some queries, complete at least up to the cutoff.
@@ -327,7 +546,10 @@ class _ModeRun:
 
     def _complete_last_group(self, counts: _Counts, query: int, row: int) -> None:
         """Where the result after the cutoff is tied with the one before, count all that are."""
-        everything = self._ranked(slice(query, query + 1), len(self.searcher))
+        alone = slice(query, query + 1)
+        everything = self._ranked(
+            alone, self._search(alone, len(self.searcher), self._pool(CUTOFF))
+        )
         complete = _runs(everything)
         first = everything.distances[0, :CUTOFF]
         group = int(np.count_nonzero(np.diff(first)))
@@ -341,11 +563,16 @@ class _ModeRun:
         times: list[float] = []
         for row in [rows[0], *rows]:
             start = time.perf_counter()
-            self._search(slice(int(row), int(row) + 1), _TIMED_K)
+            self._search(slice(int(row), int(row) + 1), _TIMED_K, self._pool(_TIMED_K))
             times.append(time.perf_counter() - start)
             if len(times) > 1 and sum(times) > _TIMED_SECONDS:
                 break
         return 1000 * float(np.median(times[1:]))
+
+
+def _sortable(distances: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Numbers below 2^31 in the order of distances, which are 0 or more."""
+    return np.ascontiguousarray(distances).view(np.uint32).astype(np.uint64)
 
 
 def _runs(ranked: _Ranked) -> _Counts:

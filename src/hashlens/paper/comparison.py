@@ -171,7 +171,7 @@ class Comparison:
         started = time.monotonic()
         whole, fit_seconds, encode_seconds = self.encode(job)
         euclidean = job.method == OURS and job.bits == self.piece.bits[0]
-        modes: tuple[Mode, ...] = ("bcs", "hds", "es") if euclidean else ("bcs",)
+        modes: tuple[Mode, ...] = ("bcs", "acs", "hds", "es") if euclidean else ("bcs",)
         found = self._search(whole, job.bits, modes)
         queries, error = whole.rows(self.split.rows.queries), None
         if queries.scores is not None:
@@ -240,7 +240,7 @@ class Comparison:
         rows = self.split.rows
         database, queries = whole.rows(rows.database), whole.rows(rows.queries)
         searcher = ArraySearcher(database.codes, database.features if "es" in modes else None)
-        return score_searcher(searcher, database, queries, bits=bits, modes=modes)
+        return score_searcher(searcher, database, queries, bits=bits, modes=modes, precision_at=KS)
 
     def _neural_codes(self, whole: EncodedImages) -> dict[str, Any]:
         """Euclidean search over F7 compressed by PCA."""
@@ -335,6 +335,7 @@ _PRECISION_AT = (100, 400, 1000)
 WAYS = {
     "es": "ES: exhaustive, Euclidean over F7",
     "bcs": "BCS: binary codes alone",
+    "acs": "ACS: binary codes, then the query's latent values in the pool",
     "hds": "HDS: binary codes, then F7 in the pool",
     "neural codes": "Neural codes: ES over F7 compressed by PCA",
 }

@@ -189,7 +189,10 @@ class ProductsRun:
         copies = self._encode_copies(encoder, grown)
         codes = np.concatenate([found.codes, *(copy.codes for copy in copies)])
         features = np.concatenate([found.features, *(copy.features for copy in copies)])
-        whole = EncodedImages(codes, features, grown.labels)
+        assert found.latent is not None  # an Encoder gives latent values
+        copied = [copy.latent for copy in copies if copy.latent is not None]
+        latent = np.concatenate([found.latent, *copied])
+        whole = EncodedImages(codes, features, grown.labels, latent=latent)
         ways, sheets = self._search(whole, encoder.bits)
         plain = self._plain_features(grown)
         if plain is not None:
@@ -228,7 +231,8 @@ class ProductsRun:
             whole,
             whole.rows(rows),
             bits=bits,
-            modes=("es",) if plain else ("bcs", "hds", "es"),
+            modes=("es",) if plain else None,
+            precision_at=KS,
             exclude=rows,
             progress=True,
         )
@@ -277,6 +281,7 @@ NAMES = {
     PLAIN: "plain backbone F7",
     "es": "ES (F7)",
     "bcs": "BCS (codes)",
+    "acs": "ACS (codes, then latent values)",
     "hds": "HDS (codes, then F7)",
 }
 

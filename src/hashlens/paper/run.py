@@ -227,7 +227,7 @@ def train_once(images: Source, config: TrainingConfig, out: Path) -> tuple[Encod
 def mode_scores(scores: ModeScores, ks: Sequence[int]) -> dict[str, Any]:
     """The scores of one way to search, as they are kept."""
     return {
-        "precision": {str(k): float(scores.precision[k - 1]) for k in ks},
+        "precision": {str(k): scores.precision[k] for k in ks},
         "map@1000": scores.mean_average_precision,
         "map@1000_ties": scores.expected_mean_average_precision,
         "ms_per_query": scores.ms_per_query,

@@ -17,7 +17,7 @@ from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Table
 from hashlens.training.fit import train
-from hashlens.types import EncodedImages, default_pool
+from hashlens.types import EncodedImages
 from hashlens.workflows.score import MODE_NAMES, ScoredModel, evaluate, write_report
 
 BITS = 48
@@ -46,7 +46,7 @@ class DemoResult:
             [
                 [
                     MODE_NAMES[mode],
-                    float(scores.precision[9]),
+                    scores.precision[10],
                     scores.mean_average_precision,
                     f"{scores.ms_per_query:.3f}",
                 ]
@@ -86,7 +86,6 @@ def run_demo(
         encoder,
         database,
         queries,
-        pool=default_pool(10),
         make_searcher=on_disk,
         progress=progress,
     )

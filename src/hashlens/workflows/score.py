@@ -16,7 +16,7 @@ from hashlens.codes.packing import unpack_bits
 from hashlens.data.opening import load_image, open_source
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.evaluation.metrics import CUTOFF, PRECISION_AT, LabelArray, shares_label
+from hashlens.evaluation.metrics import RECALL_LEVELS, LabelArray, shares_label
 from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder, encode_source
@@ -24,9 +24,19 @@ from hashlens.report.page import Page, Table
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-from hashlens.types import EncodedImages, Ids, Mode, Searcher, SearchOptions, Skipped, default_pool
+from hashlens.types import (
+    DEFAULT_POOL,
+    POOL_PER_RESULT,
+    EncodedImages,
+    Ids,
+    Mode,
+    Searcher,
+    SearchOptions,
+    Skipped,
+)
 
-MODE_NAMES: dict[Mode, str] = {"bcs": "BCS", "hds": "HDS", "es": "ES"}
+MODE_NAMES: dict[Mode, str] = {"bcs": "BCS", "acs": "ACS", "hds": "HDS", "es": "ES"}
+CLEARLY_BETTER = 0.01  # in precision at 10
 
 MakeSearcher = Callable[[Source, EncodedImages], Searcher]
 """Takes the database's source and its encoded images; ids of the searcher are their rows."""
@@ -49,11 +59,14 @@ class ScoredModel:
     fingerprint : str
         Fingerprint of the model.
     radius, pool : int or None
-        Hamming radius, or size of the pool, of ``hds``.
+        Hamming radius, or size of the pool, of ``hds`` and ``acs``; both None: the pool depends
+        on k.
     left_out : int
         Queries that are themselves in the database, left out of their own results.
     warnings : tuple of str
         What a person should know.
+    stored_mode : {"hds", "acs", "bcs", "es"} or None
+        The mode that the model names as its best.
     """
 
     evaluation: Evaluation
@@ -67,9 +80,32 @@ class ScoredModel:
     pool: int | None
     left_out: int
     warnings: tuple[str, ...]
+    stored_mode: Mode | None = None
 
     def __str__(self) -> str:
-        return f"{summary(self)}\n{score_table(self.evaluation).text()}"
+        advice = f"\n{self.advice}" if self.advice else ""
+        return f"{summary(self)}\n{score_table(self.evaluation).text()}{advice}"
+
+    @property
+    def better_mode(self) -> Mode | None:
+        """The best mode, if its precision at 10 is clearly above that of the model's own mode."""
+        precision = {mode: found.precision[10] for mode, found in self.evaluation.modes.items()}
+        if self.stored_mode not in precision:
+            return None
+        best = max(precision, key=precision.__getitem__)
+        return best if precision[best] > precision[self.stored_mode] + CLEARLY_BETTER else None
+
+    @property
+    def advice(self) -> str:
+        """One sentence if another mode is clearly better than the model's own; else empty."""
+        best, stored = self.better_mode, self.stored_mode
+        if best is None or stored is None:
+            return ""
+        there, here = (self.evaluation.modes[mode].precision[10] for mode in (best, stored))
+        return (
+            f"{MODE_NAMES[best]} is clearly better here than {MODE_NAMES[stored]}, the mode stored "
+            f"with the model (precision@10 {there:.4f} against {here:.4f}): use --mode {best}"
+        )
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -86,6 +122,8 @@ class ScoredModel:
             "hashlens": __version__,
             "radius": self.radius,
             "pool": self.pool,
+            "stored_mode": self.stored_mode,
+            "better_mode": self.better_mode,
             "queries_left_out_of_their_own_results": self.left_out,
             "skipped": [{"image": image.name, "reason": image.reason} for image in self.skipped],
             "warnings": list(self.warnings),
@@ -99,7 +137,8 @@ def evaluate(
     *,
     radius: int | None = None,
     pool: int | None = None,
-    modes: Sequence[Mode] = ("bcs", "hds", "es"),
+    modes: Sequence[Mode] | None = None,
+    map_at: Sequence[int] = (),
     strict: bool = False,
     progress: bool = False,
     make_searcher: MakeSearcher | None = None,
@@ -117,11 +156,14 @@ def evaluate(
         Images to search, and labelled images to search with: a source, or a name for
         ``open_source``.
     radius : int, optional
-        Hamming radius of ``hds`` and ``bcs``.
+        Hamming radius of ``hds``, ``acs`` and ``bcs``.
     pool : int, optional
-        Images in the pool of ``hds``, where no radius is given; 4,000 by default.
-    modes : sequence of {"bcs", "hds", "es"}
-        Ways to search that are scored.
+        Images in the pool of ``hds`` and ``acs``, where no radius is given; by default as many as a
+        search for the same number of results takes.
+    modes : sequence of {"bcs", "acs", "hds", "es"}, optional
+        Ways to search that are scored; by default all, ``acs`` if the encoder gives latent values.
+    map_at : sequence of int
+        Further cutoffs of mean average precision, next to 1,000 and all.
     strict : bool
         Raise on an unreadable image instead of skipping it.
     progress : bool
@@ -139,7 +181,7 @@ def evaluate(
     Raises
     ------
     InvalidInputError
-        If both radius and pool are given, or one is out of range.
+        If both radius and pool are given, or an argument is out of range.
     ModelError
         If the model cannot be loaded.
     SourceError
@@ -156,8 +198,10 @@ def evaluate(
     """
     if radius is not None and pool is not None:
         raise InvalidInputError("give radius or pool, not both: the pool is all within a radius")
-    for mode in modes:  # checked before hours of encoding
+    for mode in modes or MODE_NAMES:  # checked before hours of encoding
         SearchOptions(mode=mode, radius=None if mode == "es" else radius, pool=pool)
+    for k in map_at:
+        SearchOptions(k)
     encoder = model if isinstance(model, Encoder) else Encoder.load(model)
     database, queries = (
         source if isinstance(source, Source) else open_source(source)
@@ -170,8 +214,8 @@ def evaluate(
     base = encode(encoder, database, strict=strict, progress=progress)
     found = encode(encoder, queries, strict=strict, progress=progress)
     exclude = _own_rows(base, found)
-    if radius is None and pool is None:
-        pool = default_pool(CUTOFF)
+    if modes is None:
+        modes = [mode for mode in MODE_NAMES if mode != "acs" or found.latent is not None]
     error = None
     if truth is not None and found.scores is not None:
         error = top_class_error(found.scores, truth[found.positions])
@@ -184,6 +228,7 @@ def evaluate(
         found,
         bits=encoder.bits,
         modes=modes,
+        map_at=map_at,
         radius=radius,
         pool=pool,
         exclude=exclude,
@@ -202,6 +247,7 @@ def evaluate(
         pool,
         0 if exclude is None else int((exclude >= 0).sum()),
         (*unlabelled, *matched.warnings, *model_warnings),
+        getattr(encoder, "mode", None),
     )
 
 
@@ -357,15 +403,17 @@ def _few(names: set[str]) -> str:
 _SHOWN = 8
 
 _WAYS = (
-    "BCS: binary codes only. HDS: binary codes first, then features within the pool. "
-    "ES: exhaustive search over features."
+    "BCS: binary codes only. ACS: binary codes first, then the query's latent values against the "
+    "stored bits within the pool. HDS: binary codes first, then features within the pool. ES: "
+    "exhaustive search over features."
 )
 _TIES = (
     "mAP@1000: average precision over the first 1,000 results, divided by the number of relevant "
     "ones among them; images at the same distance are in the order of their ids. 'Over ties' is "
-    "its expectation over all orders of such images. Precision at k is divided by k, so a class of "
-    "fewer than k images cannot reach 1. Time: median of single queries for ten results, without "
-    "encoding."
+    "its expectation over all orders of such images. mAP@all: the same over the whole database; "
+    "for ACS and HDS the images outside the pool follow in Hamming order. Precision at k is "
+    "divided by k, so a class of fewer than k images cannot reach 1. Time: median of single "
+    "queries for ten results, without encoding."
 )
 
 
@@ -382,14 +430,18 @@ def summary(scored: ScoredModel) -> str:
 
 def score_table(evaluation: Evaluation, ks: Sequence[int] = (1, 10, 100, 1000)) -> Table:
     """One row per way to search."""
+    first = next(iter(evaluation.modes.values()))
+    further = [name for name in first.more if name.startswith(("map@", "ndcg@"))]
+    shown = [name.replace("map", "mAP").replace("ndcg", "nDCG") for name in further]
     return Table(
-        ["", "mAP@1000", "over ties", *(f"precision@{k}" for k in ks), "ms per query"],
+        ["", "mAP@1000", "over ties", *shown, *(f"precision@{k}" for k in ks), "ms per query"],
         [
             [
                 MODE_NAMES[mode],
                 scores.mean_average_precision,
                 scores.expected_mean_average_precision,
-                *(float(scores.precision[k - 1]) for k in ks),
+                *(scores.more[name] for name in further),
+                *(scores.precision[k] for k in ks),
                 f"{scores.ms_per_query:.3f}",
             ]
             for mode, scores in evaluation.modes.items()
@@ -412,15 +464,42 @@ def write_report(
         )
     page.heading("Scores")
     page.table(score_table(scored.evaluation), f"{_WAYS} {_pool(scored)} {_TIES}")
+    if scored.advice:
+        page.paragraph(f"{scored.advice}.")
     page.heading("Precision at k")
+    modes = {MODE_NAMES[mode]: scores for mode, scores in scored.evaluation.modes.items()}
     curves = {
-        MODE_NAMES[mode]: Curve(PRECISION_AT, [scores.precision[k - 1] for k in PRECISION_AT])
-        for mode, scores in scored.evaluation.modes.items()
+        name: Curve(list(scores.precision), list(scores.precision.values()))
+        for name, scores in modes.items()
     }
     page.figure(
         plot_curves(curves, xlabel="k", ylabel="precision at k"),
         "precision_at_k",
         "Precision at k of each way to search",
+    )
+    page.heading("Precision and recall")
+    curves = {
+        name: Curve(RECALL_LEVELS, scores.precision_at_recall.tolist())
+        for name, scores in modes.items()
+    }
+    page.figure(
+        plot_curves(curves, xlabel="recall", ylabel="precision"),
+        "precision_recall",
+        "Precision by recall of each way to search",
+        "Mean over queries of the precision at the rank where this share of a query's relevant "
+        "images is reached.",
+    )
+    page.table(
+        Table(
+            ["recall", *modes],
+            [
+                [
+                    f"{level:.2f}",
+                    *(float(found.precision_at_recall[row]) for found in modes.values()),
+                ]
+                for row, level in enumerate(RECALL_LEVELS)
+            ],
+        ),
     )
     page.heading("Nearest pictures")
     queries, caption = sheet_queries(scored)
@@ -448,7 +527,8 @@ def sheet_queries(
     caption += (
         ". Blue frame and tick: a class of the query; orange frame and cross: another class. "
         "Under each picture: its class, and its distance to the query (bits that differ for BCS, "
-        "Euclidean for HDS and ES). The squares are the bits of the query's code, filled where 1."
+        "asymmetric for ACS, Euclidean for HDS and ES). The squares are the bits of the query's "
+        "code, filled where 1."
     )
     return [_sheet_query(scored, row) for row in (*chosen, *wrong)], caption
 
@@ -499,7 +579,14 @@ def _label(scored: ScoredModel, label: LabelArray) -> str:
 
 def _pool(scored: ScoredModel) -> str:
     if scored.radius is not None:
-        return f"Pool of HDS, and limit of BCS: Hamming radius {scored.radius}."
-    if scored.pool is None or scored.pool >= len(scored.database):
-        return "Pool of HDS: all images, so that HDS is ES here."
-    return f"Pool of HDS: the {scored.pool:,} nearest codes."
+        return f"Pool of ACS and HDS, and limit of BCS: Hamming radius {scored.radius}."
+    smallest = scored.pool or DEFAULT_POOL
+    if smallest >= len(scored.database):
+        return "Pool of ACS and HDS: all images, so that HDS is ES here."
+    if scored.pool is not None:
+        return f"Pool of ACS and HDS: the {scored.pool:,} nearest codes."
+    return (
+        f"Pool of ACS and HDS: as in a search for k results, the {DEFAULT_POOL} nearest codes, "
+        f"from k = {DEFAULT_POOL // POOL_PER_RESULT} on {POOL_PER_RESULT} k of them; for mAP@1000 "
+        "as for k = 1,000."
+    )
