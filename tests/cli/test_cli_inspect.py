@@ -12,6 +12,7 @@ from command_line import run
 from PIL import Image
 
 from hashlens import Encoder
+from hashlens.workflows.inspect import images_to_inspect
 
 
 @pytest.fixture
@@ -56,6 +57,41 @@ def test_the_stored_radius_is_searched_with(model, tmp_path):
     assert json.loads(scored.stdout)["radius"] == stored
 
 
+def test_by_default_the_validation_images_of_the_training_are_inspected(model, tmp_path):
+    found = json.loads(run("inspect", model, "--json").stdout)
+    encoder = Encoder.load(model)
+    training = encoder.config.training
+    assert found["held_out"]
+    assert (found["data"], found["n_images"]) == (
+        training["source"], training["images"]["validation"]
+    )  # fmt: skip
+    # The same images as in the training, by the figures that it kept of them.
+    images = images_to_inspect(encoder).source
+    scores = np.concatenate(
+        [b.scores for b in encoder.encode_batches(images.load(i) for i in range(len(images)))]
+    )
+    right = (scores.argmax(axis=1) == images.labels).mean()
+    assert right == pytest.approx(training["validation"]["accuracy"], abs=1e-6)
+    assert "Images that the training on digits#train held out" in run("inspect", model).stdout
+
+
+def test_images_that_were_not_held_out_are_called_so(model, tmp_path):
+    other = run("inspect", model, "--data", "digits#test")
+    assert "not the validation images of the training" in other.stdout
+    description = json.loads((model / "model.json").read_text(encoding="utf-8"))
+    description["training"]["images"]["training"] += 1
+    (model / "model.json").write_text(json.dumps(description), encoding="utf-8")
+    changed = run("inspect", model)
+    assert changed.exit_code == 0, changed.stderr
+    assert "which of them were held out cannot be found again" in changed.stdout
+    for source, said in (("nowhere", "which cannot be opened here"), (None, "does not say which")):
+        description["training"]["source"] = source
+        (model / "model.json").write_text(json.dumps(description), encoding="utf-8")
+        refused = run("inspect", model)
+        assert refused.exit_code == 1
+        assert said in refused.stderr
+
+
 def test_page_with_pictures(model, tmp_path):
     out = tmp_path / "page"
     result = run("inspect", model, "--data", "digits#test", "--out", out)
@@ -87,4 +123,3 @@ def test_nothing_to_look_at(model, tmp_path):
     missing = run("inspect", model, "--data", tmp_path / "nowhere")
     assert missing.exit_code == 1
     assert "nowhere" in missing.stderr
-    assert run("inspect", model).exit_code == 2

@@ -75,8 +75,9 @@ def evaluate_command(
 
 def inspect_command(
     model: Path = MODEL,
-    data: str = typer.Option(
-        ..., help="Labelled images, preferably not used for training, such as FOLDER#test."
+    data: str | None = typer.Option(
+        None,
+        help="Labelled images. [default: the images that the training held out for validation]",
     ),
     out: Path | None = typer.Option(None, help="Folder for a page with pictures."),
     seed: int = typer.Option(0, help="Chooses the images to compare, if there are many."),
@@ -88,16 +89,15 @@ def inspect_command(
     Shows how evenly bits are used, how they correlate, how images share codes, and how far
     classes are apart. The radius is stored in the model's folder.
 
-    Example: hashlens inspect model/ --data photos#test --out inspection/
+    Example: hashlens inspect model/ --out inspection/
     """
-    from hashlens.data.opening import open_source
     from hashlens.models.checkpoint import update_config
     from hashlens.models.encoder import Encoder
     from hashlens.workflows.inspect import inspect_model, radius_table, write_inspection
 
     make_folder(out)
     encoder = Encoder.load(model)
-    inspected = inspect_model(encoder, open_source(data), seed=seed, strict=strict, progress=True)
+    inspected = inspect_model(encoder, data, seed=seed, strict=strict, progress=True)
     show_skipped(inspected.encoded.skipped)
     lines = inspected.findings()
     radii = inspected.inspection.radii

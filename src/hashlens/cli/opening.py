@@ -196,8 +196,8 @@ def stored_radius(encoder: Encoder, model: str | Path | None) -> int:
     if encoder.radius is None:
         again = ", and export it again" if str(model).endswith(".onnx") else ""
         raise ModelError(
-            f"{model}: no radius is stored with this model; run `hashlens inspect MODEL --data "
-            f"SOURCE` with its folder{again}, or give --radius a number"
+            f"{model}: no radius is stored with this model; run `hashlens inspect MODEL` "
+            f"with its folder{again}, or give --radius a number"
         )
     typer.echo(f"radius: {encoder.radius} bits, as stored with the model", err=True)
     return encoder.radius

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hashlens.codes.packing import unpack_bits
+from hashlens.data.labels import class_counts, split_validation
+from hashlens.data.opening import open_source
 from hashlens.data.source import Source
+from hashlens.errors import SourceError
 from hashlens.evaluation.inspection import Inspection, RadiusCurve, inspect_codes
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Page, Table
@@ -29,8 +32,8 @@ class InspectedModel:
     ----------
     inspection : Inspection
         The statistics.
-    source : Source
-        The images.
+    images : InspectedImages
+        The images, and whether the training held them out.
     encoded : EncodedImages
         Those that could be read, encoded.
     fingerprint : str
@@ -38,7 +41,7 @@ class InspectedModel:
     """
 
     inspection: Inspection
-    source: Source
+    images: InspectedImages
     encoded: EncodedImages
     fingerprint: str
 
@@ -46,7 +49,8 @@ class InspectedModel:
         """One JSON object: the statistics, and what they were made of."""
         return {
             **self.inspection.to_dict(),
-            "data": self.source.spec,
+            "data": self.images.source.spec,
+            "held_out": self.images.held_out,
             "fingerprint": self.fingerprint,
             "skipped": [
                 {"image": image.name, "reason": image.reason} for image in self.encoded.skipped
@@ -57,6 +61,7 @@ class InspectedModel:
         """What a person should know, in sentences."""
         found = self.inspection
         lines = [
+            self.images.described,
             f"{found.occupancy.distinct:,} different codes for {found.images:,} images; "
             f"{found.occupancy.largest:,} images share the most frequent one, and "
             f"{found.occupancy.alone:,} images have a code of their own.",
@@ -78,18 +83,97 @@ class InspectedModel:
         return lines
 
 
+class InspectedImages(NamedTuple):
+    """What is inspected.
+
+    Attributes
+    ----------
+    source : Source
+        The images.
+    held_out : bool
+        Whether they are the images that the model's training held out for validation.
+    described : str
+        A sentence on that.
+    """
+
+    source: Source
+    held_out: bool
+    described: str
+
+
+def images_to_inspect(encoder: Encoder, data: str | Source | None = None) -> InspectedImages:
+    """The images given; without any, or if the model was trained on them, its validation images.
+
+    Raises
+    ------
+    SourceError
+        If the source cannot be opened, or none is given and the model does not know its own.
+    """
+    known = encoder.config.training.get("source")
+    if data is None and not known:
+        raise SourceError(
+            "this model does not say which images it was trained on; name labelled images with "
+            "--data SOURCE"
+        )
+    try:
+        source = data if isinstance(data, Source) else open_source(data or known)
+    except SourceError as error:
+        if data is not None:
+            raise
+        raise SourceError(
+            f"the model was trained on {known}, which cannot be opened here ({error}); name "
+            "labelled images with --data SOURCE"
+        ) from error
+    if source.spec != known:
+        described = (
+            f"These images of {source.spec} are not the validation images of the training: where "
+            "they are also what evaluate scores, do not use --radius proposed, which is chosen on "
+            "them. Without --data, the validation images are inspected."
+        )
+        return InspectedImages(source, False, described)
+    validation = _validation_images(encoder, source)
+    if validation is None:
+        described = (
+            f"The model was trained on images of {source.spec}, and which of them were held out "
+            "cannot be found again: all figures here, and the radius, are better than for new "
+            "images. Give images that the training never saw with --data."
+        )
+        return InspectedImages(source, False, described)
+    described = f"Images that the training on {source.spec} held out for validation."
+    return InspectedImages(validation, True, described)
+
+
+def _validation_images(encoder: Encoder, source: Source) -> Source | None:
+    """The images that the training on this source held out, split again in the same way.
+
+    None where a figure that the model keeps of the split does not fit: another number of images,
+    images that the training could not read, or a training without validation.
+    """
+    training = encoder.config.training
+    config, images = training.get("configuration"), training.get("images", {})
+    if not config or training.get("skipped") or not images.get("validation"):
+        return None
+    rows = source.labelled
+    kept, held_out = split_validation(source.labels[rows], config["validation"], config["seed"])
+    counts = dict(zip(source.classes, class_counts(source).tolist(), strict=True))
+    if len(kept) != images["training"] or counts != training.get("images per class"):
+        return None
+    return source.subset(rows[held_out])
+
+
 def inspect_model(
     encoder: Encoder,
-    source: Source,
+    data: str | Source | None = None,
     *,
     seed: int = 0,
     strict: bool = False,
     progress: bool = False,
 ) -> InspectedModel:
-    """Encode a source and inspect its codes."""
-    encoded = encode(encoder, source, strict=strict, progress=progress)
+    """Encode images, by default those that the training held out, and inspect their codes."""
+    images = images_to_inspect(encoder, data)
+    encoded = encode(encoder, images.source, strict=strict, progress=progress)
     found = inspect_codes(encoded.codes, encoded.labels, bits=encoder.bits, seed=seed)
-    return InspectedModel(found, source, encoded, encoder.fingerprint)
+    return InspectedModel(found, images, encoded, encoder.fingerprint)
 
 
 def radius_table(radii: RadiusCurve) -> Table:
@@ -113,7 +197,7 @@ def radius_table(radii: RadiusCurve) -> Table:
 def write_inspection(inspected: InspectedModel, out: Path) -> Path:
     """Write inspection.json, inspection.html, inspection.md and their pictures."""
     found = inspected.inspection
-    lead = f"{found.bits}-bit codes of {found.images:,} images of {inspected.source.spec}."
+    lead = f"{found.bits}-bit codes of {found.images:,} images of {inspected.images.source.spec}."
     page = Page(out, "How good are these codes?", lead)
     page.write_json(inspected.to_dict(), "inspection")
     for line in inspected.findings():
@@ -204,7 +288,7 @@ def _crowded(inspected: InspectedModel) -> list[SheetQuery]:
 
 
 def _label(inspected: InspectedModel, row: int) -> str:
-    return inspected.source.label_name(int(inspected.encoded.positions[row])) or "no label"
+    return inspected.images.source.label_name(int(inspected.encoded.positions[row])) or "no label"
 
 
 def _radius_sentence(radii: RadiusCurve | None) -> str:
