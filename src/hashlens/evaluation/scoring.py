@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,7 @@ from hashlens.types import (
 LOOKUP_RADIUS = 2  # the customary radius of "precision within radius"
 _BLOCK = 256
 _RANKED_VALUES = 2_000_000  # of queries by database that a thread ranks at a time
+_LEAST_RANKED = 8  # queries, so that features are not read for each one
 _SHOWN = 10
 _TIMED_QUERIES, _TIMED_K, _TIMED_SECONDS = 100, 10, 10.0
 
@@ -434,7 +435,7 @@ class _ModeRun:
             np.zeros((count, len(RECALL_LEVELS))),
             np.zeros((count, kept), dtype=np.int32),
         )
-        step = max(1, min(-(-count // cores()), _RANKED_VALUES // len(self.database)))
+        step = max(_LEAST_RANKED, min(-(-count // cores()), _RANKED_VALUES // len(self.database)))
         starts = range(0, count, step)
 
         def some(first: int) -> None:
@@ -508,13 +509,18 @@ class _ModeRun:
             return np.ones(keys.shape, dtype=np.bool_)
         return np.asarray(keys <= np.partition(keys, pool - 1, axis=1)[:, pool - 1 : pool])
 
+    @cached_property
+    def _squared_lengths(self) -> NDArray[np.float32]:
+        held = self.database.features.astype(np.float32, copy=False)
+        return np.asarray(np.einsum("ij,ij->i", held, held))
+
     def _euclidean(self, queries: EncodedImages) -> NDArray[np.float32]:
         """Squared Euclidean distances (q, n), by a product of matrices."""
         self._require_features()
         held = self.database.features.astype(np.float32, copy=False)
         squares: NDArray[np.float32] = queries.features @ held.T
         squares *= -2
-        squares += np.einsum("ij,ij->i", held, held)
+        squares += self._squared_lengths
         squares += np.einsum("ij,ij->i", queries.features, queries.features)[:, None]
         np.maximum(squares, 0, out=squares)
         return squares

@@ -247,7 +247,7 @@ def evaluate(
         pool,
         0 if exclude is None else int((exclude >= 0).sum()),
         (*unlabelled, *matched.warnings, *model_warnings),
-        getattr(encoder, "mode", None),
+        encoder.mode,
     )
 
 
