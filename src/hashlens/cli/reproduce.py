@@ -18,7 +18,6 @@ from hashlens.errors import InvalidInputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hashlens.paper.comparison import Comparison
     from hashlens.paper.run import Piece
 
 reproduce_app = typer.Typer(
@@ -65,7 +64,12 @@ def _comparison(name: str, about: str) -> None:
     ) -> None:
         from hashlens.data.opening import open_source
         from hashlens.models.encoder import Encoder
-        from hashlens.paper.comparison import Comparison
+        from hashlens.paper.comparison import (
+            Comparison,
+            precision_table,
+            spoken_time,
+            write_comparison,
+        )
         from hashlens.paper.run import read_piece
         from hashlens.paper.splits import make_split
 
@@ -85,7 +89,19 @@ def _comparison(name: str, about: str) -> None:
             raise InvalidInputError(
                 f"model: no part of this run has {unused[0]} bits; leave it out"
             )
-        _compare(run, as_json)
+        split = run.split.describe()
+        _say(run.console, split)
+        _say(
+            run.console,
+            f"{len(run.jobs())} runs, about {spoken_time(run.expected_seconds())} on two cores "
+            f"without a GPU; results are kept in {run.out} and not computed again.",
+        )
+        kept = run.run()
+        page = write_comparison(run, kept, _typed())
+        results = [{"name": job.method, "bits": job.bits, **one} for job, one in kept.items()]
+        result = {"piece": name, "split": split, "report": str(page), "results": results}
+        text = f"{split}\n{precision_table(run, kept).text()}\nreport: {page}"
+        tell(result, text, as_json)
 
     command.__doc__ = about
     reproduce_app.command(name)(command)
@@ -159,25 +175,6 @@ _PRODUCTS_TIME = (
     "Expected on two cores without a GPU: training takes what `hashlens train` says; encoding "
     "about 1 ms per image of 32 px and 20 ms per image of 224 px. Results are kept."
 )
-
-
-def _compare(run: Comparison, as_json: bool) -> None:
-    """Say what will run, run it, and print the scores."""
-    from hashlens.paper.comparison import precision_table, spoken_time, write_comparison
-
-    split = run.split.describe()
-    _say(run.console, split)
-    _say(
-        run.console,
-        f"{len(run.jobs())} runs, about {spoken_time(run.expected_seconds())} on two cores "
-        f"without a GPU; results are kept in {run.out} and not computed again.",
-    )
-    kept = run.run()
-    page = write_comparison(run, kept, _typed())
-    results = [{"name": job.method, "bits": job.bits, **result} for job, result in kept.items()]
-    result = {"piece": run.piece.name, "split": split, "report": str(page), "results": results}
-    text = f"{split}\n{precision_table(run, kept).text()}\nreport: {page}"
-    tell(result, text, as_json)
 
 
 def _typed() -> str:

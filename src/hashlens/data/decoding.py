@@ -25,17 +25,9 @@ _BATCHES_AHEAD = 2
 
 
 class DecodedImages(NamedTuple):
-    """Pixels of the images that could be read.
+    """Pixels (m, size, size, channels) of the images that could be read, ascending by position.
 
-    Attributes
-    ----------
-    pixels : ndarray of shape (m, size, size, channels), uint8
-    positions : ndarray of shape (m,), int64
-        Position of each in the input; ascending.
-    skipped : tuple of Skipped
-        Those that could not be read, by position.
-    files : tuple of FileState or None
-        How the file of each image looked when it was read; of a stream, else empty.
+    ``files`` says how the file of each looked when it was read; it is empty but for a stream.
     """
 
     pixels: NDArray[np.uint8]

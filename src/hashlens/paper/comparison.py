@@ -31,6 +31,7 @@ from hashlens.paper.run import (
     OURS,
     Piece,
     ResultStore,
+    SheetRow,
     draw_sheet,
     file_name,
     made_on,
@@ -38,7 +39,6 @@ from hashlens.paper.run import (
     printed_figure,
     printed_map,
     printed_precision,
-    sheet_query,
     short_digest,
     train_once,
     training_config,
@@ -486,6 +486,6 @@ def _sheets(run: Comparison, kept: Kept) -> list[Image.Image]:
         for method, entries in found.items():
             rows, distances = entries[position]["nearest"], entries[position]["distances"]
             nearest[method] = list(zip(rows, (f"{d} bits" for d in distances), strict=True))
-        query = sheet_query(run.split.images, own["query"], own["code"], own["bits"], nearest)
-        sheets.append(draw_sheet(run.split.images, [query], 72))
+        row = SheetRow(own["query"], own["code"], nearest)
+        sheets.append(draw_sheet(run.split.images, [row], own["bits"], 72))
     return sheets

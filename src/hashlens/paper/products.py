@@ -21,11 +21,11 @@ from hashlens.models.encoder import Encoder
 from hashlens.paper.run import (
     Products,
     ResultStore,
+    SheetRow,
     draw_sheet,
     made_on,
     mode_scores,
     printed_figure,
-    sheet_query,
     short_digest,
     train_once,
     training_config,
@@ -351,6 +351,5 @@ def _sheet(run: ProductsRun, scores: dict[str, Any]) -> Image.Image:
             for key in NAMES
             if key in nearest
         }
-        code = nearest["codes"][position]
-        queries.append(sheet_query(images, query, code, scores["bits"], rows))
-    return draw_sheet(images, queries, 96)
+        queries.append(SheetRow(query, nearest["codes"][position], rows))
+    return draw_sheet(images, queries, scores["bits"], 96)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -261,25 +261,30 @@ def made_on(kept: Mapping[str, Any]) -> str:
     return f"{kept['hardware']}; {packages}."
 
 
-def sheet_query(
-    images: Source,
-    query: int,
-    code: str,
-    bits: int,
-    nearest: Mapping[str, Sequence[tuple[int, str]]],
-) -> SheetQuery:
-    """A query for ``draw_sheet``, from rows of the images, captions, and a code in hexadecimal."""
+class SheetRow(NamedTuple):
+    """A query with its code in hexadecimal, and for each method the nearest rows with captions."""
 
-    def tile(row: int, caption: str) -> Neighbour:
-        right = bool(images.labels[row] == images.labels[query])
-        return Neighbour(str(row), images.label_name(row) or "", caption, right)
-
-    packed = np.frombuffer(bytes.fromhex(code), np.uint8)[None]
-    rows = {name: [tile(*one) for one in found] for name, found in nearest.items()}
-    name = images.label_name(query) or ""
-    return SheetQuery(str(query), name, rows, unpack_bits(packed, bits)[0])
+    query: int
+    code: str
+    nearest: Mapping[str, Sequence[tuple[int, str]]]
 
 
-def draw_sheet(images: Source, queries: Sequence[SheetQuery], tile: int) -> Image.Image:
-    """Draw queries of ``sheet_query``."""
+def draw_sheet(images: Source, rows: Sequence[SheetRow], bits: int, tile: int) -> Image.Image:
+    """Draw queries with their nearest images; all are rows of ``images``."""
+
+    def name(row: int) -> str:
+        return images.label_name(row) or ""
+
+    def drawn(
+        query: int, code: str, nearest: Mapping[str, Sequence[tuple[int, str]]]
+    ) -> SheetQuery:
+        same = images.labels == images.labels[query]
+        tiles = {
+            method: [Neighbour(str(row), name(row), text, bool(same[row])) for row, text in found]
+            for method, found in nearest.items()
+        }
+        packed = np.frombuffer(bytes.fromhex(code), np.uint8)[None]
+        return SheetQuery(str(query), name(query), tiles, unpack_bits(packed, bits)[0])
+
+    queries = [drawn(*row) for row in rows]
     return picture_sheet(queries, lambda row: images.load(int(row)), tile=tile)
