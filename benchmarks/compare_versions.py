@@ -140,7 +140,8 @@ class Version:
             [sys.executable, __file__, "--serve", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(source.resolve())},
+            # one thread in torch: waiting threads would spin, and count as processor time
+            env={**os.environ, "PYTHONPATH": str(source.resolve()), "OMP_NUM_THREADS": "1"},
             text=True,
         )
         self.cases: list[str] = json.loads(self._answer())
