@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,7 @@ class HashIndex(Index):
         self.store = store
         self.path, self.encoder = store.path, encoder
         self._snapshot: Snapshot | None = None
+        self._views = threading.local()
         try:
             with self._last_commit() as view:
                 if encoder is not None:
@@ -512,8 +514,21 @@ class HashIndex(Index):
         return writing.compact(self.store)
 
     @contextmanager
+    def one_commit(self) -> Iterator[View]:
+        """A block in which this thread reads one commit, whatever is written meanwhile."""
+        with self._last_commit() as view:
+            self._views.view = view
+            try:
+                yield view
+            finally:
+                self._views.view = None
+
+    @contextmanager
     def _last_commit(self) -> Iterator[View]:
-        """A transaction, and the arrays of the commit that it sees."""
+        """A transaction, and the arrays of the commit that it sees; that of `one_commit` in it."""
+        if (known := getattr(self._views, "view", None)) is not None:
+            yield known
+            return
         for last_try in (False, False, True):
             with self.store.reading() as transaction:
                 snapshot = self._snapshot

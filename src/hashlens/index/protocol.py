@@ -7,6 +7,7 @@ import html
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
@@ -120,14 +121,18 @@ class Index(Searcher, Protocol):
             If the index is damaged, or no encoder was given for an image.
         """
         options = SearchOptions(k, mode=mode or "hds", radius=radius, where=where, pool=pool)
-        queries = query if isinstance(query, list) else [query]
-        codes, features, latent = self._encode_queries(queries)
+        queries: list[Any] = query if isinstance(query, list) else [query]
+        codes, features, latent = self._encode_images(queries)
         if mode is None:
             knows_latent = latent is not None and not all(is_id(query) for query in queries)
             options = replace(options, mode=self.default_mode(knows_latent, radius))
         if trace is not None:
             trace.mode = options.mode
-        hits = self.search_hits(codes, features, options, latent, trace)
+        ids = [place for place, query in enumerate(queries) if is_id(query)]
+        with self.one_commit():
+            if ids:
+                _, codes[ids], features[ids] = self.encoded([queries[place] for place in ids])
+            hits = self.search_hits(codes, features, options, latent, trace)
         return list(hits) if isinstance(query, list) else hits[0]
 
     def default_mode(self, latent: bool, radius: int | None = None) -> Mode:
@@ -155,13 +160,16 @@ class Index(Searcher, Protocol):
             return "bcs"
         return "hds" if best == "es" and radius is not None else best
 
-    def _encode_queries(self, queries: Sequence[Any]) -> tuple[Codes, Features, Latent | None]:
-        """Codes, features and latent values of images and ids (NaN: an id has bits only)."""
+    def one_commit(self) -> AbstractContextManager[object]:
+        """A block in which this thread reads one commit, where the index can promise that."""
+        return nullcontext()
+
+    def _encode_images(self, queries: Sequence[Any]) -> tuple[Codes, Features, Latent | None]:
+        """Codes, features and latent values of images; rows of ids are left open, latent NaN."""
         bits, width = self.bits, self.feature_dim
         codes = np.zeros((len(queries), -(-bits // 8)), np.uint8)
         features = np.zeros((len(queries), width), np.float32)
-        latent: Latent | None = np.zeros((len(queries), bits), np.float32)
-        ids = [place for place, query in enumerate(queries) if is_id(query)]
+        latent: Latent | None = np.full((len(queries), bits), np.nan, np.float32)
         images = [place for place, query in enumerate(queries) if not is_id(query)]
         if images:
             given = [_check_image(queries[place]) for place in images]
@@ -174,10 +182,6 @@ class Index(Searcher, Protocol):
                     latent = None  # an encoder of the user's own, which gives codes only
                 elif latent is not None:
                     latent[at] = batch.latent
-        if ids:
-            _, codes[ids], features[ids] = self.encoded([queries[place] for place in ids])
-            if latent is not None:
-                latent[ids] = np.nan
         return codes, features, latent
 
     def get(self, image_id: int) -> Record:
