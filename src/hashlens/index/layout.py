@@ -37,39 +37,17 @@ TABLES = (
 
 @dataclass(frozen=True)
 class Meta:
-    """What is true of the index at one commit.
-
-    Attributes
-    ----------
-    bits : int
-        Length of a code.
-    feature_dim : int
-        Width of a feature vector; 0 where the index holds codes only.
-    features : str
-        "float16" or "float32".
-    fingerprint : str
-        Of the encoder; empty where codes come from elsewhere.
-    model : str
-        Path of the model; empty where unknown.
-    generation : int
-        Number in the names of the array files; each ``compact`` begins a new one.
-    count : int
-        Rows of the arrays that are committed.
-    next_id : int
-        Id that the next image gets.
-    commit : int
-        Number of this commit.
-    """
+    """What is true of the index at one commit."""
 
     bits: int
-    feature_dim: int
-    features: str
-    fingerprint: str
-    model: str
-    generation: int = 1
-    count: int = 0
-    next_id: int = 0
-    commit: int = 0
+    feature_dim: int  # 0: codes only
+    features: str  # "float16" or "float32"
+    fingerprint: str  # of the encoder; empty where codes come from elsewhere
+    model: str  # path; empty where unknown
+    generation: int = 1  # in the names of the array files; each `compact` begins a new one
+    count: int = 0  # rows of the arrays that are committed
+    next_id: int = 0  # that the next image gets
+    commit: int = 0  # number of this commit
 
     def arrays(self, folder: Path) -> dict[str, ArrayFile]:
         """The array files of this generation, by name."""

@@ -83,24 +83,12 @@ def _gone() -> Refused:
 
 
 class _Place(NamedTuple):
-    """Where an image's bytes are.
+    """Where an image's bytes are."""
 
-    Attributes
-    ----------
-    path : Path
-        The image's file, or the file of which it is a row.
-    status : os.stat_result
-        Of that file now.
-    is_row : bool
-        Whether the file holds many images.
-    digest : bytes or None
-        Bytes that the file must have; None where its path is its own.
-    """
-
-    path: Path
-    status: os.stat_result
-    is_row: bool
-    digest: bytes | None
+    path: Path  # the image's file, or the file of which it is a row
+    status: os.stat_result  # of that file now
+    is_row: bool  # whether the file holds many images
+    digest: bytes | None  # of the bytes that the file must have; None where its path is its own
 
     def version(self, uri: str) -> str:
         """Names the image and the state of its file."""

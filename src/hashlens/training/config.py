@@ -139,29 +139,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Option:
-    """A field of ``TrainingConfig`` as a user meets it.
+    """A field of ``TrainingConfig`` as a user meets it."""
 
-    Attributes
-    ----------
-    name, help, flag : str
-        Key, one sentence without its full stop, and option of the command line.
-    kind : type
-        bool, int, float or str.
-    default : bool, int, float, str or None
-    open : bool
-        Whether None is allowed.
-    choices : tuple of str
-        All values that are allowed; empty: any.
-    low, high : float, optional
-    """
-
-    name: str
-    help: str
-    flag: str
-    kind: type
+    name: str  # key in a configuration
+    help: str  # one sentence without its full stop
+    flag: str  # option of the command line
+    kind: type  # bool, int, float or str
     default: Any
-    open: bool
-    choices: tuple[str, ...]
+    open: bool  # whether None is allowed
+    choices: tuple[str, ...]  # all values that are allowed; empty: any
     low: float | None
     high: float | None
 

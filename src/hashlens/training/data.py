@@ -37,24 +37,12 @@ Targets = NDArray[np.int64] | NDArray[np.bool_]
 
 
 class Inputs(NamedTuple):
-    """The images of a run.
+    """The images of a run."""
 
-    Attributes
-    ----------
-    pixels : Pixels
-        Images, or their features, by row.
-    rows : ndarray of shape (n,), int64
-        Position of each in the source.
-    skipped : sequence of Skipped
-        Images that could not be read so far.
-    twins : ndarray of shape (n,), int64
-        Equal for images of equal pixels; -1 where this is not known.
-    """
-
-    pixels: Pixels
-    rows: Rows
-    skipped: Sequence[Skipped]
-    twins: Rows
+    pixels: Pixels  # images, or their features, by row
+    rows: Rows  # (n,): position of each in the source
+    skipped: Sequence[Skipped]  # images that could not be read so far
+    twins: Rows  # (n,): equal for images of equal pixels; -1 where this is not known
 
 
 def decoded_inputs(
@@ -134,20 +122,11 @@ def feature_inputs(
 
 
 class Split(NamedTuple):
-    """Rows of the inputs.
+    """Rows of the inputs."""
 
-    Attributes
-    ----------
-    training, validation : ndarray of int64
-        No row is in both, and no validation image is known to be an exact copy of a training
-        image.
-    copies : int
-        Images that left validation because they were such copies.
-    """
-
-    training: Rows
-    validation: Rows
-    copies: int
+    training: Rows  # no row is in both parts
+    validation: Rows  # without images that are known to be copies of a training image
+    copies: int  # images that left validation because they were such copies
 
 
 def split_rows(labels: Rows, twins: Rows, config: TrainingConfig) -> Split:
@@ -182,24 +161,13 @@ def split_notes(source: Source, inputs: Inputs, split: Split) -> list[str]:
 
 
 class Batch(NamedTuple):
-    """Some training or validation images.
+    """Some training or validation images."""
 
-    Attributes
-    ----------
-    inputs : tensor
-        (b, size, size, channels) uint8 pixels, or (b, d) float32 features.
-    targets : tensor
-        (b,) int64 classes, or (b, classes) bool labels.
-    draws : tensor of shape (b, DRAWS), float32
-        Uniform in [0, 1); the first is 0 or 0.5 in turns over the epochs. Empty for validation.
-    rows : tensor of shape (b,), int64
-        Which images these are.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
+    inputs: torch.Tensor  # (b, size, size, channels) uint8 pixels, or (b, d) float32 features
+    targets: torch.Tensor  # (b,) int64 classes, or (b, classes) bool labels
+    # (b, DRAWS) in [0, 1), the first 0 or 0.5 in turns over the epochs; validation: none
     draws: torch.Tensor
-    rows: torch.Tensor
+    rows: torch.Tensor  # (b,): which images these are
 
 
 class TrainingBatches:
