@@ -39,7 +39,8 @@ def test_output_ends_with_the_next_three_commands(demo):
     assert len(NEXT_COMMANDS.splitlines()) == 3
     assert "classification error" in result.stdout
     assert f"hashlens search {out / 'index'} '" in result.stdout
-    assert [line.split()[0] for line in result.stdout.splitlines()[5:8]] == ["BCS", "HDS", "ES"]
+    modes = [line.split()[0] for line in result.stdout.splitlines()[5:9]]
+    assert modes == ["BCS", "ACS", "HDS", "ES"]
 
 
 def test_index_of_the_demo_can_be_searched(demo):
