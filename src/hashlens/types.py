@@ -438,7 +438,13 @@ class Searcher(Protocol):
         options : SearchOptions
             How many results, and which.
         latent : ndarray of shape (q, bits), float32, optional
-            Needed by ``acs``. A row of NaN: only its code is known, and all bits count alike.
+            Layer H before the sigmoid; needed by ``acs``. A row of NaN: only its code is known,
+            and all bits count alike.
+
+        Returns
+        -------
+        SearchResult
+            ids (q, k) int64 and distances (q, k).
         """
 
 

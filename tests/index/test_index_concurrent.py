@@ -80,6 +80,16 @@ def test_a_commit_stays_searchable_when_its_files_were_dropped(index: HashIndex)
     assert index.ids().tolist() == list(range(30, 40))
 
 
+def test_a_block_of_one_commit_does_not_see_what_is_written_meanwhile(index: HashIndex) -> None:
+    add_codes(index, 3)
+    with HashIndex.open(index.path) as reader:
+        with reader.one_commit():
+            with reader.one_commit():
+                add_codes(index, 2)
+            assert reader.ids().tolist() == [0, 1, 2]  # also after a block inside this one
+        assert reader.ids().tolist() == [0, 1, 2, 3, 4]
+
+
 def test_compacting_leaves_the_files_of_a_later_compact(
     index: HashIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

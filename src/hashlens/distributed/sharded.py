@@ -219,7 +219,7 @@ class ShardedIndex(Index):
     def _coarse_to_fine(
         self, codes: Codes, asked: Features, options: SearchOptions, trace: SearchTrace
     ) -> ShardedResult:
-        """Pools of the whole by codes, ordered by ``asked``: features, or latent values."""
+        """Pools of all shards by codes, ordered by ``asked``: features, or latent values."""
         started = time.perf_counter()
         k, exclude = options.k, options.exclude
         # One more than asked for, so that leaving one out leaves enough.

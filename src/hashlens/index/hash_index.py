@@ -223,24 +223,6 @@ class HashIndex(Index):
         options: SearchOptions,
         latent: Latent | None = None,
     ) -> SearchResult:
-        """Search with q encoded queries.
-
-        Parameters
-        ----------
-        codes : ndarray of shape (q, ceil(bits / 8)), uint8
-            Packed codes of the queries.
-        features : ndarray of shape (q, d), float32, or None
-            Needed by ``hds`` and ``es``.
-        options : SearchOptions
-            How many results, and which.
-        latent : ndarray of shape (q, bits), float32, optional
-            Layer H before the sigmoid; needed by ``acs``. A row of NaN: only the code is known.
-
-        Returns
-        -------
-        SearchResult
-            ids (q, k) int64 and distances (q, k).
-        """
         with self._last_commit() as view:
             return view.search(codes, features, options, latent)
 
@@ -517,11 +499,11 @@ class HashIndex(Index):
     def one_commit(self) -> Iterator[View]:
         """A block in which this thread reads one commit, whatever is written meanwhile."""
         with self._last_commit() as view:
-            self._views.view = view
+            before, self._views.view = getattr(self._views, "view", None), view
             try:
                 yield view
             finally:
-                self._views.view = None
+                self._views.view = before
 
     @contextmanager
     def _last_commit(self) -> Iterator[View]:
