@@ -12,12 +12,14 @@ from hashlens.training.recipes import RECIPES, ImageFacts, configure, recipe_val
 
 DIGITS = ImageFacts(images=1437, side=8, channels=1, cuda=False, bf16=False)
 CIFAR = ImageFacts(images=50_000, side=32, channels=3, cuda=False, bf16=True)
-PHOTOS = ImageFacts(images=3000, side=640, channels=3, cuda=False, bf16=False)
+PHOTOS = ImageFacts(images=3000, side=640, channels=3, cuda=False, bf16=False, rate=1.0)
 OPEN = {"weights"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("facts", [DIGITS, CIFAR, PHOTOS])
+@pytest.mark.parametrize(
+    "facts", [dataclasses.replace(f, rate=9.0) for f in (DIGITS, CIFAR, PHOTOS)]
+)
 @pytest.mark.parametrize("cuda", [False, True])
 def test_a_resolved_configuration_leaves_nothing_open(
     recipe: str, facts: ImageFacts, cuda: bool
@@ -35,12 +37,43 @@ def test_auto_picks_by_size_and_says_why() -> None:
     large, why = configure("auto", {}, PHOTOS)
     assert (large.recipe, large.freeze_backbone, large.size) == ("finetune", True, 128)
     assert any("no CUDA device" in reason for reason in why)
+    assert any("about 500 minutes at 1.0 images per second, more than 60" in line for line in why)
     on_gpu, _ = configure("auto", {}, dataclasses.replace(PHOTOS, cuda=True))
     assert on_gpu.freeze_backbone is False
 
 
+@pytest.mark.parametrize(
+    ("rate", "values", "frozen", "words"),
+    [
+        (8.4, {}, False, "about 60 minutes at 8.4 images per second"),  # 3000 images, 10 epochs
+        (8.2, {}, True, "about 61 minutes"),
+        (4.2, {"epochs": 5}, False, "about 60 minutes"),
+        (1.0, {"backbone": "timm:resnet18", "pretrained": False}, False, "weights are random"),
+        (1.0, {"freeze_backbone": False}, False, None),  # the user's own word
+    ],
+)
+def test_a_backbone_is_trained_where_that_takes_an_hour_or_less(
+    rate: float, values: dict[str, object], frozen: bool, words: str | None
+) -> None:
+    config, why = configure("finetune", values, dataclasses.replace(PHOTOS, rate=rate))
+    assert config.freeze_backbone is frozen
+    told = [line for line in why if line.startswith("freeze backbone")]
+    assert len(told) == (words is not None)
+    assert all(words in line for line in told if words)
+
+
+def test_the_time_of_training_is_measured_on_this_processor() -> None:
+    quick = dataclasses.replace(PHOTOS, images=40, rate=None)
+    values = {"backbone": "timm:lcnet_035", "size": 32, "pretrained": True, "epochs": 1}
+    config, why = configure("finetune", values, quick)
+    assert config.freeze_backbone is False
+    assert any("images per second, as a few steps show" in line for line in why)
+
+
 def test_auto_takes_given_weights_as_a_start() -> None:
-    config, why = configure("auto", {"weights": "w.safetensors"}, CIFAR)
+    config, why = configure(
+        "auto", {"weights": "w.safetensors"}, dataclasses.replace(CIFAR, rate=1.0)
+    )
     assert config.recipe == "finetune"
     assert "weights to start from" in why[0]
 
@@ -111,7 +144,7 @@ def test_the_paper_recipe_is_the_authors_solver() -> None:
 
 @pytest.mark.parametrize("cuda", [False, True])
 def test_the_paper_recipe_has_the_backbones_own_size_on_any_hardware(cuda: bool) -> None:
-    facts = dataclasses.replace(CIFAR, side=300, cuda=cuda)
+    facts = dataclasses.replace(CIFAR, side=300, cuda=cuda, rate=1.0)
     for backbone in ("alexnet", "caffenet"):  # the second takes no other
         assert configure("paper", {"backbone": backbone}, facts)[0].size is None
 

@@ -55,6 +55,9 @@ class TrainingConfig:
         "Train only the layers above the backbone, on features computed once",
         flag="--freeze-backbone/--train-backbone",
     )
+    frozen_share: float = _option(
+        0.0, "Share of the backbone's weights, from the image on, that stay as they are", 0, 1
+    )
     feature_layer: int | None = _option(
         None, "Units of a trained layer F7 over the backbone; 0: the backbone's features are F7", 0
     )
@@ -97,6 +100,13 @@ class TrainingConfig:
     rotate: float | None = _option(
         None, "Random rotation up to so many degrees, with a tenth of scale; 0: neither", 0, 180
     )
+    zoom: float = _option(
+        0.0, "Random zoom into a part whose sides are at least 1 - zoom of the image's", 0, 0.9
+    )
+    light: float = _option(
+        0.0, "Random change of brightness, contrast and saturation, up to this share", 0, 0.9
+    )
+    cutout: float = _option(0.0, "Blank a random square with sides of this share", 0, 0.9)
     average: float = _option(
         0.0,
         "Decay of the average of weights that is validated and kept; 0: none",

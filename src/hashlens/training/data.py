@@ -28,8 +28,8 @@ from hashlens.training.state import read_state, write_state
 from hashlens.types import Skipped
 
 FEATURES = "features.safetensors"
-DRAWS = 5
-"""Random numbers that an image gets for its augmentation."""
+DRAWS, MORE_DRAWS = 5, 9
+"""Random numbers that an image gets for its augmentation; those of `more` are drawn last."""
 _CHUNK = 256
 
 Rows = NDArray[np.int64]
@@ -165,7 +165,7 @@ class Batch(NamedTuple):
 
     inputs: torch.Tensor  # (b, size, size, channels) uint8 pixels, or (b, d) float32 features
     targets: torch.Tensor  # (b,) int64 classes, or (b, classes) bool labels
-    # (b, DRAWS) in [0, 1), the first 0 or 0.5 in turns over the epochs; validation: none
+    # (b, DRAWS + MORE_DRAWS) in [0, 1), the first 0 or 0.5 in turns; validation: none
     draws: torch.Tensor
     rows: torch.Tensor  # (b,): which images these are
 
@@ -208,7 +208,10 @@ class TrainingBatches:
             order = generator.permutation(len(self._rows))
         else:
             order = generator.choice(len(self._rows), len(self._rows), p=self._weights)
-        draws = generator.random((len(order), DRAWS), dtype=np.float32)
+        draws = np.concatenate(
+            [generator.random((len(order), n), dtype=np.float32) for n in (DRAWS, MORE_DRAWS)],
+            axis=1,
+        )
         # Every image is mirrored every other time: an epoch of half, then the other half.
         side = np.random.default_rng(self._seed).integers(0, 2, len(self._rows))
         draws[:, 0] = 0.5 * ((side[order] + epoch) % 2)

@@ -33,7 +33,7 @@ from hashlens.training.data import (
     split_rows,
 )
 from hashlens.training.folder import TrainingResult, kept_config, open_run, save_result
-from hashlens.training.module import HashModule
+from hashlens.training.module import HashModule, freeze_first
 from hashlens.training.objectives import create_objective
 from hashlens.training.recipes import configure, image_facts, named_values
 from hashlens.training.state import BEST, LAST, RUN, read_state
@@ -262,8 +262,7 @@ def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashMod
     if config.latent_std:
         nn.init.normal_(net.latent.weight, std=config.latent_std)
         nn.init.constant_(net.latent.bias, config.latent_bias)
-    if config.freeze_backbone:
-        net.backbone.requires_grad_(False)
+    freeze_first(net.backbone, 1.0 if config.freeze_backbone else config.frozen_share)
     objective = create_objective(
         config.objective,
         bits=config.bits,

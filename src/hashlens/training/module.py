@@ -74,10 +74,16 @@ class HashModule(lightning.LightningModule):
         if augment:
             flip = bool(self.config.flip)
             pixels = shift_and_flip(pixels, batch.draws, self.config.crop, flip)
+        values = pixels.float()
+        if augment and self.config.light:
+            values = change_light(values, batch.draws, self.config.light)
         # Convolutions are fastest when the channels stay last in memory.
-        images = ((pixels.float() - self.mean) / self.deviation).permute(0, 3, 1, 2)
-        if augment and self.config.rotate:
-            images = rotate_and_scale(images, batch.draws, self.config.rotate)
+        images = ((values - self.mean) / self.deviation).permute(0, 3, 1, 2)
+        if augment:
+            images = rotate_and_zoom(
+                images, batch.draws, self.config.rotate or 0.0, self.config.zoom
+            )
+            images = cut_out(images, batch.draws, self.config.cutout)
         return images.contiguous(memory_format=torch.channels_last)
 
     def output(self, net: LatentHashNet, batch: Batch, *, augment: bool) -> LatentOutput:
@@ -310,16 +316,69 @@ def _reflect(places: torch.Tensor, size: int) -> torch.Tensor:
     return last - (last - places.abs()).abs()
 
 
-def rotate_and_scale(images: torch.Tensor, draws: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Turn each image, and scale it by up to a tenth; what is missing is mirrored."""
-    if degrees == 0:
+def rotate_and_zoom(
+    images: torch.Tensor, draws: torch.Tensor, degrees: float, zoom: float = 0.0
+) -> torch.Tensor:
+    """Turn each image and scale it by up to a tenth, or zoom into a part; gaps are mirrored.
+
+    With ``zoom`` z the part's sides are 1 - z to 1 of the image's, their ratio up to 4:3, its place
+    is drawn.
+    """
+    if degrees == 0 and zoom == 0:
         return images
-    angle = (2 * draws[:, 3] - 1) * math.radians(degrees)
-    scale = 0.9 + 0.2 * draws[:, 4]
-    cosine, sine, zero = torch.cos(angle) * scale, torch.sin(angle) * scale, torch.zeros_like(angle)
-    turns = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
+    wide = high = torch.ones_like(draws[:, 0])
+    angle = torch.zeros_like(wide)
+    if degrees:
+        angle = (2 * draws[:, 3] - 1) * math.radians(degrees)
+        wide = high = 0.9 + 0.2 * draws[:, 4]
+    right = down = torch.zeros_like(wide)
+    if zoom:
+        side = 1 - zoom * draws[:, 5]
+        stretch = (4 / 3) ** (draws[:, 6] - 0.5)
+        part = torch.stack([side * stretch, side / stretch]).clamp(max=1.0)
+        right, down = (1 - part) * (2 * draws[:, 7:9].T - 1)
+        wide, high = wide * part[0], high * part[1]
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    turns = torch.stack(
+        [cosine * wide, -sine * high, right, sine * wide, cosine * high, down], dim=1
+    ).view(-1, 2, 3)
     grid = functional.affine_grid(turns.to(images.dtype), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def change_light(values: torch.Tensor, draws: torch.Tensor, strength: float) -> torch.Tensor:
+    """Multiply brightness, contrast and saturation, each by 1 - strength to 1 + strength.
+
+    ``values`` (b, size, size, channels) and the result are 0 to 255.
+    """
+    bright, contrast, colour = (1 + strength * (2 * draws[:, 9:12].T.to(values.dtype) - 1)).view(
+        3, -1, 1, 1, 1
+    )
+    values = values * bright
+    mean = values.mean(dim=(1, 2, 3), keepdim=True)
+    grey = values.mean(dim=3, keepdim=True)
+    values = mean + contrast * (grey - mean + colour * (values - grey))
+    return values.clamp(0, 255)
+
+
+def cut_out(images: torch.Tensor, draws: torch.Tensor, share: float) -> torch.Tensor:
+    """Blank a square of each image, with sides of this share of the image's (DeVries, 2017)."""
+    size = images.shape[-1]
+    side = round(share * size)
+    if side == 0:
+        return images
+    line = torch.arange(size, device=images.device)
+    first = (draws[:, 12:14] * (size - side + 1)).long()[:, :, None]
+    inside = (line >= first) & (line < first + side)
+    blank = inside[:, 1, :, None] & inside[:, 0, None, :]
+    return images.masked_fill(blank[:, None], 0.0)
+
+
+def freeze_first(backbone: nn.Module, share: float) -> None:
+    """Keep this share of a backbone's weights, from the image on, as they are."""
+    weights = list(backbone.parameters())
+    for weight in weights[: round(share * len(weights))]:
+        weight.requires_grad_(False)
 
 
 def is_folded(part: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ SMALL_SIDE = 64
 FEATURE_LAYER = 256
 # Networks of depthwise convolutions: on processors bfloat16 made these 16 to 26 % slower.
 _DEPTHWISE = ("mobilenet", "efficientnet", "mnasnet", "lcnet", "ghostnet", "tinynet")
-_PROBES = 24
+_PROBES, _TIMED = 24, 16
+FINE_TUNING = 10
+"""Passes over the images where a pre-trained backbone is trained too."""
+MINUTES = 60
+"""Fine-tuning is the default on a processor where it takes at most so long, by a measurement."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class ImageFacts:
         Whether there is a CUDA device.
     bf16 : bool
         Whether the hardware multiplies bfloat16 itself.
+    rate : float, optional
+        Images per second of training with the backbone; measured where it is needed and not given.
     """
 
     images: int
@@ -49,6 +56,7 @@ class ImageFacts:
     channels: int
     cuda: bool
     bf16: bool
+    rate: float | None = None
 
 
 def image_facts(source: Source) -> ImageFacts:
@@ -171,22 +179,58 @@ def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig
     else:
         name = "timm:resnet50" if facts.cuda else "timm:mobilenetv2_100"
         choose("backbone", name, where)
-        choose("freeze_backbone", not facts.cuda, "" if facts.cuda else where)
         if not facts.cuda and config.recipe != "paper":
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
     assert config.backbone is not None  # chosen above
     choose("pretrained", config.weights is None and _is_published(config.backbone))
+    slow = not facts.cuda and any(kind in config.backbone for kind in _DEPTHWISE)
+    choose("precision", "bf16" if facts.bf16 and not slow else "fp32")
+    choose("batch_size", 64 if facts.images < 5000 else 128 if facts.images < 20000 else 256)
+    if config.freeze_backbone is None:
+        choose("freeze_backbone", *_freezes(config, facts))
     # A backbone that stays as it is knows nothing of the classes: a layer above it learns them.
     frozen = config.freeze_backbone
     choose("feature_layer", FEATURE_LAYER if frozen else 0)
-    choose("batch_size", 64 if facts.images < 5000 else 128 if facts.images < 20000 else 256)
     # Enough passes for a few thousand steps, whatever the number of images.
-    passes = 30 if frozen else (16 if grey or not facts.cuda else 30) if scratch else 10
+    passes = 30 if frozen else (16 if grey or not facts.cuda else 30) if scratch else FINE_TUNING
     few = min(100, -(-80_000 // max(facts.images, 1)))
     choose("epochs", max(passes, few if scratch or frozen else passes))
     choose("validation", 0.1 if facts.images < 20000 else 0.05)
     choose("flip", not grey)
     choose("rotate", 12.0 if grey and scratch else 0.0)
-    slow = not facts.cuda and any(kind in config.backbone for kind in _DEPTHWISE)
-    choose("precision", "bf16" if facts.bf16 and not slow else "fp32")
     return config, reasons
+
+
+def _freezes(config: TrainingConfig, facts: ImageFacts) -> tuple[bool, str]:
+    """Whether the backbone stays as it is because training it takes too long, and the reason."""
+    if facts.cuda or not (config.pretrained or config.weights):
+        return False, "a CUDA device" if facts.cuda else "its first weights are random"
+    rate = facts.rate or training_rate(config, facts.channels)
+    minutes = facts.images * (config.epochs or FINE_TUNING) / rate / 60
+    cost = f"training it takes about {minutes:.0f} minutes at {rate:.1f} images per second"
+    if minutes <= MINUTES:
+        return False, f"{cost}, as a few steps show; --freeze-backbone is quicker, its codes worse"
+    return True, f"{cost}, more than {MINUTES}; --train-backbone does it all the same"
+
+
+def training_rate(config: TrainingConfig, channels: int) -> float:
+    """Images per second of training with a backbone on this processor, by the quickest step."""
+    import torch
+
+    from hashlens.models.backbones import create_backbone
+    from hashlens.training.module import freeze_first
+
+    assert config.backbone is not None
+    # Random weights take as long as others, and need no download.
+    backbone = create_backbone(config.backbone, channels=channels, size=config.size)
+    network = backbone.module.to(memory_format=torch.channels_last).eval()
+    freeze_first(network, config.frozen_share)
+    size = backbone.preprocessing.size
+    images = torch.rand(_TIMED, channels, size, size).to(memory_format=torch.channels_last)
+    seconds = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        for _ in range(3):
+            started = time.perf_counter()
+            network(images).square().mean().backward()
+            seconds.append(time.perf_counter() - started)
+    return _TIMED / min(seconds)
