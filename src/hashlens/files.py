@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,14 @@ class Uri(str):
     """The name of an image as sources write it: absolute, so that an index stores it as it is."""
 
     __slots__ = ()
+
+
+def compared(text: str) -> str:
+    """A label or word in the form (NFC) that all are compared in; paths stay as they are.
+
+    Some systems write é as one character, others as e and an accent.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def path_uri(path: str | os.PathLike[str]) -> Uri:

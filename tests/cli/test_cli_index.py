@@ -238,6 +238,26 @@ def test_sync_follows_a_folder(
     assert record.label == Path(record.uri).parent.name
 
 
+def test_summaries_count_what_was_passed_over(
+    photos: Path, digits_model: Path, tmp_path: Path
+) -> None:
+    folder, index = shutil.copytree(photos, tmp_path / "copy"), tmp_path / "shop.idx"
+    for name in ("a.cr2", "b.cr2", "c.mov", "notes", "@eaDir/1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no picture")
+    told = "passed over 4 (.cr2 2, .mov 1, no suffix 1)"
+    command = ["index", "create", index, folder, "--model", digits_model]
+    result = runner.invoke(app, [str(word) for word in command])
+    assert result.stdout == f"added 40, skipped 0, {told}; {index} holds 40 images\n"
+    assert "camera RAW is not read" in result.stderr
+    assert "left out 1 system folders: @eaDir" in result.stderr
+    assert told in run("index", "sync", index, folder)
+    counted = run_json("index", "add", index, folder, "--exclude", "*.cr2")["passed_over"]
+    assert counted == {".mov": 1, "no suffix": 1}
+    synced = run_json("index", "sync", index, folder, "--exclude", "digit 3")
+    assert synced["removed"] == len(list((folder / "digit 3").iterdir()))
+
+
 def test_remove_update_compact_verify(index: Path, photos: Path) -> None:
     file = next(photos.rglob("9.png"))
     ids = HashIndex.open(index).uris()

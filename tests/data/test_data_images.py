@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hashlens import ImageError, SourceError
-from hashlens.data.folders import list_images
+from hashlens.data.folders import list_folder
 from hashlens.data.image import MAX_PIXELS
 from hashlens.data.opening import load_image
 from hashlens.files import path_uri, uri_path
@@ -156,7 +156,7 @@ def test_a_name_that_is_not_utf8_has_a_uri_that_can_be_stored(tmp_path: Path) ->
             file.write(encoded(picture("cross", 0)))
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
-    [path] = list_images(tmp_path)
+    [path] = list_folder(tmp_path).paths
     uri = path_uri(os.fspath(path))
     assert uri.encode().startswith(b"file:///")
     assert uri_path(uri) == path
@@ -248,7 +248,7 @@ def test_listing_is_recursive_sorted_and_follows_no_loops(tmp_path: Path) -> Non
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
     (tmp_path / "linked").symlink_to(tmp_path / "b")
-    found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)]
+    found = [str(path.relative_to(tmp_path)) for path in list_folder(tmp_path).paths]
     assert found == [
         "a/deep/er/x.webp",
         "b/10.jpg",
@@ -265,9 +265,9 @@ def test_listing_is_recursive_sorted_and_follows_no_loops(tmp_path: Path) -> Non
 def test_listing_what_is_no_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SourceError, match="no such folder"):
-        list_images(tmp_path / "none")
+        list_folder(tmp_path / "none")
     with pytest.raises(SourceError, match="expected a folder, got a file"):
-        list_images(tmp_path / "file")
+        list_folder(tmp_path / "file")
 
 
 def test_folders_and_files_without_permission_are_named() -> None:
@@ -279,9 +279,11 @@ def test_folders_and_files_without_permission_are_named() -> None:
         "from hashlens import HashlensError\n"
         "Image.init()  # all that is imported is imported before rights are given up\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "for step in (lambda: open_source(sys.argv[1]), lambda: load_image(sys.argv[2]),\n"
+        "for step in (lambda: open_source(sys.argv[1]),\n"
+        "             lambda: open_source(sys.argv[1], strict=True),\n"
+        "             lambda: load_image(sys.argv[2]),\n"
         "             lambda: open_source(sys.argv[1] + '/closed/inner')):\n"
-        "    try: step(); print('read')\n"
+        "    try: print(getattr(step(), 'notes', 'read'))\n"
         "    except HashlensError as error: print(error)\n"
     )
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
@@ -294,7 +296,8 @@ def test_folders_and_files_without_permission_are_named() -> None:
         command = [sys.executable, "-c", code, name, str(root / "closed.png")]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
         (root / "closed").chmod(0o755)
-    folder, file, inner = answer.stdout.splitlines()
+    notes, folder, file, inner = answer.stdout.splitlines()
+    assert f"left out 1 folders that may not be listed: {name}/closed" in notes
     assert f"{name}/closed: no permission to list this folder" in folder
     assert file == f"{name}/closed.png: no permission to read it"
     assert "no permission" in inner

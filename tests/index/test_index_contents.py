@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,48 @@ def test_sync_encodes_only_what_changed(
         index.sync(folder, [])
     assert len(index) == 8
     assert index.verify() == []
+
+
+def test_sync_keeps_what_could_not_be_listed(index: HashIndex, tmp_path: Path) -> None:
+    closed = save_pictures(tmp_path / "photos" / "closed", 2)
+    paths = save_pictures(tmp_path / "photos" / "open", 3, seed=5)
+    index.add([*closed, *paths])
+    folder = tmp_path / "photos"
+    kept = [closed[0].parent, paths[0]]
+    assert index.sync(folder, paths[1:2], kept=kept)[:5] == (0, 0, 0, 1, 1)
+    assert sorted(index.uris()) == sorted(map(str, [*closed, *paths[:2]]))
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+def test_words_are_compared_in_one_form_of_unicode(
+    index: HashIndex, stored: str, asked: str
+) -> None:
+    def written(text: str) -> str:
+        return unicodedata.normalize(stored, text)
+
+    def wanted(text: str) -> str:
+        return unicodedata.normalize(asked, text)
+
+    metadata = [{written("größe"): 5, "place": written("Orléans")}, {"place": "Paris"}, {}]
+    add_codes(index, 3, labels=[written("café"), "tea", None], metadata=metadata)
+    for where in (
+        {"label": wanted("café")},
+        {"label": [wanted("café"), "milk"]},
+        {wanted("größe"): 5},
+        {wanted("größe"): {">": 4}},
+        {"place": wanted("Orléans")},
+        {"place": {"<": wanted("Orlêans")}},
+    ):
+        assert [hit.id for hit in index.search(0, k=9, mode="bcs", where=where)] == [0]
+    index.update(1, label=wanted("thé"))
+    assert index.label_counts() == {"café": 1, "thé": 1, None: 1}
+    with index.store.writing() as (connection, _):  # as older versions wrote it
+        sql = "UPDATE images SET label = ? WHERE id = 1"
+        connection.execute(sql, (unicodedata.normalize("NFD", "café"),))
+    assert index.label_counts() == {"café": 2, None: 1}
+    found = index.search(0, k=9, mode="bcs", where={"label": wanted("café")})
+    assert sorted(hit.id for hit in found) == [0, 1]
 
 
 def test_exports_hold_the_living_images(index: HashIndex, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from hashlens import Encoder, HashIndex, open_source
-from hashlens.data.folders import list_images
+from hashlens.data.folders import list_folder
 from hashlens.files import content_digest
 from hashlens.service.app import create_app
 from hashlens.service.errors import Refused
@@ -134,7 +134,7 @@ def test_a_folder_reached_through_a_link_is_indexed_served_and_synced(
             Image.new("L", (28, 28), 3).save(folder / "small.png")  # not what was indexed
             statuses = [client.get(f"/v1/images/{i}/thumbnail").status_code for i in index.ids()]
             assert sorted(statuses) == [200, 404]
-            report = index.sync(linked, list_images(linked))
+            report = index.sync(linked, list_folder(linked).paths)
             assert (report.added, report.updated, report.unchanged) == (0, 1, 1)
             assert {client.get(f"/v1/images/{i}/thumbnail").status_code for i in index.ids()} == {
                 200

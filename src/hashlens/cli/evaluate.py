@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import typer
 
-from hashlens.cli.opening import RADIUS, make_folder, parse_radius, show_skipped, stored_radius
-from hashlens.cli.options import JSON, MODEL, STRICT, note, tell
+from hashlens.cli.opening import (
+    RADIUS,
+    make_folder,
+    parse_radius,
+    passed_over,
+    reading_options,
+    show_skipped,
+    stored_radius,
+)
+from hashlens.cli.options import (
+    EXCLUDE,
+    IMAGE_COLUMN,
+    JSON,
+    LABEL_COLUMN,
+    MODEL,
+    STRICT,
+    note,
+    tell,
+)
 
 
 def evaluate_command(
@@ -32,6 +50,9 @@ def evaluate_command(
         metavar="K",
         help="Further cutoffs of mean average precision, next to 1000 and all; may be repeated.",
     ),
+    exclude: list[str] = EXCLUDE,
+    image_column: str | None = IMAGE_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -47,6 +68,7 @@ def evaluate_command(
     if radius is not None and pool is not None:
         raise typer.BadParameter("give --radius or --pool, not both")
     limit = parse_radius(radius)
+    from hashlens.data.opening import open_source
     from hashlens.models.encoder import Encoder
     from hashlens.workflows.score import evaluate, write_report
 
@@ -54,10 +76,12 @@ def evaluate_command(
     encoder = Encoder.load(model)
     if limit == "proposed":
         limit = stored_radius(encoder, model)
+    reading = reading_options(exclude, strict, image_column, label_column)
+    base, asked = open_source(database, **reading), open_source(queries, **reading)
     scored = evaluate(
         encoder,
-        database,
-        queries,
+        base,
+        asked,
         radius=limit,
         pool=pool,
         map_at=map_at or (),
@@ -67,7 +91,8 @@ def evaluate_command(
     for warning in scored.warnings:
         note(f"warning: {warning}")
     show_skipped(scored.skipped)
-    lines = [str(scored)]
+    others = Counter(base.passed_over) + Counter(asked.passed_over)
+    lines = [str(scored) + passed_over(others)]
     if out is not None:
         lines.append(f"report: {write_report(scored, out)}")
     tell(scored.to_dict(), "\n".join(lines), as_json)
@@ -81,6 +106,9 @@ def inspect_command(
     ),
     out: Path | None = typer.Option(None, help="Folder for a page with pictures."),
     seed: int = typer.Option(0, help="Chooses the images to compare, if there are many."),
+    exclude: list[str] = EXCLUDE,
+    image_column: str | None = IMAGE_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -91,13 +119,16 @@ def inspect_command(
 
     Example: hashlens inspect model/ --out inspection/
     """
+    from hashlens.data.opening import open_source
     from hashlens.models.checkpoint import update_config
     from hashlens.models.encoder import Encoder
     from hashlens.workflows.inspect import inspect_model, radius_table, write_inspection
 
     make_folder(out)
     encoder = Encoder.load(model)
-    inspected = inspect_model(encoder, data, seed=seed, strict=strict, progress=True)
+    reading = reading_options(exclude, strict, image_column, label_column)
+    source = None if data is None else open_source(data, **reading)
+    inspected = inspect_model(encoder, source, seed=seed, strict=strict, progress=True)
     show_skipped(inspected.encoded.skipped)
     lines = inspected.findings()
     radii = inspected.inspection.radii
@@ -122,6 +153,9 @@ def labels_command(
         None, help="Folder for the page, a picture sheet and the list of all images as CSV."
     ),
     first: int = typer.Option(20, min=0, help="Number of doubtful images to print."),
+    exclude: list[str] = EXCLUDE,
+    image_column: str | None = IMAGE_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -138,7 +172,8 @@ def labels_command(
 
     make_folder(out)
     encoder = Encoder.load(model)
-    report = examine_labels(encoder, open_source(data), strict=strict, progress=True)
+    reading = reading_options(exclude, strict, image_column, label_column)
+    report = examine_labels(encoder, open_source(data, **reading), strict=strict, progress=True)
     for warning in report.warnings:
         note(f"warning: {warning}")
     show_skipped(report.skipped)

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hashlens.cli.opening import open_given, open_index, parse_metadata, show_skipped, skipped_json
-from hashlens.cli.options import INDEX, INDEX_MODEL, JSON, STRICT, tell
+from hashlens.cli.opening import (
+    GivenImages,
+    open_given,
+    open_index,
+    parse_metadata,
+    passed_over,
+    reading_options,
+    show_skipped,
+    skipped_json,
+)
+from hashlens.cli.options import (
+    EXCLUDE,
+    IMAGE_COLUMN,
+    INDEX,
+    INDEX_MODEL,
+    JSON,
+    LABEL_COLUMN,
+    STRICT,
+    note,
+    tell,
+)
 from hashlens.cli.search import printable, save_picture
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.report.progress import ProgressBar
@@ -44,6 +62,9 @@ def create_command(
         "search with --mode acs and bcs.",
     ),
     metadata: list[str] = METADATA,
+    exclude: list[str] = EXCLUDE,
+    image_column: str | None = IMAGE_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     strict: bool = STRICT,
     shards: int | None = typer.Option(
         None, min=1, help="Make an index in so many shards, encoded on a Ray cluster."
@@ -76,10 +97,11 @@ def create_command(
     if features not in (*FEATURE_TYPES, "none"):
         raise typer.BadParameter(f"--features: expected float16, float32 or none, got {features!r}")
     shared = parse_metadata(metadata)
-    images = open_given(sources or [])
+    reading = reading_options(exclude, strict, image_column, label_column)
+    images = open_given(sources or [], **reading)
     encoder = Encoder.load(model)
     with HashIndex.create(index, encoder, features=features, model=model) as made:
-        _add(made, images.uris, images.labels, shared, strict, as_json)
+        _add(made, images, shared, strict, as_json)
 
 
 def add_command(
@@ -88,6 +110,9 @@ def add_command(
     label: str | None = typer.Option(None, help="Label of all these images."),
     metadata: list[str] = METADATA,
     model: Path | None = INDEX_MODEL,
+    exclude: list[str] = EXCLUDE,
+    image_column: str | None = IMAGE_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -98,20 +123,18 @@ def add_command(
     shared = parse_metadata(metadata)
     if not sources:
         raise typer.BadParameter("expected at least one image, folder or other source")
-    images = open_given(sources)
-    labels = images.labels if label is None else [label] * len(images.uris)
+    reading = reading_options(exclude, strict, image_column, label_column)
+    images = open_given(sources, **reading)
+    if label is not None:
+        images = images._replace(labels=[label] * len(images.uris))
     with open_index(index, model, encode=True) as opened:
-        _add(opened, images.uris, labels, shared, strict, as_json)
+        _add(opened, images, shared, strict, as_json)
 
 
 def _add(
-    index: Index,
-    uris: list[str],
-    labels: Sequence[str | None],
-    metadata: dict[str, Any],
-    strict: bool,
-    as_json: bool,
+    index: Index, images: GivenImages, metadata: dict[str, Any], strict: bool, as_json: bool
 ) -> None:
+    uris, labels = images.uris, images.labels
     known, new = set(index.uris()), []
     for place, uri in enumerate(uris):
         if uri not in known:
@@ -130,12 +153,14 @@ def _add(
         "index": str(index.path),
         "added": len(report.ids),
         "skipped": skipped_json(report.skipped),
+        "passed_over": dict(images.passed_over),
         "already_there": len(uris) - len(new),
         "images": len(index),
     }
     text = f"added {len(report.ids)}, skipped {len(report.skipped)}"
     if len(new) < len(uris):
         text += f", {len(uris) - len(new)} were there already"
+    text += passed_over(images.passed_over)
     tell(result, f"{text}; {index.path} holds {len(index)} images", as_json)
 
 
@@ -143,6 +168,7 @@ def sync_command(
     index: Path = INDEX,
     folder: Path = typer.Argument(..., help="Folder of images; sub-folders name classes."),
     model: Path | None = INDEX_MODEL,
+    exclude: list[str] = EXCLUDE,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -152,10 +178,15 @@ def sync_command(
 
     Example: hashlens index sync shop.idx photos/
     """
-    from hashlens.data.folders import list_images
+    from hashlens.data.folders import folder_classes, list_folder
+    from hashlens.data.source import ReadOptions
 
     root = Path(os.path.abspath(folder.expanduser()))
-    paths = list_images(root)
+    found = list_folder(root, ReadOptions(tuple(exclude), strict))
+    parts = [path.relative_to(root).parts for path in found.paths]
+    labels = folder_classes(str(root), parts).names
+    for line in found.notes():
+        note(f"note: {line}")
     with open_index(index, model, encode=True) as opened, ProgressBar("encoding", None) as bar:
         done = 0
 
@@ -165,27 +196,21 @@ def sync_command(
             done = now
 
         report = opened.sync(
-            root,
-            paths,
-            [_class_of(path, root) for path in paths],
-            progress=progress,
-            strict=strict,
+            root, found.paths, labels, progress=progress, strict=strict, kept=found.unread
         )
         images = len(opened)
     show_skipped([] if as_json else report.skipped)
     counts = {key: value for key, value in report._asdict().items() if key != "skipped"}
-    result = {"index": str(index), **counts, "skipped": skipped_json(report.skipped)}
+    result = {
+        "index": str(index),
+        **counts,
+        "skipped": skipped_json(report.skipped),
+        "passed_over": dict(found.passed_over),
+    }
     counts["skipped"] = len(report.skipped)
     text = ", ".join(f"{value} {key}" for key, value in counts.items())
+    text += passed_over(found.passed_over)
     tell({**result, "images": images}, f"{text}; {index} holds {images} images", as_json)
-
-
-def _class_of(path: Path, root: Path) -> str | None:
-    """Name of the sub-folder that an image is in, as for a class folder."""
-    parts = path.relative_to(root).parts
-    if len(parts) < 2:
-        return None
-    return os.fsencode(parts[0]).decode("utf-8", "backslashreplace")
 
 
 def create_in_shards(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -76,22 +77,35 @@ def load_encoder(path: Path, model: Path | None) -> Encoder:
     return Encoder.load(chosen)
 
 
+def reading_options(
+    exclude: Sequence[str], strict: bool, image_column: str | None, label_column: str | None
+) -> dict[str, Any]:
+    """The options of a command as those of ``open_source``."""
+    return {
+        "exclude": exclude,
+        "strict": strict,
+        "image_column": image_column,
+        "label_column": label_column,
+    }
+
+
 class GivenImages(NamedTuple):
-    """Images to add: URIs, and a label or None for each."""
+    """Images to add: URIs, and a label or None for each; and other files, by suffix."""
 
     uris: list[str]
     labels: list[str | None]
+    passed_over: Counter[str]
 
 
-def open_given(sources: Sequence[str]) -> GivenImages:
-    """Image files, folders and other sources as one list."""
-    from hashlens.data.folders import SUFFIXES
+def open_given(sources: Sequence[str], **options: Any) -> GivenImages:
+    """Image files, folders and other sources as one list; options as for ``open_source``."""
+    from hashlens.data.folders import is_image_name
     from hashlens.data.opening import open_source
     from hashlens.files import path_uri
 
-    found = GivenImages([], [])
+    found = GivenImages([], [], Counter())
     for spec in sources:
-        if Path(spec).suffix.lower() in SUFFIXES and Path(spec).is_file():
+        if is_image_name(spec) and Path(spec).is_file():
             found.uris.append(path_uri(spec))
             found.labels.append(None)
             continue
@@ -100,9 +114,10 @@ def open_given(sources: Sequence[str]) -> GivenImages:
                 f"{spec}: not an image by its name; expected one such as x.jpg or x.png (convert "
                 "other kinds first), a folder or a .parquet file"
             )
-        source = open_source(spec)
+        source = open_source(spec, **options)
         for note in source.notes:
             typer.echo(f"note: {note}", err=True)
+        found.passed_over.update(source.passed_over)
         found.uris.extend(source.uris)
         found.labels.extend(source.label_name(i) for i in range(len(source)))
     return found
@@ -125,6 +140,13 @@ def show_skipped(skipped: Sequence[Skipped]) -> None:
     if len(skipped) > _SKIPPED_SHOWN:
         more = len(skipped) - _SKIPPED_SHOWN
         typer.echo(f"skipped {more} more; --json lists all", err=True)
+
+
+def passed_over(counts: Mapping[str, int]) -> str:
+    """The end of a summary: how many files were no images, by suffix."""
+    from hashlens.data.folders import count_words
+
+    return f", passed over {sum(counts.values())} ({count_words(counts)})" if counts else ""
 
 
 def skipped_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:

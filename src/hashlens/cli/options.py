@@ -16,6 +16,19 @@ INDEX_MODEL = typer.Option(
     help="Folder of a model, or an exported .onnx file. [default: the one the index remembers]",
 )
 STRICT = typer.Option(False, "--strict", help="Stop at an unreadable image.")
+EXCLUDE = typer.Option(
+    [],
+    "--exclude",
+    metavar="PATTERN",
+    help="Files and folders to leave out, by name or path below the folder, such as '*.tmp' or "
+    "2023/raw; may be repeated.",
+)
+IMAGE_COLUMN = typer.Option(
+    None, "--image-column", help="Column of a table that holds the images. [default: by its name]"
+)
+LABEL_COLUMN = typer.Option(
+    None, "--label-column", help="Column of a table that holds the labels. [default: by its name]"
+)
 JSON = typer.Option(False, "--json", help="Print the result as one JSON object.")
 
 

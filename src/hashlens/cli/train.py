@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hashlens.cli.options import JSON, STRICT, note, tell
+from hashlens.cli.opening import passed_over, reading_options
+from hashlens.cli.options import EXCLUDE, IMAGE_COLUMN, JSON, LABEL_COLUMN, STRICT, note, tell
 from hashlens.errors import InvalidInputError
 from hashlens.training.config import TrainingConfig
 from hashlens.training.config import options as config_options
 
 if TYPE_CHECKING:
+    from hashlens.data.source import Source
     from hashlens.training.folder import TrainingResult
 
 
@@ -59,6 +61,9 @@ def train_command(
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace the model in --out once the new one is complete."
     ),
+    exclude: list[str] = EXCLUDE,
+    image_column: str | None = IMAGE_COLUMN,
+    label_column: str | None = LABEL_COLUMN,
     strict: bool = STRICT,
     show_config: bool = typer.Option(
         False, "--show-config", help="Print the configuration as TOML and leave."
@@ -80,13 +85,19 @@ def train_command(
         raise typer.BadParameter(f"--devices: expected a number or auto, got {devices!r}")
     values = {name: value for name, value in values.items() if value is not None}
     try:
+        if source is not None:
+            from hashlens.data.opening import open_source
+
+            reading = reading_options(exclude, strict, image_column, label_column)
+            images = open_source(source, **reading)
         if source is None or out is None or show_config:
-            typer.echo(_configuration(source, recipe, values), nl=False)
+            config = _configuration(None if source is None else images, recipe, values)
+            typer.echo(config, nl=False)
             return
         from hashlens.training.fit import is_first_process, train
 
         result = train(
-            source,
+            images,
             out,
             recipe=recipe,
             unsupervised=unsupervised,
@@ -100,23 +111,21 @@ def train_command(
     except InvalidInputError as error:
         raise typer.BadParameter(str(error)) from error
     if is_first_process():
-        _tell(result, source, as_json)
+        _tell(result, images, as_json)
 
 
-def _configuration(source: str | None, recipe: str, values: dict[str, Any]) -> str:
+def _configuration(source: Source | None, recipe: str, values: dict[str, Any]) -> str:
     """The configuration as TOML, complete and with its reasons where there is a source."""
     from hashlens.training.recipes import configure, recipe_values
 
     if source is None:
         known = {} if recipe == "auto" else recipe_values(recipe)
         return TrainingConfig().with_values({**known, **values}).to_toml()
-    from hashlens.data.opening import open_source
-
-    config, reasons = configure(recipe, values, open_source(source))
+    config, reasons = configure(recipe, values, source)
     return "".join(f"# {reason}\n" for reason in reasons) + config.to_toml()
 
 
-def _tell(result: TrainingResult, source: str, as_json: bool) -> None:
+def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
     config = result.config
     best = next((scores for scores in result.history if scores["epoch"] == result.best_epoch), None)
     answer = {
@@ -124,6 +133,7 @@ def _tell(result: TrainingResult, source: str, as_json: bool) -> None:
         "fingerprint": result.fingerprint,
         "bits": config.bits,
         "backbone": config.backbone,
+        "passed_over": dict(source.passed_over),
     }
     if best is None:
         from hashlens.models.checkpoint import read_config
@@ -152,9 +162,9 @@ def _tell(result: TrainingResult, source: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    typer.echo(f"{result.out}: {line}")
+    typer.echo(f"{result.out}: {line}{passed_over(source.passed_over)}")
     typer.echo(
-        f"next: hashlens index create INDEX {quote(source)} --model {quote(str(result.out))}"
+        f"next: hashlens index create INDEX {quote(source.spec)} --model {quote(str(result.out))}"
     )
 
 

@@ -1,18 +1,23 @@
-"""Folders of image files: one sub-folder per class, or no classes."""
+"""Folders of image files: what they hold, and which of their sub-folders are classes."""
 
 from __future__ import annotations
 
+import mimetypes
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from hashlens.data.source import FileImages, Source
+from hashlens.data.image import looks_like_image, plugin_suffixes
+from hashlens.data.source import FileImages, ReadOptions, Source
 from hashlens.errors import SourceError, system_reason
-from hashlens.files import path_uri
-
-_SPLIT_NAMES = frozenset({"train", "training", "test", "val", "valid", "validation", "dev"})
+from hashlens.files import compared, path_uri
 
 SUFFIXES = frozenset(
     {
@@ -22,68 +27,276 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 """File names that are taken for images when a folder is listed; case does not matter."""
 
+_HEIC = frozenset({".heic", ".heif", ".hif"})
+_RAW = frozenset(
+    {
+        ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef",
+        ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2",
+        ".srf", ".srw", ".x3f",
+    }
+)  # fmt: skip
+_COPIES = (".bak", ".orig", ".old", ".tmp", ".temp", ".part", ".crdownload", "_original", "~")
+# What operating systems, network disks and photo programs put between pictures.
+_SYSTEM = frozenset(
+    {
+        "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot",
+        "$recycle.bin", "recycler", "system volume information", "found.000", "lost+found",
+        "__macosx", "thumbnails", "thumbs", "_thumbs",
+    }
+)  # fmt: skip
+_SHOWN = 10
 
-def open_folder(spec: str, folder: Path) -> Source:
+
+@dataclass
+class Listing:
+    """What was found below a folder.
+
+    ``passed_over`` counts files that are no images here, by suffix; ``unread`` are folders that
+    may not be listed, and pictures of a kind that cannot be read here.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    system: list[str] = field(default_factory=list)
+    excluded: int = 0
+    unread: list[Path] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """What was left out, in words."""
+        notes = []
+        if self.passed_over:
+            total = sum(self.passed_over.values())
+            hint = ""
+            if set(self.passed_over) & _HEIC:
+                hint += "; HEIC is read with pip install 'hashlens[heic]'"
+            if set(self.passed_over) & _RAW:
+                hint += "; camera RAW is not read, export it as JPEG"
+            notes.append(
+                f"passed over {total} files that are no images here: "
+                f"{count_words(self.passed_over)}{hint}"
+            )
+        if self.system:
+            notes.append(f"left out {len(self.system)} system folders: {_some(self.system)}")
+        if self.excluded:
+            notes.append(f"left out {self.excluded} files and folders by --exclude")
+        if self.denied:
+            notes.append(
+                f"left out {len(self.denied)} folders that may not be listed: {_some(self.denied)}"
+            )
+        return notes
+
+
+def count_words(counts: Mapping[str, int]) -> str:
+    """Counts by kind, the largest first: ``.heic 40, .cr2 3, no suffix 2``."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ordered[_SHOWN:])
+    words = [f"{kind} {count}" for kind, count in ordered[:_SHOWN]]
+    return ", ".join(words + ([f"others {rest}"] if rest else []))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def open_folder(
+    spec: str,
+    folder: Path,
+    options: ReadOptions | None = None,
+    *,
+    all_classes: bool = False,
+) -> Source:
     """A folder of images as a source.
 
-    Each sub-folder is a class, with all images below it at any depth. Files in the folder itself
-    are unlabelled.
+    With ``all_classes`` every sub-folder is a class, whatever its name and what is in it.
     """
-    paths = list_images(folder)
-    if not paths:
+    options = options or ReadOptions()
+    listing = list_folder(folder, options)
+    if not listing.paths:
+        left_out = "".join(f"; {note}" for note in listing.notes())
         raise SourceError(
             f"{path_uri(str(folder))}: no images found; expected files such as .jpg or "
-            ".png, best in one sub-folder per class"
+            f".png, best in one sub-folder per class{left_out}"
         )
     root = Path(os.path.abspath(folder))
-    parts = [path.relative_to(root).parts for path in paths]
-    names = sorted({part[0] for part in parts if len(part) > 1})
-    _refuse_splits(spec, names, {part[0] for part in parts if len(part) > 2})
+    parts = [path.relative_to(root).parts for path in listing.paths]
+    found = folder_classes(spec, parts, all_classes=all_classes)
+    names = sorted({name for name in found.names if name is not None})
     position = {name: i for i, name in enumerate(names)}
-    labels = np.array([position[p[0]] if len(p) > 1 else -1 for p in parts], np.int64)
-    store = FileImages(tuple(path_uri(path) for path in paths))
-    classes = tuple(_readable(name) for name in names)
-    notes = _notes(root, names, int((labels < 0).sum()))
-    return Source(spec, classes, labels, store, np.arange(len(paths)), None, notes)
+    labels = np.array([-1 if n is None else position[n] for n in found.names], np.int64)
+    store = FileImages(tuple(path_uri(path) for path in listing.paths))
+    notes = (*_notes(root, found, names), *listing.notes())
+    return Source(
+        spec,
+        tuple(names),
+        labels,
+        store,
+        np.arange(len(parts)),
+        notes=notes,
+        passed_over=dict(listing.passed_over),
+    )
 
 
-def _refuse_splits(spec: str, names: list[str], nested: set[str]) -> None:
-    if names and set(names) <= nested and {name.lower() for name in names} <= _SPLIT_NAMES:
-        choices = " or ".join(f"{spec.rstrip('/')}#{name}" for name in names)
-        raise SourceError(f"{spec}: split into parts, not classes; name one: {choices}")
+class FolderClasses(NamedTuple):
+    """The class of each file, and the folder, below the root, whose sub-folders are the classes."""
+
+    names: list[str | None]
+    base: tuple[str, ...] = ()
+    is_dated: bool = False
+
+
+def folder_classes(
+    spec: str, parts: Sequence[tuple[str, ...]], *, all_classes: bool = False
+) -> FolderClasses:
+    """Read classes off paths below a folder, given in parts.
+
+    A folder that only wraps others is gone through; folders named by dates are no classes; a
+    folder that is split into parts, or could be, is refused.
+    """
+    depth = 0
+    if not all_classes:
+        depth = _wrapped(parts)
+        tops = Counter(part[depth] for part in parts if len(part) > depth + 1)
+        dated = sum(_DATE.fullmatch(name) is not None for name in tops)
+        if 2 * dated > len(tops):
+            return FolderClasses([None] * len(parts), is_dated=True)
+        inside = [part[depth:] for part in parts if len(part) > depth + 1]
+        base = "/".join([spec.rstrip("/"), *(parts[0][:depth] if depth else ())])
+        _refuse_splits(base, tops, inside)
+    length = depth + 1
+    base_parts = next((part[:depth] for part in parts if len(part) > length), ())
+    names = [
+        _readable(part[depth]) if len(part) > length and part[:depth] == base_parts else None
+        for part in parts
+    ]
+    return FolderClasses(names, base_parts)
+
+
+# A year, with or without month and day, also before words: 2023, 2023-05, 20230514 Rome.
+_DATE = re.compile(
+    r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?(0[1-9]|[12]\d|3[01]))?(\D.*)?)?", re.DOTALL
+)
+
+
+def _wrapped(parts: Sequence[tuple[str, ...]]) -> int:
+    """How many folders lie around those that may be classes: 1 for ``dataset/cat/1.jpg``."""
+    depth, left = 0, list(parts)
+    while True:
+        deeper = [part for part in left if len(part) > depth + 1]
+        tops = {part[depth] for part in deeper}
+        if len(tops) > 1 or any(_DATE.fullmatch(name) for name in tops):
+            return depth
+        # A picture or two next to the folder, such as a cover, does not make it a class.
+        inner = [part for part in deeper if len(part) > depth + 2]
+        if 10 * (len(left) - len(inner)) > len(left) or not inner:
+            return 0
+        depth, left = depth + 1, inner
+
+
+_SPLIT_WORD = re.compile(
+    r"train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?|pred(iction)?|holdout|unlabell?ed"
+)
+_NUMBERED_WORD = re.compile(r"fold|part|split|set")
+
+
+def _without_split_word(name: str) -> str | None:
+    """What a name of a part says next to that, such as ``seg`` of ``seg_train``; None: no part."""
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+    words = [word.removesuffix("set") or word for word in words]
+    rest = [word for word in words if not _SPLIT_WORD.fullmatch(word)]
+    if len(rest) == len(words) and name[-1:].isdigit():
+        rest = [word for word in words if not _NUMBERED_WORD.fullmatch(word)]
+    return None if len(rest) == len(words) else " ".join(w for w in rest if w != "set")
+
+
+def _refuse_splits(spec: str, tops: Collection[str], parts: Iterable[tuple[str, ...]]) -> None:
+    """Refuse folders that are parts of a data set, by what they hold and by their names."""
+    names = sorted(tops)
+    nested: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for part in parts:
+        nested[part[0]][compared(part[1]) if len(part) > 2 else ""] += 1
+    held = {name: set(inside) - {""} for name, inside in nested.items()}
+    having = [name for name in names if held[name]]
+    known = [name for name in names if _without_split_word(name) is not None]
+    if len(names) > 1 and known == names and len({*map(_without_split_word, names)}) == 1:
+        raise _is_split(spec, names)
+    spread = Counter(inside for name in having for inside in held[name])
+    shared = {inside for inside, times in spread.items() if times > 1}
+    shared = {inside for inside in shared if _without_split_word(inside) is None}
+    repeats = len(having) > 1 and all(
+        2 * len(held[name] & shared) >= len(held[name])
+        and 10 * nested[name][""] < nested[name].total()
+        for name in having
+    )
+    if not repeats:
+        return
+    if len([name for name in having if name in known]) > 1:
+        raise _is_split(spec, names)
+    if len(having) <= len(shared) and len(having) == len(names):
+        raise SourceError(
+            f"{spec}: the sub-folders {_some(sorted(shared))} are in each of {_some(names)}: parts "
+            f"of one data set, or classes? For a part write {_choices(spec, names)}; if "
+            f"{_some(names)} are the classes, write {spec}#*"
+        )
+
+
+def _is_split(spec: str, names: Sequence[str]) -> SourceError:
+    return SourceError(f"{spec}: split into parts, not classes; name one: {_choices(spec, names)}")
+
+
+def _choices(spec: str, names: Sequence[str]) -> str:
+    return " or ".join(f"{spec}#{name}" for name in names[:_SHOWN])
 
 
 def _readable(name: str) -> str:
-    """A class name that can be stored and printed, also where the folder's name is not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A class name that can be stored, printed and compared, whatever the folder's name is."""
+    return compared(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def _notes(root: Path, names: list[str], unlabelled: int) -> tuple[str, ...]:
+def _notes(root: Path, found: FolderClasses, names: Sequence[str]) -> list[str]:
+    if found.is_dated:
+        return [
+            f"the sub-folders of {path_uri(str(root))} are named by dates, so they are not taken "
+            f"for classes; if they are, write {path_uri(str(root))}#*"
+        ]
     if not names:
-        return (f"{path_uri(str(root))} has no sub-folders with images, so no classes",)
+        return [f"{path_uri(str(root))} has no sub-folders with images, so no classes"]
     notes = []
+    if found.base:
+        notes.append(f"the classes are the sub-folders of {'/'.join(found.base)}")
     empty = sorted(
         entry.name
-        for entry in os.scandir(root)
-        if not entry.name.startswith(".") and entry.name not in names and entry.is_dir()
+        for entry in os.scandir(root.joinpath(*found.base))
+        if not _is_system(entry.name) and _readable(entry.name) not in names and entry.is_dir()
     )
     if empty:
         notes.append(f"{len(empty)} sub-folders have no images: {', '.join(empty[:5])}")
-    if unlabelled:
+    if unlabelled := found.names.count(None):
         notes.append(f"{unlabelled} images are outside the sub-folders and are unlabelled")
-    return tuple(notes)
+    return notes
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """All image files below a folder, by their suffix, sorted by path.
+def list_folder(folder: str | Path, options: ReadOptions | None = None) -> Listing:
+    """All image files below a folder, sorted by path, and what else is there.
 
-    Links are followed, loops of links are not; names that start with a dot are left out.
+    A file is an image by its suffix, or by its content where the suffix says nothing. Links are
+    followed, loops of links are not; names that start with a dot are left out.
     """
+    listing = Listing()
     root = Path(os.path.abspath(os.path.expanduser(folder)))
-    return sorted(_walk(root, frozenset()))
+    _walk(root, root, frozenset(), options or ReadOptions(), listing)
+    listing.paths.sort()
+    return listing
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _walk(
+    folder: Path,
+    root: Path,
+    above: frozenset[tuple[int, int]],
+    options: ReadOptions,
+    listing: Listing,
+) -> None:
     name = path_uri(os.fspath(folder))
     try:
         status = os.stat(folder)
@@ -95,19 +308,55 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
         raise SourceError(f"{name}: no such folder; check the path") from error
     except NotADirectoryError as error:
         raise SourceError(f"{name}: expected a folder, got a file") from error
-    except PermissionError as error:
-        raise SourceError(
-            f"{name}: no permission to list this folder; allow reading it or move it away"
-        ) from error
     except OSError as error:
+        if folder != root and not options.strict:
+            listing.denied.append(name)
+            listing.unread.append(folder)
+            return
+        if isinstance(error, PermissionError):
+            raise SourceError(
+                f"{name}: no permission to list this folder; allow reading it or move it away"
+            ) from error
         raise SourceError(f"{name}: cannot list this folder ({system_reason(error)})") from error
     for entry in entries:
-        if entry.name.startswith("."):
+        path = folder / entry.name
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if options.excludes(entry.name, path.relative_to(root).as_posix()):
+            listing.excluded += 1
+        elif _is_folder(entry):
+            if not _is_system(entry.name):
+                _walk(path, root, above | {here}, options, listing)
+            elif not entry.name.startswith("."):
+                listing.system.append(path.relative_to(root).as_posix())
+        elif entry.name.startswith("."):
             continue
-        if _is_folder(entry):
-            yield from _walk(folder / entry.name, above | {here})
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield folder / entry.name
+        elif is_image_name(entry.name) or (_says_nothing(suffix) and looks_like_image(path)):
+            listing.paths.append(path)
+        else:
+            listing.passed_over[suffix if 1 < len(suffix) < 12 else "no suffix"] += 1
+            if suffix in _HEIC:
+                listing.unread.append(path)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like that of an image that can be read here."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in SUFFIXES or suffix in plugin_suffixes()
+
+
+def _says_nothing(suffix: str) -> bool:
+    if suffix in _RAW or suffix.endswith(_COPIES):
+        return False
+    return _known_kinds().guess_type(f"x{suffix}") == (None, None)
+
+
+@cache
+def _known_kinds() -> mimetypes.MimeTypes:
+    return mimetypes.MimeTypes()  # Python's own list; the machine's would differ
+
+
+def _is_system(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM or name.lower().endswith(".lrdata")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +29,12 @@ MAX_FILE_BYTES = 1 << 31
 """Largest file that is read: no picture of ``MAX_PIXELS`` takes more."""
 
 # Pillow also opens formats that start other programs or read other files; those stay closed.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = (
+    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"),
+    *("HEIF", "JXL"),
+)
+_PLUGIN_SUFFIXES = {"HEIF": (".heic", ".heif", ".hif"), "JXL": (".jxl",)}
+_JPEG_XL_PLUGINS = ("pillow_jxl", "jxlpy.JXLImagePlugin")
 
 
 class UnreadableImageError(ImageError):
@@ -73,12 +81,24 @@ def decode(raw: RawImage, name: str, *, size_hint: int | None = None) -> Image.I
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(name, f"over the limit of {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(name, "not an image in a known format") from error
+        raise UnreadableImageError(name, _unknown_kind(data)) from error
     except OSError as error:
         raise UnreadableImageError(name, _os_reason(error)) from error
     except Exception as error:  # Pillow's readers raise anything on damaged files
         reason = f"damaged ({type(error).__name__}: {error})".replace("\n", " ")
         raise UnreadableImageError(name, reason) from error
+
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def _unknown_kind(data: bytes) -> str:
+    """Why no reader takes a file."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" not in _known_formats():
+        return "HEIC, which is read with pip install 'hashlens[heic]'"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) and "JXL" not in _known_formats():
+        return "JPEG XL, which is read with pip install pillow-jxl-plugin"
+    return "not an image in a known format"
 
 
 def read_file(path: Path, name: str) -> tuple[bytes, os.stat_result]:
@@ -108,15 +128,39 @@ def _os_reason(error: OSError) -> str:
     return f"damaged ({error})".replace("\n", " ")
 
 
-_formats: list[str] = []
-
-
+@cache
 def _known_formats() -> list[str]:
-    global _formats
-    if not _formats:
-        Image.init()
-        _formats = [name for name in _FORMATS if name in Image.OPEN]
-    return _formats
+    """Formats that can be read here: those of Pillow, and of its plugins that are installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    for plugin in _JPEG_XL_PLUGINS:  # each registers itself
+        with suppress(ImportError):
+            import_module(plugin)
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+@cache
+def plugin_suffixes() -> frozenset[str]:
+    """Names of files that plugins of Pillow read here, if they are installed."""
+    formats = _known_formats()
+    known = (ends for name, ends in _PLUGIN_SUFFIXES.items() if name in formats)
+    return frozenset(suffix for ends in known for suffix in ends)
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether a file whose name says nothing begins like an image that can be read here."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return False
+        with Image.open(path, formats=_known_formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True  # it is listed, and refused with the reason
+    except Exception:  # Pillow's readers raise anything on files of other kinds
+        return False
 
 
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:

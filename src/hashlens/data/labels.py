@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, MissingExtraError, SourceError
+from hashlens.files import compared
 
 
 class Labels(NamedTuple):
@@ -70,7 +71,7 @@ def _flat_labels(column: Any, names: tuple[str, ...] | None, where: str) -> Labe
             f"{where}: expected whole numbers, words, or lists of either, got {kind}; "
             "convert the column"
         )
-    words = np.array([word or "" for word in column.to_pylist()], dtype=object)
+    words = np.array([compared(word or "") for word in column.to_pylist()], dtype=object)
     present = tuple(sorted(set(words.tolist()) - {""}))
     positions = {word: i for i, word in enumerate(names or present)}
     unknown = sorted(set(present) - set(positions))
@@ -122,7 +123,7 @@ def _class_names(metadata: bytes | None, where: str) -> tuple[str, ...] | None:
     names = feature.get("names") if isinstance(feature, Mapping) else None
     if not isinstance(names, list) or not names:
         return None
-    words = tuple(str(name) for name in names)
+    words = tuple(compared(str(name)) for name in names)
     if len(set(words)) != len(words):
         raise SourceError(f"{where}: class names repeat; expected each name once")
     return words
@@ -141,7 +142,8 @@ def require_labels(source: Source, *, classes: int = 2, images: int = 2) -> None
     if len(present) < classes:
         raise SourceError(
             f"{source.spec}: this needs at least {classes} classes, got {len(present)} "
-            f"('{source.classes[present[0]]}'); add images of another class"
+            f"('{source.classes[present[0]]}'); add images of another class, or train with "
+            "--unsupervised"
         )
     few = [i for i in present if counts[i] < images]
     if few:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashlens.data.folders import list_images, open_folder
+from hashlens.data.folders import list_folder, open_folder
 from hashlens.data.hub import HubImages, open_dataset, open_hub
 from hashlens.data.image import RawImage, UnreadableImageError, decode, image_name, read_file
 from hashlens.data.labels import split_validation
-from hashlens.data.source import ImageStore, Source
+from hashlens.data.source import ImageStore, ReadOptions, Source
 from hashlens.data.tables import (
     open_arrow,
     open_frame,
@@ -45,7 +46,14 @@ _SHAPES = (
 )
 
 
-def open_source(source: Any) -> Source:
+def open_source(
+    source: Any,
+    *,
+    exclude: Sequence[str] = (),
+    strict: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
     """Open images and labels.
 
     Parameters
@@ -61,6 +69,14 @@ def open_source(source: Any) -> Source:
         ``label`` (or ``labels``); a torch ``Dataset`` or list of pairs (image, label). An image
         is encoded bytes, a path, a PIL image, or an array or tensor of pixels. A ``Source`` is
         returned as it is.
+    exclude : sequence of str
+        Patterns such as ``"*.tmp"`` or ``"2023/raw"``: files and folders to leave out, by their
+        name or by their path below the folder.
+    strict : bool
+        Raise where a folder below may not be listed, instead of leaving it out.
+    image_column, label_column : str, optional
+        Columns of a table; by default the first that is there of the names in
+        docs/reference/sources.md.
 
     Returns
     -------
@@ -90,6 +106,7 @@ def open_source(source: Any) -> Source:
     """
     if isinstance(source, Source):
         return source
+    options = ReadOptions(tuple(exclude), strict, image_column, label_column)
     if not isinstance(source, str | os.PathLike):
         return _open_in_memory(source)
     text = os.fspath(source)
@@ -101,10 +118,10 @@ def open_source(source: Any) -> Source:
         return _open_hub(text, text.removeprefix("hub:"))
     path = Path(os.path.expanduser(text))
     if _exists(path):
-        return _open_path(text, path)
+        return _open_path(text, path, options)
     base, mark, part = os.path.expanduser(text).rpartition("#")
     if mark and base and _exists(Path(base)):
-        return _open_part(text, Path(base), part)
+        return _open_part(text, Path(base), part, options)
     name = base if mark else text
     if _HUB_NAME.fullmatch(name) and not _looks_local(name):
         try:
@@ -200,24 +217,24 @@ def _open_hub(spec: str, name: str) -> Source:
     return open_hub(spec, name, split or None)
 
 
-def _open_path(spec: str, path: Path) -> Source:
+def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
     if path.is_dir():
-        return _open_directory(spec, path)
+        return _open_directory(spec, path, options)
     if path.suffix.lower() == ".parquet":
         return open_parquet_source(spec, path)
     raise SourceError(f"{_shown(spec)}: one file, but no source of many images; {_SHAPES}")
 
 
-def _open_directory(spec: str, folder: Path) -> Source:
+def _open_directory(spec: str, folder: Path, options: ReadOptions) -> Source:
     tables = _tables(folder)
     if not tables:
-        return open_folder(spec, folder)
-    if list_images(folder):
+        return open_folder(spec, folder, options)
+    if list_folder(folder, options).paths:
         raise SourceError(
             f"{spec}: holds both images and {tables[0].name}; name the file, or take it out"
         )
     if len(tables) == 1:
-        return _open_path(spec, tables[0])
+        return _open_path(spec, tables[0], options)
     base = spec.rstrip("/")
     choices = " or ".join(f"{base}#{table.stem}" for table in tables)
     raise SourceError(f"{spec}: holds {len(tables)} parquet files; name one: {choices}")
@@ -232,7 +249,7 @@ def _tables(folder: Path) -> list[Path]:
         ) from error
 
 
-def _open_part(spec: str, base: Path, part: str) -> Source:
+def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source:
     if not base.is_dir():
         raise SourceError(
             f"{_shown(spec)}: one row of a file names an image, not a source; use {base} itself"
@@ -240,9 +257,11 @@ def _open_part(spec: str, base: Path, part: str) -> Source:
     tables = _tables(base)
     for table in tables:
         if table.stem == part:
-            return _open_path(spec, table)
+            return _open_path(spec, table, options)
+    if part == "*":
+        return open_folder(spec, base, options, all_classes=True)
     if part and (base / part).is_dir():
-        return open_folder(spec, base / part)
+        return open_folder(spec, base / part, options)
     names = [table.stem for table in tables]
     names += sorted(entry.name for entry in base.iterdir() if entry.is_dir())
     choices = ", ".join(f"#{name}" for name in names[:10]) or "nothing to choose"

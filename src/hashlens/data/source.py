@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -13,6 +14,20 @@ from PIL import Image
 from hashlens.data.image import RawImage, UnreadableImageError, decode
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.files import Uri, uri_path
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a source is read; see ``open_source``."""
+
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+
+    def excludes(self, name: str, path: str) -> bool:
+        """Whether a pattern fits a file or folder: its name, or its path below the root."""
+        return any(fnmatchcase(text, each) for each in self.exclude for text in (name, path))
 
 
 class ImageStore(Protocol):
@@ -98,6 +113,8 @@ class Source:
         Multi-label sources only: which of the c classes each image has.
     notes : tuple of str
         What a person should know about how the source was read.
+    passed_over : mapping of str to int
+        Files of a folder that are no images here, by suffix.
     """
 
     spec: str
@@ -107,6 +124,7 @@ class Source:
     rows: NDArray[np.int64]
     label_matrix: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = field(default=())
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

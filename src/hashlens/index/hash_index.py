@@ -436,6 +436,7 @@ class HashIndex(Index):
         *,
         progress: Callable[[int, int], None] | None = None,
         strict: bool = False,
+        kept: Sequence[Path] = (),
     ) -> SyncReport:
         """Make the index say what a folder holds, encoding only what is new or changed.
 
@@ -455,6 +456,9 @@ class HashIndex(Index):
             Called with the number of images encoded, and the number to encode.
         strict : bool
             Raise on an unreadable image instead of skipping it.
+        kept : sequence of Path
+            Files, and folders with all below, that could not be read: what the index has of them
+            stays.
 
         Returns
         -------
@@ -466,7 +470,7 @@ class HashIndex(Index):
             If there are no paths, though images of the index come from this folder.
         """
         syncing = FolderSync(self.store, self.require_encoder(), Path(folder), progress, strict)
-        return syncing.run(paths, labels)
+        return syncing.run(paths, labels, kept)
 
     def remove(self, ids: Any) -> None:
         """Remove images, in one commit; their space is freed by ``compact``.

@@ -444,6 +444,7 @@ class Index(Searcher, Protocol):
         *,
         progress: Callable[[int, int], None] | None = None,
         strict: bool = False,
+        kept: Sequence[Path] = (),
     ) -> SyncReport:
         """Make the index say what a folder holds, encoding only what is new or changed."""
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
+from hashlens.files import compared
 from hashlens.index.layout import ArrayFile, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
@@ -191,7 +192,11 @@ class View(NamedTuple):
     def label_counts(self) -> dict[str | None, int]:
         """Living images with each label."""
         sql = "SELECT label, COUNT(*) FROM images WHERE alive GROUP BY label ORDER BY label"
-        return {load_text(label): count for label, count in self.connection.execute(sql)}
+        counts: dict[str | None, int] = {}
+        for stored, count in self.connection.execute(sql):
+            label = None if stored is None else compared(load_text(stored) or "")
+            counts[label] = counts.get(label, 0) + count
+        return counts
 
     def uris(self) -> dict[str, list[int]]:
         """Ids of living images with each URI."""

@@ -26,7 +26,7 @@ from hashlens.index.layout import (
     read_meta,
 )
 from hashlens.index.rows import row_checksum
-from hashlens.index.where import METADATA_FUNCTION, metadata_value
+from hashlens.index.where import LABEL_FUNCTION, METADATA_FUNCTION, label_value, metadata_value
 
 WRITER_WAIT_SECONDS = 20.0
 """How long a writer waits for another one."""
@@ -180,6 +180,7 @@ class Store:
         )
         connection.execute("PRAGMA synchronous = FULL")
         connection.create_function(METADATA_FUNCTION, 2, metadata_value, deterministic=True)
+        connection.create_function(LABEL_FUNCTION, 1, label_value, deterministic=True)
         return connection
 
     def _require_commit(self, meta: Meta, head: int | None) -> None:

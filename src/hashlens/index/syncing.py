@@ -56,12 +56,14 @@ class FolderSync:
     progress: Callable[[int, int], None] | None = None
     strict: bool = False
 
-    def run(self, paths: Sequence[Path], labels: Sequence[Any] | None) -> SyncReport:
-        """Make the index say that the folder holds these files."""
+    def run(
+        self, paths: Sequence[Path], labels: Sequence[Any] | None, kept: Sequence[Path] = ()
+    ) -> SyncReport:
+        """Make the index say that the folder holds these files, and those ``kept`` as they are."""
         if labels is not None:
             check_lengths(len(paths), labels=labels)
         names = [None] * len(paths) if labels is None else [store_label(label) for label in labels]
-        plan = self._plan(paths, names)
+        plan = self._plan(paths, names, {os.path.abspath(path) for path in kept})
         if plan.changes:
             writing.update_records(self.store, plan.changes)
         if plan.gone:
@@ -69,9 +71,13 @@ class FolderSync:
         added, updated, skipped = self._encode(plan.jobs)
         return SyncReport(added, updated, plan.moved, len(plan.gone), plan.unchanged, skipped)
 
-    def _plan(self, paths: Sequence[Path], labels: Sequence[str | bytes | None]) -> _Plan:
+    def _plan(
+        self, paths: Sequence[Path], labels: Sequence[str | bytes | None], kept: set[str]
+    ) -> _Plan:
         with self.store.reading() as (connection, _):
             known = _known_under(connection, self.folder)
+        if kept:
+            known = {uri: held for uri, held in known.items() if not _is_under(uri, kept)}
         if known and not paths:
             raise IndexStoreError(
                 f"{self.folder}: holds no images, but {len(known)} in the index come from there; "
@@ -159,6 +165,12 @@ def _compare(plan: _Plan, path: Path, uri: Uri, entry: _Known) -> None:
         plan.unchanged += 1
         return
     plan.jobs.append(_Job(uri, entry.id, None))
+
+
+def _is_under(uri: str, places: set[str]) -> bool:
+    """Whether a file is one of these, or below one of them."""
+    path = uri_path(uri)
+    return any(os.fspath(place) in places for place in (path, *path.parents))
 
 
 def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list[_Known]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hashlens.errors import InvalidInputError
+from hashlens.files import compared
 from hashlens.index.rows import load_text, store_text
 
 _COMPARISONS = (">=", "<=", ">", "<")
@@ -16,12 +17,26 @@ _COMPARISONS = (">=", "<=", ">", "<")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:/-]{1,200}")
 
 METADATA_FUNCTION = "hashlens_metadata"
+LABEL_FUNCTION = "hashlens_label"
 
 
 def metadata_value(metadata: str | None, key: str | bytes) -> Any:
-    """SQL function: one value of a metadata text; a list or mapping as JSON text."""
-    value = json.loads(metadata).get(load_text(key)) if metadata else None
+    """SQL function: one value of a metadata text, words as they are compared.
+
+    A list or mapping comes as JSON text.
+    """
+    values, name = json.loads(metadata) if metadata else {}, load_text(key) or ""
+    value = values.get(name)
+    if value is None and not name.isascii():
+        value = next((values[own] for own in values if compared(own) == compared(name)), None)
+    if isinstance(value, str):
+        value = compared(value)
     return json.dumps(value) if isinstance(value, dict | list) else _bindable(value)
+
+
+def label_value(label: str | bytes | None) -> str | bytes | None:
+    """SQL function: a label as it is compared."""
+    return store_text(compared(load_text(label) or "")) if label is not None else None
 
 
 def compile_where(where: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
@@ -71,11 +86,13 @@ def _equal(key: str, column: str, own: list[Any], value: Any) -> tuple[str, list
     if value is None:
         return f"{column} IS NULL", own
     value = _checked(key, value)
+    if key == "label" and isinstance(value, str) and not value.isascii():
+        return f"{LABEL_FUNCTION}(label) = ?", [value]
     if key == "label" or not isinstance(value, str | bytes):
         return f"{column} = ?", [*own, value]
     # SQLite's JSON functions end text at the first NUL; where one is about, Python compares.
     exact = f"{METADATA_FUNCTION}(metadata, ?) = ?"
-    if isinstance(value, bytes) or "\0" in value:
+    if isinstance(value, bytes) or "\0" in value or not value.isascii():
         return exact, [store_text(key), value]
     sql = f"{column} = ? AND (instr(metadata, '\\u0000') = 0 OR {exact})"
     return sql, [*own, value, store_text(key), value]
@@ -108,7 +125,7 @@ def _checked(key: str, value: Any) -> Any:
 def _bindable(value: Any) -> Any:
     """A JSON scalar as SQLite takes it."""
     if isinstance(value, str):
-        return store_text(value)
+        return store_text(compared(value))
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         try:
             return float(value)

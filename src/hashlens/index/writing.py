@@ -18,6 +18,7 @@ from hashlens.errors import InvalidInputError
 from hashlens.files import (
     FileState,
     Uri,
+    compared,
     parse_row,
     path_uri,
     row_uri,
@@ -333,7 +334,7 @@ def store_label(label: Any) -> str | bytes | None:
     if label is None:
         return None
     if isinstance(label, str):
-        return store_text(str(label))
+        return store_text(compared(str(label)))
     if isinstance(label, int | np.integer) and not isinstance(label, bool):
         return str(int(label))
     raise InvalidInputError(f"label: expected a class name, got {label!r}")

@@ -207,6 +207,7 @@ def evaluate(
         source if isinstance(source, Source) else open_source(source)
         for source in (database, queries)
     )
+    notes = [f"{given.spec}: {note}" for given in (database, queries) for note in given.notes]
     queries, unlabelled = _labelled(queries, database)
     held, asked = NamedLabels.of(database), NamedLabels.of(queries)
     matched = match_classes(held, asked)
@@ -246,7 +247,7 @@ def evaluate(
         radius,
         pool,
         0 if exclude is None else int((exclude >= 0).sum()),
-        (*unlabelled, *matched.warnings, *model_warnings),
+        (*notes, *unlabelled, *matched.warnings, *model_warnings),
         encoder.mode,
     )
 
