@@ -68,7 +68,7 @@ def test_readers_see_whole_commits_while_another_process_writes(tmp_path: Path) 
 def test_a_commit_stays_searchable_when_its_files_were_dropped(index: HashIndex) -> None:
     add_codes(index, 40)
     with HashIndex.open(index.path) as other, index.store.reading() as transaction:
-        snapshot = Snapshot(index.store, transaction)
+        snapshot = Snapshot(transaction)
         other.remove(list(range(30)))
         assert other.compact() == 30
         searcher = snapshot.searcher(transaction.connection)
@@ -76,7 +76,7 @@ def test_a_commit_stays_searchable_when_its_files_were_dropped(index: HashIndex)
             snapshot.codes[:1], None, SearchOptions(1, mode="bcs")
         ).ids == [[0]]
         with pytest.raises(IndexStoreError, match="missing"):
-            Snapshot(index.store, transaction)
+            Snapshot(transaction)
     assert index.ids().tolist() == list(range(30, 40))
 
 

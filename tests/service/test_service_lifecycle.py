@@ -256,3 +256,31 @@ def test_a_weak_key_is_refused(index_dir: Path, tmp_path: Path, key: str) -> Non
     result = CliRunner().invoke(command_line, arguments)
     assert result.exit_code == 1
     assert "openssl rand" in result.stderr
+
+
+def test_an_index_that_is_replaced_is_served_and_changed_unharmed(
+    writable_dir: Path, encoder: Encoder, picture: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = writable_dir.with_name("rebuilt.idx")
+    with HashIndex.create(other, encoder) as rebuilt:
+        codes, features = encoder.encode([draw("cross", seed) for seed in range(120)])
+        rebuilt.add_encoded(codes, features, [f"new/{i}.png" for i in range(120)])
+    key = {"Authorization": f"Bearer {KEY}"}
+    with running(writable_dir, encoder, key=KEY) as service:
+        assert service.client.get("/v1/index").json()["images"] == 90
+        writable_dir.rename(writable_dir.with_name("old.idx"))
+        other.rename(writable_dir)
+        assert service.client.get("/v1/index").json()["images"] == 120
+        hits = service.client.post("/v1/search", files={"image": picture}).json()["hits"]
+        assert {hit["label"] for hit in hits} == {None}
+        refused = service.client.delete("/v1/images/5", headers=key)
+        assert (refused.status_code, "replaced" in refused.json()["detail"]) == (409, True)
+        assert "the index was replaced by another one" in caplog.text
+        assert service.client.delete("/v1/images/5", headers=key).status_code == 204
+        added = service.client.post("/v1/images", files={"image": picture}, headers=key)
+        assert added.status_code == 201
+        assert service.client.get("/v1/index").json()["images"] == 120
+    for path, images in ((writable_dir, 120), (writable_dir.with_name("old.idx"), 90)):
+        with HashIndex.open(path) as index:
+            assert index.verify() == []
+            assert len(index) == images

@@ -68,9 +68,8 @@ class HashIndex(Index):
         self._snapshot: Snapshot | None = None
         self._views = threading.local()
         try:
-            with self._last_commit() as view:
-                if encoder is not None:
-                    require_same_model(store.path, view.snapshot.meta, encoder)
+            with self._last_commit():
+                pass
         except BaseException:
             store.close()
             raise
@@ -163,6 +162,19 @@ class HashIndex(Index):
             one whose codes it holds.
         """
         return cls(Store(Path(path), read_only=read_only), encoder)
+
+    def accept_replacement(self) -> bool:
+        """Let changes go to the index that stands at the path now.
+
+        Reading follows a folder that is replaced by another one by itself. Changes are refused
+        from then on, because ids may mean other images; call this once the caller knows.
+
+        Returns
+        -------
+        bool
+            Whether it is another index than the one that was opened or accepted last.
+        """
+        return self.store.accept_replacement()
 
     def close(self) -> None:
         """Close the database; arrays stay mapped while something uses them."""
@@ -518,9 +530,11 @@ class HashIndex(Index):
         for last_try in (False, False, True):
             with self.store.reading() as transaction:
                 snapshot = self._snapshot
-                if snapshot is None or snapshot.meta.commit != transaction.meta.commit:
+                if snapshot is None or not snapshot.is_of(transaction):
+                    if self.encoder is not None:  # another index may have come to the path
+                        require_same_model(self.path, transaction.meta, self.encoder)
                     try:
-                        snapshot = Snapshot(self.store, transaction)
+                        snapshot = Snapshot(transaction)
                     except IndexStoreError:
                         # `compact` may have switched files since the transaction began.
                         if last_try or self.store.meta().generation == transaction.meta.generation:

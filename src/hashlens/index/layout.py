@@ -5,24 +5,28 @@ from __future__ import annotations
 import mmap
 import os
 import sqlite3
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.packing import code_bytes
 from hashlens.errors import IndexStoreError
+from hashlens.files import sync_directory
 
 FORMAT_VERSION = 1
 APPLICATION_ID = 0x484C4E53  # "HLNS"
 FEATURE_TYPES = ("float16", "float32")
 DATABASE = "index.sqlite"
 ARRAYS = ("codes", "features", "ids")
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would change the ends of lines
 
 TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -33,6 +37,62 @@ TABLES = (
     "CREATE TABLE blocks (array TEXT NOT NULL, block INTEGER NOT NULL, checksum INTEGER NOT NULL, "
     "PRIMARY KEY (array, block)) WITHOUT ROWID",
 )
+
+
+class Folder:
+    """The folder of an index, held open: its files stay its own when it is moved or replaced.
+
+    Where the system cannot open a file relative to a folder, its path is used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        if os.open in os.supports_dir_fd and os.listdir in os.supports_fd:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            weakref.finalize(self, os.close, self._descriptor)
+
+    def open(self, name: str, flags: int) -> int:
+        """A descriptor of a file, as ``os.open`` gives it."""
+        if self._descriptor is None:
+            return os.open(self.path / name, flags, 0o666)
+        try:
+            return os.open(name, flags, 0o666, dir_fd=self._descriptor)
+        except OSError as error:
+            error.filename = os.fspath(self.path / name)  # the name that the user knows
+            raise
+
+    def identity(self, name: str) -> tuple[int, int]:
+        """What tells a file from another one under its name."""
+        if self._descriptor is None:
+            return identity(self.path / name)
+        found = os.stat(name, dir_fd=self._descriptor)
+        return found.st_dev, found.st_ino
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with suppress(FileNotFoundError):
+            if self._descriptor is None:
+                os.unlink(self.path / name)
+            else:
+                os.unlink(name, dir_fd=self._descriptor)
+
+    def names(self) -> list[str]:
+        """Names of the files in it."""
+        return os.listdir(self.path if self._descriptor is None else self._descriptor)
+
+    def sync(self) -> None:
+        """Make the names in it durable."""
+        if self._descriptor is None:
+            sync_directory(self.path)
+        else:
+            os.fsync(self._descriptor)
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a file from another one that has its path later: device and inode."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -49,7 +109,7 @@ class Meta:
     next_id: int = 0  # that the next image gets
     commit: int = 0  # number of this commit
 
-    def arrays(self, folder: Path) -> dict[str, ArrayFile]:
+    def arrays(self, folder: Folder) -> dict[str, ArrayFile]:
         """The array files of this generation, by name."""
         shapes = {
             "codes": (np.dtype("u1"), code_bytes(self.bits)),
@@ -57,7 +117,7 @@ class Meta:
             "ids": (np.dtype("<i8"), 1),
         }
         return {
-            name: ArrayFile(folder / f"{name}.{self.generation}", dtype, width)
+            name: ArrayFile(folder, f"{name}.{self.generation}", dtype, width)
             for name, (dtype, width) in shapes.items()
         }
 
@@ -144,9 +204,15 @@ _RESTORE = "restore the folder from a backup, or make the index again with `hash
 class ArrayFile:
     """A file of fixed-size rows; the database says how many of them are committed."""
 
-    path: Path
+    folder: Folder
+    name: str
     dtype: np.dtype[Any]
     width: int
+
+    @property
+    def path(self) -> Path:
+        """Its path when the folder was opened."""
+        return self.folder.path / self.name
 
     @property
     def row_bytes(self) -> int:
@@ -155,8 +221,15 @@ class ArrayFile:
 
     def create(self) -> None:
         """Make the file, empty; an older one is replaced."""
-        with self.path.open("wb") as file:
-            os.fsync(file.fileno())
+        descriptor = self.folder.open(self.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        """Delete the file, if it is there; what is mapped stays readable."""
+        self.folder.remove(self.name)
 
     def append(
         self, rows: NDArray[Any], count: int, checksums: Mapping[int, int]
@@ -167,7 +240,7 @@ class ArrayFile:
         """
         data = np.ascontiguousarray(rows, self.dtype).view(np.uint8).reshape(-1).data
         start = count * self.row_bytes
-        with self._open(count, "r+b") as file:
+        with self._open(count, os.O_RDWR) as file:
             file.truncate(start)
             file.seek(start)
             written = 0
@@ -208,10 +281,11 @@ class ArrayFile:
         for block in self.damaged_blocks(rows, checksums):
             raise IndexStoreError(self.damage(block))
 
-    def _open(self, count: int, mode: Literal["rb", "r+b"] = "rb") -> FileIO:
+    def _open(self, count: int, flags: int = os.O_RDONLY) -> FileIO:
         """The file, open and unbuffered, if it holds ``count`` rows or more."""
         try:
-            file = self.path.open(mode, buffering=0)
+            descriptor = self.folder.open(self.name, flags | _BINARY)
+            file = FileIO(descriptor, "rb" if flags == os.O_RDONLY else "r+b")
         except FileNotFoundError:
             raise IndexStoreError(f"{self.path}: the file is missing; {_RESTORE}") from None
         size = os.fstat(file.fileno()).st_size

@@ -16,7 +16,7 @@ from hashlens.index.layout import ArrayFile, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
 from hashlens.index.rows import check_width, list_ids, load_text, to_record
-from hashlens.index.store import Store, Transaction
+from hashlens.index.store import Transaction
 from hashlens.index.where import compile_where
 from hashlens.types import (
     Codes,
@@ -42,10 +42,10 @@ class Snapshot:
     living images in the order of their ids. Either way ties come out by id.
     """
 
-    def __init__(self, store: Store, transaction: Transaction) -> None:
-        connection, meta = transaction
+    def __init__(self, transaction: Transaction) -> None:
+        connection, meta, folder, self.identity = transaction
         self.meta = meta
-        self.files: dict[str, ArrayFile] = meta.arrays(store.path)
+        self.files: dict[str, ArrayFile] = meta.arrays(folder)
         arrays = {  # of a pool's features, rows here and there are read
             name: file.map(meta.count, scattered=name == "features")
             for name, file in self.files.items()
@@ -71,6 +71,11 @@ class Snapshot:
     def __len__(self) -> int:
         """Number of living images."""
         return self.meta.count - self._dead
+
+    def is_of(self, transaction: Transaction) -> bool:
+        """Whether these are the arrays of the commit that a transaction sees."""
+        same: bool = self.meta.commit == transaction.meta.commit
+        return same and self.identity == transaction.identity
 
     def searcher(self, connection: sqlite3.Connection) -> ArraySearcher:
         """The search over this commit, made when first asked for; codes are verified then."""

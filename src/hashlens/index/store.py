@@ -20,8 +20,11 @@ from hashlens.files import remove_abandoned, written_aside
 from hashlens.index.layout import (
     DATABASE,
     TABLES,
+    ArrayFile,
+    Folder,
     Meta,
     create_tables,
+    identity,
     read_checksums,
     read_meta,
 )
@@ -32,6 +35,7 @@ WRITER_WAIT_SECONDS = 20.0
 """How long a writer waits for another one."""
 
 HEAD = "head"
+_TRIES = 20
 _HEAD_FORMAT = struct.Struct("<QI")
 
 
@@ -40,16 +44,31 @@ class Transaction(NamedTuple):
 
     connection: sqlite3.Connection
     meta: Meta
+    folder: Folder  # that the connection's database is in
+    identity: tuple[int, int]  # of the database
+
+
+class _Link(NamedTuple):
+    """A connection, the folder that its database is in, and which database it is."""
+
+    connection: sqlite3.Connection
+    folder: Folder
+    identity: tuple[int, int]
 
 
 class Store:
-    """Connections and transactions; safe to use from many threads."""
+    """Connections and transactions; safe to use from many threads.
+
+    A folder may be replaced by another one while it is open, which is how a rebuilt index is
+    published. A connection and its folder stay together, so that nothing of one index reaches the
+    other. Reading goes on with the new one; writing is refused, as ids may mean other images there.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self.database = path / DATABASE
         self.read_only = read_only
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[_Link] = []
         self._immutable = False
         self._lock = threading.Lock()
         self._closed = False
@@ -60,6 +79,8 @@ class Store:
             raise IndexStoreError(
                 f"{path}: not an index, {what}; make one with `hashlens index create`"
             )
+        with _looking_at(path):
+            self._opened = identity(self.database)
 
     @staticmethod
     def create(path: Path, meta: Meta) -> Store:
@@ -87,9 +108,10 @@ class Store:
                 create_tables(connection, meta)
                 connection.execute("COMMIT")
                 connection.close()
-                for array in meta.arrays(aside).values():
+                folder = Folder(aside)
+                for array in meta.arrays(folder).values():
                     array.create()
-                _write_head(aside, meta.commit)
+                _write_head(folder, meta.commit)
         return Store(path)
 
     def meta(self) -> Meta:
@@ -112,22 +134,28 @@ class Store:
         if self.read_only:
             raise IndexStoreError(f"{self.path}: opened read-only; open it without read_only")
         with self._transaction("BEGIN IMMEDIATE") as transaction:
+            if transaction.identity != self._opened:
+                raise IndexStoreError(
+                    f"{self.path}: was replaced by another index since it was opened; nothing was "
+                    "written: open it again to change the new one"
+                )
             yield transaction
             commit = read_meta(transaction.connection, self.database).commit
             transaction.connection.execute("COMMIT")
-        with suppress(OSError):  # the commit is done, with one check less
-            _write_head(self.path, commit)
+            with suppress(OSError):  # the commit is done, with one check less
+                _write_head(transaction.folder, commit)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Transaction]:
         with self.database_errors():
-            connection = self._take()
+            link = self._take()
+            connection = link.connection
             try:
-                head = read_head(self.path)  # before: a writer may commit just after
+                head = read_head(link.folder)  # before: a writer may commit just after
                 connection.execute(begin)
                 meta = read_meta(connection, self.database)
                 self._require_commit(meta, head)
-                yield Transaction(connection, meta)
+                yield Transaction(connection, meta, link.folder, link.identity)
                 if connection.in_transaction:
                     connection.execute("COMMIT")
             except BaseException:
@@ -135,25 +163,49 @@ class Store:
                     connection.rollback()
                 connection.close()
                 raise
-            self._give_back(connection)
+            self._give_back(link)
 
-    def _take(self) -> sqlite3.Connection:
+    def accept_replacement(self) -> bool:
+        """Let the index that stands at the path now be written; whether it is another one."""
+        with _looking_at(self.path):
+            found = identity(self.database)
+        before, self._opened = self._opened, found
+        return before != found
+
+    def _take(self) -> _Link:
+        with _looking_at(self.path):
+            now = identity(self.database)
         with self._lock:
             if self._closed:
                 raise IndexStoreError(f"{self.path}: the index was closed; open it again")
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                link = self._idle.pop()
+                if link.identity == now:
+                    return link
+                link.connection.close()
         return self._connect()
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _give_back(self, link: _Link) -> None:
         with self._lock:
             # An immutable connection would never see what others commit.
             if not self._closed and not self._immutable:
-                self._idle.append(connection)
+                self._idle.append(link)
                 return
-        connection.close()
+        link.connection.close()
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Link:
+        for _ in range(_TRIES):
+            folder = Folder(self.path)
+            before = folder.identity(DATABASE)
+            connection = self._new_connection()
+            # SQLite opens the log by its name at the first reading.
+            connection.execute("PRAGMA schema_version").fetchone()
+            if identity(self.database) == before:
+                return _Link(connection, folder, before)
+            connection.close()  # replaced meanwhile: folder and database may be of two indexes
+        raise IndexStoreError(f"{self.path}: is being replaced again and again; try it later")
+
+    def _new_connection(self) -> sqlite3.Connection:
         writable = os.access(self.path, os.W_OK) and os.access(self.database, os.W_OK)
         log = self.path / f"{DATABASE}-wal"
         if writable:
@@ -194,17 +246,17 @@ class Store:
     def checkpoint(self) -> None:
         """Move the log into the database, as far as readers allow."""
         with self.database_errors():
-            connection = self._take()
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._give_back(connection)
+            link = self._take()
+            link.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._give_back(link)
 
     def close(self) -> None:
         """Close all connections; transactions under way end first."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        for link in idle:
+            link.connection.close()
 
     @contextmanager
     def database_errors(self) -> Iterator[None]:
@@ -243,11 +295,11 @@ def _looking_at(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_head(folder: Path) -> int | None:
+def read_head(folder: Folder) -> int | None:
     """Number of the last acknowledged commit; None if the file is missing or damaged."""
     try:
         # every transaction reads it: pathlib and Python's file objects would take most of the time
-        descriptor = os.open(f"{folder}/{HEAD}", os.O_RDONLY)
+        descriptor = folder.open(HEAD, os.O_RDONLY)
         try:
             data = os.read(descriptor, _HEAD_FORMAT.size + 1)
         finally:
@@ -258,10 +310,10 @@ def read_head(folder: Path) -> int | None:
     return int(commit) if zlib.crc32(data[:8]) == checksum else None
 
 
-def _write_head(folder: Path, commit: int) -> None:
+def _write_head(folder: Folder, commit: int) -> None:
     """Keep the number of a commit: in place, as a damaged number only means one check less."""
     number = struct.pack("<Q", commit)
-    descriptor = os.open(folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o666)
+    descriptor = folder.open(HEAD, os.O_WRONLY | os.O_CREAT)
     try:
         os.write(descriptor, number + struct.pack("<I", zlib.crc32(number)))
     finally:
@@ -301,12 +353,12 @@ def find_damage(store: Store, progress: Callable[[int], None] | None = None) -> 
 
 def _find_damage(store: Store, progress: Callable[[int], None] | None) -> list[str]:
     damage = []
-    if read_head(store.path) is None:
-        damage.append(
-            f"{store.path / HEAD}: missing or damaged; no image is lost by it, and the next "
-            "change of the index writes it again"
-        )
-    with store.reading() as (connection, meta):
+    with store.reading() as (connection, meta, folder, _):
+        if read_head(folder) is None:
+            damage.append(
+                f"{store.path / HEAD}: missing or damaged; no image is lost by it, and the next "
+                "change of the index writes it again"
+            )
         for (line,) in connection.execute("PRAGMA integrity_check"):
             if line != "ok":
                 damage.append(f"{store.database}: {line}; {_RESTORE}")
@@ -314,18 +366,19 @@ def _find_damage(store: Store, progress: Callable[[int], None] | None) -> list[s
         if {sql for (sql,) in tables} != set(TABLES):
             damage.append(f"{store.database}: its tables are not those of an index; {_RESTORE}")
             return damage
-        damage += _damaged_arrays(store, connection, meta, progress)
-        damage += _damaged_rows(store, connection, meta)
+        arrays = meta.arrays(folder)
+        damage += _damaged_arrays(arrays, connection, meta, progress)
+        damage += _damaged_rows(store, arrays["ids"], connection, meta)
     return damage
 
 
 def _damaged_arrays(
-    store: Store,
+    arrays: dict[str, ArrayFile],
     connection: sqlite3.Connection,
     meta: Meta,
     progress: Callable[[int], None] | None,
 ) -> Iterator[str]:
-    for name, file in meta.arrays(store.path).items():
+    for name, file in arrays.items():
         try:
             rows = file.map(meta.count)
         except IndexStoreError as error:
@@ -337,9 +390,10 @@ def _damaged_arrays(
             progress(meta.count)
 
 
-def _damaged_rows(store: Store, connection: sqlite3.Connection, meta: Meta) -> Iterator[str]:
+def _damaged_rows(
+    store: Store, file: ArrayFile, connection: sqlite3.Connection, meta: Meta
+) -> Iterator[str]:
     """Rows against their checksums; positions against the array of ids."""
-    file = meta.arrays(store.path)["ids"]
     ids = None
     with suppress(IndexStoreError):  # reported already
         ids = file.map(meta.count)[:, 0].tolist()

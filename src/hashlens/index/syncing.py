@@ -74,7 +74,7 @@ class FolderSync:
     def _plan(
         self, paths: Sequence[Path], labels: Sequence[str | bytes | None], kept: set[str]
     ) -> _Plan:
-        with self.store.reading() as (connection, _):
+        with self.store.reading() as (connection, *_):
             known = _known_under(connection, self.folder)
         if kept:
             known = {uri: held for uri, held in known.items() if not _is_under(uri, kept)}

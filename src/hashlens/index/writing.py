@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +21,11 @@ from hashlens.files import (
     parse_row,
     path_uri,
     row_uri,
-    sync_directory,
 )
 from hashlens.index.layout import (
     ARRAYS,
     ArrayFile,
+    Folder,
     Meta,
     last_checksum,
     write_checksums,
@@ -155,10 +154,10 @@ def append_images(
     """Add encoded images in one commit; return their ids."""
     if not len(codes):
         return np.zeros(0, np.int64)
-    with store.writing() as (connection, meta):
+    with store.writing() as (connection, meta, folder, _):
         ids = np.arange(meta.next_id, meta.next_id + len(codes), dtype=np.int64)
         connection.executemany(_INSERT, _rows(images, meta.next_id, meta.count))
-        _append_arrays(store, connection, meta, codes, features, ids)
+        _append_arrays(folder, connection, meta, codes, features, ids)
         _commit(connection, meta, count=meta.count + len(ids), next_id=meta.next_id + len(ids))
     return ids
 
@@ -204,9 +203,9 @@ def replace_images(
     files: Sequence[FileState | None],
 ) -> None:
     """Give images new codes and features, and what is known of their files, in one commit."""
-    with store.writing() as (connection, meta):
+    with store.writing() as (connection, meta, folder, _):
         old = _positions(connection, ids)
-        _append_arrays(store, connection, meta, codes, features, ids)
+        _append_arrays(folder, connection, meta, codes, features, ids)
         connection.executemany("INSERT INTO dead VALUES (?)", [(position,) for position in old])
         for place, (image_id, file) in enumerate(zip(ids.tolist(), files, strict=True)):
             sql = "UPDATE images SET position = ? WHERE id = ?"
@@ -217,7 +216,7 @@ def replace_images(
 
 def remove_images(store: Store, ids: Ids) -> None:
     """Mark images as dead, in one commit."""
-    with store.writing() as (connection, meta):
+    with store.writing() as (connection, meta, *_):
         dead = [(position,) for position in _positions(connection, ids)]
         connection.executemany("INSERT INTO dead VALUES (?)", dead)
         removed = [(image_id,) for image_id in ids.tolist()]
@@ -227,19 +226,19 @@ def remove_images(store: Store, ids: Ids) -> None:
 
 def update_records(store: Store, changes: Iterable[tuple[int, dict[str, Any]]]) -> None:
     """Set columns (uri, label, metadata, file state) of images, in one commit."""
-    with store.writing() as (connection, meta):
+    with store.writing() as (connection, meta, *_):
         for image_id, values in changes:
             _positions(connection, np.array([image_id]))
             _set(connection, image_id, values)
         _commit(connection, meta)
 
 
-def drop_stale_files(folder: Path, generation: int) -> None:
+def drop_stale_files(folder: Folder, generation: int) -> None:
     """Delete array files of other generations: a killed ``compact`` left them."""
-    for name in ARRAYS:
-        for path in folder.glob(f"{name}.*"):
-            if path.suffix[1:].isdigit() and path.suffix != f".{generation}":
-                path.unlink(missing_ok=True)
+    for name in folder.names():
+        array, _, number = name.partition(".")
+        if array in ARRAYS and number.isdigit() and number != str(generation):
+            folder.remove(name)
 
 
 def _rows(
@@ -254,16 +253,16 @@ def _rows(
 
 
 def _append_arrays(
-    store: Store,
+    folder: Folder,
     connection: sqlite3.Connection,
     meta: Meta,
     codes: Codes,
     features: NDArray[Any],
     ids: Ids,
 ) -> None:
-    drop_stale_files(store.path, meta.generation)
+    drop_stale_files(folder, meta.generation)
     given = {"codes": codes, "features": features, "ids": ids[:, None]}
-    for name, file in meta.arrays(store.path).items():
+    for name, file in meta.arrays(folder).items():
         checksums = file.append(given[name], meta.count, last_checksum(connection, name))
         write_checksums(connection, name, checksums)
 
@@ -362,18 +361,18 @@ def compact(store: Store) -> int:
     names them switches all readers at once; a kill before it leaves the old generation intact,
     and the new files are dropped by the next writer.
     """
-    with store.writing() as (connection, meta):
+    with store.writing() as (connection, meta, folder, _):
         rows = list(connection.execute("SELECT id, position FROM images WHERE alive ORDER BY id"))
         ids, positions = np.array(rows, np.int64).reshape(-1, 2).T
         if np.array_equal(positions, np.arange(meta.count)):
             return 0
-        drop_stale_files(store.path, meta.generation)
+        drop_stale_files(folder, meta.generation)
         new = replace(meta, generation=meta.generation + 1, count=len(ids), commit=meta.commit + 1)
         connection.execute("DELETE FROM blocks")
-        old_files = meta.arrays(store.path)
-        for name, file in new.arrays(store.path).items():
+        old_files = meta.arrays(folder)
+        for name, file in new.arrays(folder).items():
             write_checksums(connection, name, _copy(old_files[name], file, meta.count, positions))
-        sync_directory(store.path)
+        folder.sync()
         connection.execute("DELETE FROM images WHERE NOT alive")
         connection.execute("DELETE FROM dead")
         connection.executemany(
@@ -381,7 +380,7 @@ def compact(store: Store) -> int:
         )
         write_meta(connection, new)
     for file in old_files.values():  # no others: the next writer may be making new ones already
-        file.path.unlink(missing_ok=True)
+        file.remove()
     store.checkpoint()
     return meta.count - new.count
 

@@ -265,7 +265,10 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
         """Label and metadata of an image."""
         return await engine.run("files", engine.view.record, image_id)
 
-    @router.delete("/{id}", status_code=204, summary="Remove an image", **writing)
+    replaced = {409: {"model": ErrorAnswer, "description": "Another index has come to the path."}}
+    removing = writing | {"responses": _WRITE | replaced}
+
+    @router.delete("/{id}", status_code=204, summary="Remove an image", **removing)
     async def remove_image(image_id: ImageId) -> Response:
         """Remove an image from the index; its file is left alone."""
         await engine.remove(image_id)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
 from hashlens.machine import cores
 from hashlens.service.errors import Refused
@@ -256,6 +257,7 @@ class Engine:
             encoded = await self._encode(data, "image")
 
             def write() -> ImageRecord:
+                self._index_was_replaced()
                 uri = self._uploads.keep(data)
                 image_id = commit(self._index, encoded.code, encoded.features, uri, label, metadata)
                 return self.view.record(image_id)
@@ -266,11 +268,25 @@ class Engine:
         """Remove an image from the index."""
 
         def write() -> None:
+            if self._index_was_replaced():
+                raise Refused(
+                    409,
+                    "the index was replaced by another one, where this id may be another image; "
+                    "search it again",
+                )
             with _refusing(404), _writing():
                 self._index.remove(image_id)
 
         async with self.slots.take():
             await self.run("write", write)
+
+    def _index_was_replaced(self) -> bool:
+        """Whether another index stands at the path than at the last change; say so once."""
+        with _writing():
+            replaced = isinstance(self._index, HashIndex) and self._index.accept_replacement()
+        if replaced:
+            log.warning("the index was replaced by another one; the new one is served and changed")
+        return replaced
 
     async def metrics_page(self) -> bytes:
         """All metrics, the index's size counted now."""
@@ -489,14 +505,15 @@ class IndexView:
         self._writable = writable
         self._thumbnails = Thumbnails(limits)
         self._lock = threading.Lock()
-        self._described: tuple[int, IndexAnswer] | None = None
+        self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
 
     def describe(self) -> IndexAnswer:
         """Size, labels, metadata and limits; counted once per commit."""
         with self._lock:
             info = self._index.info()
-            if self._described is None or self._described[0] != info.commit:
-                self._described = (info.commit, self._describe(info))
+            known = (info, self._index.path.stat().st_ino)  # another folder may have come there
+            if self._described is None or self._described[0] != known:
+                self._described = (known, self._describe(info))
             return self._described[1]
 
     def _describe(self, info: IndexInfo) -> IndexAnswer:
