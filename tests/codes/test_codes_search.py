@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from hypothesis import strategies as st
 
 import hamming_reference as reference
 from hashlens import InvalidInputError, hamming_radius, hamming_topk, pack_bits
-from hashlens.codes import rings, scan, threads
+from hashlens.codes import rings, scan, search, threads
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.search import hamming_distances
 
@@ -44,24 +48,34 @@ def problems(draw: Any) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]
     return codes[:n], codes[n:], k, allowed
 
 
-@settings(max_examples=150, deadline=None)
-@given(problems(), st.booleans())
-def test_topk_equals_reference(problem: Any, prepared: bool) -> None:
+@contextmanager
+def searching(in_numpy: bool) -> Iterator[None]:
+    """Search with NumPy alone, as a process that has not loaded numba, or with the kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "suffices", lambda *_: in_numpy)
+        yield
+
+
+@settings(max_examples=250, deadline=None)
+@given(problems(), st.booleans(), st.booleans())
+def test_topk_equals_reference(problem: Any, prepared: bool, in_numpy: bool) -> None:
     codes, queries, k, allowed = problem
     database = CodeDatabase(codes) if prepared else codes
-    distances, ids = hamming_topk(database, queries, k, allowed=allowed)
+    with searching(in_numpy):
+        distances, ids = hamming_topk(database, queries, k, allowed=allowed)
     expected, expected_ids = reference.topk(codes, queries, k, allowed)
     np.testing.assert_array_equal(distances, expected)
     np.testing.assert_array_equal(ids, expected_ids)
     assert (distances.dtype, ids.dtype) == (np.uint16, np.int64)
 
 
-@settings(max_examples=100, deadline=None)
-@given(problems(), st.booleans(), st.integers(0, 140))
-def test_radius_equals_reference(problem: Any, prepared: bool, radius: int) -> None:
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.booleans(), st.integers(0, 140), st.booleans())
+def test_radius_equals_reference(problem: Any, prepared: bool, radius: int, in_numpy: bool) -> None:
     codes, queries, _, allowed = problem
     database = CodeDatabase(codes) if prepared else codes
-    found = hamming_radius(database, queries, radius, allowed=allowed)
+    with searching(in_numpy):
+        found = hamming_radius(database, queries, radius, allowed=allowed)
     assert len(found.offsets) == len(queries) + 1
     for i, (distances, ids) in enumerate(reference.radius(codes, queries, radius, allowed)):
         own = slice(found.offsets[i], found.offsets[i + 1])
@@ -122,6 +136,33 @@ def test_a_database_organises_itself_only_where_that_pays() -> None:
     assert before is not None
     assert after is not None
     assert (before.clustered, after.clustered) == (n, len(near))
+
+
+def test_first_searches_load_no_numba_and_later_ones_agree() -> None:
+    """Radius, masks, large batches and all: the same before and after the kernels are loaded."""
+    script = """
+import sys, numpy as np
+from hashlens import hamming_radius, hamming_topk
+from hashlens.codes.database import CodeDatabase
+rng = np.random.default_rng(1)
+codes = rng.integers(0, 4, (70_000, 6), dtype=np.uint8)
+allowed = rng.random(len(codes)) < 0.5
+databases = codes, CodeDatabase(codes)
+def answers():
+    for each in databases:
+        for mask in None, allowed, np.arange(len(codes)) < 3:
+            yield from hamming_topk(each, codes[:2], 10, allowed=mask)
+            yield from hamming_radius(each, codes[:2], 3, allowed=mask)
+first = list(answers())
+assert "numba" not in sys.modules
+hamming_topk(codes, codes[:2000], 1)  # worth loading them
+assert "numba" in sys.modules
+for one, two in zip(first, answers(), strict=True):
+    np.testing.assert_array_equal(one, two)
+    assert one.dtype == two.dtype
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("bits", [24, 48, 64, 128, 136, 256, 1024])

@@ -161,6 +161,22 @@ def test_every_float16_value_is_widened() -> None:
     np.testing.assert_array_equal(distances, np.abs(halves[:, 0].astype(np.float32)))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_distances_are_the_same_with_numpy_and_with_the_kernels(
+    dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((500, 256)).astype(dtype)
+    query, rows = rng.standard_normal(256).astype(np.float32), rng.permutation(500)
+    found = []
+    for in_numpy in (True, False):
+        monkeypatch.setattr(feature_rows, "suffices", lambda *_, way=in_numpy: way)
+        found.append(feature_rows.distances_to_rows(features, rows, query))
+        (near,) = feature_rows.nearest_candidates(features, query[None], 9, None)
+        assert set(rows[np.argsort(found[0])[:9]]) <= set(near)
+    np.testing.assert_array_equal(*found)
+
+
 def test_the_trace_counts_pools() -> None:
     codes, features = _arrays(0, 30, 4, "float32")
     trace = SearchTrace()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.packing import BLOCK, check_codes, code_words, from_words, words_at
+from hashlens.codes.packing import BLOCK, check_codes, code_words, from_words, to_words, words_at
 from hashlens.errors import InvalidInputError
 from hashlens.types import Codes, Ids
 
@@ -104,8 +104,6 @@ class CodeDatabase:
         InvalidInputError
             If shape or dtype do not fit.
         """
-        from hashlens.codes.kernels import append_rows
-
         codes = check_codes(codes)
         check_width(self.n_bytes, codes, "codes")
         with self._changing:
@@ -113,7 +111,7 @@ class CodeDatabase:
             n, rings = now.n + len(codes), now.rings
             used = now.n if rings is None else rings.size
             blocks = _grown(now.blocks if rings is None else rings.blocks, used, len(codes))
-            append_rows(flat_rows(codes), self.n_bytes, blocks, used, now.words)
+            _store(codes, blocks, used)
             # readers see the new codes when self._codes is set
             if rings is None:
                 self._codes = now._replace(blocks=blocks, n=n)
@@ -234,6 +232,16 @@ def _grown(blocks: NDArray[np.uint64], used: int, more: int) -> NDArray[np.uint6
     filled = -(-used // BLOCK)
     larger[:filled] = blocks[:filled]
     return larger
+
+
+def _store(codes: Codes, blocks: NDArray[np.uint64], used: int) -> None:
+    """Put packed codes into blocks that hold ``used`` codes already."""
+    row = 0
+    while row < len(codes):
+        at = (used + row) % BLOCK
+        count = min(BLOCK - at, len(codes) - row)
+        blocks[(used + row) // BLOCK, :, at : at + count] = to_words(codes[row : row + count]).T
+        row += count
 
 
 def _new_blocks(n: int, n_bytes: int) -> NDArray[np.uint64]:

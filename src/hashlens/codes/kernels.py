@@ -78,31 +78,6 @@ def load_rows(
 
 
 @njit(nogil=True, cache=True)
-def append_rows(data: Any, n_bytes: int, blocks: Any, n: int, words: Any) -> None:
-    """Store all packed rows of ``data`` in blocks that hold ``n`` codes already.
-
-    Parameters
-    ----------
-    data : ndarray of shape (m * n_bytes,), uint8
-        Packed rows.
-    n_bytes : int
-        Bytes per row.
-    blocks : ndarray of shape (>= (n + m) / BLOCK, w, BLOCK), uint64
-        Receives the codes.
-    n : int
-        Number of codes that are there already.
-    words : tuple of length w
-        Gives w to the compiler.
-    """
-    row, rows = 0, len(data) // n_bytes
-    while row < rows:
-        at = (n + row) % BLOCK
-        count = min(BLOCK - at, rows - row)
-        load_rows(data, n_bytes, row, count, blocks[(n + row) // BLOCK], at, words)
-        row += count
-
-
-@njit(nogil=True, cache=True)
 def _keep_nearest(distances: Any, ids: Any, count: int, k: int, histogram: Any) -> np.uint64:
     """Move the k nearest of ``count`` candidates to the front, in order; return the k-th distance.
 

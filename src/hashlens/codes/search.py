@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.database import (
+    CodeBlocks,
     CodeDatabase,
     blocks_of_rows,
     check_allowed,
     check_rows,
     check_width,
 )
+from hashlens.codes.light import LightScan, suffices
 from hashlens.codes.packing import check_codes, to_words
 from hashlens.errors import InvalidInputError
 from hashlens.types import Ids
@@ -152,7 +154,7 @@ def hamming_distances(database: Any, query: Any, rows: Any) -> NDArray[np.uint16
 class _Call(NamedTuple):
     """A search with checked arguments."""
 
-    search: Scan | RingSearch
+    search: LightScan | Scan | RingSearch
     queries: int
     available: int
     rows: Ids | None
@@ -164,19 +166,19 @@ class _Call(NamedTuple):
 
 def _prepare(database: Any, queries: Any, allowed: Any) -> _Call:
     """Check the arguments, and choose how to search."""
-    from hashlens.codes.rings import RingSearch
-    from hashlens.codes.scan import Scan
-
     queries = check_codes(queries, "queries")
     if isinstance(database, CodeDatabase):
         check_width(database.n_bytes, queries, "queries")
-        database.prepare(len(queries))
         codes = database.current()
     else:
         database = check_codes(database, "database")
         check_width(database.shape[1], queries, "queries")
         codes = blocks_of_rows(database)
     words: NDArray[np.uint64] = np.ascontiguousarray(to_words(queries))
+    in_numpy = codes.rings is None and suffices(len(words), codes.n * words.shape[1])
+    if isinstance(database, CodeDatabase) and not in_numpy:
+        database.prepare(len(queries))
+        codes = database.current()
     mask, available, rows = np.zeros(0, np.bool_), codes.n, None
     if allowed is not None:
         mask = check_allowed(allowed, codes.n)
@@ -185,9 +187,19 @@ def _prepare(database: Any, queries: Any, allowed: Any) -> _Call:
             rows = np.flatnonzero(mask)
             packed = database.packed(rows) if isinstance(database, CodeDatabase) else database[rows]
             codes, mask = blocks_of_rows(packed), mask[:0]
-    search: Scan | RingSearch
-    if codes.rings is None:
-        search = Scan(codes, words, mask)
-    else:
-        search = RingSearch(codes.rings, codes.words, words, mask)
-    return _Call(search, len(words), available, rows)
+    return _Call(_search(codes, words, mask, in_numpy), len(words), available, rows)
+
+
+def _search(
+    codes: CodeBlocks, words: NDArray[np.uint64], mask: NDArray[np.bool_], in_numpy: bool
+) -> LightScan | Scan | RingSearch:
+    """What searches; numba is loaded only where it does."""
+    if in_numpy:
+        return LightScan(codes, words, mask)
+    if codes.rings is not None:
+        from hashlens.codes.rings import RingSearch
+
+        return RingSearch(codes.rings, codes.words, words, mask)
+    from hashlens.codes.scan import Scan
+
+    return Scan(codes, words, mask)

@@ -7,6 +7,7 @@ those at the same time (the workqueue layer aborts the process), and in a servic
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -27,8 +28,9 @@ if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's t
 
 def thread_count() -> int:
     """Threads a search may use: the process's cores or numba's setting, whichever is less."""
-    import numba
-
+    numba = sys.modules.get("numba")
+    if numba is None:  # not loaded, so its setting is still the environment's
+        return min(cores(), int(os.environ.get("NUMBA_NUM_THREADS") or cores()))
     return min(cores(), int(numba.get_num_threads()))
 
 

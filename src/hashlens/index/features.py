@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.codes.light import suffices
 from hashlens.errors import InvalidInputError
 from hashlens.types import Features, Ids
 
@@ -65,6 +66,10 @@ def distances_to_rows(
     features: NDArray[Any], rows: Ids, query: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Distances of one query to some rows."""
+    if suffices(1, rows.size * features.shape[1]):
+        apart = (features[rows].astype(np.float32) - query).astype(np.float64)
+        squared: NDArray[np.float32] = np.einsum("ij,ij->i", apart, apart).astype(np.float32)
+        return np.sqrt(squared, out=squared)
     from hashlens.index import kernels
 
     if features.dtype == np.float16:
@@ -156,6 +161,9 @@ def _widened(
     block: NDArray[Any], buffer: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A block as float32, in ``buffer`` where it is float16, and its rows' squared norms."""
+    if suffices(1, block.size):
+        plain = np.asarray(block, np.float32)
+        return plain, np.einsum("ij,ij->i", plain, plain)
     from hashlens.index import kernels
 
     values: NDArray[np.float32] = block

@@ -1,4 +1,8 @@
-"""Compiled loops over features. Arrays in, arrays out."""
+"""Compiled loops over features. Arrays in, arrays out.
+
+Squares of float32 differences are exact in float64, and their sums precise to far more digits
+than a float32 holds: so NumPy, which adds in another order, has the same distances (``features``).
+"""
 
 from __future__ import annotations
 
@@ -29,9 +33,9 @@ def squared_distances_half(
             words[j] = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | (
                 (half & np.uint32(0x8000)) << np.uint32(16)
             )
-        total = np.float32(0)
+        total = 0.0
         for j in range(d):
-            difference = values[j] * _HALF_SCALE - query[j]
+            difference = np.float64(values[j] * _HALF_SCALE - query[j])
             total += difference * difference
         out[i] = total
 
@@ -41,9 +45,9 @@ def squared_distances(values: Any, rows: NDArray[np.int64], query: Any, out: Any
     """Squared Euclidean distances of ``query`` (d,) to rows of float32 (n, d), into out."""
     for i in range(rows.shape[0]):
         row = values[rows[i]]
-        total = np.float32(0)
+        total = 0.0
         for j in range(query.shape[0]):
-            difference = row[j] - query[j]
+            difference = np.float64(row[j] - query[j])
             total += difference * difference
         out[i] = total
 
