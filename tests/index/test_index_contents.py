@@ -260,7 +260,7 @@ def test_words_are_compared_in_one_form_of_unicode(
         assert [hit.id for hit in index.search(0, k=9, mode="bcs", where=where)] == [0]
     index.update(1, label=wanted("thé"))
     assert index.label_counts() == {"café": 1, "thé": 1, None: 1}
-    with index.store.writing() as (connection, _):  # as older versions wrote it
+    with index.store.writing() as (connection, *_):  # as older versions wrote it
         sql = "UPDATE images SET label = ? WHERE id = 1"
         connection.execute(sql, (unicodedata.normalize("NFD", "café"),))
     assert index.label_counts() == {"café": 2, None: 1}
