@@ -178,27 +178,16 @@ def sync_command(
 
     Example: hashlens index sync shop.idx photos/
     """
-    from hashlens.data.folders import folder_classes, list_folder
     from hashlens.data.source import ReadOptions
+    from hashlens.index.syncing import sync_folder
 
     root = Path(os.path.abspath(folder.expanduser()))
-    found = list_folder(root, ReadOptions(tuple(exclude), strict))
-    parts = [path.relative_to(root).parts for path in found.paths]
-    labels = folder_classes(str(root), parts).names
+    options = ReadOptions(tuple(exclude), strict)
+    with open_index(index, model, encode=True) as opened, ProgressBar("encoding", None) as bar:
+        found, report = sync_folder(opened, root, options, progress=bar.reach)
+        images = len(opened)
     for line in found.notes():
         note(f"note: {line}")
-    with open_index(index, model, encode=True) as opened, ProgressBar("encoding", None) as bar:
-        done = 0
-
-        def progress(now: int, total: int) -> None:
-            nonlocal done
-            bar(now - done)
-            done = now
-
-        report = opened.sync(
-            root, found.paths, labels, progress=progress, strict=strict, kept=found.unread
-        )
-        images = len(opened)
     show_skipped([] if as_json else report.skipped)
     counts = {key: value for key, value in report._asdict().items() if key != "skipped"}
     result = {

@@ -20,6 +20,7 @@ from hashlens.cli.bench import bench_app
 from hashlens.cli.evaluate import evaluate_command, inspect_command, labels_command
 from hashlens.cli.export import export_command, pull_command, push_command
 from hashlens.cli.index import index_app
+from hashlens.cli.look import look_command
 from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.search import search_command
 from hashlens.cli.serve import serve_command
@@ -75,7 +76,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Image search with binary codes learned from class labels. Start with: hashlens demo",
+    help="Image search with learned binary codes. Start with: hashlens look photos/",
 )
 
 
@@ -99,6 +100,7 @@ def _options(
 
 
 app.command("demo")(demo_command)
+app.command("look")(look_command)
 app.command("serve")(serve_command)
 app.command("train")(train_command)
 app.add_typer(index_app, name="index")

@@ -41,6 +41,29 @@ def serve_command(
 
     Example: hashlens serve shop.idx --port 8080
     """
+    serve_index(
+        index,
+        model,
+        host=host,
+        port=port,
+        api_key_file=api_key_file,
+        replicas=replicas,
+        require_all=require_all,
+    )
+
+
+def serve_index(
+    index: Path,
+    model: Path | None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    api_key_file: Path | None = None,
+    replicas: int = 1,
+    require_all: bool = False,
+    browser: bool = False,
+) -> None:
+    """Serve an index until it is stopped; print the address, and open it in a browser."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched for a client
     key = read_key(api_key_file)
     from hashlens.service.app import create_app
@@ -62,4 +85,12 @@ def serve_command(
         names = LOOPBACK if host in LOOPBACK else None
         limits = Limits()
         app = create_app(opened, encoder, limits, api_key=key, host_names=names)
-        serve(app, host, port, limits, lambda url: typer.echo(f"Serving {index} at {url}"))
+
+        def announce(url: str) -> None:
+            typer.echo(f"Serving {index} at {url}")
+            if browser:
+                import webbrowser
+
+                webbrowser.open(url)
+
+        serve(app, host, port, limits, announce)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hashlens.data.folders import Listing, folder_classes, list_folder
+from hashlens.data.source import ReadOptions
 from hashlens.errors import IndexStoreError
 from hashlens.files import Uri, file_state, parse_row, path_uri, uri_path
 from hashlens.index import writing
@@ -18,6 +22,9 @@ from hashlens.index.rows import check_encoded, check_lengths, load_text, store_t
 from hashlens.index.store import Store
 from hashlens.index.writing import store_label
 from hashlens.types import EncodedBatch, EncoderLike, Skipped, SyncReport
+
+if TYPE_CHECKING:
+    from hashlens.index.protocol import Index
 
 
 class _Known(NamedTuple):
@@ -75,7 +82,7 @@ class FolderSync:
         self, paths: Sequence[Path], labels: Sequence[str | bytes | None], kept: set[str]
     ) -> _Plan:
         with self.store.reading() as (connection, *_):
-            known = _known_under(connection, self.folder)
+            known, others = _known_files(connection, self.folder)
         if kept:
             known = {uri: held for uri, held in known.items() if not _is_under(uri, kept)}
         if known and not paths:
@@ -94,21 +101,18 @@ class FolderSync:
             for entry in entries:
                 _compare(plan, path, uri, entry)
         gone = {entry.id: uri for uri, entries in known.items() for entry in entries}
-        by_digest = {
-            entry.digest: entry.id
-            for entries in known.values()
-            for entry in entries
-            if entry.digest
-        }
+        moved = _Moved([*known.items(), *(_lost(others, new) if new else ())])
         for path, uri, label in new:
-            state = file_state(path) if by_digest else None
-            image_id = by_digest.pop(state.digest, None) if state else None
-            if image_id is None or state is None:
+            state = file_state(path) if moved.by_digest else None
+            old = moved.take(state.digest, uri) if state else None
+            if old is None or state is None:
                 plan.jobs.append(_Job(uri, None, label))
                 continue
+            image_id, old_uri = old
+            gone.pop(image_id, None)
             values = {"uri": store_text(uri), **state._asdict()}
-            renamed = uri_path(gone.pop(image_id)).parent == uri_path(uri).parent
-            if label is not None and not renamed:  # else the image keeps the one that it was given
+            stays = uri_path(old_uri).parent.name == uri_path(uri).parent.name
+            if label is not None and not stays:  # else the image keeps the one that it was given
                 values["label"] = label
             plan.changes.append((image_id, values))
             plan.moved += 1
@@ -173,15 +177,84 @@ def _is_under(uri: str, places: set[str]) -> bool:
     return any(os.fspath(place) in places for place in (path, *path.parents))
 
 
-def _known_under(connection: sqlite3.Connection, folder: Path) -> dict[str, list[_Known]]:
-    """Living images whose file is under a folder, by URI."""
+def _known_files(
+    connection: sqlite3.Connection, folder: Path
+) -> tuple[dict[str, list[_Known]], dict[str, list[_Known]]]:
+    """Living images that are files, by URI: those under a folder, and the others."""
     root = os.path.join(os.path.abspath(folder), "")
     known: dict[str, list[_Known]] = {}
+    others: dict[str, list[_Known]] = {}
     sql = "SELECT id, uri, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
     for image_id, stored, *state in connection.execute(sql):
         uri = load_text(stored) or ""
         if parse_row(uri) is not None:
             continue
-        if uri.startswith((root, "file://")) and os.fspath(uri_path(uri)).startswith(root):
-            known.setdefault(uri, []).append(_Known(image_id, *state))
-    return known
+        inside = uri.startswith((root, "file://")) and os.fspath(uri_path(uri)).startswith(root)
+        (known if inside else others).setdefault(uri, []).append(_Known(image_id, *state))
+    return known, others
+
+
+def _lost(
+    others: Mapping[str, list[_Known]], new: Sequence[tuple[Path, Uri, Any]]
+) -> Iterator[tuple[str, list[_Known]]]:
+    """Images from other places whose file is gone, and is as large as a new one."""
+    sizes = set()
+    for path, _, _ in new:
+        with suppress(OSError):
+            sizes.add(os.stat(path).st_size)
+    for uri, entries in others.items():
+        if any(entry.size in sizes for entry in entries) and not os.path.exists(uri_path(uri)):
+            yield uri, entries
+
+
+class _Moved:
+    """Images whose file is gone, to be found again by its content."""
+
+    def __init__(self, gone: Iterable[tuple[str, list[_Known]]]) -> None:
+        self.by_digest: dict[bytes, list[tuple[int, str]]] = {}
+        for uri, entries in gone:
+            for entry in entries:
+                if entry.digest:
+                    self.by_digest.setdefault(entry.digest, []).append((entry.id, uri))
+
+    def take(self, digest: bytes, uri: str) -> tuple[int, str] | None:
+        """One image of this content, rather the one whose path ends as this one does."""
+        held = self.by_digest.get(digest)
+        if not held:
+            return None
+        best = max(held, key=lambda old: _shared_ending(old[1], uri))
+        held.remove(best)
+        return best
+
+
+def _shared_ending(one: str, other: str) -> int:
+    """Number of parts at the end that two paths have in common."""
+    pairs = zip(reversed(one.split("/")), reversed(other.split("/")), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+class SyncedFolder(NamedTuple):
+    """What a folder holds, and what an index made of it."""
+
+    listing: Listing
+    report: SyncReport
+
+
+def sync_folder(
+    index: Index,
+    root: Path,
+    options: ReadOptions,
+    *,
+    use_labels: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> SyncedFolder:
+    """List a folder, whose sub-folders name the classes, and make an index say what it holds."""
+    found = list_folder(root, options)
+    labels: list[str | None] | None = None
+    if use_labels:
+        parts = [path.relative_to(root).parts for path in found.paths]
+        labels = folder_classes(str(root), parts).names
+    report = index.sync(
+        root, found.paths, labels, progress=progress, strict=options.strict, kept=found.unread
+    )
+    return SyncedFolder(found, report)

@@ -54,6 +54,10 @@ class ProgressBar:
     def __call__(self, steps: int = 1) -> None:
         self._bar.advance(self._task, steps)
 
+    def reach(self, done: int, total: int) -> None:
+        """Say how many steps of how many are done."""
+        self._bar.update(self._task, completed=done, total=total)
+
     def rename(self, what: str) -> None:
         """Change the text in front of the bar."""
         self._bar.update(self._task, description=what)

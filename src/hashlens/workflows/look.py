@@ -1,0 +1,155 @@
+"""``hashlens look``: from a folder of photographs to an index that can be searched and served."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hashlens.data.folders import open_folder
+from hashlens.data.labels import class_counts
+from hashlens.data.source import ReadOptions, Source
+from hashlens.errors import ModelError, SourceError
+from hashlens.files import path_uri
+from hashlens.index.hash_index import HashIndex
+from hashlens.index.syncing import SyncedFolder, sync_folder
+from hashlens.machine import has_cuda
+from hashlens.models.checkpoint import CONFIG_NAME
+from hashlens.models.encoder import Encoder
+from hashlens.report.progress import ProgressBar
+from hashlens.training.config import TrainingConfig
+from hashlens.training.fit import train
+from hashlens.training.recipes import SMALL_SIDE, image_facts
+from hashlens.training.state import RUN
+
+ENOUGH = 5
+"""A sub-folder of fewer images teaches nothing of a class."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model and an index of a folder, ready to be searched."""
+
+    model: Path
+    index: Path
+    images: int
+    synced: SyncedFolder
+
+
+def prepare_folder(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    use_labels: bool = True,
+    exclude: Sequence[str] = (),
+    weights: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    progress: bool = False,
+) -> Prepared:
+    """Make a model of a folder's images where there is none yet, and bring its index up to date.
+
+    Both are kept in ``out``, by default next to the folder. What was interrupted goes on.
+
+    Parameters
+    ----------
+    folder : Path
+        Images, in sub-folders or not.
+    out : Path, optional
+        ``FOLDER.hashlens`` by default.
+    use_labels : bool
+        Let sub-folders be classes, where there are enough of them; else, or without, codes are
+        made from the images alone.
+    exclude : sequence of str
+        As in ``open_source``.
+    weights : Path, optional
+        First weights of the network, where they cannot be fetched.
+    say : callable, optional
+        Is told what was chosen, and why.
+    progress : bool
+        Draw bars on standard error.
+    """
+    root = Path(os.path.abspath(folder.expanduser()))
+    out = root.with_name(f"{root.name}.hashlens") if out is None else out
+    model, index = out / "model", out / "index"
+    options = ReadOptions(tuple(exclude))
+    if not (model / CONFIG_NAME).is_file():
+        values = {} if weights is None else {"weights": weights}
+        _make_model(root, model, options, values, use_labels, say, progress)
+    encoder = Encoder.load(model)
+    labelled = bool(encoder.classes)
+    if labelled and not use_labels:
+        raise ModelError(
+            f"{out}: holds a model of the folder's classes, which --no-labels would not use; "
+            "remove it, or give another --out"
+        )
+    if not (index / "index.sqlite").is_file():
+        HashIndex.create(index, encoder, model=model).close()
+    with HashIndex.open(index, encoder) as opened:
+        with ProgressBar("encoding", None, hidden=not progress) as bar:
+            synced = sync_folder(opened, root, options, use_labels=labelled, progress=bar.reach)
+        images = len(opened)
+        if labelled:
+            known = {*encoder.classes}
+            added = [
+                each for each in opened.label_counts() if each is not None and each not in known
+            ]
+            if added:
+                say(
+                    f"{len(added)} sub-folders are no classes of the model yet, such as "
+                    f"{sorted(added)[0]}; remove {model} to train again with them"
+                )
+    return Prepared(model, index, images, synced)
+
+
+def _make_model(
+    root: Path,
+    model: Path,
+    options: ReadOptions,
+    values: dict[str, Any],
+    use_labels: bool,
+    say: Callable[[str], None],
+    progress: bool,
+) -> None:
+    source = open_folder(path_uri(root), root, options, all_classes=not use_labels)
+    for line in source.notes:
+        if use_labels or "class" not in line:
+            say(f"note: {line}")
+    reason = "as asked" if not use_labels else why_no_classes(source)
+    if reason is None:
+        say(
+            f"learning the {len(source.classes)} sub-folders as classes "
+            f"({', '.join(source.classes[:5])}{', ...' if len(source.classes) > 5 else ''}); "
+            "--no-labels does not"
+        )
+        # A folder should be seen in minutes; `hashlens train` takes longer and finds better.
+        if not has_cuda() and image_facts(source).side > SMALL_SIDE:
+            values["freeze_backbone"] = True
+        resume = (model / RUN).is_dir()
+        train(source, model, resume=resume, progress=progress, **values)
+        return
+    bits = min(TrainingConfig().bits, len(source) // 2 // 8 * 8)
+    if bits < 8:
+        raise SourceError(
+            f"{path_uri(root)}: {len(source)} images without classes are too few, expected 16 or "
+            "more; add images, or put five or more of each class into a sub-folder of its own"
+        )
+    say(f"codes of {bits} bits from the images alone, no classes: {reason}")
+    bare = replace(source, classes=(), labels=np.full(len(source), -1), label_matrix=None)
+    train(bare, model, bits, unsupervised=True, progress=progress, **values)
+
+
+def why_no_classes(source: Source) -> str | None:
+    """Why a folder's sub-folders are not taken for classes; None where they are."""
+    if not source.classes:
+        return "no sub-folders that could be classes"
+    if len(source.classes) == 1:
+        return f"only one sub-folder, {source.classes[0]}"
+    counts = class_counts(source)
+    enough = counts[counts >= ENOUGH]
+    if len(enough) < 2 or 2 * enough.sum() < len(source):
+        return f"of {len(source)} images only {enough.sum()} are in sub-folders of {ENOUGH} or more"
+    return None
