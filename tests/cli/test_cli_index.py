@@ -238,6 +238,60 @@ def test_sync_follows_a_folder(
     assert record.label == Path(record.uri).parent.name
 
 
+def test_a_moved_folder_is_relocated_or_known_by_its_content(
+    index: Path, photos: Path, digits_model: Path, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    folder = shutil.copytree(photos, before / "photos")
+    model = shutil.copytree(digits_model, before / "model")
+    moving = tmp_path / "moving.idx"
+    run("index", "create", moving, folder, "--model", model)
+    run("index", "update", moving, 5, "--label", "mine")
+    after = before.rename(tmp_path / "after é")
+    result = runner.invoke(app, ["search", str(moving), "5"])
+    assert (result.exit_code, result.stderr.count("10 of these files are gone")) == (0, 1)
+    assert "hashlens index relocate" in result.stderr
+    wrong = run("index", "relocate", moving, before, tmp_path / "nowhere", code=1)
+    assert "has none of the 40 files" in wrong
+    assert "nothing that comes from" in run("index", "relocate", moving, after, before, code=1)
+    assert run_json("index", "relocate", moving, before, after)["relocated"] == 40
+    assert "are gone" not in runner.invoke(app, ["search", str(moving), "5"]).stderr
+    assert run_json("index", "info", moving)["model"] == str(after / "model")
+    here = after / "photos"
+    for place in (tmp_path / "third", tmp_path / "fourth" / "photos"):
+        place.parent.mkdir(exist_ok=True)
+        here = here.rename(place)
+        synced = run_json("index", "sync", moving, here, "--model", digits_model)
+        assert (synced["moved"], synced["added"], synced["images"]) == (40, 0, 40)
+    records = HashIndex.open(moving).records()
+    assert [record.id for record in records] == list(range(40))
+    assert records[5].label == "mine"
+    assert all(Path(record.uri).is_file() for record in records)
+
+
+def test_copies_that_moved_keep_their_own_ids(
+    photos: Path, digits_model: Path, tmp_path: Path
+) -> None:
+    folder, index = tmp_path / "twins", tmp_path / "twins.idx"
+    for name in ("a/1.png", "b/1.png", "b/2.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next(photos.rglob("7.png")), folder / name)
+    run("index", "create", index, folder, "--model", digits_model)
+    folder.rename(tmp_path / "moved")
+    assert run_json("index", "sync", index, tmp_path / "moved")["moved"] == 3
+    assert [Path(record.uri).parts[-2:] for record in HashIndex.open(index).records()] == [
+        ("a", "1.png"), ("b", "1.png"), ("b", "2.png")
+    ]  # fmt: skip
+
+
+def test_a_folder_is_removed(index: Path, photos: Path) -> None:
+    folder = photos / "digit 3"
+    held = len(list(folder.iterdir()))
+    assert len(run_json("index", "remove", index, f"{folder}/")["removed"]) == held
+    assert "nothing was removed" in run("index", "remove", index, folder, code=1)
+    assert len(run_json("index", "remove", index, photos)["removed"]) == 40 - held
+
+
 def test_summaries_count_what_was_passed_over(
     photos: Path, digits_model: Path, tmp_path: Path
 ) -> None:

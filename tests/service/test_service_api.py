@@ -328,6 +328,17 @@ def test_an_upload_that_cannot_be_stored_is_answered_503(
         assert service.client.get("/v1/index").json()["images"] == 90
 
 
+def test_a_moved_index_finds_its_uploads(
+    writable_dir: Path, encoder: Encoder, picture: bytes
+) -> None:
+    with running(writable_dir, encoder, key=KEY) as service:
+        auth = {"Authorization": f"Bearer {KEY}"}
+        made = service.client.post("/v1/images", files={"image": picture}, headers=auth).json()
+    moved = writable_dir.rename(writable_dir.with_name("moved"))
+    with running(moved, encoder) as service:
+        assert service.client.get(made["thumbnail"]).status_code == 200
+
+
 def test_an_upload_that_fails_half_way_leaves_no_file(tmp_path: Path, picture: bytes) -> None:
     name = f"{hashlib.sha256(picture).hexdigest()}.png"
     (tmp_path / "uploads" / name / "in the way").mkdir(parents=True)

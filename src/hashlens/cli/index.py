@@ -231,18 +231,40 @@ def create_in_shards(
     )
 
 
+def relocate_command(
+    index: Path = INDEX,
+    old: Path = typer.Argument(..., help="Folder where the files were."),
+    new: Path = typer.Argument(..., help="Folder where they are now."),
+    as_json: bool = JSON,
+) -> None:
+    """Say that a folder's files are in another place now; nothing is encoded again.
+
+    The remembered place of the model changes with them, if it was below the folder too.
+
+    Example: hashlens index relocate shop.idx /mnt/old/photos /mnt/new/photos
+    """
+    from hashlens.index.hash_index import HashIndex
+
+    with HashIndex.open(index) as opened:
+        changed, lost = opened.relocate(old, new)
+    result = {"index": str(index), "relocated": changed, "lost": lost}
+    ending = f", {lost} of them not there" if lost else ""
+    tell(result, f"relocated {changed} images{ending}", as_json)
+
+
 def remove_command(
     index: Path = INDEX,
     images: list[str] = typer.Argument(
-        ..., metavar="IMAGE", help="Ids, or paths and URIs as the index has them."
+        ..., metavar="IMAGE", help="Ids, paths and URIs as the index has them, or whole folders."
     ),
     as_json: bool = JSON,
 ) -> None:
     """Take images out of the index; the files stay.
 
-    Example: hashlens index remove shop.idx 17 photos/old.jpg
+    Example: hashlens index remove shop.idx 17 photos/old.jpg photos/2019/
     """
     from hashlens.files import path_uri
+    from hashlens.index.syncing import relocated
 
     with open_index(index) as opened:
         by_uri = {} if all(i.isdecimal() for i in images) else opened.uris()
@@ -250,10 +272,15 @@ def remove_command(
         for image in images:
             # The empty name is that of all images from memory, so it names none.
             found = image and (by_uri.get(image) or by_uri.get(path_uri(image)))
+            folder = Path(os.path.abspath(os.path.expanduser(image)))
             if found:
                 ids.update(found)
             elif image.isascii() and image.isdecimal():
                 ids.add(int(image))
+            elif image and (
+                below := [uri for uri in by_uri if uri and relocated(uri, folder, folder)]
+            ):
+                ids.update(id for uri in below for id in by_uri[uri])
             else:
                 raise InvalidInputError(f"{image!r}: not in {index}; nothing was removed")
         opened.remove(sorted(ids))
@@ -406,6 +433,7 @@ def export_command(
 index_app.command("create")(create_command)
 index_app.command("add")(add_command)
 index_app.command("sync")(sync_command)
+index_app.command("relocate")(relocate_command)
 index_app.command("remove")(remove_command)
 index_app.command("update")(update_command)
 index_app.command("info")(info_command)

@@ -81,6 +81,13 @@ def search_command(
         typer.echo(f"partial: no answer from {', '.join(missing)}", err=True)
     for image, hits in zip(images, found, strict=True):
         _print(image, hits)
+    from hashlens.index.syncing import lost_files
+
+    if lost := lost_files(hit.uri for hits in found for hit in hits):
+        note(
+            f"note: {len(lost)} of these files are gone, such as {printable(lost[0])}; if they "
+            f"moved: hashlens index relocate {index} OLD NEW, or hashlens index sync {index} FOLDER"
+        )
 
 
 def _query(text: str) -> str | int:

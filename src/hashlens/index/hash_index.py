@@ -26,7 +26,7 @@ from hashlens.index.rows import (
 )
 from hashlens.index.snapshot import Snapshot, View
 from hashlens.index.store import Store, find_damage
-from hashlens.index.syncing import FolderSync
+from hashlens.index.syncing import FolderSync, relocate
 from hashlens.types import (
     Codes,
     DuplicateGroups,
@@ -452,9 +452,10 @@ class HashIndex(Index):
     ) -> SyncReport:
         """Make the index say what a folder holds, encoding only what is new or changed.
 
-        A file counts as changed if its size or time differs, and then its content. Images of
-        other folders, and rows of parquet files, stay. It commits as it goes: stopped and run
-        again, it goes on where it was.
+        A file counts as changed if its size or time differs, and then its content. A new file is
+        one of the index that moved, if it has the content of one that is gone, here or elsewhere.
+        Images of other folders, and rows of parquet files, stay. It commits as it goes: stopped and
+        run again, it goes on where it was.
 
         Parameters
         ----------
@@ -483,6 +484,28 @@ class HashIndex(Index):
         """
         syncing = FolderSync(self.store, self.require_encoder(), Path(folder), progress, strict)
         return syncing.run(paths, labels, kept)
+
+    def relocate(self, old: str | Path, new: str | Path) -> tuple[int, int]:
+        """Say that a folder's files are in another place now; nothing is encoded again.
+
+        Parameters
+        ----------
+        old, new : str or Path
+            Folders. Paths of images, of tables whose rows they are, and of the model that are
+            below the one are changed to be below the other.
+
+        Returns
+        -------
+        (int, int)
+            Number of images whose path was changed, and of those whose file is not there.
+
+        Raises
+        ------
+        IndexStoreError
+            If nothing comes from ``old``, or no file is found below ``new``; nothing is changed.
+        """
+        places = (Path(os.path.abspath(os.path.expanduser(each))) for each in (old, new))
+        return relocate(self.store, *places)
 
     def remove(self, ids: Any) -> None:
         """Remove images, in one commit; their space is freed by ``compact``.

@@ -16,7 +16,7 @@ import numpy as np
 from hashlens.data.folders import Listing, folder_classes, list_folder
 from hashlens.data.source import ReadOptions
 from hashlens.errors import IndexStoreError
-from hashlens.files import Uri, file_state, parse_row, path_uri, uri_path
+from hashlens.files import Uri, file_state, parse_row, path_uri, row_uri, uri_path
 from hashlens.index import writing
 from hashlens.index.rows import check_encoded, check_lengths, load_text, store_text
 from hashlens.index.store import Store
@@ -258,3 +258,52 @@ def sync_folder(
         root, found.paths, labels, progress=progress, strict=options.strict, kept=found.unread
     )
     return SyncedFolder(found, report)
+
+
+def relocated(uri: str, old: Path, new: Path) -> Uri | None:
+    """The URI of a file or row below ``old`` once it is below ``new``; None for one elsewhere."""
+    row = parse_row(uri)
+    if row is not None and not row.is_in_file:
+        return None
+    path = uri_path(uri if row is None else row.table)
+    if not path.is_relative_to(old):
+        return None
+    moved = path_uri(new / path.relative_to(old))
+    return moved if row is None else row_uri(moved, row.row)
+
+
+def relocate(store: Store, old: Path, new: Path) -> tuple[int, int]:
+    """Change the paths below one folder to be below another; the number of these, and of lost ones.
+
+    The model's path is changed too, where it is below. Nothing is changed if no file is found.
+    """
+    with store.reading() as (connection, meta, *_):
+        rows = connection.execute("SELECT id, uri FROM images WHERE alive ORDER BY id").fetchall()
+    moves = [(id, relocated(load_text(uri) or "", old, new)) for id, uri in rows]
+    changes = [(id, uri) for id, uri in moves if uri is not None]
+    model = relocated(meta.model, old, new) if meta.model else None
+    if not changes and model is None:
+        raise IndexStoreError(f"{store.path}: holds nothing that comes from {old}")
+    lost = sum(not os.path.exists(uri_path(_file_of(uri))) for _, uri in changes)
+    if changes and lost == len(changes):
+        raise IndexStoreError(
+            f"{new}: has none of the {lost} files that the index knows below {old}, such as "
+            f"{changes[0][1]}; nothing was changed"
+        )
+    writing.update_records(
+        store,
+        [(id, {"uri": store_text(uri)}) for id, uri in changes],
+        **({} if model is None else {"model": model}),
+    )
+    return len(changes), lost
+
+
+def _file_of(uri: str) -> str:
+    row = parse_row(uri)
+    return uri if row is None else row.table
+
+
+def lost_files(uris: Iterable[str]) -> list[str]:
+    """Files, of some images, that are not where they were."""
+    paths = dict.fromkeys(uri_path(_file_of(uri)) for uri in uris)
+    return [os.fspath(path) for path in paths if path.is_absolute() and not path.exists()]

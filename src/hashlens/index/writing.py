@@ -224,13 +224,15 @@ def remove_images(store: Store, ids: Ids) -> None:
         _commit(connection, meta)
 
 
-def update_records(store: Store, changes: Iterable[tuple[int, dict[str, Any]]]) -> None:
-    """Set columns (uri, label, metadata, file state) of images, in one commit."""
+def update_records(
+    store: Store, changes: Iterable[tuple[int, dict[str, Any]]], **meta_changes: Any
+) -> None:
+    """Set columns (uri, label, metadata, file state) of images, and ``meta``, in one commit."""
     with store.writing() as (connection, meta, *_):
         for image_id, values in changes:
             _positions(connection, np.array([image_id]))
             _set(connection, image_id, values)
-        _commit(connection, meta)
+        _commit(connection, meta, **meta_changes)
 
 
 def drop_stale_files(folder: Folder, generation: int) -> None:

@@ -504,6 +504,7 @@ class IndexView:
         self._limits = limits
         self._writable = writable
         self._thumbnails = Thumbnails(limits)
+        self._uploads = UploadStore(index.path)
         self._lock = threading.Lock()
         self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
 
@@ -572,7 +573,7 @@ class IndexView:
         """A small picture of an image."""
         with _refusing(404):
             uri, digest = self._index.get(image_id).uri, self._index.file_digest(image_id)
-        return self._thumbnails.get(uri, digest)
+        return self._thumbnails.get(self._uploads.find(uri), digest)
 
 
 def _shown(record: Record) -> ImageRecord:

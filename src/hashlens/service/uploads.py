@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -22,7 +23,7 @@ from PIL import Image, JpegImagePlugin
 
 from hashlens.data.image import UnreadableImageError
 from hashlens.data.opening import load_image
-from hashlens.files import remove_abandoned, replace_file, sync_directory
+from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_path
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
 
@@ -149,12 +150,22 @@ def _deeper(value: Any, levels: int) -> bool:
 FOLDER = "uploads"
 
 
+_UPLOAD = re.compile(r"[0-9a-f]{64}\.[a-z]+")
+
+
 class UploadStore:
     """Files ``uploads/<sha256>.<extension>`` of one index; a client's file name plays no part."""
 
     def __init__(self, index: Path) -> None:
         self._folder = index.resolve() / FOLDER
         remove_abandoned(self._folder)
+
+    def find(self, uri: str) -> str:
+        """Where an image is: an upload is in this index, wherever the index was when it came."""
+        path = uri_path(uri)
+        if path.parent.name != FOLDER or not _UPLOAD.fullmatch(path.name) or path.exists():
+            return uri
+        return str(self._folder / path.name)
 
     def keep(self, data: bytes) -> str:
         """Store an image durably; returns its URI."""

@@ -17,6 +17,7 @@ from hashlens.errors import ModelError, SourceError
 from hashlens.files import path_uri
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.syncing import SyncedFolder, sync_folder
+from hashlens.index.writing import update_records
 from hashlens.machine import has_cuda
 from hashlens.models.checkpoint import CONFIG_NAME
 from hashlens.models.encoder import Encoder
@@ -89,6 +90,8 @@ def prepare_folder(
     if not (index / "index.sqlite").is_file():
         HashIndex.create(index, encoder, model=model).close()
     with HashIndex.open(index, encoder) as opened:
+        if opened.model != os.path.abspath(model):  # both were moved
+            update_records(opened.store, [], model=path_uri(model))
         with ProgressBar("encoding", None, hidden=not progress) as bar:
             synced = sync_folder(opened, root, options, use_labels=labelled, progress=bar.reach)
         images = len(opened)
