@@ -49,6 +49,14 @@ def path_uri(path: str | os.PathLike[str]) -> Uri:
     return Uri(absolute)
 
 
+_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://.*", re.DOTALL)
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names something behind a file system, such as ``s3://bucket/photo.jpg``."""
+    return _REMOTE.fullmatch(uri) is not None
+
+
 def uri_path(uri: str) -> Path:
     """The file that a path or a ``file:`` URI names."""
     if uri.startswith("file://"):
@@ -65,10 +73,13 @@ class Row(NamedTuple):
         Path or URI of a parquet file, ``digits``, ``hub:NAME#SPLIT``, or ``memory:NUMBER``.
     row : int
         From 0 on.
+    column : str or None
+        Column of the images, where it is not the one that their names tell.
     """
 
     table: str
     row: int
+    column: str | None = None
 
     @property
     def is_in_file(self) -> bool:
@@ -77,20 +88,25 @@ class Row(NamedTuple):
 
 
 _ROW = re.compile(
-    r"(?P<table>digits|memory:[0-9a-f]+|hub:.+#[^#]+|.+\.(?i:parquet))#(?P<row>[0-9]+)",
+    r"(?P<table>digits|memory:[0-9a-f]+|hub:.+#[^#]+|.+\.(?i:parquet)(?:#(?P<column>[^#/]+))?)"
+    r"#(?P<row>[0-9]+)",
     re.ASCII | re.DOTALL,
 )
 
 
-def row_uri(table: str, row: int) -> Uri:
+def row_uri(table: str, row: int, column: str | None = None) -> Uri:
     """URI of a row of a table."""
-    return Uri(f"{table}#{row}")
+    return Uri(f"{table}#{row}" if column is None else f"{table}#{column}#{row}")
 
 
 def parse_row(uri: str) -> Row | None:
     """The row that a URI names; None where it names something else, such as a file."""
     match = _ROW.fullmatch(uri)
-    return None if match is None else Row(match["table"], int(match["row"]))
+    if match is None:
+        return None
+    column = match["column"]
+    table = match["table"] if column is None else match["table"].removesuffix(f"#{column}")
+    return Row(table, int(match["row"]), column)
 
 
 _DIGEST_BYTES = 16

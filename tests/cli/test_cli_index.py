@@ -312,6 +312,35 @@ def test_summaries_count_what_was_passed_over(
     assert synced["removed"] == len(list((folder / "digit 3").iterdir()))
 
 
+def test_a_file_of_metadata_is_joined_by_name(
+    photos: Path, digits_model: Path, tmp_path: Path
+) -> None:
+    index, file = tmp_path / "shop.idx", tmp_path / "prices.csv"
+    named = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    rows = [f"{name},{10 * i},no {i}" for i, name in enumerate(named[1:])]
+    file.write_text("\n".join(["file,price,brand", *rows, "none.png,1,"]))
+    command = ["index", "create", index, photos, "--model", digits_model, "--metadata", file]
+    result = runner.invoke(app, [str(word) for word in [*command, "--metadata", "lot=1"]])
+    assert result.exit_code == 0, result.output
+    assert "found 39 of 40 images, 1 of its 40 rows name no image here" in result.stderr
+    found = run_json("search", index, "0", "-k", 40, "--where", "price<50")["results"][0]["hits"]
+    assert sorted(hit["metadata"]["price"] for hit in found) == [0, 10, 20, 30, 40]
+    assert all(set(hit["metadata"]) == {"price", "brand", "lot"} for hit in found)
+
+
+def test_a_table_brings_labels_and_metadata(
+    photos: Path, digits_model: Path, tmp_path: Path
+) -> None:
+    index, file = tmp_path / "shop.idx", tmp_path / "images.csv"
+    paths = sorted(photos.rglob("*.png"))
+    rows = [f"{path},{i % 2},{i}" for i, path in enumerate(paths)]
+    file.write_text("\n".join(["path,kind,n", *rows]))
+    run("index", "create", index, file, "--model", digits_model, "--label-column", "kind")
+    assert run_json("index", "info", index)["labels"] == {"0": 20, "1": 20}
+    hits = run_json("search", index, "3", "-k", 1, "--where", "n=3")["results"][0]["hits"]
+    assert [hit["uri"] for hit in hits] == [str(paths[3])]
+
+
 def test_remove_update_compact_verify(index: Path, photos: Path) -> None:
     file = next(photos.rglob("9.png"))
     ids = HashIndex.open(index).uris()

@@ -149,7 +149,7 @@ def test_pairs_that_cannot_be_used_are_named() -> None:
     for pairs, message in [
         ([], "no images"),
         ([grey], "expected pairs"),
-        ([(grey, 1), (grey, "a")], "labels must be all"),
+        ([(grey, 1), (grey, "a")], "expected whole numbers, words, or lists of either, got 1"),
         (TensorDataset(torch.zeros(3, 1, 4, 4)), "expected pairs"),
         (5, "cannot be read row by row"),
     ]:

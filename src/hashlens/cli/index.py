@@ -19,6 +19,7 @@ from hashlens.cli.opening import (
     reading_options,
     show_skipped,
     skipped_json,
+    with_metadata,
 )
 from hashlens.cli.options import (
     EXCLUDE,
@@ -49,7 +50,11 @@ SOURCES = typer.Argument(
     metavar="SOURCE",
     help="Image files, class folders, parquet files, FOLDER#PART, digits or hub names.",
 )
-METADATA = typer.Option([], "--metadata", help="key=value for all these images.")
+METADATA = typer.Option(
+    [],
+    "--metadata",
+    help="key=value for all these images, or a .csv, .tsv or .jsonl file whose rows name them.",
+)
 
 
 def create_command(
@@ -96,12 +101,11 @@ def create_command(
 
     if features not in (*FEATURE_TYPES, "none"):
         raise typer.BadParameter(f"--features: expected float16, float32 or none, got {features!r}")
-    shared = parse_metadata(metadata)
     reading = reading_options(exclude, strict, image_column, label_column)
-    images = open_given(sources or [], **reading)
+    images = with_metadata(open_given(sources or [], **reading), metadata)
     encoder = Encoder.load(model)
     with HashIndex.create(index, encoder, features=features, model=model) as made:
-        _add(made, images, shared, strict, as_json)
+        _add(made, images, strict, as_json)
 
 
 def add_command(
@@ -120,20 +124,17 @@ def add_command(
 
     Example: hashlens index add shop.idx new-photos/ --metadata season=spring
     """
-    shared = parse_metadata(metadata)
     if not sources:
         raise typer.BadParameter("expected at least one image, folder or other source")
     reading = reading_options(exclude, strict, image_column, label_column)
-    images = open_given(sources, **reading)
+    images = with_metadata(open_given(sources, **reading), metadata)
     if label is not None:
         images = images._replace(labels=[label] * len(images.uris))
     with open_index(index, model, encode=True) as opened:
-        _add(opened, images, shared, strict, as_json)
+        _add(opened, images, strict, as_json)
 
 
-def _add(
-    index: Index, images: GivenImages, metadata: dict[str, Any], strict: bool, as_json: bool
-) -> None:
+def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None:
     uris, labels = images.uris, images.labels
     known, new = set(index.uris()), []
     for place, uri in enumerate(uris):
@@ -144,7 +145,7 @@ def _add(
         report = index.add(
             [uris[place] for place in new],
             [labels[place] for place in new],
-            [metadata] * len(new) if metadata else None,
+            [images.metadata[place] for place in new],
             progress=progress,
             strict=strict,
         )

@@ -90,29 +90,32 @@ def reading_options(
 
 
 class GivenImages(NamedTuple):
-    """Images to add: URIs, and a label or None for each; and other files, by suffix."""
+    """Images to add: URIs, and for each a label or None, and metadata; other files, by suffix."""
 
     uris: list[str]
     labels: list[str | None]
+    metadata: list[dict[str, Any]]
     passed_over: Counter[str]
 
 
 def open_given(sources: Sequence[str], **options: Any) -> GivenImages:
     """Image files, folders and other sources as one list; options as for ``open_source``."""
     from hashlens.data.folders import is_image_name
+    from hashlens.data.lists import LIST_SUFFIXES
     from hashlens.data.opening import open_source
     from hashlens.files import path_uri
 
-    found = GivenImages([], [], Counter())
+    found = GivenImages([], [], [], Counter())
     for spec in sources:
         if is_image_name(spec) and Path(spec).is_file():
             found.uris.append(path_uri(spec))
             found.labels.append(None)
+            found.metadata.append({})
             continue
-        if Path(spec).is_file() and Path(spec).suffix.lower() != ".parquet":
+        if Path(spec).is_file() and not spec.lower().endswith((".parquet", *LIST_SUFFIXES)):
             raise SourceError(
                 f"{spec}: not an image by its name; expected one such as x.jpg or x.png (convert "
-                "other kinds first), a folder or a .parquet file"
+                "other kinds first), a folder, a .parquet or a .csv file"
             )
         source = open_source(spec, **options)
         for note in source.notes:
@@ -120,6 +123,7 @@ def open_given(sources: Sequence[str], **options: Any) -> GivenImages:
         found.passed_over.update(source.passed_over)
         found.uris.extend(source.uris)
         found.labels.extend(source.label_name(i) for i in range(len(source)))
+        found.metadata.extend(source.metadata(i) for i in range(len(source)))
     return found
 
 
@@ -152,6 +156,32 @@ def passed_over(counts: Mapping[str, int]) -> str:
 def skipped_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
     """Unreadable images for ``--json``."""
     return [{"name": image.name, "reason": image.reason} for image in skipped]
+
+
+def with_metadata(images: GivenImages, given: Sequence[str]) -> GivenImages:
+    """Images with the metadata of ``--metadata``: key=value for all, or files joined by name."""
+    from hashlens.data.lists import LIST_SUFFIXES, match_images, read_list
+    from hashlens.data.source import plain_cells
+
+    files = [text for text in given if text.lower().endswith(LIST_SUFFIXES) and "=" not in text]
+    shared = parse_metadata([text for text in given if text not in files])
+    metadata, labels = [own | shared for own in images.metadata], list(images.labels)
+    for file in files:
+        read = read_list(Path(file).expanduser())
+        rows, unknown = match_images(read, images.uris)
+        named = 0
+        for i, row in enumerate(rows.tolist()):
+            if row >= 0:
+                named += 1
+                metadata[i] |= plain_cells(read.columns, row)
+                if read.labels is not None and read.labels[row] is not None and labels[i] is None:
+                    labels[i] = str(read.labels[row])
+        typer.echo(
+            f"note: {file}: found {named} of {len(rows)} images, {unknown} of its "
+            f"{len(read.names)} rows name no image here, or several",
+            err=True,
+        )
+    return images._replace(metadata=metadata, labels=labels)
 
 
 def parse_metadata(given: Sequence[str]) -> dict[str, Any]:

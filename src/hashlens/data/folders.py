@@ -62,6 +62,30 @@ class Listing:
     unread: list[Path] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)
 
+    def takes(self, parts: Sequence[str], options: ReadOptions) -> bool:
+        """Whether a file elsewhere, by its path, is named like an image; else count it."""
+        name = parts[-1]
+        folders = [("/".join(parts[: i + 1]), part) for i, part in enumerate(parts)]
+        if any(options.excludes(part, path) for path, part in folders):
+            self.excluded += 1
+        elif any(map(_is_system, parts)):
+            self.system += [p for p, part in folders if _is_system(part) and p not in self.system]
+        elif is_image_name(name):
+            return True
+        else:
+            self.count(name)
+        return False
+
+    def count(self, name: str) -> None:
+        """Count a file that is no image."""
+        suffix = os.path.splitext(name)[1].lower()
+        self.passed_over[suffix if 1 < len(suffix) < 12 else "no suffix"] += 1
+
+    def forget(self, path: Path) -> None:
+        """Do not count a file that was read after all."""
+        self.passed_over.subtract([path.suffix.lower()])
+        self.passed_over += Counter()  # drops what is not over 0
+
     def notes(self) -> list[str]:
         """What was left out, in words."""
         notes = []
@@ -106,13 +130,14 @@ def open_folder(
     options: ReadOptions | None = None,
     *,
     all_classes: bool = False,
+    listing: Listing | None = None,
 ) -> Source:
     """A folder of images as a source.
 
-    With ``all_classes`` every sub-folder is a class, whatever its name and what is in it.
+    With ``all_classes`` every sub-folder is a class, whatever its name and what is in it;
+    ``listing`` is what the folder holds, where that is known.
     """
-    options = options or ReadOptions()
-    listing = list_folder(folder, options)
+    listing = listing or list_folder(folder, options)
     if not listing.paths:
         left_out = "".join(f"; {note}" for note in listing.notes())
         raise SourceError(
@@ -333,7 +358,7 @@ def _walk(
         elif is_image_name(entry.name) or (_says_nothing(suffix) and looks_like_image(path)):
             listing.paths.append(path)
         else:
-            listing.passed_over[suffix if 1 < len(suffix) < 12 else "no suffix"] += 1
+            listing.count(entry.name)
             if suffix in _HEIC:
                 listing.unread.append(path)
 

@@ -8,21 +8,22 @@ from functools import lru_cache, partial
 from typing import Any
 
 from hashlens.data.image import RawImage
-from hashlens.data.labels import Labels, labels_from_arrow
-from hashlens.data.source import Source
+from hashlens.data.labels import Labels, labels_from_values
+from hashlens.data.source import Columns, ReadOptions, Source
 from hashlens.data.tables import (
     IMAGE_COLUMNS,
-    LABEL_COLUMNS,
     MemoryImages,
     find_column,
+    label_column,
     labelled_source,
+    plain_columns,
     raw_image,
 )
 from hashlens.errors import MissingExtraError, SourceError
 from hashlens.files import Uri, row_uri
 
 
-def open_hub(spec: str, name: str, split: str | None) -> Source:
+def open_hub(spec: str, name: str, split: str | None, options: ReadOptions) -> Source:
     """A split of a data set as a source."""
     if os.path.isdir(os.path.expanduser(name)):
         name = os.path.abspath(os.path.expanduser(name))
@@ -37,23 +38,40 @@ def open_hub(spec: str, name: str, split: str | None) -> Source:
             choices = " or ".join(f"hub:{name}#{choice}" for choice in splits)
             raise SourceError(f"{spec}: several splits; name one: {choices}")
         split = str(splits[0])
-    store = HubImages(name, split)
-    return labelled_source(spec, store, _labels(_load(name, split), f"hub:{name}#{split}"))
+    store, data = HubImages(name, split, options.image_column), _load(name, split)
+    image, label = _columns(data, f"hub:{name}#{split}", options)
+    labels = _labels(data, label, f"hub:{name}#{split}")
+    return labelled_source(spec, store, labels, partial(_others, data, image, label))
 
 
-def open_dataset(data: Any) -> Source:
+def open_dataset(data: Any, options: ReadOptions) -> Source:
     """A ``datasets.Dataset`` as a source."""
     spec = f"datasets.Dataset of {len(data):,} rows"
-    store = MemoryImages(data, partial(_value, _undecoded(data, spec)), is_quick=True)
-    return labelled_source(spec, store, _labels(data, spec))
+    image, label = _columns(data, spec, options)
+    store = MemoryImages(data, partial(_value, _undecoded(data, image, spec), image), is_quick=True)
+    labels = _labels(data, label, spec)
+    return labelled_source(spec, store, labels, partial(_others, data, image, label))
+
+
+def _columns(data: Any, where: str, options: ReadOptions) -> tuple[str, str | None]:
+    """The columns of the images, by name or as the only one of that type, and of the labels."""
+    names, asked = data.column_names, options.image_column
+    typed = [name for name in names if isinstance(data.features[name], _library().Image)]
+    if asked is None and len(typed) == 1:
+        asked = typed[0]
+    return (
+        find_column(names, IMAGE_COLUMNS, where, asked),
+        label_column(names, where, options),
+    )
 
 
 class HubImages:
     """One split of a data set on a hub. Pickles as its name."""
 
-    def __init__(self, name: str, split: str) -> None:
+    def __init__(self, name: str, split: str, column: str | None = None) -> None:
         self.name = name
         self.split = split
+        self._options = ReadOptions(image_column=column)
 
     def __len__(self) -> int:
         return len(_load(self.name, self.split))
@@ -67,7 +85,9 @@ class HubImages:
         data = _load(self.name, self.split)
         if not 0 <= row < len(data):
             raise SourceError(f"expected a row from 0 to {len(data) - 1}, got {row}")
-        return raw_image(_value(data, row))
+        where = f"hub:{self.name}#{self.split}"
+        column, _ = _columns(data, where, self._options)
+        return raw_image(_value(_load_undecoded(self.name, self.split, column), column, row))
 
 
 @lru_cache(maxsize=4)
@@ -77,13 +97,17 @@ def _load(name: str, split: str) -> Any:
         data = datasets.load_dataset(name, split=split)
     except Exception as error:  # network, missing names, damaged files: each has its own kind
         raise _not_loaded(f"{name}#{split}", error) from error
-    return _undecoded(data, f"hub:{name}#{split}")
+    return data
 
 
-def _undecoded(data: Any, where: str) -> Any:
+@lru_cache(maxsize=4)
+def _load_undecoded(name: str, split: str, column: str) -> Any:
+    return _undecoded(_load(name, split), column, f"hub:{name}#{split}")
+
+
+def _undecoded(data: Any, column: str, where: str) -> Any:
     """The same data set, giving encoded images."""
     datasets = _library()
-    column = find_column(data.column_names, IMAGE_COLUMNS, where)
     if not isinstance(data.features[column], datasets.Image):
         raise SourceError(
             f"{where}: column '{column}' must be of the type datasets.Image, got "
@@ -92,25 +116,34 @@ def _undecoded(data: Any, where: str) -> Any:
     return data.with_format(None).cast_column(column, datasets.Image(decode=False))
 
 
-def _value(data: Any, row: int) -> Any:
-    return data[row][find_column(data.column_names, IMAGE_COLUMNS, "")]
+def _value(data: Any, column: str, row: int) -> Any:
+    return data[row][column]
 
 
-def _labels(data: Any, where: str) -> Labels:
-    column = next((name for name in LABEL_COLUMNS if name in data.column_names), None)
+def _others(data: Any, image: str, label: str | None) -> Columns:
+    """The columns that can be metadata."""
+    names = plain_columns(data.features.arrow_schema, {image, label})
+    if not names:
+        return {}
+    table = data.select_columns(names).with_format("arrow")[:]
+    return {name: table.column(name).to_pylist() for name in names}
+
+
+def _labels(data: Any, column: str | None, where: str) -> Labels:
     if column is None:
         columns = ", ".join(data.column_names)
         return Labels.none(len(data), f"{where} has no column 'label' (columns: {columns})")
     values = data.select_columns([column]).with_format("arrow")[:].column(column)
     features = {"info": {"features": {"label": data.features.to_dict()[column]}}}
-    return labels_from_arrow(values, json.dumps(features).encode(), f"{where}, column '{column}'")
+    metadata = json.dumps(features).encode()
+    return labels_from_values(values.to_pylist(), f"{where}, column '{column}'", metadata)
 
 
 def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtraError("hub data sets", "train") from error
+        raise MissingExtraError("hub data sets", "hub") from error
     return datasets
 
 

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hashlens.errors import ImageError, system_reason
-from hashlens.files import path_uri
+from hashlens.data.remote import read_remote
+from hashlens.errors import ImageError, SourceError, system_reason
+from hashlens.files import Uri, path_uri
 from hashlens.types import ImageInput
 
-RawImage: TypeAlias = bytes | Path | NDArray[np.uint8] | Image.Image
-"""What is held of one image: encoded bytes, a file, or pixels."""
+RawImage: TypeAlias = bytes | Path | Uri | NDArray[np.uint8] | Image.Image
+"""What is held of one image: encoded bytes, a file here or elsewhere, or pixels."""
 
 MAX_PIXELS = 178_956_970
 """Largest width x height that is decoded; checked in the header, before memory is taken."""
@@ -71,6 +72,8 @@ def decode(raw: RawImage, name: str, *, size_hint: int | None = None) -> Image.I
             return _from_array(raw, name)
         if isinstance(raw, Image.Image):
             return _finish(raw, name, None)  # the caller's picture must not change
+        if isinstance(raw, Uri):
+            raw = read_remote(raw, MAX_FILE_BYTES)
         data = raw if isinstance(raw, bytes) else read_file(raw, name)[0]
         if not data:
             raise UnreadableImageError(name, "empty (0 bytes)")
@@ -78,6 +81,8 @@ def decode(raw: RawImage, name: str, *, size_hint: int | None = None) -> Image.I
             return _finish(picture, name, size_hint)
     except (UnreadableImageError, MemoryError):
         raise
+    except SourceError as error:
+        raise UnreadableImageError(name, str(error).removeprefix(f"{name}: ")) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(name, f"over the limit of {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, MissingExtraError, SourceError
+from hashlens.errors import InvalidInputError, SourceError
 from hashlens.files import compared
 
 
@@ -31,54 +32,58 @@ class Labels(NamedTuple):
         return cls((), np.full(rows, -1, np.int64), None, notes)
 
 
-def labels_from_arrow(column: Any, metadata: bytes | None, where: str) -> Labels:
-    """Read a label column."""
-    try:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-    except ImportError as error:
-        raise MissingExtraError("reading label columns", "train") from error
-    kind = column.type
-    if isinstance(kind, pa.DictionaryType):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if is_list or pa.types.is_fixed_size_list(kind):
-        lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
-        rows = np.repeat(np.arange(len(column)), lengths)
-        flat = _flat_labels(pc.list_flatten(column), _class_names(metadata, where), where)
-        return _multi_label(flat, rows, len(column))
-    return _flat_labels(column, _class_names(metadata, where), where)
+def labels_from_values(
+    values: Sequence[Any], where: str, metadata: bytes | None = None, column: str = "label"
+) -> Labels:
+    """Read labels: whole numbers, words, yes or no, or lists of these; None is unlabelled.
+
+    ``metadata`` is the JSON of a table's schema, which may name the classes of ``column``.
+    """
+    names = _class_names(metadata, column, where)
+    if not any(isinstance(value, list | tuple) for value in values):
+        return _flat_labels(values, names, where)
+    several = [value if isinstance(value, list | tuple) else [value] for value in values]
+    flat = _flat_labels([one for each in several for one in each or ()], names, where)
+    rows = np.repeat(np.arange(len(several)), [len(each or ()) for each in several])
+    return _multi_label(flat, rows.astype(np.int64), len(several))
 
 
-def _flat_labels(column: Any, names: tuple[str, ...] | None, where: str) -> Labels:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = column.type
-    if isinstance(kind, pa.DictionaryType):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if pa.types.is_integer(kind):
-        if pa.types.is_uint64(kind) and (pc.max(column).as_py() or 0) > np.iinfo(np.int64).max:
+def _flat_labels(values: Sequence[Any], names: tuple[str, ...] | None, where: str) -> Labels:
+    plain = [_plain_label(value) for value in values]
+    kinds = {type(value) for value in plain} - {type(None)}
+    if not kinds:
+        return Labels.none(len(plain), f"{where} is empty")
+    if kinds == {int}:
+        if max(value for value in plain if value is not None) > np.iinfo(np.int64).max:
             raise SourceError(f"{where}: numbers over 2**63 cannot be labels")
-        filled = pc.fill_null(column.cast(pa.int64()), -1)
-        return _integer_labels(np.asarray(filled).astype(np.int64), names, where)
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.string())
-    elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        if pa.types.is_null(kind):
-            return Labels.none(len(column), f"{where} is empty")
+        numbers = np.array([-1 if value is None else value for value in plain], np.int64)
+        return _integer_labels(numbers, names, where)
+    if kinds != {str}:
+        odd = [next(v for v in plain if type(v) is kind) for kind in kinds if kind is not str]
         raise SourceError(
-            f"{where}: expected whole numbers, words, or lists of either, got {kind}; "
-            "convert the column"
+            f"{where}: expected whole numbers, words, or lists of either, got "
+            f"{odd[0]!r:.80} of type {type(odd[0]).__name__}; convert the column"
         )
-    words = np.array([compared(word or "") for word in column.to_pylist()], dtype=object)
-    present = tuple(sorted(set(words.tolist()) - {""}))
+    present = tuple(sorted(set(plain) - {None}))
     positions = {word: i for i, word in enumerate(names or present)}
     unknown = sorted(set(present) - set(positions))
     if unknown:
         raise SourceError(f"{where}: {unknown[0]!r} is not among the {len(positions)} class names")
-    values = np.array([positions.get(word, -1) for word in words], dtype=np.int64)
-    return Labels(tuple(positions), values)
+    found = np.array([positions.get(word, -1) for word in plain], dtype=np.int64)
+    return Labels(tuple(positions), found)
+
+
+def _plain_label(value: Any) -> Any:
+    """A label as a whole number or a word; None where there is none."""
+    if hasattr(value, "item"):  # a scalar of NumPy
+        value = value.item()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return compared(value) or None
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        return None if math.isnan(value) else int(value)  # where some of a column are missing
+    return value
 
 
 def _integer_labels(values: NDArray[np.int64], names: tuple[str, ...] | None, where: str) -> Labels:
@@ -108,12 +113,12 @@ def _multi_label(flat: Labels, rows: NDArray[np.int64], count: int) -> Labels:
     return Labels(flat.classes, first, matrix)
 
 
-def _class_names(metadata: bytes | None, where: str) -> tuple[str, ...] | None:
+def _class_names(metadata: bytes | None, column: str, where: str) -> tuple[str, ...] | None:
     """Names of a ClassLabel, or of lists of them, in the schema's JSON."""
     if metadata is None:
         return None
     try:
-        feature = json.loads(metadata)["info"]["features"].get("label")
+        feature = json.loads(metadata)["info"]["features"].get(column)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     if isinstance(feature, list) and feature:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashlens.data.folders import list_folder, open_folder
+from hashlens.data.folders import Listing, folder_classes, list_folder, open_folder
 from hashlens.data.hub import HubImages, open_dataset, open_hub
 from hashlens.data.image import RawImage, UnreadableImageError, decode, image_name, read_file
-from hashlens.data.labels import split_validation
-from hashlens.data.source import ImageStore, ReadOptions, Source
+from hashlens.data.labels import labels_from_values, split_validation
+from hashlens.data.lists import FOLDER_TABLE, LIST_SUFFIXES, join_list, open_list, read_list
+from hashlens.data.remote import list_remote
+from hashlens.data.source import FileImages, ImageStore, ReadOptions, Source
 from hashlens.data.tables import (
+    labelled_source,
     open_arrow,
     open_frame,
     open_pairs,
@@ -32,6 +36,7 @@ from hashlens.files import (
     Row,
     Uri,
     content_digest,
+    is_remote,
     parse_row,
     path_uri,
     row_uri,
@@ -41,8 +46,8 @@ from hashlens.types import ImageInput
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHAPES = (
-    "expected a folder with one sub-folder per class, a .parquet file, FOLDER#train, digits, "
-    "a data set's hub name as hub:NAME, or in Python a data set or table in memory"
+    "expected a folder with one sub-folder per class, a .parquet or .csv file, FOLDER#train, "
+    "digits, a data set's hub name as hub:NAME, or in Python a data set or table in memory"
 )
 
 
@@ -108,15 +113,17 @@ def open_source(
         return source
     options = ReadOptions(tuple(exclude), strict, image_column, label_column)
     if not isinstance(source, str | os.PathLike):
-        return _open_in_memory(source)
+        return _open_in_memory(source, options)
     text = os.fspath(source)
     if not text.strip():
         raise SourceError(f"empty source: {_SHAPES}")
     if text == "digits" or text.startswith("digits#"):
         return _open_digits(text)
     if text.startswith("hub:"):
-        return _open_hub(text, text.removeprefix("hub:"))
-    path = Path(os.path.expanduser(text))
+        return _open_hub(text, text.removeprefix("hub:"), options)
+    if is_remote(text):
+        return _open_remote(text, options)
+    path = uri_path(text)
     if _exists(path):
         return _open_path(text, path, options)
     base, mark, part = os.path.expanduser(text).rpartition("#")
@@ -125,7 +132,7 @@ def open_source(
     name = base if mark else text
     if _HUB_NAME.fullmatch(name) and not _looks_local(name):
         try:
-            return _open_hub(text, text)
+            return _open_hub(text, text, options)
         except SourceError as error:
             raise SourceError(f"{text}: no such file or folder; {error}") from error
     raise SourceError(f"{_shown(text)}: no such file or folder; {_SHAPES}")
@@ -152,6 +159,8 @@ def fetch(image: ImageInput) -> Fetched:
     try:
         if row is not None:
             return Fetched(_store(row).read(row.row))
+        if isinstance(image, str) and is_remote(image):
+            return Fetched(Uri(image))
         path = uri_path(image) if isinstance(image, str) else Path(image)
     except UnreadableImageError:
         raise
@@ -167,7 +176,7 @@ def _store(row: Row) -> ImageStore:
     """What holds the rows of a table."""
     table = row.table
     if row.is_in_file:
-        return open_parquet(uri_path(table))
+        return open_parquet(table if is_remote(table) else uri_path(table), row.column)
     if table == "digits":
         return DigitImages()
     if table.startswith("memory:"):
@@ -176,15 +185,15 @@ def _store(row: Row) -> ImageStore:
     return HubImages(name, split)
 
 
-def _open_in_memory(data: Any) -> Source:
+def _open_in_memory(data: Any, options: ReadOptions) -> Source:
     # Libraries are known by their names: asking for a class would import each of them.
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
     if "datasets.Dataset" in kinds:
-        return open_dataset(data)
+        return open_dataset(data, options)
     if "pandas.DataFrame" in kinds:
-        return open_frame(data)
+        return open_frame(data, options)
     if "pyarrow.Table" in kinds:
-        return open_arrow(data)
+        return open_arrow(data, options)
     if isinstance(data, dict):
         raise SourceError(f"several splits ({', '.join(map(str, data))}): give one of them")
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
@@ -210,43 +219,85 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _open_hub(spec: str, name: str) -> Source:
+def _open_hub(spec: str, name: str, options: ReadOptions) -> Source:
     name, mark, split = name.partition("#")
     if not name or (mark and not split):
         raise SourceError(f"{spec}: expected hub:NAME or hub:NAME#SPLIT")
-    return open_hub(spec, name, split or None)
+    return open_hub(spec, name, split or None, options)
 
 
 def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
     if path.is_dir():
         return _open_directory(spec, path, options)
     if path.suffix.lower() == ".parquet":
-        return open_parquet_source(spec, path)
+        return open_parquet_source(spec, [path], options)
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return open_list(spec, path, options)
     raise SourceError(f"{_shown(spec)}: one file, but no source of many images; {_SHAPES}")
 
 
-def _open_directory(spec: str, folder: Path, options: ReadOptions) -> Source:
+def _open_directory(
+    spec: str, folder: Path, options: ReadOptions, *, all_classes: bool = False
+) -> Source:
     tables = _tables(folder)
+    listing = list_folder(folder, options)
     if not tables:
-        return open_folder(spec, folder, options)
-    if list_folder(folder, options).paths:
-        raise SourceError(
-            f"{spec}: holds both images and {tables[0].name}; name the file, or take it out"
-        )
+        lists = [
+            read_list(path, options)
+            for path in sorted(folder.iterdir())
+            if FOLDER_TABLE.fullmatch(path.name) and path.is_file()
+        ]
+        for read in lists:
+            listing.forget(read.path)
+        # Where a list has the labels, the sub-folders need not be classes.
+        labelled = any(read.labels is not None for read in lists)
+        whole = all_classes or labelled
+        source = open_folder(spec, folder, all_classes=whole, listing=listing)
+        for read in lists:
+            source = join_list(source, read)
+        return source
+    if listing.paths:
+        name = next(iter(tables.values()))[0].name
+        raise SourceError(f"{spec}: holds both images and {name}; name the file, or take it out")
     if len(tables) == 1:
-        return _open_path(spec, tables[0], options)
+        [(name, paths)] = tables.items()
+        return _open_table(spec, name, paths, options)
     base = spec.rstrip("/")
-    choices = " or ".join(f"{base}#{table.stem}" for table in tables)
+    choices = " or ".join(f"{base}#{name}" for name in tables)
     raise SourceError(f"{spec}: holds {len(tables)} parquet files; name one: {choices}")
 
 
-def _tables(folder: Path) -> list[Path]:
+_PIECE = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+
+
+def _tables(folder: Path) -> dict[str, list[Path]]:
+    """Parquet files of a folder, or of the folder ``data`` in it, by name or part.
+
+    Files that a part is cut into, such as ``train-00000-of-00002.parquet``, go together.
+    """
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".parquet")
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".parquet")
+        if not files and (folder / "data").is_dir():
+            files = sorted((folder / "data").glob("*.parquet"))
     except PermissionError as error:
         raise SourceError(
             f"{path_uri(str(folder))}: no permission to list this folder; allow reading it"
         ) from error
+    tables: dict[str, list[Path]] = {}
+    for path in files:
+        match = _PIECE.fullmatch(path.stem)
+        tables.setdefault(match["name"] if match else path.stem, []).append(path)
+    return tables
+
+
+def _open_table(spec: str, name: str, paths: Sequence[Path], options: ReadOptions) -> Source:
+    source = open_parquet_source(spec, paths, options)
+    match = _PIECE.fullmatch(paths[0].stem)
+    missing = int(match["count"]) - len(paths) if match else 0
+    if missing:
+        note = f"{missing} of the {len(paths) + missing} files of {name} are not there"
+        return replace(source, notes=(*source.notes, note))
+    return source
 
 
 def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source:
@@ -255,17 +306,32 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
             f"{_shown(spec)}: one row of a file names an image, not a source; use {base} itself"
         )
     tables = _tables(base)
-    for table in tables:
-        if table.stem == part:
-            return _open_path(spec, table, options)
+    if part in tables:
+        return _open_table(spec, part, tables[part], options)
     if part == "*":
-        return open_folder(spec, base, options, all_classes=True)
+        return _open_directory(spec, base, options, all_classes=True)
     if part and (base / part).is_dir():
-        return open_folder(spec, base / part, options)
-    names = [table.stem for table in tables]
-    names += sorted(entry.name for entry in base.iterdir() if entry.is_dir())
+        return _open_directory(spec, base / part, options)
+    names = [*tables, *sorted(entry.name for entry in base.iterdir() if entry.is_dir())]
     choices = ", ".join(f"#{name}" for name in names[:10]) or "nothing to choose"
     raise SourceError(f"{_shown(spec)}: no part '{part}' in {base}; there is {choices}")
+
+
+def _open_remote(spec: str, options: ReadOptions) -> Source:
+    """A parquet file, or all images below a prefix, behind a URI."""
+    if spec.lower().partition("::")[0].endswith(".parquet"):
+        return open_parquet_source(spec, [spec], options)
+    listing, found = Listing(), []
+    for uri, parts in list_remote(spec):
+        if listing.takes(parts, options):
+            found.append((uri, parts))
+    if not found:
+        raise SourceError(f"{spec}: expected images under this prefix, found none; check the name")
+    names = folder_classes(spec, [parts for _, parts in found]).names
+    labels = labels_from_values(names, spec)
+    source = labelled_source(spec, FileImages(tuple(uri for uri, _ in found)), labels)
+    notes = (*source.notes, *listing.notes())
+    return replace(source, notes=notes, passed_over=dict(listing.passed_over))
 
 
 @cache

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, overload
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +15,7 @@ from PIL import Image
 
 from hashlens.data.image import RawImage, UnreadableImageError, decode
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.files import Uri, uri_path
+from hashlens.files import Uri, is_remote, uri_path
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,27 @@ class ReadOptions:
     def excludes(self, name: str, path: str) -> bool:
         """Whether a pattern fits a file or folder: its name, or its path below the root."""
         return any(fnmatchcase(text, each) for each in self.exclude for text in (name, path))
+
+
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
+"""Values of a table by column."""
+
+
+def plain_cells(columns: Columns, row: int) -> dict[str, Any]:
+    """One row of a table as metadata; empty cells are left out."""
+    cells = {name: _plain_cell(values[row]) for name, values in columns.items()}
+    return {name: cell for name, cell in cells.items() if cell is not None}
+
+
+def _plain_cell(value: Any) -> Any:
+    """A value as metadata takes it; None where there is none."""
+    if hasattr(value, "item"):  # a scalar of NumPy
+        value = value.item()
+    if value is None or value != value or value == "":  # NaN is no value
+        return None
+    if isinstance(value, Decimal):
+        return float(value)
+    return value if isinstance(value, str | int | float | list) else str(value)
 
 
 class ImageStore(Protocol):
@@ -58,8 +81,9 @@ class FileImages:
         return self.uris[row]
 
     def read(self, row: int) -> RawImage:
-        """The file."""
-        return uri_path(self.uris[row])
+        """The file, here or elsewhere."""
+        uri = self.uris[row]
+        return uri if is_remote(uri) else uri_path(uri)
 
 
 class Uris(Sequence[str]):
@@ -115,6 +139,8 @@ class Source:
         What a person should know about how the source was read.
     passed_over : mapping of str to int
         Files of a folder that are no images here, by suffix.
+    columns : callable, optional
+        Reads the other columns of a table: lists by name, by the store's rows.
     """
 
     spec: str
@@ -125,6 +151,7 @@ class Source:
     label_matrix: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = field(default=())
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    columns: Callable[[], Columns] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,6 +175,14 @@ class Source:
         """Class name of image i; None where it is unlabelled."""
         label = int(self.labels[i])
         return None if label < 0 else self.classes[label]
+
+    @cached_property
+    def _columns(self) -> Columns:
+        return self.columns() if self.columns is not None else {}
+
+    def metadata(self, i: int) -> dict[str, Any]:
+        """What the other columns of a table say of image i; empty cells are left out."""
+        return plain_cells(self._columns, int(self.rows[i]))
 
     def load(self, i: int, *, size_hint: int | None = None) -> Image.Image:
         """Decode image i, upright, in mode L or RGB.

@@ -16,59 +16,109 @@ import numpy as np
 from PIL import Image
 
 from hashlens.data.image import RawImage
-from hashlens.data.labels import Labels, labels_from_arrow
-from hashlens.data.source import ImageStore, Source
+from hashlens.data.labels import Labels, labels_from_values
+from hashlens.data.remote import open_remote
+from hashlens.data.source import Columns, ImageStore, ReadOptions, Source
 from hashlens.errors import MissingExtraError, SourceError
-from hashlens.files import Uri, path_uri, row_uri, uri_path
+from hashlens.files import Uri, is_remote, path_uri, row_uri, uri_path
 
-IMAGE_COLUMN = "image"
-LABEL_COLUMN = "label"
-IMAGE_COLUMNS = (IMAGE_COLUMN, "img")
-LABEL_COLUMNS = (LABEL_COLUMN, "labels")
+IMAGE_COLUMNS = (
+    *("image", "img", "image_path", "image_file", "file_name", "filename", "file"),
+    *("filepath", "file_path", "path", "jpg", "png"),
+)
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "class_name", "category", "target")
+"""Names of columns, the first that is there is taken; case does not matter."""
 CACHE_BYTES = 1 << 30
 """Encoded images that one open file keeps in memory; beyond it, row groups are read again."""
 
 
-def open_parquet_source(spec: str, path: Path) -> Source:
-    """A parquet file as a source."""
-    store = open_parquet(path)
+def open_parquet_source(
+    spec: str, paths: Sequence[Path | str], options: ReadOptions | None = None
+) -> Source:
+    """A parquet file, or several that belong together, as a source."""
+    options = options or ReadOptions()
+    stores = [open_parquet(path, options.image_column) for path in paths]
+    store = stores[0] if len(stores) == 1 else JoinedImages(stores)
     if len(store) == 0:
-        raise SourceError(f"{path}: no rows; expected at least one image")
-    return labelled_source(spec, store, store.labels())
+        raise SourceError(f"{paths[0]}: no rows; expected at least one image")
+    schema = stores[0].schema
+    if any(other.schema.names != schema.names for other in stores[1:]):
+        raise SourceError(f"{spec}: its {len(stores)} files have different columns")
+    label = label_column(schema.names, stores[0].path, options)
+    labels = Labels.none(len(store), _no_labels(stores[0].path, schema.names))
+    if label is not None:
+        values = [value for part in stores for value in part.values(label)[label].to_pylist()]
+        metadata = (schema.metadata or {}).get(b"huggingface")
+        labels = labels_from_values(values, f"{stores[0].path}, column '{label}'", metadata, label)
+    others = plain_columns(schema, {stores[0].column, label})
+    return labelled_source(spec, store, labels, partial(_read_columns, stores, others))
 
 
-def open_frame(frame: Any) -> Source:
+def _read_columns(stores: Sequence[ParquetImages], names: Sequence[str]) -> Columns:
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for store in stores if names else ():
+        for name, values in store.values(*names).items():
+            columns[name] += values.to_pylist()
+    return columns
+
+
+def plain_columns(schema: Any, taken: set[str | None]) -> list[str]:
+    """Columns that can be metadata: words, numbers, yes or no, times, and lists of words."""
+    import pyarrow.types as kinds
+
+    def is_plain(kind: Any) -> bool:
+        kind = getattr(kind, "value_type", kind) if kinds.is_dictionary(kind) else kind
+        if kinds.is_nested(kind):
+            return str(getattr(kind, "value_type", "")).endswith(("string", "string_view"))
+        return not (kinds.is_null(kind) or "binary" in str(kind))
+
+    return [field.name for field in schema if field.name not in taken and is_plain(field.type)]
+
+
+def open_frame(frame: Any, options: ReadOptions) -> Source:
     """A pandas DataFrame as a source."""
     spec = f"pandas.DataFrame of {len(frame):,} rows"
-    images = frame[find_column(frame.columns, IMAGE_COLUMNS, spec)]
-    store = MemoryImages(frame, images.iloc.__getitem__, is_quick=True)
-    label = next((name for name in LABEL_COLUMNS if name in frame.columns), None)
-    if label is None:
-        return labelled_source(
-            spec, store, Labels.none(len(frame), f"{spec} has no column 'label'")
-        )
-    values = _arrow().array(frame[label], from_pandas=True)
-    if _arrow().types.is_floating(values.type):  # pandas' whole numbers where some are missing
-        try:
-            values = values.cast(_arrow().int64())
-        except _arrow().ArrowInvalid:
-            pass  # refused below with the type's name
-    return labelled_source(spec, store, labels_from_arrow(values, None, f"{spec}, '{label}'"))
+    names = [str(name) for name in frame.columns]
+    image = find_column(names, IMAGE_COLUMNS, spec, options.image_column)
+    store = MemoryImages(frame, frame[image].iloc.__getitem__, is_quick=True)
+    label = label_column(names, spec, options)
+    labels = Labels.none(len(frame), _no_labels(spec, names))
+    if label is not None:
+        missing = frame[label].isna().tolist()
+        values = [None if gone else one for gone, one in zip(missing, frame[label], strict=True)]
+        labels = labels_from_values(values, f"{spec}, '{label}'")
+    others = [name for name in names if name not in (image, label)]
+    return labelled_source(
+        spec, store, labels, lambda: {name: frame[name].tolist() for name in others}
+    )
 
 
-def open_arrow(table: Any) -> Source:
+def open_arrow(table: Any, options: ReadOptions) -> Source:
     """A pyarrow Table as a source."""
     spec = f"pyarrow.Table of {len(table):,} rows"
-    images = table.column(find_column(table.column_names, IMAGE_COLUMNS, spec))
-    store = MemoryImages(table, partial(_scalar, images), is_quick=True)
-    label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
-    if label is None:
-        return labelled_source(
-            spec, store, Labels.none(len(table), f"{spec} has no column 'label'")
-        )
-    metadata = (table.schema.metadata or {}).get(b"huggingface")
-    where = f"{spec}, '{label}'"
-    return labelled_source(spec, store, labels_from_arrow(table.column(label), metadata, where))
+    image = find_column(table.column_names, IMAGE_COLUMNS, spec, options.image_column)
+    store = MemoryImages(table, partial(_scalar, table.column(image)), is_quick=True)
+    label = label_column(table.column_names, spec, options)
+    labels = Labels.none(len(table), _no_labels(spec, table.column_names))
+    if label is not None:
+        metadata = (table.schema.metadata or {}).get(b"huggingface")
+        values = table.column(label).to_pylist()
+        labels = labels_from_values(values, f"{spec}, '{label}'", metadata, label)
+    others = plain_columns(table.schema, {image, label})
+    return labelled_source(
+        spec, store, labels, lambda: {name: table.column(name).to_pylist() for name in others}
+    )
+
+
+def label_column(names: Iterable[str], where: str, options: ReadOptions) -> str | None:
+    names = list(names)
+    if options.label_column is None and not {n.lower() for n in names} & set(LABEL_COLUMNS):
+        return None
+    return find_column(names, LABEL_COLUMNS, where, options.label_column)
+
+
+def _no_labels(where: str, names: Sequence[str]) -> str:
+    return f"{where} has no column 'label' (columns: {', '.join(names)})"
 
 
 def open_pairs(pairs: Any) -> Source:
@@ -87,31 +137,41 @@ def open_pairs(pairs: Any) -> Source:
     names = getattr(pairs, "classes", getattr(inner, "classes", None))
     feature = {"names": list(names)} if isinstance(names, Sequence) else {}
     metadata = json.dumps({"info": {"features": {"label": feature}}}, default=str).encode()
-    try:
-        column = _arrow().array(labels)
-    except (_arrow().ArrowInvalid, _arrow().ArrowTypeError) as error:
-        raise SourceError(
-            f"{spec}: labels must be all whole numbers, all words, or lists of either "
-            f"({_first_line(error)})"
-        ) from error
     store = MemoryImages(pairs, partial(_image_of_pair, pairs), is_quick=False)
-    return labelled_source(spec, store, labels_from_arrow(column, metadata, f"{spec}, labels"))
+    return labelled_source(spec, store, labels_from_values(labels, f"{spec}, labels", metadata))
 
 
-def labelled_source(spec: str, store: ImageStore, labels: Labels) -> Source:
+def labelled_source(
+    spec: str, store: ImageStore, labels: Labels, columns: Callable[[], Columns] | None = None
+) -> Source:
     """All rows of a store, with their labels."""
     rows = np.arange(len(store))
-    return Source(spec, labels.classes, labels.labels, store, rows, labels.matrix, labels.notes)
+    return Source(
+        spec,
+        labels.classes,
+        labels.labels,
+        store,
+        rows,
+        labels.matrix,
+        labels.notes,
+        columns=columns,
+    )
 
 
-def find_column(columns: Iterable[str], names: tuple[str, ...], where: str) -> str:
-    """The first of these names that a table has."""
-    columns = list(columns)
-    found = next((name for name in names if name in columns), None)
+def find_column(
+    columns: Iterable[str], names: tuple[str, ...], where: str, asked: str | None = None
+) -> str:
+    """The column that was asked for, else the first of these names that a table has."""
+    columns = list(map(str, columns))
+    by_name = {name.lower(): name for name in reversed(columns)}
+    found = next((by_name[name] for name in names if name in by_name), None)
+    if asked is not None:
+        found = asked if asked in columns else None
     if found is None:
+        kind = "image" if names is IMAGE_COLUMNS else "label"
         raise SourceError(
-            f"{where}: expected a column '{names[0]}', got {', '.join(map(str, columns))}; rename "
-            "the column that holds the images"
+            f"{where}: expected a column '{asked or names[0]}', got {', '.join(columns)}; name "
+            f"the one of the {kind}s with --{kind}-column"
         )
     return found
 
@@ -144,7 +204,7 @@ class MemoryImages:
             if isinstance(value, dict) and value.get("bytes") is None:
                 value = value.get("path")
             if isinstance(value, str | os.PathLike):
-                return path_uri(value)
+                return Uri(value) if is_remote(str(value)) else path_uri(value)
         return row_uri(self.table, row)
 
     def read(self, row: int) -> RawImage:
@@ -171,7 +231,7 @@ def raw_image(value: Any) -> RawImage:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str | os.PathLike):
-        return uri_path(os.fspath(value))
+        return Uri(value) if is_remote(str(value)) else uri_path(os.fspath(value))
     if isinstance(value, Image.Image):
         return value
     if hasattr(value, "detach"):  # a tensor: channels first, as torchvision makes it
@@ -219,72 +279,69 @@ def _plain(label: Any) -> Any:
     return label.tolist() if hasattr(label, "tolist") else label
 
 
-def _arrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingExtraError("reading tables", "train") from error
-    return pyarrow
+def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:
+    """The file, opened once a process as long as it does not change.
 
-
-def open_parquet(path: str | Path) -> ParquetImages:
-    """The file, opened once a process as long as it does not change."""
+    ``column`` holds the images; by default it is found by its name.
+    """
+    if is_remote(str(path)):
+        return _opened(str(path), column, 0, 0)
     absolute = os.path.abspath(path)
     try:
         status = os.stat(absolute)
     except OSError:
-        return ParquetImages(absolute)  # raises with the reason
-    return _opened(absolute, status.st_mtime_ns, status.st_size)
+        return ParquetImages(absolute, column)  # raises with the reason
+    return _opened(absolute, column, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, mtime: int, size: int) -> ParquetImages:
-    return ParquetImages(path)
+def _opened(path: str, column: str | None, mtime: int, size: int) -> ParquetImages:
+    return ParquetImages(path, column)
 
 
 class ParquetImages:
     """The image column of a parquet file. Any thread may read; pickles as its path alone."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, column: str | None = None) -> None:
         self.path = path
+        self._asked = column
         self._lock = threading.Lock()
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._file = _open_file(path)
         metadata = self._file.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        self.schema = self._file.schema_arrow
+        self.column = find_column(self.schema.names, IMAGE_COLUMNS, path, column)
         self._check_image_column()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_parquet, (self.path,)
+        return open_parquet, (self.path, self._asked)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def uri(self, row: int) -> Uri:
-        """``/abs/x.parquet#ROW``."""
-        return row_uri(path_uri(self.path), row)
+        """``/abs/x.parquet#ROW``; with the column's name where that was chosen."""
+        table = self.path if is_remote(self.path) else path_uri(self.path)
+        return row_uri(table, row, self._asked)
 
     def read(self, row: int) -> RawImage:
-        """Encoded bytes of one row."""
+        """Encoded bytes of one row, or the file that it names."""
         if not 0 <= row < len(self):
             raise SourceError(f"expected a row from 0 to {len(self) - 1}, got {row}")
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         value = self._group(group)[row - int(self._starts[group])].as_py()
+        if isinstance(value, dict):  # as the library datasets writes it
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if value is None:
             raise SourceError("no image bytes in this row")
-        return bytes(value)
+        return bytes(value) if isinstance(value, bytes) else near(value, self.path)
 
-    def labels(self) -> Labels:
-        """The label column, in words of classes."""
-        schema = self._file.schema_arrow
-        if LABEL_COLUMN not in schema.names:
-            columns = ", ".join(schema.names)
-            note = f"{self.path} has no column '{LABEL_COLUMN}' (columns: {columns})"
-            return Labels.none(len(self), note)
-        column = self._file.read(columns=[LABEL_COLUMN]).column(LABEL_COLUMN)
-        metadata = (schema.metadata or {}).get(b"huggingface")
-        return labels_from_arrow(column, metadata, f"{self.path}, column '{LABEL_COLUMN}'")
+    def values(self, *columns: str) -> dict[str, Any]:
+        """Other columns, whole, by name."""
+        table = self._file.read(columns=list(columns))
+        return dict(zip(table.column_names, table.columns, strict=True))
 
     def _group(self, group: int) -> Any:
         with self._lock:
@@ -292,10 +349,10 @@ class ParquetImages:
                 self._groups.move_to_end(group)
                 return self._groups[group]
             try:
-                column = self._file.read_row_group(group, columns=[IMAGE_COLUMN])
+                column = self._file.read_row_group(group, columns=[self.column])
             except Exception as error:  # pyarrow raises its own kinds on damaged pages
                 raise SourceError(f"row group {group} is damaged ({_first_line(error)})") from error
-            values = _bytes_of(column.column(IMAGE_COLUMN).combine_chunks())
+            values = column.column(self.column).combine_chunks()
             self._groups[group] = values
             held = sum(kept.nbytes for kept in self._groups.values())
             while held > CACHE_BYTES and len(self._groups) > 1:
@@ -303,40 +360,60 @@ class ParquetImages:
             return values
 
     def _check_image_column(self) -> None:
-        import pyarrow as pa
-
-        schema = self._file.schema_arrow
-        if IMAGE_COLUMN not in schema.names:
+        kind = self.schema.field(self.column).type
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        kinds = {field.name: field.type for field in fields} or {"bytes": kind}
+        held = getattr(kinds.get("bytes"), "value_type", kinds.get("bytes"))  # of a dictionary
+        if not str(held).removeprefix("large_").startswith(("binary", "fixed_size_bin", "string")):
             raise SourceError(
-                f"{self.path}: expected a column '{IMAGE_COLUMN}', got {', '.join(schema.names)}; "
-                "rename the column that holds the encoded images"
-            )
-        kind = schema.field(IMAGE_COLUMN).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise SourceError(
-                f"{self.path}: column '{IMAGE_COLUMN}' must be binary, or a struct with a binary "
-                f"field 'bytes'; got {schema.field(IMAGE_COLUMN).type}"
+                f"{self.path}: column '{self.column}' must hold encoded images, their paths, or "
+                f"structs with a field 'bytes'; got {kind}; name another with --image-column"
             )
 
 
-def _bytes_of(column: Any) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
+class JoinedImages:
+    """Several stores one after the other, such as the files that a split is cut into."""
 
-    if isinstance(column, pa.ChunkedArray):  # columns too long for one array of 32-bit offsets
-        return pa.chunked_array([_bytes_of(chunk) for chunk in column.chunks])
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    def __init__(self, stores: Sequence[ImageStore]) -> None:
+        self.stores = tuple(stores)
+        self._starts = np.cumsum([0, *map(len, self.stores)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def uri(self, row: int) -> str:
+        """As the store of the row names it."""
+        store, inside = self._place(row)
+        return store.uri(inside)
+
+    def read(self, row: int) -> RawImage:
+        """As the store of the row reads it."""
+        store, inside = self._place(row)
+        return store.read(inside)
+
+    def _place(self, row: int) -> tuple[ImageStore, int]:
+        at = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.stores[at], row - int(self._starts[at])
+
+
+def near(name: str, table: str | Path) -> Path | Uri:
+    """The file that a table names: next to the table if it is there, else as it is written."""
+    if is_remote(name):
+        return Uri(name)
+    if is_remote(str(table)):
+        return Uri(f"{str(table).rpartition('/')[0]}/{name}")
+    beside = Path(table).parent / uri_path(name)
+    return beside if beside.exists() else uri_path(name)
 
 
 def _open_file(path: str) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise MissingExtraError("reading parquet files", "train") from error
+        raise MissingExtraError("reading parquet files", "parquet") from error
+    file = open_remote(path) if is_remote(path) else path
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(file, memory_map=file is path)
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file; check the path") from error
     except PermissionError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +19,14 @@ from typing import Any
 import numpy as np
 
 from hashlens.codes.packing import code_bytes
-from hashlens.data.folders import SUFFIXES
 from hashlens.data.opening import open_source
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, is_sharded, write_catalogue
 from hashlens.distributed.cluster import connect
-from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError, SourceError
+from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import replace_file
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
-from hashlens.types import ImageInput
 
 PLAN_NAME = "plan.json"
 COMPLETE_NAME = "complete.json"
@@ -38,7 +35,6 @@ _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
 MOST_IMAGES = 256
 _PROBE = 16
-_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://.+")
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,7 @@ class Images:
 
 
 def open_images(spec: str) -> Images:
-    """Images of a source (``data.sources.open_source``) or under an object storage prefix."""
-    if is_remote(spec):
-        listed = list_remote(spec)
-        return Images(spec, [uri for uri, _ in listed], [label for _, label in listed])
+    """Images of a source; see ``open_source``."""
     source = open_source(spec)
     return Images(spec, source.uris, [source.label_name(i) for i in range(len(source))])
 
@@ -281,19 +274,12 @@ class EncodeBatches:
         codes = np.zeros((n, code_bytes(self._encoder.bits)), np.uint8)
         features = np.zeros((n, self._encoder.feature_dim), np.float32)
         reasons = np.full(n, "", dtype=object)
-        images: list[ImageInput] = []
-        rows = []
-        for row, uri in enumerate(batch["uri"]):
-            try:
-                images.append(read_remote(uri) if is_remote(uri) else uri)
-                rows.append(row)
-            except SourceError as error:
-                reasons[row] = str(error)
+        images = [str(uri) for uri in batch["uri"]]
         for encoded in self._encoder.encode_batches(images, batch_size=self._batch_size):
-            at = np.array(rows)[encoded.positions]
+            at = encoded.positions
             codes[at], features[at] = encoded.codes, encoded.features
             for image in encoded.skipped:
-                reasons[rows[image.position]] = image.reason
+                reasons[image.position] = image.reason
         return {
             "row": batch["row"],
             "codes": codes,
@@ -313,67 +299,3 @@ def images_at_once(encoder: Encoder, memory: int) -> int:
     an_image = max((peak_memory() - before) / (_PROBE - 1), 8 * pixels[0].nbytes)
     fitting = max(1, min(MOST_IMAGES, int(memory / an_image)))
     return 1 << (fitting.bit_length() - 1)
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a URI names an object behind a file system, such as ``s3://bucket/photo.jpg``."""
-    return _SCHEME.fullmatch(uri) is not None
-
-
-def file_system(uri: str) -> tuple[Any, str]:
-    """PyArrow's file system for a URI, and the path in it.
-
-    Schemes that PyArrow does not know itself are looked up through fsspec.
-    """
-    try:
-        from pyarrow import ArrowException
-        from pyarrow import fs as arrow_fs
-    except ImportError as error:
-        raise MissingExtraError("reading from object storage", "ray") from error
-    try:
-        return arrow_fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
-    except (ArrowException, OSError, ValueError):
-        scheme = uri.split("://", 1)[0]
-    try:
-        import fsspec
-
-        system, path = fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError, OSError) as error:
-        raise SourceError(
-            f"{uri}: the scheme {scheme}:// cannot be opened ({error}); install the fsspec package "
-            "for it"
-        ) from error
-    return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(system)), path
-
-
-def list_remote(uri: str) -> list[tuple[str, str | None]]:
-    """URI and class of every image under a prefix, sorted; the class is its folder's name."""
-    from pyarrow import fs as arrow_fs
-
-    system, root = file_system(uri)
-    try:
-        infos = system.get_file_info(arrow_fs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise SourceError(
-            f"{uri}: cannot be listed ({error}); check the name and rights"
-        ) from error
-    prefix, root = uri.rstrip("/"), root.rstrip("/")
-    found = []
-    for info in infos:
-        inside = info.path[len(root) :].lstrip("/")
-        if info.is_file and inside.lower().endswith(tuple(SUFFIXES)):
-            parts = inside.split("/")
-            found.append((f"{prefix}/{inside}", parts[0] if len(parts) > 1 else None))
-    if not found:
-        raise SourceError(f"{uri}: expected images under this prefix, found none; check the name")
-    return sorted(found)
-
-
-def read_remote(uri: str) -> bytes:
-    """The bytes of one object."""
-    system, path = file_system(uri)
-    try:
-        with system.open_input_file(path) as file:
-            return bytes(file.read())
-    except OSError as error:
-        raise SourceError(f"{uri}: cannot be read ({error})") from error

@@ -352,7 +352,7 @@ def uri_of(image: ImageInput) -> str:
         row = parse_row(name)
         if row is None or not row.is_in_file or not os.path.exists(row.table):
             return name
-        return row_uri(path_uri(row.table), row.row)
+        return row_uri(path_uri(row.table), row.row, row.column)
     return path_uri(name)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hashlens.data.opening import load_image
 from hashlens.errors import HashlensError
-from hashlens.files import content_digest, parse_row, uri_path
+from hashlens.files import content_digest, is_remote, parse_row, uri_path
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits
 
@@ -105,7 +105,7 @@ def _find(uri: str, digest: bytes | None) -> _Place | None:
     if not uri:  # an image from memory
         raise _gone()
     row = None if os.path.lexists(uri) else parse_row(uri)
-    if row is not None and not row.is_in_file:
+    if is_remote(uri) or (row is not None and not row.is_in_file):
         return None
     is_row = row is not None
     path = uri_path(uri if row is None else row.table)

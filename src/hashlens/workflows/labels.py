@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.data.image import MAX_FILE_BYTES
 from hashlens.data.labels import Imbalance, imbalance, require_labels
+from hashlens.data.remote import read_remote
 from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.evaluation.label_noise import (
@@ -23,7 +25,7 @@ from hashlens.evaluation.label_noise import (
     leave_one_out_scores,
     suspicion,
 )
-from hashlens.files import content_digest, replace_file
+from hashlens.files import Uri, content_digest, replace_file
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Page, Table
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
@@ -144,6 +146,7 @@ def same_files(source: Source) -> list[list[int]]:
     for position, row in enumerate(source.rows.tolist()):
         try:
             raw = source.store.read(row)
+            raw = read_remote(raw, MAX_FILE_BYTES) if isinstance(raw, Uri) else raw
             content = raw.read_bytes() if isinstance(raw, Path) else raw
         except (OSError, SourceError):
             continue

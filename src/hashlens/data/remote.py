@@ -1,0 +1,88 @@
+"""Files behind a URI such as ``s3://``, ``gs://``, ``memory://`` or ``zip://a.jpg::b.zip``.
+
+fsspec knows the schemes; each names the package that it needs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from hashlens.errors import MissingExtraError, SourceError
+from hashlens.files import Uri
+
+
+def open_remote(uri: str) -> Any:
+    """A file to read, which can be sought in."""
+    system, path = _located(uri)
+    try:
+        return system.open(path, "rb")
+    except Exception as error:  # each file system raises its own kinds
+        raise _unread(uri, error) from error
+
+
+def read_remote(uri: str, most: int) -> bytes:
+    """The bytes of one file of at most ``most`` bytes."""
+    try:
+        with open_remote(uri) as file:
+            data: bytes = file.read(most + 1)
+    except SourceError:
+        raise
+    except Exception as error:
+        raise _unread(uri, error) from error
+    if len(data) > most:
+        raise SourceError(f"{uri}: over the limit of {most:,} bytes")
+    return data
+
+
+def list_remote(uri: str) -> list[tuple[Uri, tuple[str, ...]]]:
+    """URI of every file below a prefix, and its path below that, in parts; sorted."""
+    system, root = _located(uri)
+    try:
+        found = system.find(root)
+    except Exception as error:
+        raise _unread(uri, error) from error
+    head, chain, rest = uri.partition("::")
+    head = head if head.endswith("://") else f"{head.rstrip('/')}/"
+    root = root.strip("/")
+    listed = []
+    for path in sorted(found):
+        inside = path.lstrip("/").removeprefix(root).strip("/")
+        if inside:
+            listed.append((Uri(f"{head}{inside}{chain}{rest}"), tuple(inside.split("/"))))
+    return listed
+
+
+def _located(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, and the path in it."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingExtraError(f"{uri}: reading from this place", "remote") from error
+    head, chain, rest = uri.partition("::")
+    try:
+        if chain:  # an archive is opened once, and stays open while files of it are read
+            scheme, _, inside = head.partition("://")
+            return _archive(f"{scheme}://{chain}{rest}"), inside
+        system, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise SourceError(f"{uri}: {_first_line(error)}") from error
+    except Exception as error:
+        raise _unread(uri, error) from error
+    return system, str(path)
+
+
+@lru_cache(maxsize=8)
+def _archive(uri: str) -> Any:
+    import fsspec
+
+    return fsspec.core.url_to_fs(uri)[0]
+
+
+def _unread(uri: str, error: Exception) -> SourceError:
+    reason = "no such file" if isinstance(error, FileNotFoundError) else _first_line(error)
+    return SourceError(f"{uri}: cannot be read ({reason}); check the name, the rights and the net")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
