@@ -14,11 +14,11 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from hashlens import Encoder, ModelError, unpack_bits
+from hashlens import Encoder, ModelError, open_source, unpack_bits
 from hashlens.models import export
-from hashlens.models.checkpoint import load_model, save_model
+from hashlens.models.checkpoint import load_model, save_model, update_config
 from hashlens.models.encoder import METADATA_KEY
-from hashlens.models.export import export_onnx
+from hashlens.models.export import export_onnx, write_twin
 
 
 def _noise(n: int, size: int) -> np.ndarray:
@@ -187,3 +187,63 @@ def test_another_version_is_refused(
     with pytest.raises(ModelError, match=message) as raised:
         Encoder.load(path)
     assert "changed.onnx" in str(raised.value)
+
+
+def _with_twin(model: Path, folder: Path) -> Path:
+    """The model, with the twin that seven noise images allow."""
+    folder.mkdir()
+    for place, pixels in enumerate(_noise(7, 16)):
+        Image.fromarray(pixels).save(folder / f"{place}.png")
+    assert "twin" in write_twin(model, open_source(str(folder)))
+    return next(model.glob("twin-*.onnx"))
+
+
+def test_a_twin_stands_for_its_model_until_it_does_not_fit(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "model")
+    assert Encoder.load(model).runtime == "torch"
+    twin = _with_twin(model, tmp_path / "noise")
+    update_config(model, radius=7)
+    found, plain = Encoder.load(model), Encoder.load(model, device="cpu")
+    assert (found.runtime, plain.runtime) == ("onnx", "torch")
+    assert found.config == plain.config
+    assert found.radius == 7
+    pixels = _noise(7, 16)
+    np.testing.assert_array_equal(found.encode_pixels(pixels)[0], plain.encode_pixels(pixels)[0])
+    monkeypatch.setenv("HASHLENS_RUNTIME", "torch")
+    assert Encoder.load(model).runtime == "torch"
+    monkeypatch.setenv("HASHLENS_RUNTIME", "keras")
+    with pytest.raises(ModelError, match="expected onnx or torch"):
+        Encoder.load(model)
+    monkeypatch.delenv("HASHLENS_RUNTIME")
+    whole = twin.read_bytes()
+    for damaged in (whole[:-1], whole[:100] + b"!" + whole[101:], b""):
+        twin.write_bytes(damaged)
+        assert Encoder.load(model).runtime == "torch"
+    twin.unlink()
+    assert Encoder.load(model).runtime == "torch"
+    monkeypatch.setenv("HASHLENS_RUNTIME", "onnx")
+    with pytest.raises(ModelError, match="no ONNX twin"):
+        Encoder.load(model)
+
+
+def test_another_model_in_the_folder_drops_the_twin(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model")
+    twin = _with_twin(model, tmp_path / "noise")
+    make_model(model, seed=1)
+    assert not twin.exists()
+    assert Encoder.load(model).runtime == "torch"
+
+
+def test_no_twin_where_bits_differ(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "model")
+    monkeypatch.setattr(export, "_compare", lambda *_: (0.99, 0.0))
+    (tmp_path / "noise").mkdir()
+    Image.fromarray(_noise(1, 16)[0]).save(tmp_path / "noise" / "0.png")
+    assert write_twin(model, open_source(str(tmp_path / "noise"))).startswith("no ONNX twin")
+    assert not list(model.glob("*.onnx"))

@@ -6,7 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from hashlens import open_source
+from hashlens.models.export import write_twin
 
 # Everything that the extras bring. A module set to None cannot be imported.
 _BLOCKED = [
@@ -83,6 +87,32 @@ main()
     refused = _run(body, "train", str(photos), "--out", str(tmp_path / "model"))
     assert refused.returncode == 1
     assert "hashlens[train]" in refused.stderr
+
+
+def test_a_folder_with_its_twin_needs_neither_torch_nor_numba(
+    make_model: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model")
+    told = write_twin(model, open_source(str(photos)))
+    assert "bits equal on 9 images" in told
+    body = """
+from hashlens.cli.main import app
+app(standalone_mode=False)
+print(sorted({"torch", "numba"} & {name for name in sys.modules if sys.modules[name]}))
+"""
+    index, query = str(tmp_path / "photos.idx"), str(next(photos.rglob("4.png")))
+    for arguments in (
+        ["index", "create", index, str(photos), "--model", str(model)],
+        ["search", index, query, "-k", "2"],
+        ["search", index, query, "--mode", "hds"],
+        ["search", index, query, "--mode", "es"],
+        ["search", index, "3"],
+    ):
+        result = _run(body, *arguments)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == "[]"
+        told = "encoding with ONNX Runtime; HASHLENS_RUNTIME=torch takes PyTorch"
+        assert (told in result.stderr) == (arguments[-1] != "3")
 
 
 def test_onnx_runtime_reports_to_nobody(onnx_file: Path, tmp_path: Path) -> None:

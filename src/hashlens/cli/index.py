@@ -14,6 +14,7 @@ from hashlens.cli.opening import (
     GivenImages,
     open_given,
     open_index,
+    open_model,
     parse_metadata,
     passed_over,
     reading_options,
@@ -97,13 +98,12 @@ def create_command(
         return
     from hashlens.index.hash_index import HashIndex
     from hashlens.index.layout import FEATURE_TYPES
-    from hashlens.models.encoder import Encoder
 
     if features not in (*FEATURE_TYPES, "none"):
         raise typer.BadParameter(f"--features: expected float16, float32 or none, got {features!r}")
     reading = reading_options(exclude, strict, image_column, label_column)
     images = with_metadata(open_given(sources or [], **reading), metadata)
-    encoder = Encoder.load(model)
+    encoder = open_model(model)
     with HashIndex.create(index, encoder, features=features, model=model) as made:
         _add(made, images, strict, as_json)
 

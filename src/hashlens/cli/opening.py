@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
+from hashlens.cli.options import note
 from hashlens.errors import IndexStoreError, ModelError, SourceError, system_reason
 
 if TYPE_CHECKING:
@@ -72,9 +73,17 @@ def load_encoder(path: Path, model: Path | None) -> Encoder:
         raise IndexStoreError(
             f"{path}: its model was at {chosen}, but is gone; say where with --model"
         )
+    return open_model(chosen)
+
+
+def open_model(model: Path) -> Encoder:
+    """The encoder of a model's folder or file; says what runs it where that was chosen."""
     from hashlens.models.encoder import Encoder
 
-    return Encoder.load(chosen)
+    encoder = Encoder.load(model)
+    if encoder.runtime == "onnx" and model.is_dir():
+        note("encoding with ONNX Runtime; HASHLENS_RUNTIME=torch takes PyTorch")
+    return encoder
 
 
 def reading_options(
@@ -118,8 +127,8 @@ def open_given(sources: Sequence[str], **options: Any) -> GivenImages:
                 "other kinds first), a folder, a .parquet or a .csv file"
             )
         source = open_source(spec, **options)
-        for note in source.notes:
-            typer.echo(f"note: {note}", err=True)
+        for line in source.notes:
+            typer.echo(f"note: {line}", err=True)
         found.passed_over.update(source.passed_over)
         found.uris.extend(source.uris)
         found.labels.extend(source.label_name(i) for i in range(len(source)))

@@ -136,7 +136,7 @@ def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
         "passed_over": dict(source.passed_over),
     }
     if best is None:
-        from hashlens.models.checkpoint import read_config
+        from hashlens.models.description import read_config
 
         answer |= read_config(result.out)[0].training
         line = f"{config.bits} bits by ITQ on features of {config.backbone}, no labels"

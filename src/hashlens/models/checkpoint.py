@@ -23,12 +23,21 @@ from hashlens.errors import ModelError, system_reason
 from hashlens.files import move, remove_abandoned, replace_file
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import create_backbone
-from hashlens.models.description import CARD_NAME, FORMAT_VERSION, ModelConfig, parse_config
+from hashlens.models.description import (
+    CARD_NAME,
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    TWIN_NAME,
+    WEIGHTS_NAME,
+    ModelConfig,
+    Twin,
+    read_config,
+    read_twin,
+)
 from hashlens.models.encoder import NetworkInput, NetworkOutput
 from hashlens.models.latent import LatentHashNet
 
-CONFIG_NAME = "model.json"
-WEIGHTS_NAME = r"weights-[0-9a-f]{12}\.safetensors"
+_FILES = rf"{WEIGHTS_NAME}|{TWIN_NAME}"
 
 
 def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> ModelConfig:
@@ -40,8 +49,8 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
     try:
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / weights_name, save(state))
-        _write_config(directory, config, weights_name)
-        _remove_other_weights(directory, weights_name)
+        _write_config(directory, config, weights_name, None)
+        _remove_others(directory, weights_name)
     except OSError as error:
         raise ModelError(
             f"{directory}: the model could not be written ({system_reason(error)}); a model "
@@ -56,10 +65,12 @@ def replace_model(directory: Path, new: Path) -> None:
     load_model(new)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name in (weights.name, CARD_NAME, CONFIG_NAME):
+        twin = read_twin(new)
+        names = [weights.name, *([twin.path.name] if twin else []), CARD_NAME, CONFIG_NAME]
+        for name in names:
             if (new / name).is_file():
                 move(new / name, directory / name)
-        _remove_other_weights(directory, weights.name)
+        _remove_others(directory, *names)
     except OSError as error:
         raise ModelError(f"{directory}: could not be written ({system_reason(error)})") from error
 
@@ -144,39 +155,12 @@ def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchR
         ) from error
 
 
-def read_config(directory: Path) -> tuple[ModelConfig, Path]:
-    """The configuration and the weights' path."""
-    path = directory / CONFIG_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        what = "no model here" if directory.is_dir() else "no such directory"
-        raise ModelError(
-            f"{directory}: {what} ({CONFIG_NAME} is missing); make one with hashlens train "
-            f"SOURCE --out {directory}"
-        ) from error
-    except NotADirectoryError as error:
-        raise ModelError(
-            f"{directory}: expected the folder of a model that was trained, got a file"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); check its permissions") from error
-    config, values = parse_config(text, path)
-    weights_name = values.get("weights")
-    if not isinstance(weights_name, str) or not re.fullmatch(WEIGHTS_NAME, weights_name):
-        raise ModelError(
-            f"{path}: 'weights' names {weights_name!r}, not a weights-*.safetensors next to it; "
-            "copy or train the model again"
-        )
-    return config, directory / weights_name
-
-
 def update_config(directory: Path, **changes: Any) -> ModelConfig:
     """Change entries that the weights do not depend on, such as ``radius`` or ``training``."""
     config, weights = read_config(directory)
     config = replace(config, **changes)
     try:
-        _write_config(directory, config, weights.name)
+        _write_config(directory, config, weights.name, read_twin(directory))
     except OSError as error:
         raise ModelError(
             f"{directory}: {CONFIG_NAME} could not be written ({system_reason(error)})"
@@ -205,14 +189,32 @@ def fingerprint(state: Mapping[str, Tensor], config: ModelConfig) -> str:
     return digest.hexdigest()
 
 
-def _remove_other_weights(directory: Path, kept: str) -> None:
+def keep_twin(directory: Path, data: bytes) -> None:
+    """Write a model's ONNX twin into its folder, and what it is into its description."""
+    config, weights = read_config(directory)
+    path = directory / f"twin-{config.fingerprint[:12]}.onnx"
+    replace_file(path, data)
+    digests = [hashlib.sha256(each).hexdigest() for each in (data, weights.read_bytes())]
+    twin = Twin(path, *digests)
+    _write_config(directory, config, weights.name, twin)
+
+
+def _remove_others(directory: Path, *kept: str) -> None:
     remove_abandoned(directory)
     for path in directory.iterdir():
-        if re.fullmatch(WEIGHTS_NAME, path.name) and path.name != kept:
+        if re.fullmatch(_FILES, path.name) and path.name not in kept:
             path.unlink()
 
 
-def _write_config(directory: Path, config: ModelConfig, weights_name: str) -> None:
+def _write_config(
+    directory: Path, config: ModelConfig, weights_name: str, twin: Twin | None
+) -> None:
     values = {**config.to_dict(), "weights": weights_name}
+    if twin is not None:
+        values["twin"] = {
+            "file": twin.path.name,
+            "sha256": twin.sha256,
+            "weights_sha256": twin.weights_sha256,
+        }
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     replace_file(directory / CONFIG_NAME, text)

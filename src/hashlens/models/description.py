@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from hashlens.codes.packing import check_bits
 from hashlens.data.preprocessing import Preprocessing
@@ -145,6 +146,59 @@ def parse_config(text: str, path: Path) -> tuple[ModelConfig, dict[str, Any]]:
             "the model again"
         ) from error
     return ModelConfig.from_dict(values, path), values
+
+
+CONFIG_NAME = "model.json"
+WEIGHTS_NAME = r"weights-[0-9a-f]{12}\.safetensors"
+TWIN_NAME = r"twin-[0-9a-f]{12}\.onnx"
+
+
+def read_config(directory: Path) -> tuple[ModelConfig, Path]:
+    """The configuration and the weights' path."""
+    path = directory / CONFIG_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        what = "no model here" if directory.is_dir() else "no such directory"
+        raise ModelError(
+            f"{directory}: {what} ({CONFIG_NAME} is missing); make one with hashlens train "
+            f"SOURCE --out {directory}"
+        ) from error
+    except NotADirectoryError as error:
+        raise ModelError(
+            f"{directory}: expected the folder of a model that was trained, got a file"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); check its permissions") from error
+    config, values = parse_config(text, path)
+    weights_name = values.get("weights")
+    if not isinstance(weights_name, str) or not re.fullmatch(WEIGHTS_NAME, weights_name):
+        raise ModelError(
+            f"{path}: 'weights' names {weights_name!r}, not a weights-*.safetensors next to it; "
+            "copy or train the model again"
+        )
+    return config, directory / weights_name
+
+
+class Twin(NamedTuple):
+    """The same network as ONNX, in the model's folder, and what it and the weights hold."""
+
+    path: Path
+    sha256: str
+    weights_sha256: str
+
+
+def read_twin(directory: Path) -> Twin | None:
+    """The ONNX twin that a model's description names, where it names one."""
+    try:
+        values = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+        twin = values["twin"]
+        name, digests = twin["file"], (str(twin["sha256"]), str(twin["weights_sha256"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not re.fullmatch(TWIN_NAME, str(name)):
+        return None
+    return Twin(directory / name, *digests)
 
 
 CARD_NAME = "README.md"

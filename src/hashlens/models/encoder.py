@@ -5,6 +5,8 @@ Importing this module imports neither torch nor onnxruntime; ``Encoder.load`` do
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -17,7 +19,8 @@ from hashlens.data.decoding import iter_decoded
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
-from hashlens.models.description import ModelConfig, parse_config
+from hashlens.machine import gpu_name
+from hashlens.models.description import ModelConfig, parse_config, read_config, read_twin
 from hashlens.types import (
     Codes,
     EncodedBatch,
@@ -51,26 +54,41 @@ class Encoder:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> Encoder:
-        """Load a model directory (needs torch) or an exported ``.onnx`` file (does not).
+        """Load a model directory, or an exported ``.onnx`` file.
+
+        A directory that holds the network as ONNX as well, its twin, is run by ONNX Runtime
+        where there is no GPU, without torch; see :attr:`runtime`.
 
         Parameters
         ----------
         path : str or Path
             What ``hashlens train`` or ``hashlens export`` wrote.
         device : str, optional
-            PyTorch device of a model directory, such as "cpu" or "cuda"; by default a GPU where
-            there is one.
+            PyTorch device of a model directory, such as "cpu" or "cuda", which leaves the twin
+            aside, as ``HASHLENS_RUNTIME=torch`` in the environment does. By default a GPU where
+            there is one, else the twin, else the processor.
 
         Raises
         ------
         ModelError
             If the model is missing, cut, foreign or of a newer version.
         MissingExtraError
-            If a directory is given and torch is not installed.
+            If a directory without a twin is given and torch is not installed.
         """
         path = Path(path)
         if path.suffix == ".onnx":
             return cls(*load_onnx(path))
+        wanted = os.environ.get("HASHLENS_RUNTIME", "")
+        if wanted not in ("", "onnx", "torch"):
+            raise ModelError(f"HASHLENS_RUNTIME: expected onnx or torch, got {wanted!r}")
+        if device is None and wanted != "torch" and (wanted or gpu_name() is None):
+            if loaded := load_twin(path):
+                return cls(*loaded)
+            if wanted:
+                raise ModelError(
+                    f"{path}: no ONNX twin that can be used is in this folder; train again, or "
+                    "leave HASHLENS_RUNTIME out"
+                )
         if path.is_file():
             raise ModelError(
                 f"{path}: expected a model directory or an .onnx file; give the directory that "
@@ -83,6 +101,11 @@ class Encoder:
                 f"{path}: a model directory (an exported .onnx file does without)", "train"
             ) from error
         return cls(*load_torch(path, device))
+
+    @property
+    def runtime(self) -> str:
+        """What runs the network: "onnx" or "torch"."""
+        return "onnx" if isinstance(self._runner, OnnxRunner) else "torch"
 
     @property
     def bits(self) -> int:
@@ -362,14 +385,8 @@ def load_onnx(path: Path) -> tuple[ModelConfig, OnnxRunner]:
     """
     if not path.is_file():
         raise ModelError(f"no file at {path}; make one with hashlens export MODEL --onnx {path}")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions; warnings are for exporters
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(path)
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ModelError(
             f"{path}: ONNX Runtime cannot read it ({str(error).splitlines()[0][:200]}); the file "
@@ -384,6 +401,33 @@ def load_onnx(path: Path) -> tuple[ModelConfig, OnnxRunner]:
     config, _ = parse_config(text, path)
     _check_graph(session, config, path)
     return config, OnnxRunner(session)
+
+
+def open_session(path: Path) -> Any:
+    """An ONNX Runtime session on the processor."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors come as exceptions; warnings are for exporters
+    return onnxruntime.InferenceSession(
+        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+
+def load_twin(directory: Path) -> tuple[ModelConfig, OnnxRunner] | None:
+    """Load the ONNX twin in a model's folder; None where it or the weights are not those named.
+
+    What is told of the model, such as its radius, is its own description's, which may be newer.
+    """
+    twin = read_twin(directory)
+    if twin is None:
+        return None
+    config, weights = read_config(directory)
+    for path, digest in ((twin.path, twin.sha256), (weights, twin.weights_sha256)):
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            return None
+    described, runner = load_onnx(twin.path)
+    return (config, runner) if described.fingerprint == config.fingerprint else None
 
 
 def _check_graph(session: Any, config: ModelConfig, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,16 +19,18 @@ from hashlens.data.decoding import decode_source
 from hashlens.data.source import Source
 from hashlens.errors import MissingExtraError, ModelError, system_reason
 from hashlens.files import replace_file
-from hashlens.models.checkpoint import TorchRunner, load_model, read_config
-from hashlens.models.description import ModelConfig
+from hashlens.models.checkpoint import TorchRunner, keep_twin, load_model
+from hashlens.models.description import ModelConfig, read_config
 from hashlens.models.encoder import (
     INPUT,
     METADATA_KEY,
     OUTPUTS,
     NetworkInput,
     NetworkOutput,
+    OnnxRunner,
     Runner,
     load_onnx,
+    open_session,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ OPSET = 18
 MIN_BITS_EQUAL = 0.999
 MAX_FEATURE_ERROR = 1e-3
 _CALIBRATION_BATCH = 32
+_SLOWER = 1.25  # what may be the noise of a measurement
 
 
 class ExportReport(NamedTuple):
@@ -75,10 +79,6 @@ def export_onnx(
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: an exported model's name ends in .onnx; rename it")
     net, config = load_model(model)
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("hashlens export", "train") from error
     with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
         exported = Path(folder) / "float32.onnx"
         _trace(net, config, exported)
@@ -86,13 +86,7 @@ def export_onnx(
             exported = _quantise(exported, config, calibration)
             digest = hashlib.sha256(config.fingerprint.encode() + exported.read_bytes())
             config = replace(config, fingerprint=digest.hexdigest())
-        proto = onnx.load(exported)
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, json.dumps(config.to_dict(), ensure_ascii=False)
-        finished = Path(folder) / "finished.onnx"
-        data = proto.SerializeToString()
-        finished.write_bytes(data)
-        _, runner = load_onnx(finished)
+        data, runner = _described(exported, config)
         compared = _noise(config) if calibration is None else calibration
         bits_equal, feature_error = _compare(TorchRunner(net), runner, config, compared)
     if calibration is None and (
@@ -114,6 +108,63 @@ def export_onnx(
     return ExportReport(
         path, len(data), config.fingerprint, bits_equal, feature_error, len(compared)
     )
+
+
+def write_twin(model: Path, source: Source) -> str:
+    """Keep a model as ONNX in its own folder as well, if it may stand for it; return what was done.
+
+    It may where each bit of images of the source is equal, and ONNX Runtime is not the slower.
+    """
+    net, config = load_model(model)
+    pixels = calibration_pixels(model, source, 2 * _CALIBRATION_BATCH + 1)
+    if len(pixels) == 0:
+        return "no ONNX twin: no image of the source can be read to compare with"
+    torch_runner = TorchRunner(net)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
+            traced = Path(folder) / "twin.onnx"
+            _trace(net, config, traced)
+            data, runner = _described(traced, config)
+        equal, error = _compare(torch_runner, runner, config, pixels)
+        seconds = [_seconds(each, config, pixels) for each in (torch_runner, runner)]
+    except (ModelError, MissingExtraError) as failure:
+        return f"no ONNX twin: {failure}"
+    if equal < 1 or not error <= MAX_FEATURE_ERROR:
+        return f"no ONNX twin: only {equal:.2%} of its bits are equal"
+    if seconds[1] > _SLOWER * seconds[0]:
+        return f"no ONNX twin: it takes {seconds[1] / seconds[0]:.1f} times as long as PyTorch"
+    keep_twin(model, data)
+    return (
+        f"ONNX twin: search, index and serve use it without a GPU (bits equal on {len(pixels)} "
+        f"images, {seconds[0] / seconds[1]:.1f} times as fast); HASHLENS_RUNTIME=torch does not"
+    )
+
+
+def _seconds(runner: Runner, config: ModelConfig, pixels: NDArray[np.uint8]) -> float:
+    """Shortest time of three for one image and for a batch."""
+    sizes = (1, _CALIBRATION_BATCH)
+    images = [config.preprocessing.normalise(pixels[:size]) for size in sizes]
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for batch in images:
+            runner.run(batch)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _described(exported: Path, config: ModelConfig) -> tuple[bytes, Runner]:
+    """An exported file with its model's description in it: its bytes, and what runs it."""
+    import onnx
+
+    proto = onnx.load(exported)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(config.to_dict(), ensure_ascii=False)
+    data: bytes = proto.SerializeToString()
+    finished = exported.with_name("finished.onnx")
+    finished.write_bytes(data)
+    _, runner = load_onnx(finished)
+    return data, runner
 
 
 def calibration_pixels(model: Path, source: Source, count: int) -> NDArray[np.uint8]:
@@ -141,21 +192,35 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
 
     image = config.preprocessing
     example = torch.zeros(2, image.channels, image.size, image.size)
+    outputs = list(OUTPUTS if config.classes else OUTPUTS[:2])
+    names: dict[str, Any] = {
+        "input_names": [INPUT],
+        "output_names": outputs,
+        "opset_version": OPSET,
+    }
+    answers = Answers().eval()
     try:
+        import onnx  # noqa: F401
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                Answers().eval(),
-                (example,),
-                str(path),
-                input_names=[INPUT],
-                output_names=list(OUTPUTS if config.classes else OUTPUTS[:2]),
-                opset_version=OPSET,
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=False,
-                verbose=False,
-            )
+            try:  # the older exporter needs a hundredth of the time
+                axes = {name: {0: "batch"} for name in (INPUT, *outputs)}
+                torch.onnx.export(
+                    answers, (example,), str(path), **names, dynamic_axes=axes, dynamo=False
+                )
+                _run_once(path, config)
+            except Exception:  # cannot express this network, or exists no longer
+                torch.onnx.export(
+                    answers,
+                    (example,),
+                    str(path),
+                    **names,
+                    dynamo=True,
+                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                    external_data=False,
+                    verbose=False,
+                )
     except ImportError as error:
         raise MissingExtraError("hashlens export", "train") from error
     except Exception as error:  # the exporter raises of every kind
@@ -163,6 +228,13 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
         raise ModelError(
             f"the backbone {config.backbone} cannot be exported to ONNX ({reason})"
         ) from error
+
+
+def _run_once(path: Path, config: ModelConfig) -> None:
+    """Raise where a file cannot take another number of images than it was traced with."""
+    image = config.preprocessing
+    runner = OnnxRunner(open_session(path))
+    runner.run(np.zeros((3, image.channels, image.size, image.size), np.float32))
 
 
 def _quantise(source: Path, config: ModelConfig, pixels: NDArray[np.uint8]) -> Path:

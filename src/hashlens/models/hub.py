@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hashlens.errors import HashlensError, MissingExtraError, ModelError
-from hashlens.models.checkpoint import CONFIG_NAME, load_model, read_config, replace_model
-from hashlens.models.description import CARD_NAME, ModelConfig
+from hashlens.models.checkpoint import load_model, replace_model
+from hashlens.models.description import (
+    CARD_NAME,
+    CONFIG_NAME,
+    ModelConfig,
+    read_config,
+    read_twin,
+)
 
 
 def push_model(
@@ -25,7 +31,8 @@ def push_model(
     with _hub(f"{repo} could not be uploaded") as hub:
         api = hub.HfApi(endpoint=endpoint)
         api.create_repo(repo, private=private, exist_ok=True)
-        names = [weights.name, CARD_NAME, CONFIG_NAME]
+        twin = read_twin(directory)
+        names = [weights.name, *([twin.path.name] if twin else []), CARD_NAME, CONFIG_NAME]
         commit = api.create_commit(
             repo,
             operations=[
@@ -53,6 +60,8 @@ def pull_model(
             download(CONFIG_NAME)
             config, weights = read_config(aside)  # refuses any other name than that of safetensors
             download(weights.name)
+            if twin := read_twin(aside):
+                download(twin.path.name)
             if hub.HfApi(endpoint=endpoint).file_exists(repo, CARD_NAME, revision=revision):
                 download(CARD_NAME)
         replace_model(directory, aside)

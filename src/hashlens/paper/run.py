@@ -24,7 +24,7 @@ from hashlens.data.source import Source
 from hashlens.evaluation.scoring import ModeScores
 from hashlens.files import replace_file
 from hashlens.machine import hardware, versions
-from hashlens.models.checkpoint import CONFIG_NAME
+from hashlens.models.description import CONFIG_NAME
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Table
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet

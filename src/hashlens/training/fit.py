@@ -17,6 +17,7 @@ from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import Backbone, create_backbone
+from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.choice import choose_search
 from hashlens.training.config import TrainingConfig
@@ -230,7 +231,11 @@ def fit(
         search=search,
         seconds=time.monotonic() - started,
     )
-    return save_result(result, module.net, backbone, source) if first else result
+    if not first:
+        return result
+    result = save_result(result, module.net, backbone, source)
+    console.print(write_twin(out, source), highlight=False, markup=False, soft_wrap=True)
+    return result
 
 
 def _console(progress: bool) -> Console:

@@ -20,8 +20,8 @@ from hashlens.errors import InvalidInputError, ModelError, system_reason
 from hashlens.files import remove_abandoned, replace_file
 from hashlens.machine import versions
 from hashlens.models.backbones import Backbone
-from hashlens.models.checkpoint import CONFIG_NAME, save_model
-from hashlens.models.description import CARD_NAME, ModelConfig, model_card
+from hashlens.models.checkpoint import save_model
+from hashlens.models.description import CARD_NAME, CONFIG_NAME, ModelConfig, model_card
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.config import TrainingConfig
 from hashlens.training.state import LAST, RUN

@@ -16,7 +16,8 @@ from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, ModelError, SourceError
 from hashlens.machine import keep_freed_memory, versions
 from hashlens.models.backbones import Backbone, create_backbone
-from hashlens.models.checkpoint import CONFIG_NAME
+from hashlens.models.description import CONFIG_NAME
+from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.choice import scale_features
 from hashlens.training.config import TrainingConfig
@@ -90,7 +91,9 @@ def train_unsupervised(
         "seconds": round(result.seconds, 1),
         "versions": versions("hashlens", "torch", "numpy"),
     }
-    return write_model(result, net, base, training)
+    result = write_model(result, net, base, training)
+    console.print(write_twin(out, source), highlight=False, markup=False, soft_wrap=True)
+    return result
 
 
 def _features(

@@ -19,7 +19,7 @@ from hashlens.index.hash_index import HashIndex
 from hashlens.index.syncing import SyncedFolder, sync_folder
 from hashlens.index.writing import update_records
 from hashlens.machine import has_cuda
-from hashlens.models.checkpoint import CONFIG_NAME
+from hashlens.models.description import CONFIG_NAME
 from hashlens.models.encoder import Encoder
 from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
