@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.hashlens-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-slow crash-test lint types format bench docs clean
+.PHONY: help setup browser demo test test-slow crash-test lowest lint types format bench docs clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-slow: setup  ## the tests marked slow
 
 crash-test: $(STAMP)  ## kill writers at random moments, 300 times, and check every index
 	$(BIN)/python -m pytest -m "slow or not slow" tests/index/test_crash.py --kills 300
+
+lowest: $(STAMP)  ## a short trip at the lowest versions allowed, on each Python found
+	UV=$(BIN)/uv .ci/lowest
 
 lint: $(STAMP) types  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -31,14 +31,19 @@ from hashlens.errors import HashlensError, MissingExtraError, system_reason
 _EXTRAS = {
     **dict.fromkeys(
         (
-            "torch", "torchvision", "timm", "lightning", "tensorboard", "datasets", "safetensors",
-            "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "pyarrow", "huggingface_hub",
+            "torch", "torchvision", "timm", "lightning", "safetensors", "sklearn", "scipy",
+            "matplotlib",
         ),
         "train",
     ),
     **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "serve"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("datasets", "huggingface_hub"), "hub"),
+    "pyarrow": "parquet",
+    "fsspec": "remote",
+    "tensorboard": "tensorboard",
     "ray": "ray",
-    "faiss": "bench",
+    "faiss": "faiss",
     "usearch": "bench",
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ def _to_faiss(view: View, path: Path) -> None:
     try:
         import faiss
     except ImportError as error:
-        raise MissingExtraError("export to FAISS", "bench") from error
+        raise MissingExtraError("export to FAISS", "faiss") from error
     snapshot = view.snapshot
     positions = snapshot.living()
     index: Any = faiss.IndexBinaryFlat(8 * snapshot.codes.shape[1])
@@ -79,7 +79,7 @@ def _tables(view: View) -> tuple[Any, Iterator[Any]]:
     try:
         import pyarrow as pa
     except ImportError as error:
-        raise MissingExtraError("an Arrow or Parquet table", "train") from error
+        raise MissingExtraError("an Arrow or Parquet table", "parquet") from error
     snapshot = view.snapshot
     width, dim = snapshot.codes.shape[1], snapshot.meta.feature_dim
     value = pa.from_numpy_dtype(np.dtype(snapshot.meta.features))

@@ -245,7 +245,7 @@ class Index(Searcher, Protocol):
         try:
             return table.to_pandas()
         except ImportError as error:
-            raise MissingExtraError("a pandas table", "train") from error
+            raise MissingExtraError("a pandas table", "hub") from error
 
     def add(
         self,

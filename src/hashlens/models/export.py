@@ -222,7 +222,7 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
                     verbose=False,
                 )
     except ImportError as error:
-        raise MissingExtraError("hashlens export", "train") from error
+        raise MissingExtraError("hashlens export", "export") from error
     except Exception as error:  # the exporter raises of every kind
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(

@@ -73,7 +73,7 @@ def _hub(failed: str) -> Iterator[Any]:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise MissingExtraError("a model hub", "train") from error
+        raise MissingExtraError("a model hub", "hub") from error
     try:
         yield huggingface_hub
     except HashlensError:

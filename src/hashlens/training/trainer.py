@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,13 @@ class ShowProgress(Callback):
             self._bar = None
 
 
+def _loggers(folder: Path) -> list[Any]:
+    """Scores as a spreadsheet, and for TensorBoard where it is installed."""
+    if find_spec("tensorboard") is None:
+        return [CSVLogger(folder, name="csv")]
+    return [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")]
+
+
 def make_trainer(
     config: TrainingConfig, out: Path, callbacks: list[Any], devices: int | str, nodes: int
 ) -> lightning.Trainer:
@@ -218,10 +226,7 @@ def make_trainer(
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             accumulate_grad_batches=config.accumulate,
             callbacks=callbacks,
-            logger=[
-                CSVLogger(out / "logs", name="csv"),
-                TensorBoardLogger(out / "logs", name="tensorboard"),
-            ],
+            logger=_loggers(out / "logs"),
             plugins=[SafeCheckpointIO()],
             log_every_n_steps=20,
             num_sanity_val_steps=0,
