@@ -23,7 +23,7 @@ LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>(?![a-z]+:|#)[^)
 
 
 def whole_links(text: str, repository: str, version: str) -> str:
-    """Markdown with links to files of the repository at a version, as a package index needs them."""
+    """Markdown whose links to files name the repository at a version."""
 
     def whole(link: re.Match[str]) -> str:
         kind = "raw" if link["image"] else "blob"
