@@ -36,6 +36,10 @@ class IndexStoreError(HashlensError):
     """An index on disk is missing, damaged, locked, of another version, or of another model."""
 
 
+class TimeLimitError(IndexStoreError):
+    """A search was stopped because it took too long, or because nobody waits for it any more."""
+
+
 class MissingExtraError(HashlensError):
     """An optional dependency is not installed; the message names the extra to install."""
 

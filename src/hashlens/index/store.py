@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from hashlens.errors import IndexStoreError, system_reason
+from hashlens.errors import IndexStoreError, TimeLimitError, system_reason
 from hashlens.files import remove_abandoned, written_aside
 from hashlens.index.layout import (
     DATABASE,
@@ -54,6 +56,49 @@ class _Link(NamedTuple):
     connection: sqlite3.Connection
     folder: Folder
     identity: tuple[int, int]
+
+
+_running = threading.local()
+_STEPS = 2000
+"""Steps of SQLite's machine between two looks at the clock: well under a millisecond."""
+
+
+class TimeLimit:
+    """A block in which this thread may use a database for so long.
+
+    What takes longer, or is stopped from another thread, ends with ``TimeLimitError``.
+
+    Parameters
+    ----------
+    seconds : float
+        From the beginning of the block.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._ends = math.inf
+
+    def __enter__(self) -> TimeLimit:
+        self._ends = min(self._ends, time.monotonic() + self.seconds)
+        _running.limit = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _running.limit = None
+
+    def stop(self) -> None:
+        """End the block's work at once."""
+        self._ends = -math.inf
+
+    def is_over(self) -> bool:
+        """Whether the time has passed."""
+        return time.monotonic() > self._ends
+
+
+def _must_stop() -> bool:
+    """SQLite's progress handler: whether what runs in this thread has taken too long."""
+    limit: TimeLimit | None = getattr(_running, "limit", None)
+    return limit is not None and limit.is_over()
 
 
 class Store:
@@ -231,6 +276,7 @@ class Store:
             check_same_thread=False,
         )
         connection.execute("PRAGMA synchronous = FULL")
+        connection.set_progress_handler(_must_stop, _STEPS)
         connection.create_function(METADATA_FUNCTION, 2, metadata_value, deterministic=True)
         connection.create_function(LABEL_FUNCTION, 1, label_value, deterministic=True)
         return connection
@@ -265,6 +311,11 @@ class Store:
             with file_errors(self.path):
                 yield
         except sqlite3.Error as error:
+            if "interrupted" in str(error):
+                raise TimeLimitError(
+                    "the search took longer than it may and was stopped; use fewer or simpler "
+                    "conditions"
+                ) from error
             raise IndexStoreError(_explained(error, self.path, self.database)) from error
 
 

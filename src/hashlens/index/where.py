@@ -64,14 +64,8 @@ def _condition(key: str, wanted: Any) -> tuple[str, list[Any]]:
             )
         return _comparisons(key, column, own, wanted)
     if isinstance(wanted, Sequence | set | frozenset) and not isinstance(wanted, str | bytes):
-        alternatives = [_equal(key, column, own, value) for value in wanted]
-        if not alternatives:
-            return "0", []
-        return (
-            " OR ".join(sql for sql, _ in alternatives),
-            [value for _, values in alternatives for value in values],
-        )
-    return _equal(key, column, own, wanted)
+        return _among(key, column, own, list(wanted))
+    return _among(key, column, own, [wanted])
 
 
 def _column(key: str) -> tuple[str, list[Any]]:
@@ -82,20 +76,46 @@ def _column(key: str) -> tuple[str, list[Any]]:
     return f"{METADATA_FUNCTION}(metadata, ?)", [store_text(key)]
 
 
-def _equal(key: str, column: str, own: list[Any], value: Any) -> tuple[str, list[Any]]:
-    if value is None:
-        return f"{column} IS NULL", own
-    value = _checked(key, value)
-    if key == "label" and isinstance(value, str) and not value.isascii():
-        return f"{LABEL_FUNCTION}(label) = ?", [value]
-    if key == "label" or not isinstance(value, str | bytes):
-        return f"{column} = ?", [*own, value]
-    # SQLite's JSON functions end text at the first NUL; where one is about, Python compares.
-    exact = f"{METADATA_FUNCTION}(metadata, ?) = ?"
-    if isinstance(value, bytes) or "\0" in value or not value.isascii():
-        return exact, [store_text(key), value]
-    sql = f"{column} = ? AND (instr(metadata, '\\u0000') = 0 OR {exact})"
-    return sql, [*own, value, store_text(key), value]
+def _among(key: str, column: str, own: list[Any], wanted: list[Any]) -> tuple[str, list[Any]]:
+    """One of some values: the column is computed once for all that SQLite compares alike."""
+    values = [_checked(key, value) for value in wanted if value is not None]
+    if key == "label":
+        plain = [value for value in values if not isinstance(value, str) or value.isascii()]
+        function, exact_own = f"{LABEL_FUNCTION}(label)", []
+    else:
+        # SQLite's JSON functions end text at the first NUL; where one is about, Python compares.
+        plain = [
+            value
+            for value in values
+            if not isinstance(value, bytes | str)
+            or (isinstance(value, str) and value.isascii() and "\0" not in value)
+        ]
+        function, exact_own = f"{METADATA_FUNCTION}(metadata, ?)", [store_text(key)]
+    exact = [value for value in values if value not in plain]
+    words = [value for value in plain if isinstance(value, str)]
+    parts: list[str] = []
+    parameters: list[Any] = []
+    if len(values) < len(wanted):
+        parts.append(f"{column} IS NULL")
+        parameters += own
+    if plain:
+        sql = f"{column} IN {_marks(plain)}"
+        parameters += [*own, *plain]
+        if words and key != "label":
+            sql += (
+                " AND (instr(metadata, '\\u0000') = 0 OR typeof("
+                f"{column}) != 'text' OR {function} IN {_marks(words)})"
+            )
+            parameters += [*own, *exact_own, *words]
+        parts.append(f"({sql})")
+    if exact:
+        parts.append(f"{function} IN {_marks(exact)}")
+        parameters += [*exact_own, *exact]
+    return " OR ".join(parts) or "0", parameters
+
+
+def _marks(values: list[Any]) -> str:
+    return f"({', '.join('?' * len(values))})"
 
 
 def _comparisons(

@@ -311,9 +311,10 @@ def service_router(engine: Engine) -> APIRouter:
 
     @router.get("/readyz", tags=["service"], responses=_refusals(503))
     async def readyz() -> Health:
-        """Whether searches are answered: the index is open and the service is not stopping."""
-        if not engine.ready:
-            raise Refused(503, "the service is stopping", Retry_After="5")
+        """Whether searches are answered: the service is not stopping, and none is stuck."""
+        if not engine.answers:
+            what = "searches are stuck" if engine.ready else "the service is stopping"
+            raise Refused(503, what, Retry_After="5")
         return Health(status="ready")
 
     @router.get(

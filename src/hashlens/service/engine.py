@@ -25,6 +25,7 @@ from PIL import Image
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
+from hashlens.index.store import TimeLimit
 from hashlens.machine import cores
 from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
@@ -110,6 +111,7 @@ class Engine:
         self._metrics = metrics
         self._uploads = UploadStore(index.path)
         self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._searching: set[TimeLimit] = set()
         self._batches: BatchQueue[Pixels, tuple[Codes, Features, Latent]] = BatchQueue(
             self._encode_batch, limits.encode_batch, limits.encode_wait_ms / 1000
         )
@@ -139,6 +141,11 @@ class Engine:
         """Call ``work`` in a thread of a stage: decode, encode, search, write or files."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads[stage], work, *arguments)
+
+    @property
+    def answers(self) -> bool:
+        """Whether searches are answered: started, not stopping, and none is past its time."""
+        return self.ready and not any(limit.is_over() for limit in self._searching)
 
     def default_mode(self, radius: int | None = None) -> Mode:
         """How a search that names no mode is done."""
@@ -204,15 +211,23 @@ class Engine:
                     raise outcome
                 encoded.append(outcome)
 
-            def search_all() -> list[Found | Refused]:
-                return [
-                    each
-                    if isinstance(each, Refused)
-                    else search(self._index, each, options, histogram=histogram)
-                    for each in encoded
-                ]
+            limit = TimeLimit(self._limits.search_seconds)
 
-            answers = await self.run("search", search_all)
+            def search_all() -> list[Found | Refused]:
+                with limit:
+                    return [
+                        each
+                        if isinstance(each, Refused)
+                        else search(self._index, each, options, histogram=histogram)
+                        for each in encoded
+                    ]
+
+            self._searching.add(limit)
+            try:
+                answers = await self.run("search", search_all)
+            finally:
+                limit.stop()  # the client may have gone, and nobody waits
+                self._searching.discard(limit)
         found = [each for each in answers if isinstance(each, Found)]
         times = StageTimes(
             decode=round(sum(each.encoded.decode for each in found), 3),

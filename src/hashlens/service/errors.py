@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from hashlens.errors import HashlensError, IndexStoreError
+from hashlens.errors import HashlensError, IndexStoreError, TimeLimitError
 
 log = logging.getLogger("hashlens.service")
 
@@ -53,6 +53,8 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(IndexStoreError)
     async def _unreadable(request: Request, error: IndexStoreError) -> JSONResponse:
+        if isinstance(error, TimeLimitError):
+            return answer_refusal(Refused(503, str(error), Retry_After="5"))
         log.error("%s %s: %s", request.method, request.url.path, error)
         line = "the index, or a shard of it, cannot be read now; the server's log says more"
         return answer_refusal(Refused(503, line, Retry_After="5"))

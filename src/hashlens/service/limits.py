@@ -25,6 +25,8 @@ class Limits:
     k: int = 1000  # results per query
     batch: int = 32  # queries in one batch request
     json_bytes: int = 16 * 1024  # of a filter, or of an image's metadata
+    search_seconds: float = 10.0  # that the conditions of a search may take
+    send_seconds: float = 30.0  # that a client may leave an answer unread
     # All requests together; past these two the answer is 503
     queue: int = 64  # queries and adds that run or wait
     bodies: int = 64  # bodies that arrive at the same time

@@ -83,8 +83,9 @@ class Door:
             if scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 await self._app(scope, receive, send_out)
             else:
-                async with self._bodies.take():
-                    await self._app(scope, self._bounded(receive), send_out)
+                async with contextlib.AsyncExitStack() as arriving:
+                    await arriving.enter_async_context(self._bodies.take())
+                    await self._app(scope, self._bounded(receive, arriving), send_out)
         except Exception as error:
             if started:
                 raise
@@ -108,7 +109,8 @@ class Door:
         line = f"the request is too large; at most {self._limits.body_bytes:,} bytes are accepted"
         return BodyError(413, line, {"Connection": "close"})
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, arriving: contextlib.AsyncExitStack) -> Receive:
+        """``receive`` with its bounds; ``arriving`` ends once the body is there."""
         deadline = asyncio.get_running_loop().time() + self._limits.body_seconds
         received = 0
         whole = False
@@ -127,6 +129,8 @@ class Door:
             whole = not message.get("more_body", False)
             if received > self._limits.body_bytes:
                 raise self._too_large()
+            if whole:  # a client that does not read its answer holds up no other upload
+                await arriving.aclose()
             return message
 
         return receive_in

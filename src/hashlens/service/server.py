@@ -23,12 +23,13 @@ _KEEP_ALIVE_SECONDS = 15
 
 
 class DeadlineProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on a client whose headers do not arrive in time."""
+    """HTTP/1.1 that hangs up on a client that sends no headers, or reads no answer, in time."""
 
-    def __init__(self, *args: Any, header_seconds: float, **options: Any) -> None:
+    def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._header_seconds = header_seconds
+        self._limits = limits
         self._headers_due: asyncio.TimerHandle | None = None
+        self._reading_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,6 +37,7 @@ class DeadlineProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self._unwatch_reading()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -45,8 +47,24 @@ class DeadlineProtocol(H11Protocol):
         elif self._headers_due is None:
             self._watch()
 
+    def pause_writing(self) -> None:
+        """The client has left so much unread that no more can be sent."""
+        super().pause_writing()
+        seconds = self._limits.send_seconds
+        self._reading_due = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads on."""
+        self._unwatch_reading()
+        super().resume_writing()
+
+    def _unwatch_reading(self) -> None:
+        if self._reading_due is not None:
+            self._reading_due.cancel()
+            self._reading_due = None
+
     def _watch(self) -> None:
-        self._headers_due = self.loop.call_later(self._header_seconds, self._give_up)
+        self._headers_due = self.loop.call_later(self._limits.header_seconds, self._give_up)
 
     def _unwatch(self) -> None:
         if self._headers_due is not None:
@@ -75,7 +93,7 @@ def make_server(app: FastAPI, limits: Limits, started: Callable[[], None]) -> uv
     """A server for ``app``; ``run(sockets=[listen(host, port)])`` runs it."""
     config = uvicorn.Config(
         app,
-        http=partial(DeadlineProtocol, header_seconds=limits.header_seconds),  # type: ignore[arg-type]
+        http=partial(DeadlineProtocol, limits=limits),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         h11_max_incomplete_event_size=limits.header_bytes,

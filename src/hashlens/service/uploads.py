@@ -95,15 +95,19 @@ def decode_upload(
 
 
 _DEPTH = 32
-_CONDITIONS = 64
+_CONDITIONS, _VALUES = 16, 256
 
 
 def parse_where(text: str | None, limits: Limits) -> dict[str, Any]:
-    """A filter from a form field, with a bounded number of values."""
+    """A filter from a form field, with a bounded number of keys and values."""
     where = parse_object(text, limits, "where")
     count = sum(len(value) if isinstance(value, list | dict) else 1 for value in where.values())
-    if count > _CONDITIONS:
-        raise Refused(422, f"where: {count} values; at most {_CONDITIONS} are accepted")
+    if len(where) > _CONDITIONS or count > _VALUES:
+        raise Refused(
+            422,
+            f"where: {len(where)} keys with {count} values; at most {_CONDITIONS} keys and "
+            f"{_VALUES} values are accepted",
+        )
     return where
 
 
