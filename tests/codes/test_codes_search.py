@@ -143,6 +143,8 @@ def test_first_searches_load_no_numba_and_later_ones_agree() -> None:
     script = """
 import sys, numpy as np
 from hashlens import hamming_radius, hamming_topk
+from concurrent.futures import ThreadPoolExecutor
+from hashlens.codes import light
 from hashlens.codes.database import CodeDatabase
 rng = np.random.default_rng(1)
 codes = rng.integers(0, 4, (70_000, 6), dtype=np.uint8)
@@ -155,6 +157,8 @@ def answers():
             yield from hamming_radius(each, codes[:2], 3, allowed=mask)
 first = list(answers())
 assert "numba" not in sys.modules
+light.load_kernels(lambda: ThreadPoolExecutor(1).submit(lambda: list(answers())).result())
+assert "numba" not in sys.modules  # other threads go on without
 hamming_topk(codes, codes[:2000], 1)  # worth loading them
 assert "numba" in sys.modules
 for one, two in zip(first, answers(), strict=True):

@@ -397,6 +397,11 @@ def test_metrics_count_requests_and_stages(
     assert values['hashlens_stage_seconds_count{stage="coarse"}'] == "1.0"
     assert values["hashlens_index_images"] == "90.0"
     assert values["hashlens_pool_images_sum"] == "90.0"
+    whole = 'hashlens_request_seconds_count{method="POST",route="/v1/search"}'
+    assert values[whole] == "1.0"
+    assert float(values[whole.replace("count", "sum")]) > 0
+    assert any(name.startswith("hashlens_build_info{") for name in values)
+    assert {"process_resident_memory_bytes", "process_cpu_seconds_total"} <= set(values)
 
 
 def test_two_apps_share_nothing(index_dir: Path, encoder: Encoder) -> None:

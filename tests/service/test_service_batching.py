@@ -29,7 +29,7 @@ class Recorder:
 def test_waiting_items_run_together_and_in_bounded_batches() -> None:
     async def scenario() -> tuple[list[list[int]], list[int]]:
         recorder = Recorder()
-        queue = BatchQueue(recorder.run, size=4, wait=0)
+        queue = BatchQueue(recorder.run, size=4)
         queue.start()
         first = asyncio.create_task(queue.submit(0))
         while not recorder.batches:
@@ -49,7 +49,7 @@ def test_waiting_items_run_together_and_in_bounded_batches() -> None:
 def test_an_item_nobody_awaits_is_dropped() -> None:
     async def scenario() -> list[list[int]]:
         recorder = Recorder()
-        queue = BatchQueue(recorder.run, size=4, wait=0)
+        queue = BatchQueue(recorder.run, size=4)
         queue.start()
         first = asyncio.create_task(queue.submit(0))
         while not recorder.batches:
@@ -69,7 +69,7 @@ def test_a_failed_batch_fails_its_items_and_the_queue_goes_on() -> None:
     async def scenario() -> int:
         recorder = Recorder()
         recorder.go.set()
-        queue = BatchQueue(recorder.run, size=4, wait=0)
+        queue = BatchQueue(recorder.run, size=4)
         queue.start()
         with pytest.raises(ValueError, match="thirteen"):
             await queue.submit(13)
@@ -83,7 +83,7 @@ def test_a_failed_batch_fails_its_items_and_the_queue_goes_on() -> None:
 def test_stopping_leaves_nobody_waiting() -> None:
     async def scenario() -> list[BaseException | int]:
         recorder = Recorder()
-        queue = BatchQueue(recorder.run, size=1, wait=0)
+        queue = BatchQueue(recorder.run, size=1)
         queue.start()
         tasks = [asyncio.create_task(queue.submit(i)) for i in range(3)]
         while not recorder.batches:
@@ -95,12 +95,12 @@ def test_stopping_leaves_nobody_waiting() -> None:
     assert [type(result) for result in results] == [asyncio.CancelledError] * 3
 
 
-def test_stopping_leaves_nobody_waiting_for_others() -> None:
+def test_stopping_leaves_nobody_waiting_for_a_batch_that_runs() -> None:
     async def scenario() -> list[BaseException | int]:
-        queue = BatchQueue(Recorder().run, size=4, wait=60)
+        queue = BatchQueue(Recorder().run, size=4)
         queue.start()
         task = asyncio.create_task(queue.submit(1))
-        await asyncio.sleep(0.01)  # taken into a batch that others may still join
+        await asyncio.sleep(0.01)  # taken into a batch that runs
         await queue.stop()
         async with asyncio.timeout(5):
             return await asyncio.gather(task, return_exceptions=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ _CALL = 1 << 14  # what the calls for one query cost, in such numbers
 _CODES_AT_A_TIME = 16 * BLOCK
 _TOO_FAR = np.uint16(0xFFFF)
 _done = 0
+_loader: list[int] = []  # the thread that loads the kernels while others go on without
 
 
 def suffices(queries: int, numbers: int) -> bool:
@@ -26,10 +29,24 @@ def suffices(queries: int, numbers: int) -> bool:
     part of the time that loading them takes is better off with them.
     """
     global _done
+    if _loader:
+        return threading.get_ident() not in _loader
     if "numba" in sys.modules:
         return False
     _done += queries * (numbers + _CALL)
     return _done <= _ENOUGH
+
+
+def load_kernels(search: Callable[[], object]) -> None:
+    """Load the kernels by a search in this thread, while all other threads search in NumPy."""
+    if "hashlens.codes.scan" in sys.modules:
+        search()
+        return
+    _loader.append(threading.get_ident())
+    try:
+        search()
+    finally:
+        _loader.remove(threading.get_ident())
 
 
 class LightScan:

@@ -28,10 +28,10 @@ if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's t
 
 def thread_count() -> int:
     """Threads a search may use: the process's cores or numba's setting, whichever is less."""
-    numba = sys.modules.get("numba")
-    if numba is None:  # not loaded, so its setting is still the environment's
+    chosen = getattr(sys.modules.get("numba"), "get_num_threads", None)
+    if chosen is None:  # not loaded yet, so its setting is still the environment's
         return min(cores(), int(os.environ.get("NUMBA_NUM_THREADS") or cores()))
-    return min(cores(), int(numba.get_num_threads()))
+    return min(cores(), int(chosen()))
 
 
 def run_all(tasks: Sequence[Callable[[], None]]) -> None:

@@ -16,12 +16,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hashlens.codes.light import load_kernels
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
@@ -113,21 +115,23 @@ class Engine:
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._searching: set[TimeLimit] = set()
         self._batches: BatchQueue[Pixels, tuple[Codes, Features, Latent]] = BatchQueue(
-            self._encode_batch, limits.encode_batch, limits.encode_wait_ms / 1000
+            self._encode_batch, limits.encode_batch
         )
 
     async def __aenter__(self) -> Engine:
-        sizes = {"decode": 2, "encode": 1, "search": max(2, cores()), "write": 1}
+        sizes = {"decode": self._limits.decoders or cores(), "encode": 1, "search": max(2, cores())}
         self._threads = {
             stage: ThreadPoolExecutor(size, thread_name_prefix=f"hashlens-{stage}")
-            for stage, size in (sizes | {"files": 2}).items()
+            for stage, size in (sizes | {"write": 1, "files": 2, "kernels": 1}).items()
         }
-        # The first client should not wait for kernels to be compiled and libraries to be loaded.
+        # The first client should not wait for libraries to be loaded.
         await self.run("search", _warm_up_search, self._index)
         if self._encoder is not None:
             await self.run("decode", self._decode, _one_pixel(), "image")
             await self.run("encode", _warm_up_encoder, self._encoder)
         self._batches.start()
+        # Nor for the kernels: searches are done in NumPy until a thread has loaded them.
+        self._threads["kernels"].submit(load_kernels, partial(_warm_up_search, self._index))
         self.ready = True
         return self
 
@@ -319,17 +323,15 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 
 
 class BatchQueue(Generic[Item, Result]):
-    """Gathers items that arrive close together and runs them as one batch."""
+    """Runs one item at once, and those that arrive meanwhile as the next batch."""
 
     def __init__(
         self,
         run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
         size: int,
-        wait: float,
     ) -> None:
         self._run = run
         self._size = size
-        self._wait = wait
         self._queue: asyncio.Queue[_Waiting[Item, Result]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -354,16 +356,8 @@ class BatchQueue(Generic[Item, Result]):
 
     async def _gather(self) -> list[_Waiting[Item, Result]]:
         batch = [await self._queue.get()]
-        deadline = asyncio.get_running_loop().time() + self._wait
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    while len(batch) < self._size:
-                        batch.append(await self._queue.get())
-        except asyncio.CancelledError:
-            for waiting in batch:
-                waiting.done.cancel()
-            raise
+        while len(batch) < self._size and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
         return [waiting for waiting in batch if not waiting.done.done()]
 
     async def _work(self) -> None:

@@ -30,9 +30,9 @@ class Limits:
     # All requests together; past these two the answer is 503
     queue: int = 64  # queries and adds that run or wait
     bodies: int = 64  # bodies that arrive at the same time
-    # Encoding
+    # Decoding and encoding
     encode_batch: int = 16  # images encoded together
-    encode_wait_ms: float = 3.0  # that the first image of a batch waits for others
+    decoders: int = 0  # pictures decoded at the same time; 0: as many as cores
     # Thumbnails
     thumbnail_side: int = 320  # longer side, in pixels
     thumbnail_cache_bytes: int = 64 * MEBI  # of memory for those that are kept

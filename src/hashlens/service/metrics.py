@@ -1,10 +1,22 @@
-"""Prometheus metrics: requests, latency by stage, pool size, index size."""
+"""Prometheus metrics: requests, latency whole and by stage, pool size, index size, the process."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import sys
+
+import numpy as np
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.types import Scope
 
+from hashlens import __version__
 from hashlens.service.schemas import StageTimes
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -21,6 +33,13 @@ class Metrics:
             "hashlens_requests_total",
             "Requests answered.",
             ["method", "route", "status"],
+            registry=own,
+        )
+        self._seconds = Histogram(
+            "hashlens_request_seconds",
+            "Time from a request's head to the end of its answer.",
+            ["method", "route"],
+            buckets=_SECONDS,
             registry=own,
         )
         self._stages = Histogram(
@@ -44,11 +63,18 @@ class Metrics:
             "hashlens_requests_working", "Queries and adds under way.", registry=own
         )
 
+        Info("hashlens_build", "Versions.", registry=own).info(
+            {"version": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
+        )
+        ProcessCollector(registry=own)
+
     def count(self, scope: Scope, status: int) -> None:
         """Count an answer by method, route and status."""
-        route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._requests.labels(method, route, str(status)).inc()
+        self._requests.labels(*_named(scope), str(status)).inc()
+
+    def time(self, scope: Scope, seconds: float) -> None:
+        """Count the time that a whole request took."""
+        self._seconds.labels(*_named(scope)).observe(seconds)
 
     def observe(self, times: StageTimes, pools: list[int]) -> None:
         """Count one answered search."""
@@ -62,3 +88,9 @@ class Metrics:
         self._images.set(images)
         self._working.set(working)
         return generate_latest(self._registry)
+
+
+def _named(scope: Scope) -> tuple[str, str]:
+    """Method and route of a request, of few values whatever clients send."""
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    return method, getattr(scope.get("route"), "path", "other")

@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated
 
@@ -68,7 +69,7 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started, began = False, time.perf_counter()
 
         async def send_out(message: Message) -> None:
             nonlocal started
@@ -77,6 +78,8 @@ class Door:
                 MutableHeaders(scope=message).update(HEADERS)
                 self._metrics.count(scope, message["status"])
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                self._metrics.time(scope, time.perf_counter() - began)
 
         try:
             self._check_head(scope)
