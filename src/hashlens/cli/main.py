@@ -120,12 +120,33 @@ app.command("push")(push_command)
 app.command("pull")(pull_command)
 
 
+_show_as_usual = warnings.showwarning
+_NOTES_SHOWN = 20
+_notes_told = 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *where: Any, **rest: Any
+) -> None:
+    """What was guessed of an image as one line; all other warnings as they are."""
+    global _notes_told
+    if category.__name__ != "ImageWarning":
+        _show_as_usual(message, category, *where, **rest)
+        return
+    _notes_told += 1
+    if _notes_told <= _NOTES_SHOWN:
+        typer.echo(f"note: {message}", err=True)
+    elif _notes_told == _NOTES_SHOWN + 1:
+        typer.echo("note: more images are like these; further ones are not named", err=True)
+
+
 def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     # Pillow's word on half of the pixels that ``hashlens.data.image`` reads on purpose.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
+    warnings.showwarning = _show_warning
     try:
         app()
     except BrokenPipeError:  # the reader, such as `head`, has left

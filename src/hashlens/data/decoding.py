@@ -58,7 +58,7 @@ def decode_source(
         skipped = []
         for i in range(start, min(start + _CHUNK, total)):
             try:
-                pixels[i] = preprocessing.pixels(chosen.load(i, size_hint=hint))
+                pixels[i] = preprocessing.pixels(chosen.load(i, size_hint=hint, strict=strict))
             except ImageError as error:
                 if strict:
                     raise
@@ -100,11 +100,11 @@ def iter_decoded(
                 items = list(islice(stream, batch_size))
                 if not items:
                     break
-                waiting.append(_Batch(pool, items, start, preprocessing))
+                waiting.append(_Batch(pool, items, start, preprocessing, strict))
                 start += len(items)
             if not waiting:
                 return
-            yield waiting.popleft().result(strict)
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -118,8 +118,10 @@ class _Batch:
         items: list[ImageInput],
         start: int,
         preprocessing: Preprocessing,
+        strict: bool,
     ) -> None:
         self._items, self._start, self._preprocessing = items, start, preprocessing
+        self._strict = strict
         side, channels = preprocessing.size, preprocessing.channels
         self._pixels = np.empty((len(items), side, side, channels), np.uint8)
         self._files: list[FileState | None] = [None] * len(items)
@@ -136,19 +138,20 @@ class _Batch:
                 item = self._items[i]
                 raw, self._files[i] = fetch(item)
                 hint = self._preprocessing.size_hint
-                picture = decode(raw, image_name(item), size_hint=hint)
+                name = image_name(item)
+                picture = decode(raw, name, size_hint=hint, strict=self._strict)
                 self._pixels[i] = self._preprocessing.pixels(picture)
             except ImageError as error:
                 failed.append((i, error))
         return failed
 
-    def result(self, strict: bool) -> DecodedImages:
+    def result(self) -> DecodedImages:
         failed = [pair for part in self._parts for pair in part.result()]
         skipped = []
         for i, error in failed:
             position = self._start + i
             name = image_name(self._items[i], position)
-            if strict:
+            if self._strict:
                 raise UnreadableImageError(name, _skipped(position, name, error).reason) from error
             skipped.append(_skipped(position, name, error))
         decoded = _without(self._pixels, skipped, self._start)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import os
 import stat
+import zlib
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
+from warnings import warn
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from hashlens.data.remote import read_remote
 from hashlens.errors import ImageError, SourceError, system_reason
@@ -60,12 +65,19 @@ def image_name(image: ImageInput, position: int | None = None) -> str:
     return kind if position is None else f"{kind} at position {position}"
 
 
-def decode(raw: RawImage, name: str, *, size_hint: int | None = None) -> Image.Image:
+class ImageWarning(UserWarning):
+    """An image was read, but not as it is: the message names it, and says what was done."""
+
+
+def decode(
+    raw: RawImage, name: str, *, size_hint: int | None = None, strict: bool = False
+) -> Image.Image:
     """Decode an image, turn it upright, and make it grey or colour of 8 bits.
 
     The first frame of an animation is taken; transparency is laid over white; 16-bit values are
     scaled to 8 bits; CMYK and palettes become RGB. A JPEG may be decoded smaller, but not below
-    twice ``size_hint`` pixels.
+    twice ``size_hint`` pixels. What is guessed gives an ``ImageWarning``; with ``strict``, a JPEG
+    that lacks its last bytes is refused.
     """
     try:
         if isinstance(raw, np.ndarray):
@@ -77,8 +89,7 @@ def decode(raw: RawImage, name: str, *, size_hint: int | None = None) -> Image.I
         data = raw if isinstance(raw, bytes) else read_file(raw, name)[0]
         if not data:
             raise UnreadableImageError(name, "empty (0 bytes)")
-        with Image.open(io.BytesIO(data), formats=_known_formats()) as picture:
-            return _finish(picture, name, size_hint)
+        return _from_bytes(data, name, size_hint, strict)
     except (UnreadableImageError, MemoryError):
         raise
     except SourceError as error:
@@ -94,6 +105,64 @@ def decode(raw: RawImage, name: str, *, size_hint: int | None = None) -> Image.I
         raise UnreadableImageError(name, reason) from error
 
 
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+MAX_SHRUNK_PIXELS = 4 * MAX_PIXELS
+"""Largest JPEG that is read: one over ``MAX_PIXELS`` is decoded at half its size or less."""
+
+
+def _from_bytes(data: bytes, name: str, size_hint: int | None, strict: bool) -> Image.Image:
+    """Decode an image; again without what only goes along with it, where that is damaged."""
+
+    def read(encoded: bytes) -> Image.Image:
+        with Image.open(io.BytesIO(encoded), formats=_known_formats()) as picture:
+            return _finish(picture, name, size_hint)
+
+    try:
+        return read(data)
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        if not data.startswith(_JPEG):
+            raise
+        with JpegImageFile(io.BytesIO(data)) as picture:
+            return _finish(picture, name, size_hint)
+    except Exception as error:
+        if data.startswith(_PNG) and (bare := _without_extras(data)) != data:
+            return read(bare)
+        if strict or not data.startswith(_JPEG) or "truncated" not in str(error):
+            raise
+        image = read(data + b"\xff\xd9")  # the mark of the end
+        if missing := _missing_rows(image):
+            if 10 * missing > image.height:
+                raise
+            share = f"its last {missing} of {image.height} rows are grey"
+        warn(f"{name}: lacks its last bytes{f'; {share}' if missing else ''}", ImageWarning, 3)
+        return image
+
+
+def _without_extras(data: bytes) -> bytes:
+    """A PNG with nothing but its pixels, palette, transparency and EXIF."""
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        checksum = int.from_bytes(data[end - 4 : end])
+        is_sound = kind == b"eXIf" and zlib.crc32(data[at + 4 : end - 4]) == checksum
+        if is_sound or kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _missing_rows(image: Image.Image) -> int:
+    """Rows at the end that a decoder filled with grey because their data were not there."""
+    rows = np.asarray(image).reshape(image.height, -1)
+    end = image.height
+    while end and bool((abs(rows[end - 1].astype(np.int16) - 128) <= 1).all()):
+        end -= 1
+    return image.height - end
+
+
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -103,6 +172,18 @@ def _unknown_kind(data: bytes) -> str:
         return "HEIC, which is read with pip install 'hashlens[heic]'"
     if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) and "JXL" not in _known_formats():
         return "JPEG XL, which is read with pip install pillow-jxl-plugin"
+    if data.startswith((b"II*\0", b"MM\0*")):
+        with suppress(Exception):  # a damaged directory tells nothing
+            tags = ImageFileDirectory_v2(data[:8])
+            file = io.BytesIO(data)
+            file.seek(tags.next)
+            tags.load(file)
+            bits = "/".join(str(each) for each in sorted({*tags.get(258, (1,))}))
+            kind = " floating-point" if 3 in tags.get(339, (1,)) else ""
+            return (
+                f"a TIFF of {tags.get(277, 1)} bands of {bits}{kind} bits; grey, RGB and RGBA of "
+                "8 or 16 bits are read, save it as one of these"
+            )
     return "not an image in a known format"
 
 
@@ -182,16 +263,33 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 
 def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width == 0 or height == 0:
+        raise UnreadableImageError(name, "no pixels")
+    is_jpeg = getattr(image, "format", None) in ("JPEG", "MPO")
+    # A progressive JPEG is held whole while it is decoded, however small it comes out.
+    shrinks = is_jpeg and width * height <= MAX_SHRUNK_PIXELS and "progressive" not in image.info
+    if width * height > MAX_PIXELS and not shrinks:
         raise UnreadableImageError(
             name, f"{width} x {height} pixels are over the limit of {MAX_PIXELS:,}"
         )
-    if width == 0 or height == 0:
-        raise UnreadableImageError(name, "no pixels")
-    if size_hint is not None and getattr(image, "format", None) in ("JPEG", "MPO"):
+    if is_jpeg and size_hint is not None:
         image.draft(None, (2 * size_hint, 2 * size_hint))
+    if image.width * image.height > MAX_PIXELS:
+        image.draft(None, (width // 2, height // 2))
+    kind = str(image.tile[0][3]) if isinstance(image, ImageFile) and image.tile else ""
     image.load()
-    return grey_or_rgb(_upright(image))
+    picture = grey_or_rgb(_upright(image), name)
+    if ";16" in kind and image.mode in ("RGB", "RGBA") and 0 < _brightest(picture) < 32:
+        warn(
+            f"{name}: colour of 16 bits that is nearly black; only the upper 8 bits are read",
+            ImageWarning,
+            4,
+        )
+    return picture
+
+
+def _brightest(image: Image.Image) -> int:
+    return int(np.asarray(image).max())
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -204,33 +302,43 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-_SIXTEEN_BIT = 65535
-
-
-def grey_or_rgb(image: Image.Image) -> Image.Image:
+def grey_or_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     """A picture in mode ``L`` or ``RGB``; grey stays grey.
 
-    16-bit values are scaled to 8 bits, floats from 0 to 1 (else from 0 to 255) likewise;
-    transparency is laid over white; CMYK and palettes become RGB.
+    Whole numbers are scaled by the least of 8, 10, 12, 14 and 16 bits that hold them, floats from
+    0 to 1 or from 0 to 255; others are stretched from their least to their greatest. Transparency
+    is laid over white; CMYK and palettes become RGB.
     """
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
         return image
-    if mode.startswith("I;16"):
-        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
-    if mode == "I":
-        return _scaled(np.asarray(image).astype(np.float32), _SIXTEEN_BIT)
-    if mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        return _scaled(values, 1 if values.max() <= 1 else 255)
+    if mode.startswith("I") or mode == "F":
+        return _scaled(np.asarray(image).astype(np.float32), name, whole=mode != "F")
     if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         grey = mode in ("1", "L", "LA", "La")
         return _over_white(image, grey)
     return image.convert("L" if mode == "1" else "RGB")
 
 
-def _scaled(values: NDArray[np.float32], top: int) -> Image.Image:
-    eight = np.rint(np.clip(values, 0, top) * (255 / top)).astype(np.uint8)
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+def _scaled(values: NDArray[np.float32], name: str, *, whole: bool) -> Image.Image:
+    """Values as grey of 8 bits, with a warning where their range had to be guessed."""
+    finite = values[np.isfinite(values)]
+    low, top = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    depth = next((bits for bits in _DEPTHS if top < 1 << bits), None)
+    least, greatest, done = low, top, f"stretched from {low:g} to {top:g}"
+    if whole and low >= 0 and depth is not None:
+        least, greatest = 0.0, float((1 << depth) - 1)
+        done = "" if depth == 16 or top == 0 else f"values up to {top:g}, taken for {depth} bits"
+    elif not whole and low >= 0 and (1 / 16 <= top <= 1 or 64 <= top <= 255 or top == 0):
+        least, greatest, done = 0.0, 1.0 if top <= 1 else 255.0, ""
+    if done:
+        warn(f"{name}: {done}", ImageWarning, 5)
+    filled = np.nan_to_num(values, nan=least, posinf=greatest, neginf=least)
+    span = (greatest - least) or 1.0
+    eight = np.rint(np.clip((filled - least) / span, 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(eight)
 
 

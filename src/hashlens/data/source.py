@@ -184,7 +184,7 @@ class Source:
         """What the other columns of a table say of image i; empty cells are left out."""
         return plain_cells(self._columns, int(self.rows[i]))
 
-    def load(self, i: int, *, size_hint: int | None = None) -> Image.Image:
+    def load(self, i: int, *, size_hint: int | None = None, strict: bool = False) -> Image.Image:
         """Decode image i, upright, in mode L or RGB.
 
         Parameters
@@ -193,6 +193,8 @@ class Source:
             Position in this source.
         size_hint : int, optional
             As in ``load_image``.
+        strict : bool
+            Refuse a JPEG that lacks its last bytes.
 
         Raises
         ------
@@ -207,7 +209,7 @@ class Source:
             raise
         except SourceError as error:
             raise UnreadableImageError(name, str(error)) from error
-        return decode(raw, name, size_hint=size_hint)
+        return decode(raw, name, size_hint=size_hint, strict=strict)
 
     def subset(self, rows: ArrayLike) -> Source:
         """The same source with only these positions, in this order.

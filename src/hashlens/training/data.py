@@ -328,7 +328,9 @@ class StreamedPixels:
         position = int(self._rows[row])
         try:
             pixels[place] = self._preprocessing.pixels(
-                self._source.load(position, size_hint=self._preprocessing.size_hint)
+                self._source.load(
+                    position, size_hint=self._preprocessing.size_hint, strict=self._strict
+                )
             )
         except ImageError as error:
             if self._strict:
