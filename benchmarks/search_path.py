@@ -101,9 +101,7 @@ def measure_adds(
             "adding one image": lambda i=i: index.add_encoded(
                 next(queries), np.zeros((1, 0), np.float32), [f"/new/{i}.jpg"]
             ),
-            "first search after adding": lambda: index.search_encoded(
-                next(queries), None, options
-            ),
+            "first search after adding": lambda: index.search_encoded(next(queries), None, options),
             "second search after adding": lambda: index.search_encoded(
                 next(queries), None, options
             ),
@@ -179,7 +177,10 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{machine_line(environment(thread_count()))} {options.images:,} codes of {options.bits} bits")
+    print(
+        f"{machine_line(environment(thread_count()))} {options.images:,} codes of "
+        f"{options.bits} bits"
+    )
     print("\n| | minimum, us | median, us |\n|---|---|---|")
     for name, row in found.items():
         print(f"| {name} | {row['minimum_us']:,.1f} | {row['median_us']:,.1f} |")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hashlens import HashIndex, SearchOptions
+from hashlens.codes import rings
 
 BITS, WIDTH = 12, 3
 LABELS = st.sampled_from(["cat", "dog", "naïve \"quoted'", None])
@@ -44,12 +46,17 @@ def _matches(item: Any, where: dict[str, Any]) -> bool:
 
 
 class IndexMachine(RuleBasedStateMachine):
-    @initialize(kind=st.sampled_from(["float16", "float32"]))
-    def create(self, kind: str) -> None:
+    @initialize(kind=st.sampled_from(["float16", "float32"]), organised=st.booleans())
+    def create(self, kind: str, organised: bool) -> None:
+        self.patch = pytest.MonkeyPatch()
+        if organised:  # after a few searches, and again when codes were added
+            self.patch.setattr(rings, "MIN_CODES", 2)
+            self.patch.setattr(rings, "_CODES_PER_PIVOT", 3)
+            self.patch.setattr(rings, "_pays", lambda *_: True)
         self.folder = Path(tempfile.mkdtemp())
         self.path = self.folder / "index"
         self.index = HashIndex.create(self.path, bits=BITS, feature_dim=WIDTH, features=kind)
-        self.reader = HashIndex.open(self.path, read_only=True)
+        self.reader = HashIndex.open(self.path)
         self.model: dict[int, Any] = {}
         self.next_id = 0
 
@@ -93,6 +100,26 @@ class IndexMachine(RuleBasedStateMachine):
         )
         for image_id in ids:
             self.model[image_id] = (code, (1,) * WIDTH, *self.model[image_id][2:])
+
+    @rule()
+    def swap(self) -> None:
+        """The one that only read writes from now on."""
+        self.index, self.reader = self.reader, self.index
+
+    @rule(items=st.lists(ITEM, min_size=1, max_size=3), query=ITEM, data=st.data())
+    def read_one_commit(self, items: list[Any], query: Any, data: st.DataObject) -> None:
+        """A block sees its commit, codes and records, while the other handle changes the index."""
+        codes, features = np.array([_code(query[0])], np.uint8), np.array([query[1]], np.float32)
+        options = SearchOptions(20, mode="bcs")
+        expected = self._expected(query, 20, "bcs", None, 0, {}, -1)
+        labels = [self.model[image_id][2] for image_id in expected]
+        with self.reader.one_commit():
+            self.add(items)
+            self.remove(data)
+            self.index.search_hits(codes, features, options)
+            hits = self.reader.search_hits(codes, features, options)[0]
+        assert [hit.id for hit in hits] == expected
+        assert [hit.label for hit in hits] == labels
 
     @rule()
     def compact(self) -> None:
@@ -169,6 +196,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
+            self.patch.undo()
             assert self.index.verify() == []
             self.index.close()
             self.reader.close()

@@ -44,6 +44,30 @@ class CodeBlocks(NamedTuple):
         """As many zeros as a code has 64-bit words: the type tells the kernels the width."""
         return (0,) * code_words(self.n_bytes)
 
+    def first(self, n: int) -> CodeBlocks:
+        """The first n of these codes, in the same memory."""
+        if n == self.n:
+            return self
+        return self._replace(n=n, rings=None if self.rings is None else self.rings.first(n))
+
+
+class Allowed(NamedTuple):
+    """Which codes may be results: made once for all searches that have this in common.
+
+    Attributes
+    ----------
+    n : int
+        Codes after the first n of a database are not searched.
+    mask : ndarray of shape (n,) or (0,), bool
+        The codes that may be results; empty: all. Nobody changes it.
+    count : int
+        How many these are.
+    """
+
+    n: int
+    mask: NDArray[np.bool_]
+    count: int
+
 
 class CodeDatabase:
     """Codes in the layout that is fastest to search, in memory.
@@ -77,8 +101,9 @@ class CodeDatabase:
         n_bytes = int(codes.shape[1])
         no_rows = flat_rows(np.zeros((0, n_bytes), np.uint8))
         self._changing = threading.Lock()
-        self._codes = CodeBlocks(_new_blocks(len(codes), n_bytes), no_rows, 0, n_bytes)
-        self._places: tuple[Rings | None, NDArray[np.int64]] = (None, np.zeros(0, np.int64))
+        blocks = _new_blocks(with_room(len(codes)), n_bytes)
+        self._codes = CodeBlocks(blocks, no_rows, 0, n_bytes)
+        self._places: tuple[Any, NDArray[np.uint32]] = (None, np.zeros(0, np.uint32))
         self._asked = 0  # queries since the codes were last organised, or found too spread
         self._refused_at = 0
         self.append(codes)
@@ -118,10 +143,10 @@ class CodeDatabase:
             else:
                 ids = rings.ids
                 if len(ids) < len(blocks) * BLOCK:
-                    ids = np.full(len(blocks) * BLOCK, -1, np.int32)
+                    ids = np.empty(len(blocks) * BLOCK, np.int32)
                     ids[:used] = rings.ids[:used]
                 ids[used : used + len(codes)] = np.arange(now.n, n)
-                rings = rings._replace(blocks=blocks, ids=ids, size=used + len(codes))
+                rings = rings._replace(blocks=blocks, ids=ids, n=n, size=used + len(codes))
                 self._codes = now._replace(rings=rings, n=n)
 
     def organise(self) -> bool:
@@ -166,19 +191,22 @@ class CodeDatabase:
         check_rows(at, now.n)
         blocks = now.blocks
         if now.rings is not None:
-            blocks, at = now.rings.blocks, self._place_of_ids(now.rings, now.n)[at]
+            blocks, at = now.rings.blocks, self._place_of_ids(now.rings, at)
         return from_words(words_at(blocks, at), self.n_bytes)
 
-    def _place_of_ids(self, rings: Rings, n: int) -> NDArray[np.int64]:
-        """Position of each id, kept until codes are added or organised."""
+    def _place_of_ids(self, rings: Rings, rows: Ids) -> Ids:
+        """Positions of codes; those of clustered ones are kept until the codes are organised."""
         known, places = self._places
-        if known is not rings:
-            ids = rings.ids[: rings.size]
+        if known is not rings.starts:
+            ids = rings.ids[: rings.loose]
             used = np.flatnonzero(ids >= 0)
-            places = np.empty(n, np.int64)
+            places = np.empty(rings.clustered, np.uint32)
             places[ids[used]] = used
-            self._places = (rings, places)
-        return places
+            self._places = (rings.starts, places)
+        at = rows - rings.clustered + rings.loose  # of those added since
+        clustered = rows < rings.clustered
+        at[clustered] = places[rows[clustered]]
+        return at
 
     def current(self) -> CodeBlocks:
         """The codes as they are now, as the kernels read them."""
@@ -198,6 +226,16 @@ def check_width(n_bytes: int, codes: Codes, name: str) -> None:
             f"{name}: expected {n_bytes} bytes per code as in the database, "
             f"got {codes.shape[1]}; both must come from the same model"
         )
+
+
+def allow(allowed: Any, n: int) -> Allowed:
+    """Which of n codes a mask allows; without one, all."""
+    if isinstance(allowed, Allowed):
+        return allowed
+    if allowed is None:
+        return Allowed(n, np.zeros(0, np.bool_), n)
+    mask = check_allowed(allowed, n)
+    return Allowed(n, mask, int(np.count_nonzero(mask)))
 
 
 def check_allowed(allowed: Any, n: int) -> NDArray[np.bool_]:
@@ -227,8 +265,7 @@ def _grown(blocks: NDArray[np.uint64], used: int, more: int) -> NDArray[np.uint6
     """The blocks, or larger ones with the same codes where ``more`` would not fit."""
     if used + more <= len(blocks) * BLOCK:
         return blocks
-    longer = max(used + more, used + used // 2)
-    larger = np.empty((-(-longer // BLOCK), *blocks.shape[1:]), np.uint64)
+    larger = np.empty((-(-with_room(used + more) // BLOCK), *blocks.shape[1:]), np.uint64)
     filled = -(-used // BLOCK)
     larger[:filled] = blocks[:filled]
     return larger
@@ -246,3 +283,8 @@ def _store(codes: Codes, blocks: NDArray[np.uint64], used: int) -> None:
 
 def _new_blocks(n: int, n_bytes: int) -> NDArray[np.uint64]:
     return np.empty((-(-n // BLOCK), code_words(n_bytes), BLOCK), np.uint64)
+
+
+def with_room(n: int) -> int:
+    """Codes to have room for, where n come first: memory that is not written to costs nothing."""
+    return n + n // 2

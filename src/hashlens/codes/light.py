@@ -77,12 +77,14 @@ class LightScan:
         """Distances (n,) of one query to all codes; those that are not allowed are too far."""
         codes = self._codes
         rows = codes.data.reshape(-1, codes.n_bytes)
-        distances = np.zeros(-(-codes.n // BLOCK) * BLOCK, np.uint16)
+        used = -(-codes.n // BLOCK)
+        distances = np.zeros(used * BLOCK, np.uint16)
         for start in range(0, codes.n, _CODES_AT_A_TIME):
             if len(rows):
                 columns = to_words(rows[start : start + _CODES_AT_A_TIME]).T
             else:
-                blocks = codes.blocks[start // BLOCK : (start + _CODES_AT_A_TIME) // BLOCK]
+                last = min((start + _CODES_AT_A_TIME) // BLOCK, used)  # there may be room for more
+                blocks = codes.blocks[start // BLOCK : last]
                 columns = blocks.transpose(1, 0, 2)
             out = distances[start : start + columns[0].size].reshape(columns[0].shape)
             for column, word in zip(columns, query, strict=True):

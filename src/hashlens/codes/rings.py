@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from hashlens.codes.database import with_room
 from hashlens.codes.packing import BLOCK, to_blocks, words_at
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.codes.vector import (
@@ -60,7 +61,9 @@ class Rings(NamedTuple):
     nearest, farthest : ndarrays of shape (starts[-1],), int64
         Smallest and largest distance of each group's codes to their pivot.
     clustered : int
-        Number of codes in clusters.
+        Number of codes in clusters: those with the lowest ids.
+    n : int
+        Number of all codes; ids from here on are not there.
     size : int
         Positions in use; those past ``starts[-1] * GROUP`` were added later, to no cluster.
     """
@@ -72,7 +75,17 @@ class Rings(NamedTuple):
     nearest: NDArray[np.int64]
     farthest: NDArray[np.int64]
     clustered: int
+    n: int
     size: int
+
+    @property
+    def loose(self) -> int:
+        """Position of the first code that was added later."""
+        return int(self.starts[-1]) * GROUP
+
+    def first(self, n: int) -> Rings:
+        """The codes with ids below n, in the same memory."""
+        return self._replace(n=n, size=self.loose + max(n - self.clustered, 0))
 
 
 def worth_queries(n: int) -> int:
@@ -121,9 +134,10 @@ def _lay_out(
     first = np.cumsum(sizes) - sizes
     place = np.arange(len(keys)) + (starts[:-1] * GROUP - first)[labels]
     size = int(starts[-1]) * GROUP
-    new_ids = np.full(size, -1, np.int32)
+    new_blocks = np.empty((-(-with_room(size) // BLOCK), *blocks.shape[1:]), np.uint64)
+    new_ids = np.empty(len(new_blocks) * BLOCK, np.int32)
+    new_ids[:size] = -1
     new_ids[place] = ids[source]
-    new_blocks = np.empty((-(-size // BLOCK), *blocks.shape[1:]), np.uint64)
     parts = split(len(keys), thread_count())
     run_all([partial(move_codes, blocks, source[a:b], new_blocks, place[a:b]) for a, b in parts])
     groups = place // GROUP
@@ -132,7 +146,8 @@ def _lay_out(
     nearest[groups[::-1]] = radii[::-1]  # the first of a group is written last
     farthest[groups] = radii
     columns = to_blocks(pivots)[0]
-    return Rings(new_blocks, new_ids, columns, starts, nearest, farthest, len(keys), size)
+    n = len(keys)
+    return Rings(new_blocks, new_ids, columns, starts, nearest, farthest, n, n, size)
 
 
 def _choose_pivots(
@@ -344,7 +359,7 @@ def _scan_groups(
             if g * GROUP + j >= rings.size:
                 break
             code = rings.ids[g * GROUP + j]
-            if code < 0 or (len(allowed) and not allowed[code]):
+            if code < 0 or code >= rings.n or (len(allowed) and not allowed[code]):
                 continue
             key = (code_distance(block, start + j, query, words) << _SHIFT) | np.uint64(code)
             if key >= bound:

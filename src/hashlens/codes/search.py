@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from hashlens.codes.database import (
     CodeBlocks,
     CodeDatabase,
+    allow,
     blocks_of_rows,
-    check_allowed,
     check_rows,
     check_width,
 )
@@ -179,14 +179,12 @@ def _prepare(database: Any, queries: Any, allowed: Any) -> _Call:
     if isinstance(database, CodeDatabase) and not in_numpy:
         database.prepare(len(queries))
         codes = database.current()
-    mask, available, rows = np.zeros(0, np.bool_), codes.n, None
-    if allowed is not None:
-        mask = check_allowed(allowed, codes.n)
-        available = int(np.count_nonzero(mask))
-        if available * _GATHERED_PART <= codes.n:
-            rows = np.flatnonzero(mask)
-            packed = database.packed(rows) if isinstance(database, CodeDatabase) else database[rows]
-            codes, mask = blocks_of_rows(packed), mask[:0]
+    n, mask, available = allow(allowed, codes.n)
+    codes, rows = codes.first(n), None
+    if len(mask) and available * _GATHERED_PART <= n:
+        rows = np.flatnonzero(mask)
+        packed = database.packed(rows) if isinstance(database, CodeDatabase) else database[rows]
+        codes, mask = blocks_of_rows(packed), mask[:0]
     return _Call(_search(codes, words, mask, in_numpy), len(words), available, rows)
 
 

@@ -557,12 +557,14 @@ class HashIndex(Index):
                     if self.encoder is not None:  # another index may have come to the path
                         require_same_model(self.path, transaction.meta, self.encoder)
                     try:
-                        snapshot = Snapshot(transaction)
+                        snapshot = Snapshot(transaction, snapshot)
                     except IndexStoreError:
                         # `compact` may have switched files since the transaction began.
                         if last_try or self.store.meta().generation == transaction.meta.generation:
                             raise
                         continue
-                    self._snapshot = snapshot
+                    known = self._snapshot
+                    if known is None or not known.is_later(snapshot):
+                        self._snapshot = snapshot
                 yield View(transaction.connection, snapshot)
                 return

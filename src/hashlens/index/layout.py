@@ -172,6 +172,12 @@ def read_checksums(connection: sqlite3.Connection, array: str) -> dict[int, int]
     return dict(connection.execute(sql, (array,)))
 
 
+def checksums_from(connection: sqlite3.Connection, array: str, block: int) -> dict[int, int]:
+    """Checksums of an array's blocks from one on."""
+    sql = "SELECT block, checksum FROM blocks WHERE array = ? AND block >= ?"
+    return dict(connection.execute(sql, (array, block)))
+
+
 def last_checksum(connection: sqlite3.Connection, array: str) -> dict[int, int]:
     """Checksum of an array's last block alone."""
     sql = "SELECT block, checksum FROM blocks WHERE array = ? ORDER BY block DESC LIMIT 1"
@@ -240,7 +246,7 @@ class ArrayFile:
         """
         data = np.ascontiguousarray(rows, self.dtype).view(np.uint8).reshape(-1).data
         start = count * self.row_bytes
-        with self._open(count, os.O_RDWR) as file:
+        with self.open(count, os.O_RDWR) as file:
             file.truncate(start)
             file.seek(start)
             written = 0
@@ -253,20 +259,49 @@ class ArrayFile:
                 raise
         return _extended(data, start, checksums)
 
-    def map(self, count: int, *, scattered: bool = False) -> NDArray[Any]:
+    def map(self, count: int) -> NDArray[Any]:
         """The first ``count`` rows, memory-mapped and read-only, shape (count, width).
 
-        They stay readable when the file is deleted. ``scattered`` rows are read here and there,
-        so that reading ahead would be waste.
+        They stay readable when the file is deleted.
+        """
+        with self.open(count) as file:
+            return self.map_of(file, count)
+
+    def map_of(self, file: FileIO, count: int, *, scattered: bool = False) -> NDArray[Any]:
+        """As ``map``, of the open file.
+
+        ``scattered`` rows are read here and there, so that reading ahead would be waste.
         """
         length = count * self.row_bytes
-        with self._open(count) as file:
-            if length == 0:
-                return np.empty((count, self.width), self.dtype)
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
+        self._require_size(file, count)
+        if length == 0:
+            return np.empty((count, self.width), self.dtype)
+        mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
         if scattered and hasattr(mapped, "madvise"):
             mapped.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(mapped, self.dtype).reshape(count, self.width)
+
+    def read_added(
+        self,
+        file: FileIO,
+        first: int,
+        count: int,
+        last: Mapping[int, int],
+        stored: Mapping[int, int],
+    ) -> NDArray[Any]:
+        """Rows ``first`` to ``count`` of the open file, checked.
+
+        ``last`` has the checksum of the block in which the rows before these end, and ``stored``
+        those that the database has of all blocks from there on.
+        """
+        self._require_size(file, count)
+        start, length = first * self.row_bytes, (count - first) * self.row_bytes
+        file.seek(start)
+        data = file.read(length) or b""
+        for block, checksum in _extended(memoryview(data), start, last).items():
+            if len(data) < length or stored.get(block) != checksum:
+                raise IndexStoreError(self.damage(block))
+        return np.frombuffer(data, self.dtype).reshape(count - first, self.width)
 
     def damaged_blocks(self, rows: NDArray[Any], checksums: Mapping[int, int]) -> Iterator[int]:
         """Read mapped rows from the first on; yield the blocks that differ from their checksum."""
@@ -281,21 +316,27 @@ class ArrayFile:
         for block in self.damaged_blocks(rows, checksums):
             raise IndexStoreError(self.damage(block))
 
-    def _open(self, count: int, flags: int = os.O_RDONLY) -> FileIO:
+    def open(self, count: int, flags: int = os.O_RDONLY) -> FileIO:
         """The file, open and unbuffered, if it holds ``count`` rows or more."""
         try:
             descriptor = self.folder.open(self.name, flags | _BINARY)
             file = FileIO(descriptor, "rb" if flags == os.O_RDONLY else "r+b")
         except FileNotFoundError:
             raise IndexStoreError(f"{self.path}: the file is missing; {_RESTORE}") from None
+        try:
+            self._require_size(file, count)
+        except IndexStoreError:
+            file.close()
+            raise
+        return file
+
+    def _require_size(self, file: FileIO, count: int) -> None:
         size = os.fstat(file.fileno()).st_size
         if size < count * self.row_bytes:
-            file.close()
             raise IndexStoreError(
                 f"{self.path}: expected {count * self.row_bytes} bytes or more, got {size}: "
                 f"the file was cut; {_RESTORE}"
             )
-        return file
 
     def damage(self, block: int) -> str:
         """A line that says that a block is damaged, and what to do."""

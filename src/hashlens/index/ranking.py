@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.asymmetric import asymmetric_distances
-from hashlens.codes.database import CodeDatabase
+from hashlens.codes.database import Allowed, CodeDatabase, allow
 from hashlens.codes.packing import unpack_bits
 from hashlens.codes.search import hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
@@ -53,15 +53,19 @@ class ArraySearcher:
         ids: Ids | None = None,
         rows: Ids | None = None,
     ) -> None:
-        self._codes = CodeDatabase(codes)
         self._ids = ids
-        n = len(self._codes)
-        self._fine = None if features is None else FineSearch(features, rows, n)
-        if ids is not None and (len(ids) != n or bool((np.diff(ids) <= 0).any())):
-            raise InvalidInputError(f"ids: expected {n} ascending values, one per code")
+        if isinstance(codes, CodeDatabase) and ids is not None:
+            # of an index, whose ids ascend; codes may have been added since
+            self._codes, self._all = codes, allow(None, len(ids))
+        else:
+            self._codes = CodeDatabase(codes)
+            self._all = allow(None, len(self._codes))
+            if ids is not None and (len(ids) != len(self) or bool((np.diff(ids) <= 0).any())):
+                raise InvalidInputError(f"ids: expected {len(self)} ascending values, one per code")
+        self._fine = None if features is None else FineSearch(features, rows, len(self))
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return self._all.n
 
     @property
     def codes(self) -> CodeDatabase:
@@ -75,12 +79,13 @@ class ArraySearcher:
         options: SearchOptions,
         latent: Latent | None = None,
         *,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: NDArray[np.bool_] | Allowed | None = None,
         trace: SearchTrace | None = None,
     ) -> SearchResult:
         """Search with q encoded queries (:class:`hashlens.types.Searcher`), among allowed slots."""
         if options.where and allowed is None:
             raise InvalidInputError("where: arrays hold no labels or metadata; use a HashIndex")
+        allowed = self._all if allowed is None else allow(allowed, len(self))
         k, mode = options.k, options.mode
         excluded = None if options.exclude is None else self._slots_of(options.exclude, len(codes))
         # One more than asked for, so that leaving one out leaves enough.
@@ -90,7 +95,7 @@ class ArraySearcher:
         elif mode == "es":
             fine, queries = self._fine_search(codes, features, mode)
             result = self._empty_result(len(codes), more, allowed)
-            fine.nearest(queries, more, allowed, result)
+            fine.nearest(queries, more, allowed.mask if len(allowed.mask) else None, result)
         else:
             distances: PoolDistances = self._asymmetric_distances
             if mode == "hds":
@@ -111,14 +116,16 @@ class ArraySearcher:
     def duplicates(
         self,
         radius: int,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> DuplicateGroups:
         """Groups of images whose codes differ in at most ``radius`` bits."""
         from hashlens.codes.pairs import group_pairs, hamming_pairs  # loads numba
 
         def pairs() -> Iterator[tuple[Ids, Ids]]:
-            for left, right, _ in hamming_pairs(self._codes, radius, allowed=allowed):
+            mask = allowed.mask if allowed is not None and len(allowed.mask) else None
+            codes = self._codes.packed(np.arange(len(self)))
+            for left, right, _ in hamming_pairs(codes, radius, allowed=mask):
                 if progress is not None:
                     progress(len(left))
                 yield left, right
@@ -151,9 +158,7 @@ class ArraySearcher:
         slots = np.minimum(np.searchsorted(self._ids, ids), len(self) - 1)
         return np.where(self._ids[slots] == ids, slots, -1) if len(self) else np.full(count, -1)
 
-    def _by_codes(
-        self, codes: Codes, k: int, radius: int | None, allowed: NDArray[np.bool_] | None
-    ) -> SearchResult:
+    def _by_codes(self, codes: Codes, k: int, radius: int | None, allowed: Allowed) -> SearchResult:
         distances, slots = hamming_topk(self._codes, codes, k, allowed=allowed)
         if radius is not None:
             beyond = distances > radius
@@ -166,7 +171,7 @@ class ArraySearcher:
         codes: Codes,
         asked: NDArray[np.float32],
         options: SearchOptions,
-        allowed: NDArray[np.bool_] | None,
+        allowed: Allowed,
         excluded: Ids | None,
         result: SearchResult,
         trace: SearchTrace,
@@ -193,11 +198,9 @@ class ArraySearcher:
     def _asymmetric_distances(self, slots: Ids, latent: NDArray[np.float32]) -> NDArray[np.float32]:
         return asymmetric_distances(self._codes.packed(slots), latent)
 
-    def _empty_result(
-        self, queries: int, k: int, allowed: NDArray[np.bool_] | None
-    ) -> SearchResult:
+    def _empty_result(self, queries: int, k: int, allowed: Allowed) -> SearchResult:
         """Rows to fill: as wide as k, or as many images as are allowed."""
-        shape = (queries, min(k, len(self) if allowed is None else int(np.count_nonzero(allowed))))
+        shape = (queries, min(k, allowed.count))
         return SearchResult(np.full(shape, -1, np.int64), np.full(shape, np.inf, np.float32))
 
 

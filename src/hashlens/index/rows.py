@@ -72,12 +72,14 @@ def row_checksum(*values: str | bytes | int | None) -> int:
     return zlib.crc32(repr(values).encode())
 
 
-def to_record(row: tuple[Any, ...]) -> Record:
-    """A record from the columns (id, uri, label, metadata)."""
-    image_id, uri, label, metadata = row
-    return Record(
-        image_id, load_text(uri) or "", load_text(label), json.loads(metadata) if metadata else {}
-    )
+def to_records(rows: Sequence[tuple[Any, ...]]) -> list[Record]:
+    """Records from rows of the columns (id, uri, label, metadata)."""
+    # parsed together: a call for each text would take most of the time
+    texts = json.loads(f"[{','.join([row[3] or '{}' for row in rows])}]")
+    return [
+        Record(image_id, load_text(uri) or "", load_text(label), metadata)
+        for (image_id, uri, label, _), metadata in zip(rows, texts, strict=True)
+    ]
 
 
 def list_ids(ids: Any) -> list[int]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.codes.database import Allowed, CodeDatabase, with_room
 from hashlens.errors import InvalidInputError
 from hashlens.files import compared
-from hashlens.index.layout import ArrayFile, read_checksums
+from hashlens.index.layout import ArrayFile, checksums_from, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
-from hashlens.index.rows import check_width, list_ids, load_text, to_record
+from hashlens.index.rows import check_width, list_ids, load_text, to_records
 from hashlens.index.store import Transaction
 from hashlens.index.where import compile_where
 from hashlens.types import (
@@ -32,41 +34,140 @@ from hashlens.types import (
 )
 
 _MASKS_KEPT = 16
+_ROWS_AT_A_TIME = 1000  # in one statement
+
+
+class Generation:
+    """The array files of one generation, held open, and what was read of them.
+
+    Rows are only ever added to them, and a commit sees the first ones. So commits share the codes
+    and ids in memory, and a new one reads what it added. The files stay readable when they are
+    deleted.
+    """
+
+    def __init__(self, transaction: Transaction) -> None:
+        meta = transaction.meta
+        self.files: dict[str, ArrayFile] = meta.arrays(transaction.folder)
+        self._open = {name: file.open(meta.count) for name, file in self.files.items()}
+        self._lock = threading.Lock()
+        self._ids: Ids = np.zeros(0, np.int64)
+        self._count = self._next_id = 0  # of the last commit whose ids were read
+        self._descent = -1  # the first place whose id is not above the one before
+        self._codes: CodeDatabase | None = None
+        self._last: dict[int, int] = {}  # checksum of the last block of codes
+
+    def map(self, name: str, count: int) -> NDArray[Any]:
+        """The first rows of an array, memory-mapped."""
+        scattered = name == "features"  # of a pool's features, rows here and there are read
+        return self.files[name].map_of(self._open[name], count, scattered=scattered)
+
+    def ids(self, transaction: Transaction) -> tuple[Ids, bool]:
+        """The ids of a commit, by position, and whether they ascend."""
+        meta = transaction.meta
+        with self._lock:
+            first, added = self._count, meta.count - self._count
+            if added > 0:
+                if first and added == meta.next_id - self._next_id:
+                    new = np.arange(self._next_id, meta.next_id)  # each row is a new image
+                else:
+                    rows = self.map("ids", meta.count)
+                    checksums = read_checksums(transaction.connection, "ids")
+                    self.files["ids"].require_intact(rows, checksums)
+                    new = rows[first:, 0]
+                if len(self._ids) < meta.count:
+                    longer = np.empty(with_room(meta.count), np.int64)
+                    longer[:first] = self._ids[:first]
+                    self._ids = longer
+                self._ids[first : meta.count] = new
+                if self._descent < 0:
+                    begin = max(first - 1, 0)
+                    falls = np.flatnonzero(np.diff(self._ids[begin : meta.count]) <= 0)
+                    self._descent = int(falls[0]) + begin + 1 if len(falls) else -1
+                self._count, self._next_id = meta.count, meta.next_id
+            return self._ids[: meta.count], not 0 <= self._descent < meta.count
+
+    def codes(self, connection: sqlite3.Connection, count: int) -> CodeDatabase:
+        """The codes of a commit, verified, and maybe those of later ones."""
+        file, name = self.files["codes"], "codes"
+        with self._lock:
+            held = 0 if self._codes is None else len(self._codes)
+            if self._codes is None:
+                rows, checksums = self.map(name, count), read_checksums(connection, name)
+                file.require_intact(rows, checksums)
+                self._codes = CodeDatabase(rows)
+            elif held < count:
+                checksums = checksums_from(connection, name, max(self._last, default=0))
+                opened = self._open[name]
+                self._codes.append(file.read_added(opened, held, count, self._last, checksums))
+            if held < count:
+                self._last = {block: checksums[block] for block in [max(checksums)]}
+            return self._codes
 
 
 class Snapshot:
-    """Arrays of one commit. Never changes, so many threads may search it.
+    """One commit. Never changes, so many threads may search it.
 
     Searching numbers the images by *slot*. Where ids ascend with positions, slots are positions
     and dead ones are masked; after an image was encoded again they are not, and slots are the
     living images in the order of their ids. Either way ties come out by id.
     """
 
-    def __init__(self, transaction: Transaction) -> None:
-        connection, meta, folder, self.identity = transaction
+    def __init__(self, transaction: Transaction, before: Snapshot | None = None) -> None:
+        connection, meta, _, self.identity = transaction
         self.meta = meta
-        self.files: dict[str, ArrayFile] = meta.arrays(folder)
-        arrays = {  # of a pool's features, rows here and there are read
-            name: file.map(meta.count, scattered=name == "features")
-            for name, file in self.files.items()
-        }
-        self.codes: NDArray[np.uint8] = arrays["codes"]
-        self.features: NDArray[Any] = arrays["features"]
-        self.files["ids"].require_intact(arrays["ids"], read_checksums(connection, "ids"))
-        self.ids: Ids = np.array(arrays["ids"][:, 0], np.int64)
-        self.alive: NDArray[np.bool_] | None = None
-        dead = [position for (position,) in connection.execute("SELECT position FROM dead")]
-        if dead:
-            self.alive = np.ones(meta.count, np.bool_)
-            self.alive[dead] = False
-        self._dead = len(dead)
+        if before is not None and not before._shares_files(transaction):
+            before = None
+        self._arrays = Generation(transaction) if before is None else before._arrays
+        self.ids, ascending = self._arrays.ids(transaction)
+        (self._dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
+        self._alive = self._mask_of_living(connection, before)
         self._order: Ids | None = None
-        if meta.count > 1 and not bool((self.ids[1:] > self.ids[:-1]).all()):
-            positions = np.arange(meta.count) if self.alive is None else np.flatnonzero(self.alive)
+        if not ascending:
+            living = np.flatnonzero(self._alive[: meta.count]) if self._dead else None
+            positions = np.arange(meta.count) if living is None else living
             self._order = positions[np.argsort(self.ids[positions], kind="stable")]
+        slots = meta.count if self._order is None else len(self._order)
+        mask = self._alive[: slots if self._dead and self._order is None else 0]
+        self._allowed = Allowed(slots, mask, len(self))
         self._searcher: ArraySearcher | None = None
-        self._masks: dict[tuple[Any, ...], NDArray[np.bool_]] = {}
+        self._masks: dict[tuple[Any, ...], Allowed] = {}
         self._lock = threading.Lock()
+
+    def _shares_files(self, transaction: Transaction) -> bool:
+        """Whether a transaction sees the array files of this commit."""
+        same: bool = self.meta.generation == transaction.meta.generation
+        return same and self.identity == transaction.identity
+
+    def _mask_of_living(
+        self, connection: sqlite3.Connection, before: Snapshot | None
+    ) -> NDArray[np.bool_]:
+        """Which positions live, with room for more; empty where all do.
+
+        In one generation the dead stay dead, so as many as before are the same.
+        """
+        count = self.meta.count
+        if not self._dead:
+            return np.zeros(0, np.bool_)
+        same = before is not None and before._dead == self._dead
+        if before is not None and same and len(before._alive) >= count:
+            return before._alive
+        alive = np.ones(with_room(count), np.bool_)
+        if before is not None and same:
+            alive[: len(before._alive)] = before._alive
+        else:
+            dead = connection.execute("SELECT position FROM dead")
+            alive[np.fromiter((position for (position,) in dead), np.int64, self._dead)] = False
+        return alive
+
+    @cached_property
+    def codes(self) -> NDArray[np.uint8]:
+        """Packed codes, by position."""
+        return self._arrays.map("codes", self.meta.count)
+
+    @cached_property
+    def features(self) -> NDArray[Any]:
+        """Features, by position."""
+        return self._arrays.map("features", self.meta.count)
 
     def __len__(self) -> int:
         """Number of living images."""
@@ -77,28 +178,29 @@ class Snapshot:
         same: bool = self.meta.commit == transaction.meta.commit
         return same and self.identity == transaction.identity
 
+    def is_later(self, other: Snapshot) -> bool:
+        """Whether this is a later commit of the same index."""
+        later: bool = self.meta.commit > other.meta.commit
+        return later and self.identity == other.identity
+
     def searcher(self, connection: sqlite3.Connection) -> ArraySearcher:
         """The search over this commit, made when first asked for; codes are verified then."""
         with self._lock:
             if self._searcher is None:
-                checksums = read_checksums(connection, "codes")
-                self.files["codes"].require_intact(self.codes, checksums)
-                order = self._order
+                order, codes = self._order, self._arrays.codes(connection, self.meta.count)
                 self._searcher = ArraySearcher(
-                    self.codes if order is None else self.codes[order],
+                    codes if order is None else codes.packed(order),
                     self.features if self.meta.feature_dim else None,
                     ids=self.ids if order is None else self.ids[order],
                     rows=order,
                 )
             return self._searcher
 
-    def matching(
-        self, connection: sqlite3.Connection, where: Mapping[str, Any] | None
-    ) -> NDArray[np.bool_] | None:
-        """Which slots may be results: the living ones that meet the conditions; None: all."""
+    def matching(self, connection: sqlite3.Connection, where: Mapping[str, Any] | None) -> Allowed:
+        """Which slots may be results: the living ones that meet the conditions."""
         sql, parameters = compile_where(where)
         if not sql:
-            return self.alive if self._order is None else None
+            return self._allowed
         key = (sql, *parameters)
         with self._lock:
             if key in self._masks:
@@ -108,18 +210,19 @@ class Snapshot:
         mask[np.fromiter((position for (position,) in rows), np.int64)] = True
         if self._order is not None:
             mask = mask[self._order]
+        allowed = Allowed(len(mask), mask, int(np.count_nonzero(mask)))
         with self._lock:
             if len(self._masks) >= _MASKS_KEPT:
                 del self._masks[next(iter(self._masks))]
-            self._masks[key] = mask
-        return mask
+            self._masks[key] = allowed
+        return allowed
 
     def living(self) -> Ids:
         """Positions of the living images, in the order of their ids."""
         if self._order is not None:
             return self._order
         count = self.meta.count
-        return np.arange(count) if self.alive is None else np.flatnonzero(self.alive)
+        return np.flatnonzero(self._alive[:count]) if self._dead else np.arange(count)
 
 
 _COLUMNS = "id, uri, label, metadata"
@@ -149,37 +252,44 @@ class View(NamedTuple):
 
     def hits(self, queries: Codes, result: SearchResult, mode: Mode) -> list[Hits]:
         """Results with their records and codes."""
-        sql = f"SELECT {_COLUMNS}, position FROM images WHERE id = ? AND alive"
+        rows = self._rows(result.ids)
         hits: list[Hits] = []
         for query, ids, distances in zip(queries, result.ids, result.distances, strict=True):
             found = ids >= 0
-            rows = [self._one(sql, image_id) for image_id in ids[found].tolist()]
-            codes = self.snapshot.codes[np.array([row[-1] for row in rows], np.int64)]
+            own = [rows[image_id] for image_id in ids[found].tolist()]
+            codes = self.snapshot.codes[np.array([row[-1] for row in own], np.int64)]
             bits = np.bitwise_count(codes ^ query).sum(axis=1, dtype=np.int64).tolist()
-            none = [None] * len(rows)
+            none = [None] * len(own)
             apart = distances[found].tolist()
             euclidean = apart if mode in ("hds", "es") else none
             asymmetric = apart if mode == "acs" else none
-            records = [to_record(row[:-1]) for row in rows]
-            hits.append(
-                Hits(
-                    [
-                        Hit(*record, hamming, euclid, code.tobytes(), latent)
-                        for record, hamming, euclid, code, latent in zip(
-                            records, bits, euclidean, codes, asymmetric, strict=True
-                        )
-                    ]
-                )
-            )
+            packed, width = codes.tobytes(), codes.shape[1]
+            each = [packed[at : at + width] for at in range(0, len(packed), width)]
+            records = to_records([row[:-1] for row in own])
+            hits.append(Hits(map(_hit, records, bits, euclidean, each, asymmetric)))
         return hits
+
+    def _rows(self, ids: Ids) -> dict[int, tuple[Any, ...]]:
+        """Columns and positions of the images with these ids; -1 has none."""
+        wanted = np.unique(ids[ids >= 0]).tolist()
+        rows: dict[int, tuple[Any, ...]] = {}
+        for at in range(0, len(wanted), _ROWS_AT_A_TIME):
+            some = wanted[at : at + _ROWS_AT_A_TIME]
+            marks = ",".join("?" * len(some))
+            sql = f"SELECT {_COLUMNS}, position FROM images WHERE id IN ({marks}) AND alive"
+            rows.update((row[0], row) for row in self.connection.execute(sql, some))
+        if len(rows) < len(wanted):
+            missing = next(image_id for image_id in wanted if image_id not in rows)
+            raise InvalidInputError(f"id {missing}: no such image in the index")
+        return rows
 
     def records(self, ids: Iterable[int] | None) -> list[Record]:
         """Records of images in this order; of all living ones, by id, without ``ids``."""
         if ids is None:
             sql = f"SELECT {_COLUMNS} FROM images WHERE alive ORDER BY id"
-            return [to_record(row) for row in self.connection.execute(sql)]
+            return to_records(list(self.connection.execute(sql)))
         sql = f"SELECT {_COLUMNS} FROM images WHERE id = ? AND alive"
-        return [to_record(self._one(sql, image_id)) for image_id in list_ids(ids)]
+        return to_records([self._one(sql, image_id) for image_id in list_ids(ids)])
 
     def positions(self, ids: Iterable[int] | None) -> Ids:
         """Positions of living images; of all, by id, without ``ids``."""
@@ -218,3 +328,9 @@ class View(NamedTuple):
             raise InvalidInputError(f"id {image_id}: no such image in the index")
         found: tuple[Any, ...] = row
         return found
+
+
+def _hit(
+    record: Record, hamming: int, euclidean: float | None, code: bytes, asymmetric: float | None
+) -> Hit:
+    return Hit(*record, hamming, euclidean, code, asymmetric)

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -36,6 +37,7 @@ from hashlens.index.where import LABEL_FUNCTION, METADATA_FUNCTION, label_value,
 WRITER_WAIT_SECONDS = 20.0
 """How long a writer waits for another one."""
 
+_CACHE_KIB = 1 << 16  # of rows and their tree, for each connection; SQLite's own 2 MiB are few
 HEAD = "head"
 _TRIES = 20
 _HEAD_FORMAT = struct.Struct("<QI")
@@ -50,12 +52,15 @@ class Transaction(NamedTuple):
     identity: tuple[int, int]  # of the database
 
 
-class _Link(NamedTuple):
+@dataclass
+class _Link:
     """A connection, the folder that its database is in, and which database it is."""
 
     connection: sqlite3.Connection
     folder: Folder
     identity: tuple[int, int]
+    seen: tuple[int, Meta] | None = None
+    """SQLite's number of the last commit of others that it read, and what held there."""
 
 
 _running = threading.local()
@@ -196,10 +201,16 @@ class Store:
             link = self._take()
             connection = link.connection
             try:
-                head = read_head(link.folder)  # before: a writer may commit just after
-                connection.execute(begin)
-                meta = read_meta(connection, self.database)
-                self._require_commit(meta, head)
+                if begin != "BEGIN":
+                    link.seen = None  # SQLite's number does not count its own commits
+                meta = self._begin_again(link)
+                if meta is None:
+                    head = read_head(link.folder)  # before: a writer may commit just after
+                    connection.execute(begin)
+                    version = _commit_of_others(connection)
+                    meta = read_meta(connection, self.database)
+                    self._require_commit(meta, head)
+                    link.seen = None if begin != "BEGIN" else (version, meta)
                 yield Transaction(connection, meta, link.folder, link.identity)
                 if connection.in_transaction:
                     connection.execute("COMMIT")
@@ -209,6 +220,18 @@ class Store:
                 connection.close()
                 raise
             self._give_back(link)
+
+    @staticmethod
+    def _begin_again(link: _Link) -> Meta | None:
+        """Begin reading, if nothing was committed since the last time; what holds there."""
+        if link.seen is None:
+            return None
+        version, meta = link.seen
+        link.connection.execute("BEGIN")
+        if _commit_of_others(link.connection) == version:
+            return meta
+        link.connection.execute("COMMIT")
+        return None
 
     def accept_replacement(self) -> bool:
         """Let the index that stands at the path now be written; whether it is another one."""
@@ -277,6 +300,7 @@ class Store:
         )
         connection.execute("PRAGMA synchronous = FULL")
         connection.set_progress_handler(_must_stop, _STEPS)
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.create_function(METADATA_FUNCTION, 2, metadata_value, deterministic=True)
         connection.create_function(LABEL_FUNCTION, 1, label_value, deterministic=True)
         return connection
@@ -317,6 +341,12 @@ class Store:
                     "conditions"
                 ) from error
             raise IndexStoreError(_explained(error, self.path, self.database)) from error
+
+
+def _commit_of_others(connection: sqlite3.Connection) -> int:
+    """A number that changes when another connection, of any process, has committed."""
+    (version,) = connection.execute("PRAGMA data_version").fetchone()
+    return int(version)
 
 
 @contextmanager
