@@ -60,13 +60,13 @@ class Allowed(NamedTuple):
         Codes after the first n of a database are not searched.
     mask : ndarray of shape (n,) or (0,), bool
         The codes that may be results; empty: all. Nobody changes it.
-    count : int
+    available : int
         How many these are.
     """
 
     n: int
     mask: NDArray[np.bool_]
-    count: int
+    available: int
 
 
 class CodeDatabase:

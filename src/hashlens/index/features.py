@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.light import suffices
+from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
 from hashlens.types import Features, Ids
 
@@ -43,8 +45,9 @@ def _madvise() -> Any:
     return function
 
 
-# Bytes of float32 features that exhaustive search holds at a time.
-_BLOCK_BYTES = 1 << 26
+# Bytes of float32 features that exhaustive search holds at a time: the cache's size, or nearly.
+_BLOCK_BYTES = 1 << 24
+_FEW_QUERIES = 2
 _QUERIES_AT_A_TIME = 512
 
 # Where the first rows take so long, they come from a disk; then the rest is requested at once.
@@ -85,8 +88,32 @@ def distances_to_rows(
     return np.sqrt(out, out=out)
 
 
+class RowNorms:
+    """Squared norms of rows to which more are only ever added: each is computed once."""
+
+    def __init__(self) -> None:
+        self._norms = np.zeros(0, np.float32)
+        self._lock = threading.Lock()
+
+    def of(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """The norms (n,) of features (n, d)."""
+        with self._lock:
+            held = len(self._norms)
+            if held < len(features):
+                norms = np.empty(len(features), np.float32)
+                norms[:held] = self._norms
+                step = _rows_at_a_time(features)
+                buffer = np.empty((step, features.shape[1]), np.float32)
+                for at in range(held, len(features), step):
+                    values = _widened(features[at : at + step], buffer)
+                    norms[at : at + step] = np.einsum("ij,ij->i", values, values)
+                self._norms = norms
+            return self._norms[: len(features)]
+
+
 def nearest_candidates(
     features: NDArray[Any],
+    norms: NDArray[np.float32],
     queries: Features,
     k: int,
     allowed: NDArray[np.bool_] | None,
@@ -99,36 +126,52 @@ def nearest_candidates(
     """
     found: list[Ids] = []
     for at in range(0, len(queries), _QUERIES_AT_A_TIME):
-        found += _candidates(features, queries[at : at + _QUERIES_AT_A_TIME], k, allowed)
+        found += _candidates(features, norms, queries[at : at + _QUERIES_AT_A_TIME], k, allowed)
     return found
 
 
 def _candidates(
-    features: NDArray[Any], queries: Features, k: int, allowed: NDArray[np.bool_] | None
+    features: NDArray[Any],
+    norms: NDArray[np.float32],
+    queries: Features,
+    k: int,
+    allowed: NDArray[np.bool_] | None,
 ) -> list[Ids]:
     n, d = features.shape
-    step = max(1, min(n, _BLOCK_BYTES // (4 * max(d, 1))))
+    step = _rows_at_a_time(features)
     collectors = [_Collector(k) for _ in queries]
-    transposed = np.ascontiguousarray(queries.T)
     query_norms = np.einsum("ij,ij->i", queries, queries)
     buffer = np.empty((step, d), np.float32)
-    products = np.empty((step, len(queries)), np.float32)
+    products = np.empty((len(queries), step), np.float32)
     for start in range(0, n, step):
         stop = min(start + step, n)
         mask = None if allowed is None else allowed[start:stop]
         if mask is not None and not mask.any():
             continue
-        values, norms = _widened(features[start:stop], buffer)
-        product = products[: stop - start]
-        np.dot(values, transposed, out=product)
+        product = products[:, : stop - start]
+        _multiply(features[start:stop], queries, buffer, product)
         product *= -2
-        product += norms[:, None]
-        bound = 2 * (d + 8) * 2.0**-24 * (query_norms + norms.max())
+        product += norms[start:stop]
+        bound = 2 * (d + 8) * 2.0**-24 * (query_norms + norms[start:stop].max())
         rows = np.arange(start, stop) if mask is None else start + np.flatnonzero(mask)
-        squared = product if mask is None else product[mask]
-        for collector, column, margin in zip(collectors, squared.T, bound, strict=True):
-            collector.offer(np.ascontiguousarray(column), rows, float(margin))
+        squared = product if mask is None else product[:, mask]
+        for collector, values, margin in zip(collectors, squared, bound, strict=True):
+            collector.offer(values, rows, float(margin))
     return [collector.rows() for collector in collectors]
+
+
+def _multiply(
+    block: NDArray[Any], queries: Features, buffer: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """Products (q, n) of a block's rows with queries; few queries need no float32 of float16."""
+    if len(queries) > _FEW_QUERIES or suffices(1, block.size):
+        out[:] = queries @ _widened(block, buffer).T
+        return
+    from hashlens.index import kernels
+
+    values = _frozen(block.view(np.uint16) if block.dtype == np.float16 else block)
+    parts = split(len(block), thread_count())
+    run_all([partial(kernels.products, values[a:b], queries, out[:, a:b]) for a, b in parts])
 
 
 class _Collector:
@@ -157,22 +200,24 @@ class _Collector:
         return self._rows
 
 
-def _widened(
-    block: NDArray[Any], buffer: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A block as float32, in ``buffer`` where it is float16, and its rows' squared norms."""
+def _rows_at_a_time(features: NDArray[Any]) -> int:
+    n, d = features.shape
+    return max(1, min(n, _BLOCK_BYTES // (4 * max(d, 1))))
+
+
+def _widened(block: NDArray[Any], buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A block as float32, in ``buffer`` where it is float16."""
+    if block.dtype != np.float16:
+        return block
     if suffices(1, block.size):
-        plain = np.asarray(block, np.float32)
-        return plain, np.einsum("ij,ij->i", plain, plain)
+        return block.astype(np.float32)
     from hashlens.index import kernels
 
-    values: NDArray[np.float32] = block
-    if block.dtype == np.float16:
-        values = buffer[: len(block)]
-        kernels.widen_half(_frozen(block.view(np.uint16)), values.view(np.uint32))
-    norms = np.empty(len(block), np.float32)
-    kernels.squared_norms(_frozen(values), norms)
-    return values, norms
+    values = buffer[: len(block)]
+    bits, words = _frozen(block.view(np.uint16)), values.view(np.uint32)
+    parts = split(len(block), thread_count())
+    run_all([partial(kernels.widen_half, bits[a:b], words[a:b]) for a, b in parts])
+    return values
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from hashlens.codes.packing import unpack_bits
 from hashlens.codes.search import hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
-from hashlens.index.features import check_features, distances_to_rows, nearest_candidates
+from hashlens.index.features import RowNorms, check_features, distances_to_rows, nearest_candidates
 from hashlens.types import (
     Codes,
     DuplicateGroups,
@@ -52,6 +52,7 @@ class ArraySearcher:
         *,
         ids: Ids | None = None,
         rows: Ids | None = None,
+        norms: RowNorms | None = None,
     ) -> None:
         self._ids = ids
         if isinstance(codes, CodeDatabase) and ids is not None:
@@ -62,7 +63,7 @@ class ArraySearcher:
             self._all = allow(None, len(self._codes))
             if ids is not None and (len(ids) != len(self) or bool((np.diff(ids) <= 0).any())):
                 raise InvalidInputError(f"ids: expected {len(self)} ascending values, one per code")
-        self._fine = None if features is None else FineSearch(features, rows, len(self))
+        self._fine = None if features is None else FineSearch(features, rows, len(self), norms)
 
     def __len__(self) -> int:
         return self._all.n
@@ -200,7 +201,7 @@ class ArraySearcher:
 
     def _empty_result(self, queries: int, k: int, allowed: Allowed) -> SearchResult:
         """Rows to fill: as wide as k, or as many images as are allowed."""
-        shape = (queries, min(k, allowed.count))
+        shape = (queries, min(k, allowed.available))
         return SearchResult(np.full(shape, -1, np.int64), np.full(shape, np.inf, np.float32))
 
 
@@ -273,8 +274,11 @@ def check_latent(latent: Any, codes: Codes) -> Latent:
 class FineSearch:
     """Features that belong to n codes; a code is named by its slot, 0 to n - 1."""
 
-    def __init__(self, features: Any, rows: Ids | None, slots: int) -> None:
+    def __init__(
+        self, features: Any, rows: Ids | None, slots: int, norms: RowNorms | None = None
+    ) -> None:
         self._features = check_features(features)
+        self._norms = RowNorms() if norms is None else norms
         self._rows = rows
         self._slots = slots
         held = len(self._features) if rows is None else len(rows)
@@ -305,7 +309,8 @@ class FineSearch:
         if not result.ids.shape[1]:
             return
         slot_of, mask = self._slot_of_row(allowed)
-        found = nearest_candidates(self._features, queries, k, mask)
+        norms = self._norms.of(self._features)
+        found = nearest_candidates(self._features, norms, queries, k, mask)
         pools = found if slot_of is None else [slot_of[rows] for rows in found]
         rank(self.distances, pools, queries, result, 0)
 

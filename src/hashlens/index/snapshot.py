@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hashlens.codes.database import Allowed, CodeDatabase, with_room
 from hashlens.errors import InvalidInputError
 from hashlens.files import compared
+from hashlens.index.features import RowNorms
 from hashlens.index.layout import ArrayFile, checksums_from, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
@@ -49,6 +50,7 @@ class Generation:
         meta = transaction.meta
         self.files: dict[str, ArrayFile] = meta.arrays(transaction.folder)
         self._open = {name: file.open(meta.count) for name, file in self.files.items()}
+        self.norms = RowNorms()
         self._lock = threading.Lock()
         self._ids: Ids = np.zeros(0, np.int64)
         self._count = self._next_id = 0  # of the last commit whose ids were read
@@ -117,8 +119,10 @@ class Snapshot:
         self.meta = meta
         if before is not None and not before._shares_files(transaction):
             before = None
-        self._arrays = Generation(transaction) if before is None else before._arrays
+        self._arrays: Generation = Generation(transaction) if before is None else before._arrays
+        self.ids: Ids
         self.ids, ascending = self._arrays.ids(transaction)
+        self._dead: int
         (self._dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
         self._alive = self._mask_of_living(connection, before)
         self._order: Ids | None = None
@@ -193,6 +197,7 @@ class Snapshot:
                     self.features if self.meta.feature_dim else None,
                     ids=self.ids if order is None else self.ids[order],
                     rows=order,
+                    norms=self._arrays.norms,
                 )
             return self._searcher
 
