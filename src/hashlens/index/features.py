@@ -201,8 +201,8 @@ class _Collector:
 
 
 def _rows_at_a_time(features: NDArray[Any]) -> int:
-    n, d = features.shape
-    return max(1, min(n, _BLOCK_BYTES // (4 * max(d, 1))))
+    width: int = features.shape[1]
+    return max(1, min(len(features), _BLOCK_BYTES // (4 * max(width, 1))))
 
 
 def _widened(block: NDArray[Any], buffer: NDArray[np.float32]) -> NDArray[np.float32]:
