@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from hypothesis import strategies as st
 import hamming_reference as reference
 from hashlens import InvalidInputError, hamming_radius, hamming_topk, pack_bits
 from hashlens.codes import rings, scan, search, threads
-from hashlens.codes.database import CodeDatabase
+from hashlens.codes.database import Allowed, CodeDatabase
 from hashlens.codes.search import hamming_distances
 
 # Widths in bytes that have been compiled for others already would cost nothing; each number of
@@ -115,6 +113,14 @@ def test_clustered_codes_equal_reference(problem: Any, codes_a_pivot: int, radiu
                 np.testing.assert_array_equal(near.ids[part], ids)
 
 
+def organised(database: CodeDatabase) -> rings.Rings | None:
+    """The rings of a database, once the thread that organises it is done, if there is one."""
+    for thread in threading.enumerate():
+        if thread.name == "hashlens-organise":
+            thread.join()
+    return database.current().rings
+
+
 def test_a_database_organises_itself_only_where_that_pays() -> None:
     rng = np.random.default_rng(7)
     n = rings.MIN_CODES
@@ -124,15 +130,17 @@ def test_a_database_organises_itself_only_where_that_pays() -> None:
     few = CodeDatabase(clustered(rng, n - 1, 8, 50))
     for database in (near, spread, few):
         hamming_topk(database, queries[:1], 1)
-        assert database.current().rings is None
+        assert organised(database) is None
         hamming_topk(database, queries, 1)
-    organised = [database.current().rings is not None for database in (near, spread, few)]
-    assert organised == [True, False, False]
-    for grown in (1, n // 2):  # a search sees additions, and they are clustered when many
-        near.append(near.packed(np.arange(grown)))
-    before = near.current().rings
+    assert [organised(database) is not None for database in (near, spread, few)] == [
+        True, False, False,
+    ]  # fmt: skip
+    near.append(near.packed(np.arange(1)))  # one more is not worth it
     hamming_topk(near, queries, 1)
-    after = near.current().rings
+    before = organised(near)
+    near.append(near.packed(np.arange(n)))
+    hamming_topk(near, queries, 1)
+    after = organised(near)
     assert before is not None
     assert after is not None
     assert (before.clustered, after.clustered) == (n, len(near))
@@ -167,6 +175,37 @@ for one, two in zip(first, answers(), strict=True):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_codes_appended_while_others_are_organised_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Searches, appends and organising at the same time: every search is right."""
+    monkeypatch.setattr(rings, "MIN_CODES", 2)
+    codes = clustered(np.random.default_rng(9), 60_000, 8, 20)
+    database = CodeDatabase(codes[:2000])
+    done = threading.Event()
+
+    def organise() -> None:
+        while not done.is_set():
+            database.organise()
+
+    thread = threading.Thread(target=organise)
+    thread.start()
+    try:
+        for n in range(3000, len(codes) + 1, 3000):
+            database.append(codes[len(database) : n])
+            first = Allowed(n - 1000, np.zeros(0, np.bool_), n - 1000)
+            for allowed, seen in ((None, n), (first, n - 1000)):
+                found = hamming_topk(database, codes[n - 1 : n], 20, allowed=allowed)
+                expected = reference.topk(codes[:seen], codes[n - 1 : n], 20)
+                for got, right in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(got, right)
+    finally:
+        done.set()
+        thread.join()
+    assert database.organise()
+    np.testing.assert_array_equal(database.packed(), codes)
 
 
 @pytest.mark.parametrize("bits", [24, 48, 64, 128, 136, 256, 1024])

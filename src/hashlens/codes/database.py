@@ -100,7 +100,7 @@ class CodeDatabase:
         codes = check_codes(codes)
         n_bytes = int(codes.shape[1])
         no_rows = flat_rows(np.zeros((0, n_bytes), np.uint8))
-        self._changing = threading.Lock()
+        self._changing, self._organising = threading.Lock(), threading.Lock()
         blocks = _new_blocks(with_room(len(codes)), n_bytes)
         self._codes = CodeBlocks(blocks, no_rows, 0, n_bytes)
         self._places: tuple[Any, NDArray[np.uint32]] = (None, np.zeros(0, np.uint32))
@@ -132,22 +132,25 @@ class CodeDatabase:
         codes = check_codes(codes)
         check_width(self.n_bytes, codes, "codes")
         with self._changing:
-            now = self._codes
-            n, rings = now.n + len(codes), now.rings
-            used = now.n if rings is None else rings.size
-            blocks = _grown(now.blocks if rings is None else rings.blocks, used, len(codes))
-            _store(codes, blocks, used)
-            # readers see the new codes when self._codes is set
-            if rings is None:
-                self._codes = now._replace(blocks=blocks, n=n)
-            else:
-                ids = rings.ids
-                if len(ids) < len(blocks) * BLOCK:
-                    ids = np.empty(len(blocks) * BLOCK, np.int32)
-                    ids[:used] = rings.ids[:used]
-                ids[used : used + len(codes)] = np.arange(now.n, n)
-                rings = rings._replace(blocks=blocks, ids=ids, n=n, size=used + len(codes))
-                self._codes = now._replace(rings=rings, n=n)
+            self._append(codes)
+
+    def _append(self, codes: Codes) -> None:
+        now = self._codes
+        n, rings = now.n + len(codes), now.rings
+        used = now.n if rings is None else rings.size
+        blocks = _grown(now.blocks if rings is None else rings.blocks, used, len(codes))
+        _store(codes, blocks, used)
+        # readers see the new codes when self._codes is set
+        if rings is None:
+            self._codes = now._replace(blocks=blocks, n=n)
+        else:
+            ids = rings.ids
+            if len(ids) < len(blocks) * BLOCK:
+                ids = np.empty(len(blocks) * BLOCK, np.int32)
+                ids[:used] = rings.ids[:used]
+            ids[used : used + len(codes)] = np.arange(now.n, n)
+            rings = rings._replace(blocks=blocks, ids=ids, n=n, size=used + len(codes))
+            self._codes = now._replace(rings=rings, n=n)
 
     def organise(self) -> bool:
         """Sort the codes into clusters if they are clustered; return whether they are.
@@ -157,32 +160,39 @@ class CodeDatabase:
         """
         from hashlens.codes.rings import MIN_CODES, build
 
-        with self._changing:
+        with self._organising:
             now = self._codes
             if not MIN_CODES <= now.n < 1 << 31:
                 return False
             self._asked = 0
             if now.rings is None:
-                rings = build(now.blocks, np.arange(now.n, dtype=np.int32), now.words)
+                rings = build(now.blocks, np.zeros(0, np.int32), now.n, now.words)
             else:
-                rings = build(now.rings.blocks, now.rings.ids[: now.rings.size], now.words)
+                rings = build(now.rings.blocks, now.rings.ids, now.rings.size, now.words)
             if rings is None:
                 self._refused_at = now.n
-            else:
+                return self._codes.rings is not None
+            with self._changing:
+                since = self.packed(np.arange(now.n, len(self)))  # appended meanwhile
                 self._codes = now._replace(blocks=now.blocks[:0], rings=rings)
-            return self._codes.rings is not None
+                self._append(since)
+            return True
 
     def prepare(self, queries: int) -> None:
-        """Get ready for so many queries: organise the codes if there were enough to pay for it."""
-        from hashlens.codes.rings import worth_queries
+        """Get ready for so many queries: organise the codes if there were enough to pay for it.
+
+        A thread of its own does that, so no search waits for it.
+        """
+        from hashlens.codes.rings import MIN_CODES, worth_queries
 
         self._asked += queries
         now = self._codes
-        if self._asked < worth_queries(now.n) or now.n < 2 * self._refused_at:
-            return
         loose = now.n if now.rings is None else now.n - now.rings.clustered
-        if 4 * loose > now.n:
-            self.organise()
+        if self._asked * loose < worth_queries(now.n) * now.n:
+            return  # what is not in clusters has cost less than clustering all would
+        if now.n >= max(MIN_CODES, 2 * self._refused_at) and not self._organising.locked():
+            self._asked = 0
+            threading.Thread(target=self.organise, name="hashlens-organise", daemon=True).start()
 
     def packed(self, rows: Any = None) -> Codes:
         """Packed codes (m, bytes) of the given rows (m,), or of all."""
@@ -196,16 +206,17 @@ class CodeDatabase:
 
     def _place_of_ids(self, rings: Rings, rows: Ids) -> Ids:
         """Positions of codes; those of clustered ones are kept until the codes are organised."""
-        known, places = self._places
-        if known is not rings.starts:
-            ids = rings.ids[: rings.loose]
-            used = np.flatnonzero(ids >= 0)
-            places = np.empty(rings.clustered, np.uint32)
-            places[ids[used]] = used
-            self._places = (rings.starts, places)
         at = rows - rings.clustered + rings.loose  # of those added since
         clustered = rows < rings.clustered
-        at[clustered] = places[rows[clustered]]
+        if clustered.any():
+            known, places = self._places
+            if known is not rings.starts:
+                ids = rings.ids[: rings.loose]
+                used = np.flatnonzero(ids >= 0)
+                places = np.empty(rings.clustered, np.uint32)
+                places[ids[used]] = used
+                self._places = (rings.starts, places)
+            at[clustered] = places[rows[clustered]]
         return at
 
     def current(self) -> CodeBlocks:

@@ -94,60 +94,36 @@ def worth_queries(n: int) -> int:
 
 
 def build(
-    blocks: NDArray[np.uint64], ids: NDArray[np.int32], words: tuple[int, ...]
+    blocks: NDArray[np.uint64], ids: NDArray[np.int32], size: int, words: tuple[int, ...]
 ) -> Rings | None:
     """Cluster codes around pivots; None if they are spread so evenly that it would not pay.
 
-    ``blocks`` (m, w, BLOCK) hold the codes, ``ids`` the id at each position or -1.
+    ``blocks`` (m, w, BLOCK) hold codes at ``size`` positions, ``ids`` the id at each or -1;
+    without any, a code's position is its id. Besides the result it takes four bytes per code.
     """
-    positions = np.flatnonzero(ids >= 0)
-    rng = np.random.default_rng(0)
-    count = _pivot_count(len(positions))
-    drawn = rng.choice(
-        len(positions), min(len(positions), count * _SAMPLE_PER_PIVOT), replace=False
-    )
-    sample = words_at(blocks, positions[drawn])
+    n = int(np.count_nonzero(ids[:size] >= 0)) if len(ids) else size
+    count = _pivot_count(n)
+    drawn = np.unique(np.random.default_rng(0).integers(0, size, count * _SAMPLE_PER_PIVOT))
+    drawn = np.random.default_rng(1).permutation(drawn[ids[drawn] >= 0] if len(ids) else drawn)
+    sample = words_at(blocks, drawn)
     pivots = _choose_pivots(sample, sample[:count].copy(), words)
     if not _pays(sample, pivots, words):
         return None
-    labels, radii = assign(blocks, len(ids), pivots, words)
-    # one sortable number per code: cluster, distance to the pivot, position
-    keys: NDArray[np.uint64] = labels[positions].astype(np.uint64) * np.uint64(1 << 48)
-    keys += radii[positions].astype(np.uint64) * np.uint64(1 << 32)
-    keys += positions.astype(np.uint64)
-    keys.sort()
-    return _lay_out(blocks, ids, keys, pivots)
-
-
-def _lay_out(
-    blocks: NDArray[np.uint64],
-    ids: NDArray[np.int32],
-    keys: NDArray[np.uint64],
-    pivots: NDArray[np.uint64],
-) -> Rings:
-    """Copy codes to their places; each cluster starts at a multiple of GROUP."""
-    source = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    labels = (keys >> np.uint64(48)).astype(np.int64)
-    radii = ((keys >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.int64)
-    sizes = np.bincount(labels, minlength=len(pivots))
-    starts = np.concatenate([[0], np.cumsum(-(-sizes // GROUP))]).astype(np.int64)
-    first = np.cumsum(sizes) - sizes
-    place = np.arange(len(keys)) + (starts[:-1] * GROUP - first)[labels]
-    size = int(starts[-1]) * GROUP
-    new_blocks = np.empty((-(-with_room(size) // BLOCK), *blocks.shape[1:]), np.uint64)
+    labels, radii = assign(blocks, size, pivots, words)
+    places = np.zeros((len(pivots), 64 * len(words) + 1), np.int64)
+    count_rings(ids, labels, radii, places)
+    starts = np.zeros(len(pivots) + 1, np.int64)
+    np.cumsum(-(-places.sum(axis=1) // GROUP), out=starts[1:])
+    places[:] = np.cumsum(places, axis=1) - places + GROUP * starts[:-1, None]
+    used = int(starts[-1]) * GROUP
+    new_blocks = np.empty((-(-with_room(used) // BLOCK), *blocks.shape[1:]), np.uint64)
     new_ids = np.empty(len(new_blocks) * BLOCK, np.int32)
-    new_ids[:size] = -1
-    new_ids[place] = ids[source]
-    parts = split(len(keys), thread_count())
-    run_all([partial(move_codes, blocks, source[a:b], new_blocks, place[a:b]) for a, b in parts])
-    groups = place // GROUP
-    nearest = np.zeros(int(starts[-1]), np.int64)
+    new_ids[:used] = -1
+    nearest = np.full(int(starts[-1]), 64 * len(words), np.int64)
     farthest = np.zeros(int(starts[-1]), np.int64)
-    nearest[groups[::-1]] = radii[::-1]  # the first of a group is written last
-    farthest[groups] = radii
+    place_codes(blocks, ids, labels, radii, places, new_blocks, new_ids, nearest, farthest)
     columns = to_blocks(pivots)[0]
-    n = len(keys)
-    return Rings(new_blocks, new_ids, columns, starts, nearest, farthest, n, n, size)
+    return Rings(new_blocks, new_ids, columns, starts, nearest, farthest, n, n, used)
 
 
 def _choose_pivots(
@@ -289,20 +265,54 @@ def assign_blocks(
 
 
 @njit(nogil=True, cache=True)
-def move_codes(blocks: Any, source: Any, target: Any, place: Any) -> None:
-    """Copy codes from blocks to other blocks.
+def count_rings(ids: Any, labels: Any, radii: Any, counts: Any) -> None:
+    """Count codes by pivot and by distance to it.
+
+    Parameters
+    ----------
+    ids : ndarray of shape (>= n,) or (0,), int32
+        Ids of the codes, -1 where there is none; empty: there is one at each position.
+    labels, radii : ndarrays of shape (n,), uint16
+        The nearest pivot of the code at each position, and its distance.
+    counts : ndarray of shape (p, 64 * w + 1), int64
+        Added to.
+    """
+    for i in range(len(labels)):
+        if len(ids) == 0 or ids[i] >= 0:
+            counts[labels[i], radii[i]] += 1
+
+
+@njit(nogil=True, cache=True)
+def place_codes(
+    blocks: Any, ids: Any, labels: Any, radii: Any, places: Any, target: Any, new_ids: Any,
+    nearest: Any, farthest: Any,
+) -> None:  # fmt: skip
+    """Copy codes to their rings: a counting sort by pivot, distance and position.
 
     Parameters
     ----------
     blocks, target : ndarrays of shape (m, w, BLOCK) and (t, w, BLOCK), uint64
         From where, to where.
-    source, place : ndarrays of shape (n,), int64
-        Position of each code in ``blocks`` and in ``target``.
+    ids, labels, radii
+        As in ``count_rings``.
+    places : ndarray of shape (p, 64 * w + 1), int64
+        Where the next code of each pivot and distance goes; advanced.
+    new_ids : ndarray of shape (t * BLOCK,), int32
+        Receives the id at each place.
+    nearest, farthest : ndarrays of shape (groups,), int64
+        Receive the smallest and largest distance in each group.
     """
-    for i in range(len(source)):
-        s, p = source[i], place[i]
+    for i in range(len(labels)):
+        if len(ids) and ids[i] < 0:
+            continue
+        radius = np.int64(radii[i])
+        p = places[labels[i], radius]
+        places[labels[i], radius] = p + 1
         for word in range(blocks.shape[1]):
-            target[p // BLOCK, word, p % BLOCK] = blocks[s // BLOCK, word, s % BLOCK]
+            target[p // BLOCK, word, p % BLOCK] = blocks[i // BLOCK, word, i % BLOCK]
+        new_ids[p] = ids[i] if len(ids) else i
+        nearest[p // GROUP] = min(nearest[p // GROUP], radius)
+        farthest[p // GROUP] = max(farthest[p // GROUP], radius)
 
 
 @njit(nogil=True, cache=True)
