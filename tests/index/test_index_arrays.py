@@ -172,7 +172,9 @@ def test_distances_are_the_same_with_numpy_and_with_the_kernels(
     for in_numpy in (True, False):
         monkeypatch.setattr(feature_rows, "suffices", lambda *_, way=in_numpy: way)
         found.append(feature_rows.distances_to_rows(features, rows, query))
-        (near,) = feature_rows.nearest_candidates(features, query[None], 9, None)
+        (near,) = feature_rows.nearest_candidates(
+            features, feature_rows.RowNorms().of(features), query[None], 9, None
+        )
         assert set(rows[np.argsort(found[0])[:9]]) <= set(near)
     np.testing.assert_array_equal(*found)
 
