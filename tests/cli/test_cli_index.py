@@ -295,6 +295,33 @@ def test_a_folder_is_removed(index: Path, photos: Path) -> None:
     assert len(run_json("index", "remove", index, photos)["removed"]) == 40 - held
 
 
+def test_a_label_that_no_image_has_is_told(index: Path) -> None:
+    result = runner.invoke(app, ["search", str(index), "0", "--where", "label=Digit  3"])
+    assert (result.exit_code, "0 found" in result.stdout) == (0, True)
+    assert "note: no image has the label 'Digit  3'; like it are digit 3" in result.stderr
+    with HashIndex.open(index) as opened:
+        opened.update(4, label="1")
+        opened.update(5, label="true")
+        assert opened.search(0, 40, where={"label": True}) == []
+    for word, image in (("1", 4), ("true", 5)):
+        hits = run_json("search", index, "0", "--where", f"label={word}")["results"][0]["hits"]
+        assert [hit["id"] for hit in hits] == [image]
+
+
+def test_a_folder_is_many_queries(index: Path, photos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(photos / "digit 3", tmp_path / "queries")
+    count = len(list(folder.iterdir()))
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").touch()
+    result = runner.invoke(app, ["search", str(index), str(folder), "7", "-k", "1", "--json"])
+    assert result.exit_code == 0
+    assert len(json.loads(result.stdout)["results"]) == count + 1
+    assert "skipped" in result.stderr
+    assert "passed over 1" in result.stderr
+    (tmp_path / "empty").mkdir()
+    assert "no images found there" in run("search", index, tmp_path / "empty", code=1)
+
+
 def test_summaries_count_what_was_passed_over(
     photos: Path, digits_model: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,9 @@ def test_show_config_prints_toml_and_reasons() -> None:
     config = tomllib.loads(answer.stdout)
     assert (config["bits"], config["recipe"], config["backbone"]) == (64, "small", "smallcnn")
     assert answer.stdout.startswith("# recipe small: the images are about 8 px")
+    bare = _run("digits#train", "--unsupervised", "--show-config", "--bits", "64")
+    assert tomllib.loads(bare.stdout)["bits"] == 64
+    assert "objective" not in tomllib.loads(bare.stdout)
     plain = tomllib.loads(_run("--show-config", "--recipe", "paper").stdout)
     assert plain["backbone"] == "alexnet"
 

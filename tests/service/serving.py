@@ -57,12 +57,16 @@ class Service(NamedTuple):
 
 @contextmanager
 def running(
-    path: Path, encoder: Encoder | None, limits: Limits | None = None, key: str | None = None
+    path: Path,
+    encoder: Encoder | None,
+    limits: Limits | None = None,
+    key: str | None = None,
+    show_files: bool = False,
 ) -> Iterator[Service]:
     """Serve an index with uvicorn in a thread."""
     limits = limits or Limits()
     index = HashIndex.open(path, encoder, read_only=key is None)
-    app = create_app(index, encoder, limits, api_key=key)
+    app = create_app(index, encoder, limits, api_key=key, show_files=show_files)
     started = threading.Event()
     server = make_server(app, limits, started.set)
     with listen("127.0.0.1", 0) as bound:

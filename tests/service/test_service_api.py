@@ -243,11 +243,27 @@ def test_a_record_tells_no_path(service: Service) -> None:
     assert record == {
         "id": 4,
         "name": "004.png",
+        "path": None,
         "label": "cross",
         "metadata": {"shelf": "right", "price": 4},
         "thumbnail": "/v1/images/4/thumbnail",
     }
     assert service.client.get("/v1/images/999").status_code == 404
+
+
+def test_files_are_shown_where_that_is_allowed(
+    service: Service, index_dir: Path, encoder: Encoder
+) -> None:
+    assert service.client.get("/v1/index").json()["shows_files"] is False
+    assert service.client.get("/v1/images/4/file").status_code == 403
+    assert {hit["path"] for hit in search(service, id=4)["hits"]} == {None}
+    with running(index_dir, encoder, show_files=True) as open_service:
+        path = Path(open_service.client.get("/v1/images/4").json()["path"])
+        got = open_service.client.get("/v1/images/4/file")
+        assert (got.content, got.headers["content-type"]) == (path.read_bytes(), "image/png")
+        assert open_service.client.get("/v1/images/999/file").status_code == 404
+        hits = search(open_service, id=4)["hits"]
+        assert all(Path(hit["path"]).name == hit["name"] for hit in hits)
 
 
 def test_a_thumbnail_shows_the_image_and_is_cached(service: Service) -> None:

@@ -329,7 +329,9 @@ def test_dark_mode_follows_the_system_and_the_switch(browser: Any, service: Serv
     ground = "getComputedStyle(document.documentElement).backgroundColor"
     dark = tab.evaluate(ground)
     assert max(int(part) for part in re.findall(r"\d+", dark)[:3]) < 60
+    expect(tab.locator("#theme")).to_have_text("Light")
     tab.locator("#theme").click()
+    expect(tab.locator("#theme")).to_have_text("Dark")
     assert min(int(part) for part in re.findall(r"\d+", tab.evaluate(ground))[:3]) > 200
     tab.reload()
     assert tab.evaluate(ground) != dark
@@ -361,6 +363,25 @@ def contrast(first: str, second: str) -> float:
 
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_the_page_names_the_files(browser: Any, index_dir: Path, encoder: Encoder) -> None:
+    with running(index_dir, encoder, show_files=True) as service:
+        context = browser.new_context(base_url=service.url)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        tab = context.new_page()
+        tab.goto("/?id=4")
+        path = service.client.get("/v1/images/4").json()["path"]
+        expect(tab.locator("#query-place")).to_have_text(path)
+        name = service.client.post("/v1/search", data={"id": 4}).json()["hits"][0]["name"]
+        expect(hits(tab).first.locator(".file")).to_have_text(name)
+        tab.locator("#copy-path").click()
+        expect(tab.locator("#copy-path")).to_have_text("Copied")
+        assert tab.evaluate("navigator.clipboard.readText()") == path
+        with context.expect_page() as opened:
+            tab.locator("#open-original").click()
+        assert opened.value.url.endswith("/v1/images/4/file")
+        context.close()
 
 
 def test_skipping_to_the_results_keeps_them(page: Any, picture: bytes) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from hashlens.cli.options import note
 from hashlens.errors import IndexStoreError, ModelError, SourceError, system_reason
+from hashlens.files import compared
 
 if TYPE_CHECKING:
     from hashlens.index.protocol import Index
@@ -217,10 +218,29 @@ def parse_where(given: Sequence[str]) -> dict[str, Any]:
         scalar = _scalar(value)
         if sign == "=":
             alternatives = [value] if scalar is None or scalar == value else [value, scalar]
+            if key == "label":  # labels are words, also those that look like numbers
+                alternatives = [value]
             where.setdefault(key, []).extend(alternatives)
         else:
             where.setdefault(key, {})[sign] = value if scalar is None else scalar
     return where
+
+
+def unknown_words(index: Index, where: Mapping[str, Any]) -> list[str]:
+    """What conditions ask for that no image of the index has, with what is like it."""
+    import difflib
+
+    told = []
+    if isinstance(asked := where.get("label"), list):
+        labels = {label for label in index.label_counts() if label is not None}
+        by_folded = {label.casefold(): label for label in labels}
+        for word in sorted({*map(compared, asked)} - {*map(compared, labels)}):
+            near = difflib.get_close_matches(word.casefold(), by_folded, 3, 0.5)
+            like = ", ".join(by_folded[each] for each in near)
+            told.append(
+                f"no image has the label {word!r}" + (f"; like it are {like}" if like else "")
+            )
+    return told
 
 
 def _scalar(text: str) -> Any:

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from hashlens.cli.opening import RADIUS, open_index, parse_radius, parse_where, stored_radius
+from hashlens.cli.opening import (
+    RADIUS,
+    open_index,
+    parse_radius,
+    parse_where,
+    stored_radius,
+    unknown_words,
+)
 from hashlens.cli.options import INDEX, INDEX_MODEL, JSON, note
-from hashlens.errors import IndexStoreError
+from hashlens.errors import ImageError, IndexStoreError, SourceError
+from hashlens.report.progress import working
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 def search_command(
     index: Path = INDEX,
     images: list[str] = typer.Argument(
-        ..., metavar="IMAGE", help="Image files, or ids of images in the index."
+        ..., metavar="IMAGE", help="Image files, folders of them, or ids of images in the index."
     ),
     k: int = typer.Option(10, "-k", min=1, help="Results for each image."),
     mode: str | None = typer.Option(
@@ -44,7 +52,7 @@ def search_command(
 
     An image of the index, named by its id, comes first itself.
 
-    Example: hashlens search shop.idx query.jpg -k 5 --where brand=acme
+    Example: hashlens search shop.idx a.jpg b.jpg -k 5 --where brand=acme --sheet found.png
     """
     from hashlens.types import MODES, SearchTrace
 
@@ -54,10 +62,16 @@ def search_command(
         raise typer.BadParameter("--radius goes with --mode hds, acs or bcs")
     limit = parse_radius(radius)
     conditions = parse_where(where)
+    images = _with_folders(images)
     queries: list[Any] = [_query(image) for image in images]
     encode = limit == "proposed" or any(isinstance(query, str) for query in queries)
     trace = SearchTrace()
-    with open_index(index, model, encode=encode, read_only=True) as opened:
+    with (
+        working("searching" if not encode else "loading the model and searching"),
+        open_index(index, model, encode=encode, read_only=True) as opened,
+    ):
+        for line in unknown_words(opened, conditions):
+            note(f"note: {line}")
         if limit == "proposed":
             limit = stored_radius(cast("Encoder", opened.encoder), model or opened.model)
         found = opened.search(queries, k, mode=mode, radius=limit, where=conditions, trace=trace)
@@ -88,6 +102,30 @@ def search_command(
             f"note: {len(lost)} of these files are gone, such as {printable(lost[0])}; if they "
             f"moved: hashlens index relocate {index} OLD NEW, or hashlens index sync {index} FOLDER"
         )
+
+
+def _with_folders(images: list[str]) -> list[str]:
+    """What was given, with the images of a folder in its place; unreadable ones are named."""
+    given = []
+    for image in images:
+        if not Path(image).is_dir():
+            given.append(image)
+            continue
+        from hashlens.data.folders import list_folder
+        from hashlens.data.opening import load_image
+
+        found = list_folder(image)
+        for line in found.notes():
+            note(f"note: {line}")
+        for path in found.paths:
+            try:
+                load_image(path, size_hint=1)
+                given.append(str(path))
+            except ImageError as error:
+                note(f"skipped {error}")
+    if not given:
+        raise SourceError(f"{', '.join(images)}: no images found there to search by")
+    return given
 
 
 def _query(text: str) -> str | int:

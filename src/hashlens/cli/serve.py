@@ -28,6 +28,12 @@ def serve_command(
         help=f"File with the key for adding and removing images; or set {KEY_VARIABLE}. Without "
         "a key the service is read-only.",
     ),
+    show_files: bool | None = typer.Option(
+        None,
+        "--show-files/--hide-files",
+        help="Tell the paths of images and open their files. [default: on this machine's own "
+        "address]",
+    ),
     replicas: int = typer.Option(
         1, min=1, help="For an index in shards: processes that hold each shard."
     ),
@@ -47,6 +53,7 @@ def serve_command(
         host=host,
         port=port,
         api_key_file=api_key_file,
+        show_files=show_files,
         replicas=replicas,
         require_all=require_all,
     )
@@ -59,6 +66,7 @@ def serve_index(
     host: str = "127.0.0.1",
     port: int = 8080,
     api_key_file: Path | None = None,
+    show_files: bool | None = None,
     replicas: int = 1,
     require_all: bool = False,
     browser: bool = False,
@@ -84,7 +92,14 @@ def serve_index(
         encoder = cast("Encoder | None", opened.encoder)
         names = LOOPBACK if host in LOOPBACK else None
         limits = Limits()
-        app = create_app(opened, encoder, limits, api_key=key, host_names=names)
+        app = create_app(
+            opened,
+            encoder,
+            limits,
+            api_key=key,
+            host_names=names,
+            show_files=host in LOOPBACK if show_files is None else show_files,
+        )
 
         def announce(url: str) -> None:
             typer.echo(f"Serving {index} at {url}")

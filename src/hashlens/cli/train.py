@@ -90,6 +90,13 @@ def train_command(
 
             reading = reading_options(exclude, strict, image_column, label_column)
             images = open_source(source, **reading)
+        if unsupervised and (source is None or out is None or show_config):
+            from hashlens.training.unsupervised import OPTIONS, unsupervised_config
+
+            lines = unsupervised_config(values).to_toml().splitlines()
+            used = [line for line in lines if line.split(" = ")[0] in (*OPTIONS, "recipe")]
+            typer.echo("\n".join(used))
+            return
         if source is None or out is None or show_config:
             config = _configuration(None if source is None else images, recipe, values)
             typer.echo(config, nl=False)

@@ -78,6 +78,8 @@ def _column(key: str) -> tuple[str, list[Any]]:
 
 def _among(key: str, column: str, own: list[Any], wanted: list[Any]) -> tuple[str, list[Any]]:
     """One of some values: the column is computed once for all that SQLite compares alike."""
+    if key == "label":  # SQLite would take true for the label 1
+        wanted = [value for value in wanted if not isinstance(value, bool)]
     values = [_checked(key, value) for value in wanted if value is not None]
     if key == "label":
         plain = [value for value in values if not isinstance(value, str) or value.isascii()]

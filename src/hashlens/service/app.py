@@ -59,6 +59,7 @@ def create_app(
     *,
     api_key: str | None = None,
     host_names: Sequence[str] | None = None,
+    show_files: bool = False,
 ) -> FastAPI:
     """An ASGI app that searches ``index``; nothing runs before the server starts it.
 
@@ -74,10 +75,14 @@ def create_app(
         What a client must send to add or remove images. Without one the service is read-only.
     host_names : sequence of str, optional
         Names that requests may ask for, without port; by default any.
+    show_files : bool
+        Tell the paths of images, and give their files; for people on this machine.
     """
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(index, encoder, limits, metrics, writable=api_key is not None)
+    engine = Engine(
+        index, encoder, limits, metrics, writable=api_key is not None, show_files=show_files
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -290,6 +295,22 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
         headers = {"ETag": made.etag, "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == made.etag:
             return Response(status_code=304, headers=headers)
+        return Response(made.data, media_type=made.media_type, headers=headers)
+
+    @router.get(
+        "/{id}/file",
+        summary="One image's file",
+        response_class=Response,
+        responses=_refusals(404, 422, 503)
+        | {
+            200: {"content": {"image/*": {}}},
+            403: {"model": ErrorAnswer, "description": "The service shows no files."},
+        },
+    )
+    async def get_file(image_id: ImageId) -> Response:
+        """The image itself, as its file holds it; as PNG where browsers do not show its kind."""
+        made = await engine.run("files", engine.view.original, image_id)
+        headers = {"Cache-Control": "private, no-cache"}
         return Response(made.data, media_type=made.media_type, headers=headers)
 
     return router

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
 import threading
 import time
 from collections import defaultdict
@@ -25,6 +26,7 @@ from PIL import Image
 
 from hashlens.codes.light import load_kernels
 from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
 from hashlens.index.store import TimeLimit
@@ -103,10 +105,11 @@ class Engine:
         metrics: Metrics,
         *,
         writable: bool,
+        show_files: bool = False,
     ) -> None:
         self.ready = False
         self.slots = Slots(limits.queue, f"{limits.queue} queries run or wait")
-        self.view = IndexView(index, encoder, limits, writable=writable)
+        self.view = IndexView(index, encoder, limits, writable=writable, show_files=show_files)
         self._index = index
         self._encoder = encoder
         self._limits = limits
@@ -125,7 +128,7 @@ class Engine:
             for stage, size in (sizes | {"write": 1, "files": 2, "kernels": 1}).items()
         }
         # The first client should not wait for libraries to be loaded.
-        await self.run("search", _warm_up_search, self._index)
+        await self.run("search", _warm_up_search, self._index, self.view.named)
         if self._encoder is not None:
             await self.run("decode", self._decode, _one_pixel(), "image")
             await self.run("encode", _warm_up_encoder, self._encoder)
@@ -222,7 +225,9 @@ class Engine:
                     return [
                         each
                         if isinstance(each, Refused)
-                        else search(self._index, each, options, histogram=histogram)
+                        else search(
+                            self._index, each, options, histogram=histogram, named=self.view.named
+                        )
                         for each in encoded
                     ]
 
@@ -381,8 +386,15 @@ class BatchQueue(Generic[Item, Result]):
                     waiting.done.set_result(result)
 
 
-def search(index: Index, encoded: Encoded, options: SearchOptions, *, histogram: bool) -> Found:
-    """Search with one encoded query."""
+def search(
+    index: Index,
+    encoded: Encoded,
+    options: SearchOptions,
+    *,
+    histogram: bool,
+    named: Callable[[str], dict[str, Any]],
+) -> Found:
+    """Search with one encoded query; ``named`` gives what a client may know of a file's place."""
     code, features, own = encoded.code, encoded.features, encoded.query.id
     if own is not None:
         options = replace(options, exclude=np.array([own]))
@@ -408,6 +420,7 @@ def search(index: Index, encoded: Encoded, options: SearchOptions, *, histogram:
         [
             HitAnswer(
                 id=hit.id,
+                **named(hit.uri),
                 label=_plain(hit.label),
                 metadata=hit.metadata,
                 hamming=hit.hamming,
@@ -470,13 +483,14 @@ def _writing() -> Iterator[None]:
         raise Refused(503, "the index cannot be written now", Retry_After="5") from None
 
 
-def _warm_up_search(index: Index) -> None:
+def _warm_up_search(index: Index, named: Callable[[str], dict[str, Any]]) -> None:
     """Search once each way, so that kernels are compiled."""
     if len(index) == 0:
         return
     encoded = look_up(index, int(index.ids()[0]))
     for mode in _modes(index):
-        search(index, encoded, SearchOptions(1, mode=mode), histogram=mode == "bcs")
+        options = SearchOptions(1, mode=mode)
+        search(index, encoded, options, histogram=mode == "bcs", named=named)
 
 
 def _modes(index: Index) -> list[Mode]:
@@ -503,15 +517,22 @@ _RECORDS_READ = 2000
 
 
 class IndexView:
-    """What clients may know of the index and its images: never a path."""
+    """What clients may know of the index and its images: paths only with ``show_files``."""
 
     def __init__(
-        self, index: Index, encoder: Encoder | None, limits: Limits, *, writable: bool
+        self,
+        index: Index,
+        encoder: Encoder | None,
+        limits: Limits,
+        *,
+        writable: bool,
+        show_files: bool,
     ) -> None:
         self._index = index
         self._encoder = encoder
         self._limits = limits
         self._writable = writable
+        self.show_files = show_files
         self._thumbnails = Thumbnails(limits)
         self._uploads = UploadStore(index.path)
         self._lock = threading.Lock()
@@ -547,6 +568,7 @@ class IndexView:
             mode=self._index.default_mode(self._encoder is not None),
             searches_images=self._encoder is not None,
             writable=self._writable,
+            shows_files=self.show_files,
             limits=ServiceLimits(
                 upload_bytes=limits.upload_bytes,
                 pixels=limits.pixels,
@@ -557,7 +579,7 @@ class IndexView:
 
     def sample(self, limit: int, seed: int) -> list[ImageRecord]:
         """A seeded random sample of the images, in the order of ids."""
-        return [_shown(record) for record in self._records(limit, seed)]
+        return [self._shown(record) for record in self._records(limit, seed)]
 
     def _records(self, count: int, seed: int) -> list[Record]:
         ids = self._index.ids()
@@ -576,23 +598,36 @@ class IndexView:
     def record(self, image_id: int) -> ImageRecord:
         """What is known of an image."""
         with _refusing(404):
-            return _shown(self._index.get(image_id))
+            return self._shown(self._index.get(image_id))
 
     def thumbnail(self, image_id: int) -> Thumbnail:
         """A small picture of an image."""
+        return self._thumbnails.get(*self._place(image_id))
+
+    def original(self, image_id: int) -> Thumbnail:
+        """An image as its file holds it."""
+        if not self.show_files:
+            raise Refused(403, "this service shows no files; start it with --show-files")
+        return self._thumbnails.original(*self._place(image_id))
+
+    def _place(self, image_id: int) -> tuple[str, bytes | None]:
         with _refusing(404):
             uri, digest = self._index.get(image_id).uri, self._index.file_digest(image_id)
-        return self._thumbnails.get(self._uploads.find(uri), digest)
+        return self._uploads.find(uri), digest
 
+    def named(self, uri: str) -> dict[str, Any]:
+        """Name and path of an image's file, as clients may know them."""
+        path = _plain(os.fspath(uri_path(uri)) if uri.startswith("file://") else uri)
+        return {"name": path.rpartition("/")[2], "path": path if self.show_files else None}
 
-def _shown(record: Record) -> ImageRecord:
-    return ImageRecord(
-        id=record.id,
-        name=_plain(record.uri.rpartition("/")[2]),
-        label=_plain(record.label),
-        metadata=record.metadata,
-        thumbnail=f"/v1/images/{record.id}/thumbnail",
-    )
+    def _shown(self, record: Record) -> ImageRecord:
+        return ImageRecord(
+            id=record.id,
+            **self.named(record.uri),
+            label=_plain(record.label),
+            metadata=record.metadata,
+            thumbnail=f"/v1/images/{record.id}/thumbnail",
+        )
 
 
 def _fields(records: list[Record]) -> list[MetadataField]:

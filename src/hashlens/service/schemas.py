@@ -10,6 +10,8 @@ from hashlens.types import Mode
 
 _HIT: dict[str, Any] = {
     "id": 17,
+    "name": "0017.jpg",
+    "path": None,
     "label": "boot",
     "metadata": {"brand": "x"},
     "hamming": 3,
@@ -26,12 +28,18 @@ class ErrorAnswer(BaseModel):
     detail: str = Field(examples=["k: expected 1 to 1000, got 5000"])
 
 
+_NAME = Field(description="The last part of its path.")
+_PATH = Field(description="Where its file is; null where the service does not show files.")
+
+
 class HitAnswer(BaseModel):
     """One result."""
 
     model_config = ConfigDict(json_schema_extra={"example": _HIT})
 
     id: int
+    name: str = _NAME
+    path: str | None = _PATH
     label: str | None
     metadata: dict[str, Any]
     hamming: int = Field(description="Bits that differ from the query's code.")
@@ -122,6 +130,7 @@ class ImageRecord(BaseModel):
             "example": {
                 "id": 17,
                 "name": "0017.jpg",
+                "path": None,
                 "label": "boot",
                 "metadata": {"brand": "x"},
                 "thumbnail": "/v1/images/17/thumbnail",
@@ -130,7 +139,8 @@ class ImageRecord(BaseModel):
     )
 
     id: int
-    name: str = Field(description="The last part of its path.")
+    name: str = _NAME
+    path: str | None = _PATH
     label: str | None
     metadata: dict[str, Any]
     thumbnail: str = Field(description="Path of its thumbnail.")
@@ -186,6 +196,9 @@ class IndexAnswer(BaseModel):
     )
     searches_images: bool = Field(description="False if the service has no model: search by id.")
     writable: bool
+    shows_files: bool = Field(
+        description="Whether answers name paths, and /v1/images/{id}/file gives the file itself."
+    )
     limits: ServiceLimits
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from hashlens.data.opening import load_image
+from hashlens.data.opening import fetch, load_image
 from hashlens.errors import HashlensError
 from hashlens.files import content_digest, is_remote, parse_row, uri_path
 from hashlens.service.errors import Refused
@@ -23,6 +23,7 @@ from hashlens.service.limits import MEBI, Limits
 log = logging.getLogger("hashlens.service")
 
 _FILE_BYTES = 256 * MEBI
+_SHOWN_BY_BROWSERS = {f"image/{kind}" for kind in ("jpeg", "png", "gif", "webp", "avif", "bmp")}
 _SMALL = 96  # longer side in pixels; such images are kept as they are, without loss
 
 
@@ -64,6 +65,21 @@ class Thumbnails:
                 self._bytes -= len(dropped.data)
         return made
 
+    def original(self, uri: str, digest: bytes | None = None) -> Thumbnail:
+        """The image's own bytes, or a PNG of it where browsers do not show its kind."""
+        place = _find(uri, digest)
+        source = uri if place is None else _read(place, uri)
+        try:
+            data = source if isinstance(source, bytes) else fetch(source).raw
+            kind = _media_type(data) if isinstance(data, bytes) else None
+            if kind is None or not isinstance(data, bytes):
+                buffer, kind = io.BytesIO(), "image/png"
+                load_image(source).save(buffer, "PNG")
+                data = buffer.getvalue()
+        except (HashlensError, OSError, ValueError):
+            raise _gone() from None
+        return Thumbnail(data, kind, "")
+
     def _make(self, source: str | bytes, etag: str) -> Thumbnail:
         try:
             image = load_image(source, size_hint=self._side)
@@ -76,6 +92,13 @@ class Thumbnails:
         image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
         image.save(buffer, "WEBP", quality=82, method=3)
         return Thumbnail(buffer.getvalue(), "image/webp", etag)
+
+
+def _media_type(data: bytes) -> str | None:
+    """The kind of an image file that every browser shows; None for others."""
+    with Image.open(io.BytesIO(data)) as image:
+        kind = Image.MIME.get(image.format or "")
+    return kind if kind in _SHOWN_BY_BROWSERS else None
 
 
 def _gone() -> Refused:

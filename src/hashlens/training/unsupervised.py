@@ -44,11 +44,7 @@ def train_unsupervised(
     linear, so the result is an ordinary model whose latent layer holds them. It has no classifier.
     """
     started = time.monotonic()
-    if odd := sorted(set(values) - set(OPTIONS)):
-        raise InvalidInputError(f"--unsupervised does not use {', '.join(odd)}; leave it out")
-    config = TrainingConfig().with_values(
-        {"recipe": "unsupervised", "backbone": BACKBONE, "size": SIZE, **values}
-    )
+    config = unsupervised_config(values)
     assert config.backbone is not None  # it has a default here
     keep_freed_memory()
     if (out / CONFIG_NAME).exists() and not overwrite:
@@ -94,6 +90,15 @@ def train_unsupervised(
     result = write_model(result, net, base, training)
     console.print(write_twin(out, source), highlight=False, markup=False, soft_wrap=True)
     return result
+
+
+def unsupervised_config(values: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration of a model without labels, which has few options."""
+    if odd := sorted(set(values) - set(OPTIONS)):
+        raise InvalidInputError(f"--unsupervised does not use {', '.join(odd)}; leave it out")
+    return TrainingConfig().with_values(
+        {"recipe": "unsupervised", "backbone": BACKBONE, "size": SIZE, **values}
+    )
 
 
 def _features(

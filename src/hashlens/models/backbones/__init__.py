@@ -128,7 +128,7 @@ def create_backbone(
     if "weights" not in takes and (weights is not None or pretrained):
         raise ModelError(
             f"{base} is trained from scratch and has no published weights; leave out --weights "
-            "and --pretrained, or use another backbone, such as timm:NAME"
+            "and write --no-pretrained, or use another backbone, such as timm:NAME"
         )
     if "pretrained" not in takes and pretrained and weights is None:
         raise ModelError(

@@ -34,6 +34,8 @@ function drawQuery(url, name) {
   byId("about").hidden = !url;
   byId("query-name").textContent = name;
   byId("query-code").replaceChildren();
+  byId("query-place").hidden = true;
+  byId("file-actions").hidden = true;
   if (url) {
     image.classList.remove("pixels");
     image.src = url;
@@ -43,9 +45,23 @@ function drawQuery(url, name) {
   }
 }
 
+/** Say which file an image of the index is. */
+async function drawPlace(id) {
+  try {
+    const { name, path } = await getImage(id);
+    if (state.id !== id) return;
+    byId("query-place").textContent = path ?? name;
+    byId("query-place").hidden = !name;
+    byId("file-actions").hidden = !path;
+    byId("open-original").href = `v1/images/${id}/file`;
+  } catch {
+    // the search itself says what is wrong
+  }
+}
+
 function queryName(answer) {
   if (state.id === null) return "Your picture";
-  return `${answer.query.label ?? "no label"} · image ${state.id}`;
+  return [answer.query.label, `image ${state.id}`].filter(Boolean).join(" · ");
 }
 
 async function showStart(notice = "") {
@@ -142,6 +158,7 @@ function refresh() {
   settings.write(state);
   if (state.id !== null) {
     drawQuery(`v1/images/${state.id}/thumbnail`, `image ${state.id}`);
+    drawPlace(state.id);
     return showSearch({ id: state.id });
   }
   if (state.upload !== null) {
@@ -232,6 +249,11 @@ function listenToLinks() {
     event.preventDefault();
     go(states.defaults());
   });
+  byId("copy-path").addEventListener("click", async () => {
+    await navigator.clipboard.writeText(byId("query-place").textContent);
+    byId("copy-path").textContent = "Copied";
+    setTimeout(() => { byId("copy-path").textContent = "Copy path"; }, 1500);
+  });
   byId("shuffle").addEventListener("click", () => {
     seed = Math.floor(Math.random() * 1e9);
     go({ id: null, upload: null });
@@ -247,15 +269,15 @@ function theme() {
   const system = matchMedia("(prefers-color-scheme: dark)");
   const stored = () => { try { return localStorage.getItem("theme"); } catch { return null; } };
   const dark = () => (stored() ? stored() === "dark" : system.matches);
-  const apply = () => {
-    document.documentElement.dataset.theme = dark() ? "dark" : "light";
-    button.setAttribute("aria-pressed", String(dark()));
+  const show = (name) => {
+    document.documentElement.dataset.theme = name;
+    button.textContent = name === "dark" ? "Light" : "Dark"; // what a click gives
   };
+  const apply = () => show(dark() ? "dark" : "light");
   button.addEventListener("click", () => {
-    const next = dark() ? "light" : "dark";
+    const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
     try { localStorage.setItem("theme", next); } catch { /* private window */ }
-    document.documentElement.dataset.theme = next;
-    button.setAttribute("aria-pressed", String(next === "dark"));
+    show(next);
   });
   system.addEventListener("change", apply);
   apply();

@@ -16,9 +16,9 @@ export const number = (value) => value.toLocaleString("en");
 export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
-function picture(id, label) {
+function picture({ id, label, name }) {
   const image = make("img", {
-    src: `v1/images/${id}/thumbnail`, alt: label ? `${label}, image ${id}` : `image ${id}`,
+    src: `v1/images/${id}/thumbnail`, alt: [label ?? name, `image ${id}`].filter(Boolean).join(", "),
     loading: "lazy", decoding: "async",
   });
   image.addEventListener("load", () => {
@@ -31,18 +31,28 @@ function picture(id, label) {
 }
 
 function card(item, link, rank) {
-  const anchor = make("a", { href: link(item.id), className: "picture" }, picture(item.id, item.label));
+  const anchor = make("a", { href: link(item.id), className: "picture" }, picture(item));
   anchor.dataset.id = item.id;
   if (rank) anchor.append(make("span", { className: "rank", textContent: rank, ariaHidden: "true" }));
   return make("li", { className: "card" }, anchor);
 }
 
+/** The label, and the file's name; the name alone where there is no label. */
+function naming(item) {
+  const name = make("span", { className: "file", textContent: item.name, title: item.path ?? item.name });
+  if (item.label === null) {
+    return item.name ? [name] : [make("span", { className: "label none", textContent: "no label" })];
+  }
+  const label = make("span", { className: "label", textContent: item.label });
+  return item.name ? [label, name] : [label];
+}
+
 function distances(hit) {
   const box = make("span", { className: "distances" },
     make("span", { className: "hamming", textContent: plural(hit.hamming, "bit"),
-      title: "Hamming distance of the codes" }));
+      title: "Bits of the code that differ from the query's (Hamming distance)" }));
   if (hit.euclidean !== null) {
-    box.append(make("span", { className: "euclidean", title: "Euclidean distance of the features",
+    box.append(make("span", { className: "euclidean", title: "How far the features are apart (Euclidean distance); smaller is nearer",
       textContent: hit.euclidean.toFixed(hit.euclidean < 100 ? 2 : 0) }));
   }
   if (hit.asymmetric !== null) {
@@ -54,9 +64,8 @@ function distances(hit) {
 
 function hitCard(hit, rank, context) {
   const item = card(hit, context.link, rank);
-  const caption = make("div", { className: "caption" },
-    make("span", { className: "label", textContent: hit.label ?? "no label" }), distances(hit));
-  if (hit.label === null) caption.firstChild.classList.add("none");
+  const [first, ...more] = naming(hit);
+  const caption = make("div", { className: "caption" }, first, distances(hit), ...more);
   const known = context.answer.query.label;
   if (known !== null && hit.label !== null) {
     item.classList.add(known === hit.label ? "same" : "other");
@@ -107,8 +116,7 @@ export function shelf(images, link) {
   const list = make("ul", { className: "grid shelf", ariaLabel: "Some images of the index" });
   for (const image of images) {
     const item = card(image, link, null);
-    item.append(make("div", { className: "caption" },
-      make("span", { className: image.label === null ? "label none" : "label", textContent: image.label ?? "no label" })));
+    item.append(make("div", { className: "caption" }, ...naming(image)));
     list.append(item);
   }
   return list;

@@ -5,7 +5,7 @@ import { make, milliseconds, number } from "./results.js";
 
 const byId = (id) => document.getElementById(id);
 const HINTS = {
-  hds: "Hierarchical: codes choose a pool, features order it.",
+  hds: "Hierarchical: codes pick a pool of candidates, features order it.",
   acs: "Asymmetric: codes choose a pool, how sure the query is of each bit orders it. " +
     "For an image of the index it is the same as BCS.",
   bcs: "Binary codes only, ordered by Hamming distance.",
