@@ -120,7 +120,7 @@ class FileState(NamedTuple):
     size : int
         In bytes.
     mtime_ns : int
-        Time of last change.
+        Time of the last change of its content, its name or its rights.
     digest : bytes
         Digest of the content, 16 bytes.
     """
@@ -149,7 +149,12 @@ def file_state(path: str | os.PathLike[str]) -> FileState | None:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
     except (OSError, ValueError):
         return None
-    return FileState(status.st_size, status.st_mtime_ns, digest.digest())
+    return FileState(status.st_size, changed_ns(status), digest.digest())
+
+
+def changed_ns(status: os.stat_result) -> int:
+    """When a file was last changed: also by getting the name of another one, or its times set."""
+    return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def replace_file(path: Path, content: bytes | str | Callable[[Path], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from pixel_encoder import PixelEncoder, add_codes, save_pictures
 
 from hashlens import HashIndex, ImageError, IndexStoreError, InvalidInputError, SearchOptions
-from hashlens.files import content_digest
+from hashlens.files import changed_ns, content_digest, path_uri
 from hashlens.index import writing
 
 HOSTILE = [
@@ -420,3 +421,47 @@ def test_without_an_encoder_images_are_refused(index: HashIndex, pictures: list[
             reader.add_encoded(np.zeros((1, 6), np.uint8), np.zeros((1, 36)), ["u"])
     with pytest.raises(IndexStoreError, match="was closed; open it again"):
         reader.search(0)
+
+
+@pytest.mark.parametrize("swap", ["exchange", "replace"])
+def test_sync_notices_files_of_equal_size_and_time(
+    index: HashIndex, tmp_path: Path, encoder: PixelEncoder, swap: str
+) -> None:
+    folder = tmp_path / "photos"
+    paths = save_pictures(folder, 3)
+    size = max(path.stat().st_size for path in paths)
+    for path in paths:  # a PNG may be followed by anything
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    index.sync(folder, paths)
+    before = {hit.uri: hit.code for hit in index.search(paths[0], k=3, mode="bcs")}
+    first, second, aside = paths[0], paths[1], tmp_path / "aside.png"
+    if swap == "exchange":
+        first.rename(aside)
+        second.rename(first)
+        aside.rename(second)
+    else:
+        shutil.copy2(second, aside)
+        aside.replace(first)
+    assert first.stat().st_mtime == 1_600_000_000
+    report = index.sync(folder, paths)
+    assert (report.added, report.removed) == (0, 0)
+    assert report.updated == (2 if swap == "exchange" else 1)
+    after = {hit.uri: hit.code for hit in index.search(paths[0], k=3, mode="bcs")}
+    assert after[path_uri(first)] == before[path_uri(second)]
+
+
+def test_sync_reads_every_file_when_asked(index: HashIndex, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    paths = save_pictures(folder, 2)
+    index.sync(folder, paths)
+    old = len(paths[0].read_bytes())
+    other = save_pictures(tmp_path / "other", 1, seed=7)[0].read_bytes()
+    paths[0].write_bytes(other.ljust(old, b"\0"))
+    status = paths[0].stat()
+    # As after a change that left no trace in size and times.
+    known = {"size": status.st_size, "mtime_ns": changed_ns(status)}
+    writing.update_records(index.store, [(0, known)])
+    assert index.sync(folder, paths).updated == 0
+    assert index.sync(folder, paths, verify_content=True).updated == 1
+    assert index.sync(folder, paths, verify_content=True).updated == 0

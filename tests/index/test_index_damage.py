@@ -295,3 +295,32 @@ def test_what_a_killed_create_left_goes_with_the_next(tmp_path: Path) -> None:
     assert not (tmp_path / "killed").exists()
     HashIndex.create(tmp_path / "made", PixelEncoder()).close()
     assert os.listdir(tmp_path) == ["made"]
+
+
+def test_a_largest_size_of_files_is_not_called_damage(whole: Path) -> None:
+    """The system's bound on the size of a file (RLIMIT_FSIZE), as a quota would be."""
+    program = """
+import resource, sys
+import numpy as np
+from hashlens import HashIndex, IndexStoreError
+index = HashIndex.open(sys.argv[1])
+codes = np.zeros((3000, 8), np.uint8)
+features = np.zeros((3000, 9), np.float32)
+for bound in (1 << 12, 1 << 14, 1 << 16):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bound, resource.RLIM_INFINITY))
+    try:
+        index.add_encoded(codes, features, ["some/long/name.jpg"] * 3000)
+    except IndexStoreError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(len(index), index.verify())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(whole)], capture_output=True, text=True, check=True
+    )
+    *refused, state = done.stdout.splitlines()
+    assert len(refused) == 3
+    for line in refused:
+        assert "damaged" not in line
+        assert "nothing of this step was committed" in line
+    assert state == f"{COUNT - 1} []"

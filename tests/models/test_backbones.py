@@ -168,7 +168,11 @@ def _safetensors(path: Path, **tensors: torch.Tensor) -> Path:
     [
         ("resnet10", {}, "known are alexnet, caffenet, resnet9, smallcnn, timm:NAME"),
         ("timm:mobilenet_v99", {}, "timm has no model"),
-        ("timm:mobilenetv2_050?no_such=1", {}, "could not be built"),
+        ("timm:mobilenetv2_050?no_such=1", {}, "takes the options act_layer.*got no_such"),
+        ("timm:mobilenetv2_050?checkpoint_path=/x.pth", {}, "got checkpoint_path"),
+        ("timm:mobilenetv2_050?pretrained_cfg_overlay={'file':'x'}", {}, "got pretrained_cfg_"),
+        ("timm:mobilenetv2_050?act_layer=['x']", {}, "got act_layer"),
+        ("timm:mobilenetv2_050?act_layer=no_such", {}, "could not be built"),
         ("resnet9?depth=3", {}, "takes only \\['width'\\]"),
         ("alexnet?depth=3", {}, "takes no options"),
         ("timm:mobilenetv2_050?size=64", {}, "no option of this name"),

@@ -171,6 +171,11 @@ def sync_command(
     model: Path | None = INDEX_MODEL,
     exclude: list[str] = EXCLUDE,
     strict: bool = STRICT,
+    verify_content: bool = typer.Option(
+        False,
+        "--verify-content",
+        help="Read every file, also those whose size and time say that they are unchanged.",
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Make the index say what a folder holds, encoding only what is new or changed.
@@ -185,7 +190,9 @@ def sync_command(
     root = Path(os.path.abspath(folder.expanduser()))
     options = ReadOptions(tuple(exclude), strict)
     with open_index(index, model, encode=True) as opened, ProgressBar("encoding", None) as bar:
-        found, report = sync_folder(opened, root, options, progress=bar.reach)
+        found, report = sync_folder(
+            opened, root, options, verify_content=verify_content, progress=bar.reach
+        )
         images = len(opened)
     for line in found.notes():
         note(f"note: {line}")

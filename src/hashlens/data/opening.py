@@ -35,6 +35,7 @@ from hashlens.files import (
     FileState,
     Row,
     Uri,
+    changed_ns,
     content_digest,
     is_remote,
     parse_row,
@@ -169,7 +170,7 @@ def fetch(image: ImageInput) -> Fetched:
     except ValueError as error:
         raise UnreadableImageError(name, f"no name of a file ({error})") from error
     data, status = read_file(path, name)
-    return Fetched(data, FileState(len(data), status.st_mtime_ns, content_digest(data)))
+    return Fetched(data, FileState(len(data), changed_ns(status), content_digest(data)))
 
 
 def _store(row: Row) -> ImageStore:

@@ -398,6 +398,7 @@ class ShardedIndex(Index):
         progress: Callable[[int, int], None] | None = None,
         strict: bool = False,
         kept: Sequence[Path] = (),
+        verify_content: bool = False,
     ) -> SyncReport:
         """Refused: a sharded index is changed by ``add`` and ``remove``."""
         raise IndexStoreError(

@@ -449,6 +449,7 @@ class HashIndex(Index):
         progress: Callable[[int, int], None] | None = None,
         strict: bool = False,
         kept: Sequence[Path] = (),
+        verify_content: bool = False,
     ) -> SyncReport:
         """Make the index say what a folder holds, encoding only what is new or changed.
 
@@ -472,6 +473,8 @@ class HashIndex(Index):
         kept : sequence of Path
             Files, and folders with all below, that could not be read: what the index has of them
             stays.
+        verify_content : bool
+            Read every file, also those whose size and time say that they are unchanged.
 
         Returns
         -------
@@ -482,7 +485,8 @@ class HashIndex(Index):
         IndexStoreError
             If there are no paths, though images of the index come from this folder.
         """
-        syncing = FolderSync(self.store, self.require_encoder(), Path(folder), progress, strict)
+        encoder = self.require_encoder()
+        syncing = FolderSync(self.store, encoder, Path(folder), progress, strict, verify_content)
         return syncing.run(paths, labels, kept)
 
     def relocate(self, old: str | Path, new: str | Path) -> tuple[int, int]:

@@ -445,6 +445,7 @@ class Index(Searcher, Protocol):
         progress: Callable[[int, int], None] | None = None,
         strict: bool = False,
         kept: Sequence[Path] = (),
+        verify_content: bool = False,
     ) -> SyncReport:
         """Make the index say what a folder holds, encoding only what is new or changed."""
 

@@ -402,17 +402,25 @@ def _write_head(folder: Folder, commit: int) -> None:
 
 
 def _explained(error: sqlite3.Error, folder: Path, database: Path) -> str:
-    text = str(error)
-    if "locked" in text or "busy" in text:
+    text, kind = str(error), getattr(error, "sqlite_errorname", "")
+    if kind.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return (
             f"{folder}: another process is writing to this index, and did not finish within "
             f"{WRITER_WAIT_SECONDS:.0f} s; wait for it and run this again"
         )
-    if "full" in text:
+    if kind.startswith("SQLITE_FULL"):
         return f"{database}: no space left; nothing was committed: free space and run it again"
-    if "readonly" in text or "unable to open" in text:
+    if kind.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
         return f"{database}: cannot be written ({text}); allow writing in {folder}"
-    return f"{database}: damaged ({text}); restore the folder from a backup"
+    if kind.startswith("SQLITE_IOERR"):
+        return (
+            f"{database}: the system could not read or write it ({text}, {kind}); nothing of this "
+            "step was committed: check the space, the quota and the largest allowed size of a file "
+            "there, then run it again"
+        )
+    if kind.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return f"{database}: damaged ({text}); restore the folder from a backup"
+    return f"{database}: SQLite could not use it ({text}{kind and ', ' + kind}); run it again"
 
 
 _RESTORE = "restore the folder from a backup"

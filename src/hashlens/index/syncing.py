@@ -16,7 +16,7 @@ import numpy as np
 from hashlens.data.folders import Listing, folder_classes, list_folder
 from hashlens.data.source import ReadOptions
 from hashlens.errors import IndexStoreError
-from hashlens.files import Uri, file_state, parse_row, path_uri, row_uri, uri_path
+from hashlens.files import Uri, changed_ns, file_state, parse_row, path_uri, row_uri, uri_path
 from hashlens.index import writing
 from hashlens.index.rows import check_encoded, check_lengths, load_text, store_text
 from hashlens.index.store import Store
@@ -62,6 +62,7 @@ class FolderSync:
     folder: Path
     progress: Callable[[int, int], None] | None = None
     strict: bool = False
+    verify_content: bool = False
 
     def run(
         self, paths: Sequence[Path], labels: Sequence[Any] | None, kept: Sequence[Path] = ()
@@ -99,7 +100,7 @@ class FolderSync:
                 new.append((path, uri, label))
                 continue
             for entry in entries:
-                _compare(plan, path, uri, entry)
+                _compare(plan, path, uri, entry, self.verify_content)
         gone = {entry.id: uri for uri, entries in known.items() for entry in entries}
         moved = _Moved([*known.items(), *(_lost(others, new) if new else ())])
         for path, uri, label in new:
@@ -153,14 +154,15 @@ class FolderSync:
         return int(new.sum())
 
 
-def _compare(plan: _Plan, path: Path, uri: Uri, entry: _Known) -> None:
+def _compare(plan: _Plan, path: Path, uri: Uri, entry: _Known, verify_content: bool) -> None:
     """Unchanged by size and time, or by content; else it is encoded again."""
     try:
         status = os.stat(path)
     except OSError:
         plan.jobs.append(_Job(uri, entry.id, None))  # will be listed as unreadable
         return
-    if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns):
+    known = (status.st_size, changed_ns(status)) == (entry.size, entry.mtime_ns)
+    if known and not verify_content:
         plan.unchanged += 1
         return
     state = file_state(path) if status.st_size == entry.size else None
@@ -246,6 +248,7 @@ def sync_folder(
     options: ReadOptions,
     *,
     use_labels: bool = True,
+    verify_content: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> SyncedFolder:
     """List a folder, whose sub-folders name the classes, and make an index say what it holds."""
@@ -255,7 +258,13 @@ def sync_folder(
         parts = [path.relative_to(root).parts for path in found.paths]
         labels = folder_classes(str(root), parts).names
     report = index.sync(
-        root, found.paths, labels, progress=progress, strict=options.strict, kept=found.unread
+        root,
+        found.paths,
+        labels,
+        progress=progress,
+        strict=options.strict,
+        kept=found.unread,
+        verify_content=verify_content,
     )
     return SyncedFolder(found, report)
 

@@ -23,6 +23,21 @@ from hashlens.models.backbones import (
 )
 
 FILTERS = ("bilinear", "bicubic", "lanczos")
+# What a model's name may ask for. A name may come with somebody else's model: other arguments of
+# timm open files (`checkpoint_path`) or addresses.
+OPTIONS = (
+    "act_layer",
+    "drop_path_rate",
+    "drop_rate",
+    "dynamic_img_size",
+    "global_pool",
+    "img_size",
+    "norm_layer",
+    "output_stride",
+    "pad_type",
+    "patch_size",
+    "window_size",
+)
 _TINY = 64  # px: enough for most models to state their width
 
 
@@ -41,6 +56,15 @@ def timm(
     A safetensors file may state ``mean``, ``std``, ``input`` (pixels) and ``pad_type`` in its
     metadata; they then hold for the model, unless the name or the call states its own.
     """
+    refused = sorted(
+        name
+        for name, value in options.items()
+        if name not in OPTIONS or not isinstance(value, str | int | float)
+    )
+    if refused:
+        raise ModelError(
+            f"timm:{model} takes the options {', '.join(OPTIONS)}, got {', '.join(refused)}"
+        )
     try:
         library: Any = import_module("timm")
     except ImportError as error:
