@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.hashlens-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-slow crash-test lowest lint types format bench docs clean
+.PHONY: help setup browser demo test test-slow crash-test lowest lint types format bench docs docs-site clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -57,6 +57,9 @@ bench: $(STAMP)  ## search speed beside recall, against FAISS and USearch
 docs: $(STAMP)  ## regenerate docs/reference/cli.md and check the documentation
 	$(BIN)/python docs/generate_cli_reference.py
 	$(BIN)/python -m pytest tests/docs
+
+docs-site: $(STAMP)  ## the documentation as a site with search, in site/
+	$(BIN)/mkdocs build --strict
 
 clean:  ## remove caches and build output
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
