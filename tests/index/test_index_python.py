@@ -16,7 +16,6 @@ from hashlens import (
     HashlensError,
     Hit,
     InvalidInputError,
-    MissingExtraError,
     unpack_bits,
 )
 from hashlens.index.protocol import Hits
@@ -87,12 +86,14 @@ def test_tables_of_pandas(filled: HashIndex) -> None:
     assert found["id"].tolist() == [hit.id for hit in hits]
 
 
-@pytest.mark.parametrize("module", ["pyarrow", "pandas"])
+@pytest.mark.parametrize(
+    ("module", "install"), [("pyarrow", r"'hashlens\[parquet\]'"), ("pandas", "pandas")]
+)
 def test_tables_without_their_library(
-    filled: HashIndex, monkeypatch: pytest.MonkeyPatch, module: str
+    filled: HashIndex, monkeypatch: pytest.MonkeyPatch, module: str, install: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'hashlens\[train\]'"):
+    with pytest.raises(HashlensError, match=f"pip install {install}$"):
         filled.to_pandas()
 
 

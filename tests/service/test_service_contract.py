@@ -32,6 +32,7 @@ OPERATIONS = [
     ("post", "/v1/images"),
     ("get", "/v1/images/{id}"),
     ("delete", "/v1/images/{id}"),
+    ("get", "/v1/images/{id}/file"),
     ("get", "/v1/images/{id}/thumbnail"),
     ("get", "/v1/index"),
     ("get", "/healthz"),

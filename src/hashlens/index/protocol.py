@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeAlias, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
+from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
 from hashlens.index.writing import EncodedImage, GivenRows, encode_image, encode_images
 from hashlens.types import (
     AddReport,
@@ -238,14 +238,14 @@ class Index(Searcher, Protocol):
 
         Raises
         ------
-        MissingExtraError
+        HashlensError
             If pandas or pyarrow is not installed.
         """
         table = self.to_arrow()
         try:
             return table.to_pandas()
         except ImportError as error:
-            raise MissingExtraError("a pandas table", "hub") from error
+            raise HashlensError("a pandas table needs pandas: pip install pandas") from error
 
     def add(
         self,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -49,7 +51,13 @@ class Generation:
     def __init__(self, transaction: Transaction) -> None:
         meta = transaction.meta
         self.files: dict[str, ArrayFile] = meta.arrays(transaction.folder)
-        self._open = {name: file.open(meta.count) for name, file in self.files.items()}
+        with ExitStack() as opened:
+            self._open = {
+                name: opened.enter_context(file.open(meta.count))
+                for name, file in self.files.items()
+            }
+            # Not with the index: searches in other threads may still read an older generation.
+            weakref.finalize(self, opened.pop_all().close)
         self.norms = RowNorms()
         self._lock = threading.Lock()
         self._ids: Ids = np.zeros(0, np.int64)
