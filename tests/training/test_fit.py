@@ -167,6 +167,38 @@ def test_the_old_model_stays_until_the_new_one_is_whole(
     assert load_model(out)[1].fingerprint == first.fingerprint
 
 
+def test_a_class_of_one_image_trains_and_one_without_images_is_dropped(
+    folder: Path, tmp_path: Path
+) -> None:
+    for name in ("alone", "broken"):
+        (folder / name).mkdir()
+    shutil.copy(folder / "dark" / "0.png", folder / "alone" / "0.png")
+    for i in range(2):
+        (folder / "broken" / f"{i}.png").write_bytes(b"no image")
+    result = _train_folder(folder, tmp_path / "m")
+    told = " ".join(result.warnings)
+    assert "1 classes are dropped, none of their images could be read: broken" in told
+    assert "1 classes have one image each, which is in training and not in validation: alone" in (
+        told
+    )
+    _, saved = load_model(tmp_path / "m")
+    assert saved.classes == ("alone", "dark", "light")
+    assert saved.training["images per class"] == {"alone": 1, "dark": 10, "light": 10}
+    for path in (folder / "alone", folder / "light"):
+        for file in path.iterdir():
+            file.write_bytes(b"no image")
+    with pytest.raises(SourceError, match=r"at least 2 classes, got 1 \('dark'\)"):
+        _train_folder(folder, tmp_path / "n")
+
+
+def test_more_classes_than_codes_are_told(digits: Source, quick: Quick, tmp_path: Path) -> None:
+    many = dataclasses.replace(
+        digits, classes=tuple(map(str, range(300))), labels=np.arange(len(digits)) % 300
+    )
+    result = fit(many, quick(epochs=1, bits=8), tmp_path / "m", progress=False)
+    assert any("300 classes share the 256 codes of 8 bits" in note for note in result.warnings)
+
+
 def test_sources_that_cannot_be_trained_on(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "light")
     with pytest.raises(SourceError, match="at least 2 classes"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +159,25 @@ def require_labels(source: Source, *, classes: int = 2, images: int = 2) -> None
             f"{source.spec}: each class needs at least {images} images, too few in: {shown}{more}; "
             "add images, or take the class out"
         )
+
+
+def without_lost_classes(source: Source, rows: Rows) -> tuple[Source, tuple[str, ...]]:
+    """The source without classes that have images, but none among ``rows``; and their names."""
+    before, left = class_counts(source), class_counts(source.subset(rows))
+    kept = np.flatnonzero((left > 0) | (before == 0))
+    lost = tuple(source.classes[i] for i in np.flatnonzero((left == 0) & (before > 0)))
+    if not lost:
+        return source, ()
+    places = np.full(len(source.classes) + 1, -1, np.int64)  # the last is that of no label
+    places[kept] = np.arange(len(kept))
+    matrix = source.label_matrix
+    found = replace(
+        source,
+        classes=tuple(source.classes[i] for i in kept),
+        labels=places[source.labels],
+        label_matrix=None if matrix is None else matrix[:, kept],
+    )
+    return found, lost
 
 
 def class_counts(source: Source) -> NDArray[np.int64]:

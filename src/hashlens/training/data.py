@@ -17,7 +17,7 @@ from torch import nn
 
 from hashlens.data.decoding import decode_source
 from hashlens.data.image import UnreadableImageError
-from hashlens.data.labels import split_validation
+from hashlens.data.labels import class_counts, split_validation
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError, SourceError
@@ -144,7 +144,9 @@ def split_rows(labels: Rows, twins: Rows, config: TrainingConfig) -> Split:
     return Split(training, validation, int(copies.sum()))
 
 
-def split_notes(source: Source, inputs: Inputs, split: Split) -> list[str]:
+def split_notes(
+    source: Source, inputs: Inputs, split: Split, lost: Sequence[str], bits: int
+) -> list[str]:
     """What a user should know about the images that are used, and those that are not."""
     notes = list(source.notes)
     unlabelled = len(source) - len(source.labelled)
@@ -152,12 +154,31 @@ def split_notes(source: Source, inputs: Inputs, split: Split) -> list[str]:
         notes.append(f"{unlabelled} of {len(source)} images have no label and are left out")
     if inputs.skipped:
         notes.append(f"{len(inputs.skipped)} images could not be read and are left out")
+    if lost:
+        notes.append(
+            f"{len(lost)} classes are dropped, none of their images could be read: {_some(lost)}"
+        )
+    counts = class_counts(source.subset(inputs.rows))
+    if single := [source.classes[i] for i in np.flatnonzero(counts == 1)]:
+        notes.append(
+            f"{len(single)} classes have one image each, which is in training and not in "
+            f"validation: {_some(single)}"
+        )
+    if (classes := int((counts > 0).sum())) > 2**bits:
+        notes.append(
+            f"{classes} classes share the {2**bits} codes of {bits} bits, so codes cannot tell "
+            "them all apart; use more --bits"
+        )
     if split.copies:
         notes.append(
             f"{split.copies} validation images are exact copies of training images: they are left "
             "out of validation, where they would flatter the model"
         )
     return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class Batch(NamedTuple):

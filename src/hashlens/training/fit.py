@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from hashlens.data.labels import balanced_weights, require_labels
+from hashlens.data.labels import balanced_weights, require_labels, without_lost_classes
 from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.machine import keep_freed_memory
@@ -175,7 +175,7 @@ def fit(
     same images, backbone and seed; without it they are kept for this run alone.
     """
     started = time.monotonic()
-    require_labels(source)
+    require_labels(source, images=1)
     keep_freed_memory()
     first = is_first_process()
     console = _console(progress)
@@ -199,10 +199,12 @@ def fit(
         )
     else:
         inputs = decoded_inputs(source, backbone.preprocessing, strict=strict, console=console)
+    source, lost = without_lost_classes(source, inputs.rows)
+    require_labels(source, images=1)
     labels = source.labels if source.label_matrix is None else source.label_matrix
     targets = labels[inputs.rows]
     split = split_rows(source.labels[inputs.rows], inputs.twins, config)
-    notes = split_notes(source, inputs, split)
+    notes = split_notes(source, inputs, split, lost, config.bits)
     for line in (
         *(f"skipped {one.name}: {one.reason}" for one in inputs.skipped),
         *(f"note: {note}" for note in notes),
@@ -233,7 +235,7 @@ def fit(
     )
     if not first:
         return result
-    result = save_result(result, module.net, backbone, source)
+    result = save_result(result, module.net, backbone, source.subset(inputs.rows))
     console.print(write_twin(out, source), highlight=False, markup=False, soft_wrap=True)
     return result
 

@@ -64,6 +64,8 @@ def train_unsupervised(
     inputs = _features(source, base, seed=config.seed, strict=strict, console=console)
     for one in inputs.skipped:
         console.print(f"skipped {one.name}: {one.reason}", highlight=False, markup=False)
+    for note in source.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     features, _ = inputs.pixels.gather(np.arange(len(inputs.rows)))
     net = _rotated(base, ITQ(config.bits, seed=config.seed).fit(features.numpy()))
     scale_features(net, features, "standardised")
@@ -75,7 +77,7 @@ def train_unsupervised(
         training_images=len(inputs.rows),
         validation_images=0,
         skipped=tuple(inputs.skipped),
-        warnings=(),
+        warnings=source.notes,
         seconds=time.monotonic() - started,
         search={"feature_scaling": "standardised", "mode": None},
     )

@@ -61,7 +61,7 @@ class ImageFacts:
 
 def image_facts(source: Source) -> ImageFacts:
     """Measure what the choice of a recipe depends on, from a few images."""
-    require_labels(source)
+    require_labels(source, images=1)
     rows = source.labelled
     probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
     sides, grey, failed = [], True, ""
