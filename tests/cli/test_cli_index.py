@@ -393,6 +393,21 @@ def test_remove_update_compact_verify(index: Path, photos: Path) -> None:
     assert "features.2: block 0" in json.loads(result.stdout)["damage"][0]
 
 
+def _equal_files(index: HashIndex) -> list[list[int]]:
+    groups: dict[bytes, list[int]] = {}
+    for record in index:
+        groups.setdefault(Path(record.uri).read_bytes(), []).append(record.id)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def test_the_environment_sets_options_of_serve(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASHLENS_PORT", "99999")
+    told = run("serve", index, code=2)
+    assert "'--port'" in told and "65535" in told
+
+
 def test_duplicates_and_export(index: Path, photos: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin.png"
     shutil.copy(next(photos.rglob("4.png")), twin)
@@ -401,7 +416,15 @@ def test_duplicates_and_export(index: Path, photos: Path, tmp_path: Path) -> Non
     group = next(group for group in found["groups"] if 40 in group["ids"])
     assert str(twin) in group["uris"]
     assert Image.open(tmp_path / "d.png").width > 100
-    assert "groups of" in run("index", "duplicates", index, "--radius", 0)
+    text = run("index", "duplicates", index, "--radius", 0)
+    assert "groups of" in text
+    assert f"in {tmp_path.parent}" in text or "in /" in text
+    assert {tuple(group) for group in found["copies"]} == {
+        tuple(sorted(group)) for group in _equal_files(HashIndex.open(index))
+    }
+    assert "groups of exact copies: 1; images that could go: 1" in text
+    result = runner.invoke(app, ["index", "duplicates", str(index), "--radius", "24"])
+    assert "41 of 41 images are in groups: these codes tell classes apart" in result.stderr
     for kind in ("faiss", "parquet", "numpy"):
         result = run_json("index", "export", index, tmp_path / kind, "--format", kind)
         assert result["images"] == 41

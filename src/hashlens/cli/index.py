@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import typer
 
@@ -38,6 +38,7 @@ from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.report.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from hashlens.index.hash_index import HashIndex
     from hashlens.index.protocol import Index
 
 
@@ -370,6 +371,7 @@ def compact_command(index: Path = INDEX, as_json: bool = JSON) -> None:
 
 
 _GROUPS_SHOWN, _PICTURES_SHOWN = 50, 12
+_MANY = 0.5  # of all images in groups: codes that say so much alike do not mean duplicates
 
 
 def duplicates_command(
@@ -378,7 +380,9 @@ def duplicates_command(
     as_json: bool = JSON,
     sheet: Path | None = typer.Option(None, help="Write a sheet of the groups, as PNG or JPEG."),
 ) -> None:
-    """Find near-duplicates: groups of images with nearly equal codes.
+    """Find exact copies, by content, and near-duplicates: groups with nearly equal codes.
+
+    Codes that were learned from labels may be equal for a whole class; a note then says so.
 
     Example: hashlens index duplicates shop.idx --radius 2 --sheet twins.png
     """
@@ -386,16 +390,43 @@ def duplicates_command(
         with ProgressBar("pairs found", None) as progress:
             found = opened.duplicates(radius, progress=progress)
         groups = [opened.records(group) for group in found.groups]
+        copies = [opened.records(g) for g in opened.copies()] if is_single(opened) else []
+        total = len(opened)
     if sheet is not None:
         _write_group_sheet(sheet, groups)
     if as_json:
         named = [{"ids": [r.id for r in g], "uris": [r.uri for r in g]} for g in groups]
-        typer.echo(json.dumps({"radius": radius, "pairs": found.pairs, "groups": named}))
+        same = [[record.id for record in group] for group in copies]
+        result = {"radius": radius, "pairs": found.pairs, "copies": same, "groups": named}
+        typer.echo(json.dumps(result))
         return
-    for group in groups:
-        typer.echo("  ".join(f"{r.id}:{printable(r.uri)}" for r in group))
+    # Names below the folder that holds all of them, which is told once.
+    paths = [r.uri for group in groups + copies for r in group]
+    base = os.path.dirname(os.path.commonprefix(paths))  # noqa: RUF071
+    if base:
+        typer.echo(f"in {printable(base)}:")
+    for what, shown in (("copies", copies), ("near", groups)):
+        for group in shown:
+            names = (f"{r.id}:{printable(r.uri.removeprefix(base).lstrip('/'))}" for r in group)
+            typer.echo(f"{what}  " + "  ".join(names))
     images = sum(map(len, groups))
+    if copies:
+        extra = sum(map(len, copies)) - len(copies)
+        typer.echo(f"groups of exact copies: {len(copies)}; images that could go: {extra}")
+    if images > _MANY * total:
+        note(
+            f"note: {images} of {total} images are in groups: these codes tell classes apart, not "
+            "pictures; trust the exact copies, or use an index of a model without labels "
+            "(hashlens train --unsupervised)"
+        )
     typer.echo(f"{len(groups)} groups of {images} images, {found.pairs} pairs within {radius} bits")
+
+
+def is_single(index: Index) -> TypeGuard[HashIndex]:
+    """Whether an index is one folder on this machine, which knows the content of its files."""
+    from hashlens.index.hash_index import HashIndex
+
+    return isinstance(index, HashIndex)
 
 
 def _write_group_sheet(path: Path, groups: list[Any]) -> None:

@@ -77,7 +77,6 @@ class _ErrorGroup(TyperGroup):
 app = typer.Typer(
     cls=_ErrorGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -106,7 +105,8 @@ def _options(
 
 app.command("demo")(demo_command)
 app.command("look")(look_command)
-app.command("serve")(serve_command)
+# HASHLENS_PORT, HASHLENS_HOST, ...: a service is often told by its environment.
+app.command("serve", context_settings={"auto_envvar_prefix": "HASHLENS"})(serve_command)
 app.command("train")(train_command)
 app.add_typer(index_app, name="index")
 app.command("search")(search_command)

@@ -45,6 +45,8 @@ def serve_command(
 ) -> None:
     """Open the search page and the HTTP API over an index.
 
+    Every option can be set by the environment too, --port by HASHLENS_PORT.
+
     Example: hashlens serve shop.idx --port 8080
     """
     serve_index(

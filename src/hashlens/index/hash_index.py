@@ -354,6 +354,24 @@ class HashIndex(Index):
         with self._last_commit() as view:
             return view.file_digest(image_id)
 
+    def copies(self) -> list[list[int]]:
+        """Groups of images whose files have the same content, by digest.
+
+        Returns
+        -------
+        list of list of int
+            Ids, ascending in each group; groups in the order of their first id.
+        """
+        sql = (
+            "SELECT id, digest FROM images WHERE alive AND digest IN (SELECT digest FROM images "
+            "WHERE alive AND digest NOT NULL GROUP BY digest HAVING count(*) > 1) ORDER BY id"
+        )
+        groups: dict[bytes, list[int]] = {}
+        with self._last_commit() as view:
+            for image_id, digest in view.connection.execute(sql):
+                groups.setdefault(digest, []).append(image_id)
+        return list(groups.values())
+
     def to_arrow(self) -> Any:
         """All images as a table: id, uri, label, metadata (JSON text), code (bytes), features.
 
