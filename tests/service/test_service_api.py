@@ -381,6 +381,18 @@ def test_a_service_without_a_model_searches_by_id(index_dir: Path, picture: byte
         assert (answer["searches_images"], answer["radius"]) == (False, None)
 
 
+def test_a_jpeg_with_further_pictures_behind_it_is_added(
+    writable_dir: Path, encoder: Encoder
+) -> None:
+    """As cameras write it: Pillow calls it MPO."""
+    buffer = io.BytesIO()
+    further = [draw("circle", 9)]
+    draw("cross", 8).save(buffer, "MPO", save_all=True, append_images=further)
+    with running(writable_dir, encoder, key=KEY) as service:
+        files = {"image": buffer.getvalue()}
+        assert service.client.post("/v1/images", files=files, headers=AUTHORISED).status_code == 201
+
+
 def test_what_another_process_adds_is_found(writable_dir: Path, encoder: Encoder) -> None:
     with running(writable_dir, encoder) as service:
         extra = draw("circle", 555)

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,12 +20,14 @@ import psutil
 import pytest
 from costly_files import COSTLY, chunk
 from fastapi.testclient import TestClient
+from large_pictures import LARGE
 from PIL import Image
 from serving import Service, draw, process, running
 
 from hashlens import Encoder, HashIndex
 from hashlens.service.app import create_app
 from hashlens.service.limits import Limits
+from hashlens.service.uploads import check_header
 
 MEBI = 1024 * 1024
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF", "ICO", "PPM")
@@ -106,8 +109,9 @@ def costly(random: np.random.Generator) -> bytes:
 
 @functools.cache
 def costly_files() -> list[bytes]:
-    largest = png(7000, 7000, data=zlib.compress(bytes(7000 * 21_001), 1))
-    return [make() for make in COSTLY.values()] + [largest]
+    deep = ("png rgba 16", "png palette alpha", "webp rgba", "avif rgba")
+    made = [make() for make in COSTLY.values()] + [LARGE[name](3000, 2000) for name in deep]
+    return [*made, png(7000, 7000, data=zlib.compress(bytes(7000 * 21_001), 1))]
 
 
 MAKERS = (bomb, cut, flipped, polyglot, foreign, noise, costly)
@@ -241,6 +245,37 @@ def test_two_thousand_hostile_requests(
     attacked: tuple[psutil.Process, str], picture: bytes
 ) -> None:
     attack(attacked, 2000, 2, picture, slow=40)
+
+
+def largest(name: str, memory: int) -> bytes:
+    """A picture of this kind that takes nearly as much memory as may be."""
+    make, limits = LARGE[name], Limits(decoding_bytes=1 << 40)
+    small = make(4000, 50)
+    fixed = check_header(make(4000, 1), limits).decoding_bytes
+    each = (check_header(small, limits).decoding_bytes - fixed) / 49
+    return make(4000, min(12_400, int((memory - fixed) / each * 0.985)))
+
+
+@pytest.mark.slow
+def test_four_of_the_largest_pictures_at_once_take_less_than_one_and_a_half_gigabytes(
+    index_dir: Path, onnx_file: Path, picture: bytes
+) -> None:
+    most = Limits().decoding_bytes
+    with process(index_dir, onnx_file) as (server, url), httpx.Client(timeout=120) as client:
+        for name in LARGE:
+            data = largest(name, most)
+
+            def send(_: int, data: bytes = data) -> int:
+                return client.post(f"{url}/v1/search", files={"image": data}).status_code
+
+            with ThreadPoolExecutor(4) as pool:
+                seen = Counter(pool.map(send, range(4)))
+            peak = peak_memory(psutil.Process(server.pid))
+            told = check_header(data, Limits()).decoding_bytes
+            print(f"{name}: {dict(seen)}, told {told / MEBI:.0f} MiB, peak {peak / MEBI:.0f} MiB")
+            assert set(seen) <= {200, 413, 503}
+            assert peak < 1536 * MEBI
+        assert client.post(f"{url}/v1/search", files={"image": picture}).status_code == 200
 
 
 @pytest.fixture(scope="module")

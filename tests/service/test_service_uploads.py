@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
+import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from costly_files import COSTLY
+from costly_files import COSTLY, chunk
 from hypothesis import given
 from hypothesis import strategies as st
+from large_pictures import LARGE
 from PIL import Image
 
 from hashlens.service.errors import Refused
-from hashlens.service.limits import Limits
-from hashlens.service.uploads import FORMATS, check_header, decode_upload, parse_object
+from hashlens.service.limits import Limits, Room
+from hashlens.service.uploads import FORMATS, check_header, parse_object
+from hashlens.service.uploads import decode_upload as decode_checked
 
 LIMITS = Limits(pixels=1_000_000)
+
+
+def decode_upload(data: bytes, limits: Limits, name: str = "image") -> Image.Image:
+    return decode_checked(data, check_header(data, limits, name), name)
 
 
 def encoded(kind: str, size: tuple[int, int] = (24, 16)) -> bytes:
@@ -28,15 +39,9 @@ def encoded(kind: str, size: tuple[int, int] = (24, 16)) -> bytes:
     return buffer.getvalue()
 
 
-def png_that_claims(width: int, height: int) -> bytes:
+def png_that_claims(width: int, height: int, bits: int = 8, colour: int = 2) -> bytes:
     """A PNG whose header announces a size that its few bytes do not hold."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
@@ -78,6 +83,64 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
         check_header(png_that_claims(*size), LIMITS)
     assert refusal.value.status_code == 413
     assert "pixels" in refusal.value.detail
+
+
+def lossless_webp(width: int, height: int) -> bytes:
+    """A WebP of one transparent colour in 44 bytes."""
+    whole = bytearray(LARGE["webp rgba"](16, 16))
+    whole[21:25] = (width - 1 | height - 1 << 14 | 1 << 28).to_bytes(4, "little")
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lossless_webp(16_000, 3_100),
+        png_that_claims(16_000, 3_100, 16, 6),
+        png_that_claims(7_000, 7_000, 8, 4),
+    ],
+    ids=["webp", "png of 16 bits", "png with transparency"],
+)
+def test_what_takes_much_memory_to_decode_is_refused_by_its_header(data: bytes) -> None:
+    with pytest.raises(Refused, match=r"takes \d+ MiB; at most 400 MiB") as refusal:
+        check_header(data, Limits())
+    assert refusal.value.status_code == 413
+    assert check_header(png_that_claims(7_000, 7_000, 8, 2), Limits()).kind == "PNG"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process its memory")
+def test_decoding_takes_no_more_memory_than_the_header_told() -> None:
+    """In a process where every block of memory is given back at once."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("decoding_memory.py")), "2500", "1000"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    measured = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(measured) == 2 * len(LARGE)
+    assert not [each for each in measured if each[2] > each[1]], measured
+
+
+def test_decoders_wait_for_memory() -> None:
+    room = Room(100)
+    order: list[str] = []
+
+    def work() -> None:
+        with room.take(60):
+            order.append("second")
+
+    with room.take(70):
+        waiting = threading.Thread(target=work)
+        waiting.start()
+        with room.take(30):
+            pass
+        order.append("first")
+    waiting.join()
+    with room.take(1000):  # alone, it may take more
+        pass
+    assert order == ["first", "second"]
 
 
 @pytest.mark.parametrize("costly", sorted(COSTLY))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -261,6 +263,36 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     return _finish(Image.fromarray(np.ascontiguousarray(array)), name, None)
 
 
+# What decoders hold of each pixel until a picture is there, in bytes; measured, and rounded up.
+_HELD_BY_DECODER = {"WEBP": 13.0, "AVIF": 9.0, "GIF": 1.0}
+_DEEP_AVIF = 20.0
+_FIXED_BYTES = 8 << 20
+
+
+def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None) -> int:
+    """Most memory that ``decode`` takes for a file that was opened, from its header."""
+    coded = image.width * image.height
+    if image.format in ("JPEG", "MPO") and size_hint is not None:
+        image.draft(None, (2 * size_hint, 2 * size_hint))
+    stored = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
+    is_plain = image.mode in ("L", "RGB") and not {"transparency", "exif", "xmp"} & {*image.info}
+    decoder = _HELD_BY_DECODER.get(image.format or "", 0.0)
+    if image.format == "AVIF" and _is_deep(data):
+        decoder = _DEEP_AVIF
+    total = image.width * image.height * (stored + max(decoder, 1.2 if is_plain else 4.8))
+    layers = getattr(image, "layer", [])
+    if layers and data.count(b"\xff\xda") > 1:  # of several scans all coefficients are held
+        blocks = [across * down for _, across, down, _ in layers]
+        total += coded * 2 * sum(blocks) / max(blocks)
+    return int(total) + 2 * len(data) + _FIXED_BYTES
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether an AVIF says that its pixels have more than 8 bits."""
+    places = (found.end() for found in re.finditer(b"av1C", data))
+    return any(data[at + 2 : at + 3] > b"\x3f" and data[at + 2] & 0x40 for at in places)
+
+
 def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image:
     width, height = image.size
     if width == 0 or height == 0:
@@ -279,7 +311,7 @@ def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image
     kind = str(image.tile[0][3]) if isinstance(image, ImageFile) and image.tile else ""
     image.load()
     picture = grey_or_rgb(_upright(image), name)
-    if ";16" in kind and image.mode in ("RGB", "RGBA") and 0 < _brightest(picture) < 32:
+    if ";16" in kind and image.mode in ("RGB", "RGBA") and 0 < np.max(picture.getextrema()) < 32:
         warn(
             f"{name}: colour of 16 bits that is nearly black; only the upper 8 bits are read",
             ImageWarning,
@@ -288,18 +320,15 @@ def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image
     return picture
 
 
-def _brightest(image: Image.Image) -> int:
-    return int(np.asarray(image).max())
-
-
 def _upright(image: Image.Image) -> Image.Image:
     info = image.info
     if "exif" not in info and "xmp" not in info and "Raw profile type exif" not in info:
         return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block does not spoil the picture
-        return image
+    with suppress(Exception):  # a damaged EXIF block does not spoil the picture
+        if not isinstance(image, ImageFile):  # the caller's picture must not change
+            return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would take its memory twice
+    return image
 
 
 def grey_or_rgb(image: Image.Image, name: str = "image") -> Image.Image:
@@ -313,7 +342,7 @@ def grey_or_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     if mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if mode.startswith("I") or mode == "F":
-        return _scaled(np.asarray(image).astype(np.float32), name, whole=mode != "F")
+        return _scaled(image, name, whole=mode != "F")
     if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         grey = mode in ("1", "L", "LA", "La")
         return _over_white(image, grey)
@@ -323,10 +352,11 @@ def grey_or_rgb(image: Image.Image, name: str = "image") -> Image.Image:
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
-def _scaled(values: NDArray[np.float32], name: str, *, whole: bool) -> Image.Image:
+def _scaled(image: Image.Image, name: str, *, whole: bool) -> Image.Image:
     """Values as grey of 8 bits, with a warning where their range had to be guessed."""
-    finite = values[np.isfinite(values)]
-    low, top = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    ends = [_finite_ends(part) for part, _ in _strips(image)]
+    low, top = min(low for low, _ in ends), max(top for _, top in ends)
+    low, top = (low, top) if low <= top else (0.0, 0.0)
     depth = next((bits for bits in _DEPTHS if top < 1 << bits), None)
     least, greatest, done = low, top, f"stretched from {low:g} to {top:g}"
     if whole and low >= 0 and depth is not None:
@@ -336,16 +366,39 @@ def _scaled(values: NDArray[np.float32], name: str, *, whole: bool) -> Image.Ima
         least, greatest, done = 0.0, 1.0 if top <= 1 else 255.0, ""
     if done:
         warn(f"{name}: {done}", ImageWarning, 5)
-    filled = np.nan_to_num(values, nan=least, posinf=greatest, neginf=least)
     span = (greatest - least) or 1.0
-    eight = np.rint(np.clip((filled - least) / span, 0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(eight)
+    grey = Image.new("L", image.size)
+    for part, row in _strips(image):
+        values = np.asarray(part).astype(np.float32)
+        filled = np.nan_to_num(values, nan=least, posinf=greatest, neginf=least)
+        eight = np.rint(np.clip((filled - least) / span, 0, 1) * 255).astype(np.uint8)
+        grey.paste(Image.fromarray(eight), (0, row))
+    return grey
+
+
+def _finite_ends(image: Image.Image) -> tuple[float, float]:
+    """Least and greatest finite value; infinities the wrong way round where there is none."""
+    values = np.asarray(image).astype(np.float32)
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (np.inf, -np.inf)
 
 
 def _over_white(image: Image.Image, grey: bool) -> Image.Image:
-    if image.mode in ("La", "RGBa"):  # alpha already multiplied in
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    picture = image.convert("RGBA")
-    paper = Image.new("RGBA", picture.size, (255,) * 4)
-    flat = Image.alpha_composite(paper, picture)
-    return flat.convert("L" if grey else "RGB")
+    flat = Image.new("L" if grey else "RGB", image.size)
+    for part, row in _strips(image):
+        if image.mode in ("La", "RGBa"):  # alpha already multiplied in
+            part = part.convert("LA" if image.mode == "La" else "RGBA")
+        picture = part.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, (255,) * 4)
+        flat.paste(Image.alpha_composite(paper, picture).convert(flat.mode), (0, row))
+    return flat
+
+
+_STRIP_PIXELS = 1 << 18
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Some rows after the other, and the number of the first: copies of all take memory."""
+    step = max(1, _STRIP_PIXELS // image.width)
+    for row in range(0, image.height, step):
+        yield image.crop((0, row, image.width, min(row + step, image.height))), row

@@ -32,7 +32,7 @@ from hashlens.index.protocol import Index
 from hashlens.index.store import TimeLimit
 from hashlens.machine import cores
 from hashlens.service.errors import Refused
-from hashlens.service.limits import Limits
+from hashlens.service.limits import Limits, Room
 from hashlens.service.metrics import Metrics
 from hashlens.service.schemas import (
     BatchAnswer,
@@ -49,7 +49,7 @@ from hashlens.service.schemas import (
 )
 from hashlens.service.security import Slots
 from hashlens.service.thumbnails import Thumbnail, Thumbnails
-from hashlens.service.uploads import UploadStore, decode_upload
+from hashlens.service.uploads import UploadStore, check_header, decode_upload
 from hashlens.types import (
     MODES,
     Codes,
@@ -109,7 +109,10 @@ class Engine:
     ) -> None:
         self.ready = False
         self.slots = Slots(limits.queue, f"{limits.queue} queries run or wait")
-        self.view = IndexView(index, encoder, limits, writable=writable, show_files=show_files)
+        self._room = Room(limits.all_decoding_bytes)
+        self.view = IndexView(
+            index, encoder, limits, self._room, writable=writable, show_files=show_files
+        )
         self._index = index
         self._encoder = encoder
         self._limits = limits
@@ -266,7 +269,9 @@ class Engine:
             raise Refused(422, f"{name}: this service has no model; search by 'id'")
         preprocessing = self._encoder.preprocessing
         hint = preprocessing.size_hint
-        return preprocessing.pixels(decode_upload(data, self._limits, name, size_hint=hint))
+        header = check_header(data, self._limits, name, size_hint=hint)
+        with self._room.take(header.decoding_bytes):
+            return preprocessing.pixels(decode_upload(data, header, name, size_hint=hint))
 
     async def _encode_batch(self, pixels: list[Pixels]) -> list[tuple[Codes, Features, Latent]]:
         assert self._encoder is not None  # `_decode` has refused before
@@ -524,6 +529,7 @@ class IndexView:
         index: Index,
         encoder: Encoder | None,
         limits: Limits,
+        room: Room,
         *,
         writable: bool,
         show_files: bool,
@@ -533,7 +539,7 @@ class IndexView:
         self._limits = limits
         self._writable = writable
         self.show_files = show_files
-        self._thumbnails = Thumbnails(limits)
+        self._thumbnails = Thumbnails(limits, room)
         self._uploads = UploadStore(index.path)
         self._lock = threading.Lock()
         self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None

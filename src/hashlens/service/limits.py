@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,7 @@ class Limits:
     header_bytes: int = 16 * 1024
     header_seconds: float = 10.0  # that a client has to send the headers
     pixels: int = 50_000_000  # width times height, read from the header before decoding
+    decoding_bytes: int = 400 * MEBI  # of memory to decode it, estimated from the header
     k: int = 1000  # results per query
     batch: int = 32  # queries in one batch request
     json_bytes: int = 16 * 1024  # of a filter, or of an image's metadata
@@ -33,9 +37,38 @@ class Limits:
     # Decoding and encoding
     encode_batch: int = 16  # images encoded together
     decoders: int = 0  # pictures decoded at the same time; 0: as many as cores
+    all_decoding_bytes: int = 800 * MEBI  # of memory for all that are decoded; others wait
     # Thumbnails
     thumbnail_side: int = 320  # longer side, in pixels
     thumbnail_cache_bytes: int = 64 * MEBI  # of memory for those that are kept
+
+
+class Room:
+    """Memory for decoding: who would go past it waits until others are done.
+
+    Parameters
+    ----------
+    size : int
+        In bytes. What takes more by itself waits until it is alone.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """A block that uses so many bytes."""
+        count = min(count, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: count <= self._left)
+            self._left -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += count
+                self._changed.notify_all()
 
 
 KEY_VARIABLE = "HASHLENS_API_KEY"

@@ -7,18 +7,22 @@ import io
 import logging
 import os
 import stat
+import sys
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
+from hashlens.data.image import RawImage, decoding_bytes
 from hashlens.data.opening import fetch, load_image
 from hashlens.errors import HashlensError
 from hashlens.files import content_digest, is_remote, parse_row, uri_path
 from hashlens.service.errors import Refused
-from hashlens.service.limits import MEBI, Limits
+from hashlens.service.limits import MEBI, Limits, Room
 
 log = logging.getLogger("hashlens.service")
 
@@ -38,7 +42,8 @@ class Thumbnail(NamedTuple):
 class Thumbnails:
     """Makes and keeps thumbnails, the most recently used ones; safe in many threads."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, room: Room | None = None) -> None:
+        self._room = room or Room(limits.all_decoding_bytes)
         self._side = limits.thumbnail_side
         self._capacity = limits.thumbnail_cache_bytes
         self._kept: OrderedDict[str, Thumbnail] = OrderedDict()
@@ -82,14 +87,17 @@ class Thumbnails:
 
     def _make(self, source: str | bytes, etag: str) -> Thumbnail:
         try:
-            image = load_image(source, size_hint=self._side)
+            raw = fetch(source).raw
+            with self._room.take(_decoding_bytes(raw, self._side)):
+                image = load_image(raw, size_hint=self._side)
+                is_small = max(image.size) <= _SMALL
+                image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
         except (HashlensError, OSError, ValueError):
             raise _gone() from None
         buffer = io.BytesIO()
-        if max(image.size) <= _SMALL:
+        if is_small:
             image.save(buffer, "PNG", optimize=True)
             return Thumbnail(buffer.getvalue(), "image/png", etag)
-        image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
         image.save(buffer, "WEBP", quality=82, method=3)
         return Thumbnail(buffer.getvalue(), "image/webp", etag)
 
@@ -99,6 +107,16 @@ def _media_type(data: bytes) -> str | None:
     with Image.open(io.BytesIO(data)) as image:
         kind = Image.MIME.get(image.format or "")
     return kind if kind in _SHOWN_BY_BROWSERS else None
+
+
+def _decoding_bytes(raw: RawImage, side: int) -> int:
+    """Most memory that decoding takes; more than there is where the header cannot be read."""
+    if isinstance(raw, np.ndarray | Image.Image):
+        return 0
+    if isinstance(raw, bytes):
+        with suppress(Exception), Image.open(io.BytesIO(raw)) as image:  # raises anything
+            return decoding_bytes(image, raw, side)
+    return sys.maxsize
 
 
 def _gone() -> Refused:

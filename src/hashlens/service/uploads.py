@@ -16,16 +16,16 @@ import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import UploadFile
 from PIL import Image, JpegImagePlugin
 
-from hashlens.data.image import UnreadableImageError
+from hashlens.data.image import UnreadableImageError, decoding_bytes
 from hashlens.data.opening import load_image
 from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_path
 from hashlens.service.errors import Refused
-from hashlens.service.limits import Limits
+from hashlens.service.limits import MEBI, Limits
 
 log = logging.getLogger("hashlens.service")
 
@@ -53,8 +53,17 @@ async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -
     return data
 
 
-def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
-    """The format of an image, without decoding it."""
+class Header(NamedTuple):
+    """What the first bytes of an image say."""
+
+    kind: str
+    decoding_bytes: int  # most memory that decoding takes
+
+
+def check_header(
+    data: bytes, limits: Limits, name: str = "image", *, size_hint: int | None = None
+) -> Header:
+    """Format and cost of an image, without decoding it; a refusal of one that costs too much."""
     if excess := find_excess(data):
         raise Refused(413, f"{name}: {excess}; save the picture again")
     try:
@@ -63,6 +72,7 @@ def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
             with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
                 width, height, kind = image.width, image.height, image.format or ""
                 codec = image.tile[0][0] if image.tile else ""
+                memory = decoding_bytes(image, data, size_hint)
     except Image.DecompressionBombError:
         raise Refused(413, f"{name}: too many pixels; at most {limits.pixels:,}") from None
     except Exception:  # decoders raise anything on hostile bytes
@@ -78,20 +88,26 @@ def check_header(data: bytes, limits: Limits, name: str = "image") -> str:
         raise Refused(422, f"{name}: a BMP with run-length coding; save the picture as PNG")
     if min(width, height) < 1:
         raise Refused(422, f"{name}: the image is empty ({width} x {height} pixels)")
-    return kind
+    if memory > limits.decoding_bytes:
+        raise Refused(
+            413,
+            f"{name}: decoding this {kind} of {width} x {height} pixels takes {memory // MEBI} "
+            f"MiB; at most {limits.decoding_bytes // MEBI} MiB are accepted: save it smaller, or "
+            "as a JPEG",
+        )
+    return Header(kind, memory)
 
 
 def decode_upload(
-    data: bytes, limits: Limits, name: str = "image", *, size_hint: int | None = None
+    data: bytes, header: Header, name: str = "image", *, size_hint: int | None = None
 ) -> Image.Image:
-    """Decode an upload, upright, as grey or RGB."""
-    kind = check_header(data, limits, name)
+    """Decode an upload whose header was checked, upright, as grey or RGB."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return load_image(data, size_hint=size_hint)
     except UnreadableImageError as error:
-        raise Refused(422, f"{name}: the {kind} cannot be read: {error.reason}") from None
+        raise Refused(422, f"{name}: the {header.kind} cannot be read: {error.reason}") from None
 
 
 _DEPTH = 32
@@ -174,7 +190,8 @@ class UploadStore:
     def keep(self, data: bytes) -> str:
         """Store an image durably; returns its URI."""
         with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-            extension = FORMATS[image.format or "PNG"]
+            # cameras write MPO: a JPEG with further pictures behind it
+            extension = FORMATS.get(image.format or "", FORMATS["JPEG"])
         path = self._folder / f"{hashlib.sha256(data).hexdigest()}.{extension}"
         if path.is_file() and path.stat().st_size == len(data):
             return str(path)

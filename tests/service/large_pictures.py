@@ -1,0 +1,71 @@
+"""Pictures of any size in every way that pixels are stored, most of them a few kilobytes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from costly_files import chunk
+from PIL import Image
+
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6
+
+
+def saved(width: int, height: int, mode: str, kind: str, **options: Any) -> bytes:
+    """One colour, written by Pillow."""
+    colour = 5 if mode in ("L", "P") else (5, 90, 200, 100)[: len(mode)]
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), colour).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, bits: int, colour: int, bands: int, *extra: bytes) -> bytes:
+    """A PNG of zeros: 0 is grey, 2 RGB, 3 a palette, 4 grey and 6 RGB with transparency."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    squeezed = zlib.compressobj(1)
+    row = bytes(1 + (width * bands * bits + 7) // 8)
+    data = b"".join([squeezed.compress(row) for _ in range(height)] + [squeezed.flush()])
+    parts = chunk(b"IHDR", header) + b"".join(extra) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def animated(width: int, height: int) -> bytes:
+    frames = [Image.new("L", (width, height), grey) for grey in (50, 99)]
+    return saved(width, height, "L", "GIF", save_all=True, append_images=frames, disposal=2)
+
+
+_PALETTE = chunk(b"PLTE", bytes(768))
+LARGE: dict[str, Callable[[int, int], bytes]] = {
+    "webp rgba": partial(saved, mode="RGBA", kind="WEBP", lossless=True),
+    "webp rgba lossy": partial(saved, mode="RGBA", kind="WEBP", method=0),
+    "webp rgb": partial(saved, mode="RGB", kind="WEBP", method=0),
+    "avif rgba": partial(saved, mode="RGBA", kind="AVIF", speed=10),
+    "avif rgb": partial(saved, mode="RGB", kind="AVIF", speed=10, subsampling="4:4:4"),
+    "png rgb": lambda width, height: png(width, height, 8, 2, 3),
+    "png rgba": lambda width, height: png(width, height, 8, 6, 4),
+    "png rgba turned": partial(saved, mode="RGBA", kind="PNG", exif=_TURNED),
+    "png rgb turned": partial(saved, mode="RGB", kind="PNG", exif=_TURNED),
+    "png rgba 16": lambda width, height: png(width, height, 16, 6, 4),
+    "png rgb 16": lambda width, height: png(width, height, 16, 2, 3),
+    "png grey 16": lambda width, height: png(width, height, 16, 0, 1),
+    "png grey alpha": lambda width, height: png(width, height, 8, 4, 2),
+    "png palette": lambda width, height: png(width, height, 8, 3, 1, _PALETTE),
+    "png palette alpha": lambda width, height: png(
+        width, height, 8, 3, 1, _PALETTE, chunk(b"tRNS", bytes(256))
+    ),
+    "png rgb key": lambda width, height: png(width, height, 8, 2, 3, chunk(b"tRNS", bytes(6))),
+    "png bits": lambda width, height: png(width, height, 1, 0, 1),
+    "gif": partial(saved, mode="P", kind="GIF"),
+    "gif clear": partial(saved, mode="P", kind="GIF", transparency=5),
+    "gif frames": animated,
+    "bmp": partial(saved, mode="L", kind="BMP"),
+    "jpeg": partial(saved, mode="RGB", kind="JPEG"),
+    "jpeg scans": partial(saved, mode="RGB", kind="JPEG", progressive=True, subsampling=0),
+    "jpeg cmyk": partial(saved, mode="CMYK", kind="JPEG", progressive=True),
+}
+"""A picture of so many pixels across and down, by name."""
