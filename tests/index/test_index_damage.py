@@ -324,3 +324,50 @@ print(len(index), index.verify())
         assert "damaged" not in line
         assert "nothing of this step was committed" in line
     assert state == f"{COUNT - 1} []"
+
+
+def _flipped(path: Path, sql: str, value: Any) -> None:
+    connection = sqlite3.connect(path / "index.sqlite")
+    connection.execute(sql, (value,))
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['{"price": 5', '{"price": 6, "brand": "brand 0"}', "\x00", '{"a":' * 5000, b"\xed\xff"],
+)
+def test_a_changed_text_of_a_row_is_one_clear_line(
+    whole: Path, value: str | bytes, tmp_path: Path
+) -> None:
+    _flipped(whole, "UPDATE images SET metadata = ? WHERE id = 5", value)
+    code = np.zeros((1, 8), np.uint8)
+    with HashIndex.open(whole, read_only=True) as index:
+        for ask in (
+            lambda: index.get(5),
+            lambda: index.records(),
+            lambda: index.search_hits(code, None, SearchOptions(COUNT, mode="bcs")),
+            lambda: index.export(tmp_path / "out", "numpy"),
+            lambda: index.export(tmp_path / "out.parquet", "parquet"),
+        ):
+            with pytest.raises(IndexStoreError, match="damaged") as raised:
+                ask()
+            assert "\n" not in str(raised.value)
+        for where in ({"price": 5}, {"with \x01 odd": 5}):
+            options = SearchOptions(COUNT, mode="bcs", where=where)
+            try:
+                found = index.search_encoded(code, None, options)
+            except IndexStoreError as error:
+                assert "damaged" in str(error)  # noqa: PT017
+            else:
+                assert len(found.ids) == 1
+        assert index.get(6).metadata["price"] == 6  # the others are read
+        assert any("image 5" in line for line in index.verify())
+
+
+def test_a_damaged_label_is_one_clear_line(whole: Path) -> None:
+    _flipped(whole, "UPDATE images SET label = ?, uri = label WHERE id = 5", b"\xff\xfe")
+    with HashIndex.open(whole, read_only=True) as index:
+        for ask in (index.label_counts, index.records):
+            with pytest.raises(IndexStoreError, match="damaged"):
+                ask()

@@ -69,6 +69,8 @@ class _ErrorGroup(TyperGroup):
             reason = system_reason(error)
             message = f"{name}{reason}; check the name, the permissions and the free space"
             typer.echo(f"error: {message}", err=True)
+        except RecursionError:
+            typer.echo("error: a file holds lists or objects nested without end", err=True)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was finished is kept", err=True)
         raise typer.Exit(1)

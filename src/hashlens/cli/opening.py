@@ -70,6 +70,10 @@ def load_encoder(path: Path, model: Path | None) -> Encoder:
     chosen = model or (Path(remembered) if remembered else None)
     if chosen is None:
         raise IndexStoreError(f"{path}: the index does not know its model; give it with --model")
+    if model is None:
+        from hashlens.models.description import require_own_place
+
+        require_own_place(chosen, path)
     if not chosen.exists() and model is None:
         raise IndexStoreError(
             f"{path}: its model was at {chosen}, but is gone; say where with --model"
@@ -246,7 +250,7 @@ def unknown_words(index: Index, where: Mapping[str, Any]) -> list[str]:
 def _scalar(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=lambda name: name)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return text if isinstance(value, str | list | dict) else value
 

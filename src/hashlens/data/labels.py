@@ -120,7 +120,7 @@ def _class_names(metadata: bytes | None, column: str, where: str) -> tuple[str, 
         return None
     try:
         feature = json.loads(metadata)["info"]["features"].get(column)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if isinstance(feature, list) and feature:
         feature = feature[0]

@@ -123,7 +123,7 @@ def _typed(cells: list[str]) -> list[Any]:
     for cell in map(str.strip, cells):
         try:
             value = json.loads(cell) if cell else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return [cell.strip() or None for cell in cells]
         if not isinstance(value, int | float | None) or value in (float("inf"), -float("inf")):
             return [cell.strip() or None for cell in cells]
@@ -136,7 +136,7 @@ def _json_columns(path: Path, lines: Sequence[str]) -> dict[str, list[Any]]:
     for i, line in enumerate(lines):
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{path}: line {i + 1} is not JSON ({error})") from error
         if not isinstance(values, dict):
             raise SourceError(f"{path}: line {i + 1}: expected an object, got {line:.60}")

@@ -19,6 +19,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MAX_SIZE = 4096
 _RESIZES = ("squash", "crop")
 # Pillow first shrinks large pictures by whole factors down to this many times the target.
 _REDUCING_GAP = 3.0
@@ -62,8 +63,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise InvalidInputError(f"size: expected a whole number from 1, got {self.size!r}")
+        whole = isinstance(self.size, int) and not isinstance(self.size, bool)
+        if not (whole and 1 <= self.size <= MAX_SIZE):
+            raise InvalidInputError(
+                f"size: expected a whole number from 1 to {MAX_SIZE}, got {self.size!r:.40}"
+            )
         if self.channels not in (1, 3):
             raise InvalidInputError(f"channels: expected 1 or 3, got {self.channels!r}")
         for name in ("mean", "std"):

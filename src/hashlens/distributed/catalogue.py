@@ -152,7 +152,7 @@ def read_catalogue(folder: str | Path) -> Catalogue:
         raise IndexStoreError(
             f"{path}: no such file; make a sharded index with `hashlens index create --shards`"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IndexStoreError(f"{path}: not a catalogue of shards ({error})") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:

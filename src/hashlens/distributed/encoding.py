@@ -153,7 +153,7 @@ def _skipped(shard_folder: Path) -> list[tuple[str, str]] | None:
     try:
         content = json.loads((shard_folder / COMPLETE_NAME).read_text())
         return [(uri, reason) for uri, reason in content["skipped"]]
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, RecursionError):
         return None
 
 

@@ -22,6 +22,7 @@ from hashlens.distributed.cluster import START_SECONDS, Answers, Replicas, load_
 from hashlens.distributed.sharded import DEADLINE_SECONDS, ShardedIndex
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
 from hashlens.index.writing import GivenRows
+from hashlens.models.description import require_own_place
 from hashlens.models.encoder import Encoder
 from hashlens.types import Ids
 
@@ -225,6 +226,8 @@ def _front_end(options: FrontEndOptions, key: str | None) -> FastAPI:
     def open_index() -> FrontIndex:
         shards = serve.get_deployment_handle(_SHARDS, serve.get_replica_context().app_name)
         model = options.model or read_catalogue(options.index).model
+        if model is not None and not options.model:
+            require_own_place(Path(model), Path(options.index))
         encoder = None if model is None else Encoder.load(model)
         index = FrontIndex(options, shards, encoder)
         len(index)  # the actors answer

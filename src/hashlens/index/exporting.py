@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError
 from hashlens.files import remove_abandoned, written_aside
-from hashlens.index.rows import load_text
+from hashlens.index.rows import ROW, load_text, require_intact_rows
 from hashlens.index.snapshot import View
 from hashlens.index.store import file_errors
 from hashlens.types import Ids
@@ -144,14 +144,13 @@ def _pieces(positions: Ids) -> Iterator[NDArray[np.int64]]:
 
 def _with_texts(view: View) -> Iterator[tuple[Ids, tuple[list[str | None], ...]]]:
     """Pieces of positions, with their URIs, labels and metadata."""
-    rows = view.connection.execute(
-        "SELECT uri, label, metadata FROM images WHERE alive ORDER BY id"
-    )
+    rows = view.connection.execute(f"SELECT {ROW} FROM images WHERE alive ORDER BY id")
     for positions in _pieces(view.snapshot.living()):
         piece = rows.fetchmany(len(positions))
+        require_intact_rows(piece)
         yield (
             positions,
-            tuple([load_text(text) for text in column] for column in zip(*piece, strict=True)),
+            tuple([load_text(row[column]) for row in piece] for column in (1, 2, 3)),
         )
 
 

@@ -43,7 +43,13 @@ def store_text(text: str | None) -> str | bytes | None:
 
 def load_text(stored: str | bytes | None) -> str | None:
     """The inverse of ``store_text``."""
-    return stored.decode("utf-8", "surrogatepass") if isinstance(stored, bytes) else stored
+    try:
+        return stored.decode("utf-8", "surrogatepass") if isinstance(stored, bytes) else stored
+    except UnicodeDecodeError as error:
+        raise IndexStoreError(
+            f"index.sqlite: a text is damaged ({error}); `hashlens index verify` names the image: "
+            "restore the folder from a backup"
+        ) from error
 
 
 def store_metadata(metadata: Metadata | None, name: str) -> str | None:
@@ -72,13 +78,28 @@ def row_checksum(*values: str | bytes | int | None) -> int:
     return zlib.crc32(repr(values).encode())
 
 
+ROW = "id, uri, label, metadata, size, mtime_ns, digest, checksum"
+"""Columns that belong to an image's checksum, and the checksum."""
+
+
+def require_intact_rows(rows: Sequence[tuple[Any, ...]]) -> None:
+    """Raise ``IndexStoreError`` if rows that begin with the columns ``ROW`` were changed."""
+    for row in rows:
+        if row_checksum(*row[:7]) != row[7]:
+            raise IndexStoreError(
+                f"index.sqlite: the row of image {row[0]} is damaged; `hashlens index verify` "
+                "names all that is: restore the folder from a backup"
+            )
+
+
 def to_records(rows: Sequence[tuple[Any, ...]]) -> list[Record]:
-    """Records from rows of the columns (id, uri, label, metadata)."""
+    """Records from rows that begin with the columns ``ROW``; they are checked."""
+    require_intact_rows(rows)
     # parsed together: a call for each text would take most of the time
     texts = json.loads(f"[{','.join([row[3] or '{}' for row in rows])}]")
     return [
         Record(image_id, load_text(uri) or "", load_text(label), metadata)
-        for (image_id, uri, label, _), metadata in zip(rows, texts, strict=True)
+        for (image_id, uri, label, *_), metadata in zip(rows, texts, strict=True)
     ]
 
 

@@ -20,7 +20,7 @@ from hashlens.index.features import RowNorms
 from hashlens.index.layout import ArrayFile, checksums_from, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
-from hashlens.index.rows import check_width, list_ids, load_text, to_records
+from hashlens.index.rows import ROW, check_width, list_ids, load_text, to_records
 from hashlens.index.store import Transaction
 from hashlens.index.where import compile_where
 from hashlens.types import (
@@ -238,9 +238,6 @@ class Snapshot:
         return np.flatnonzero(self._alive[:count]) if self._dead else np.arange(count)
 
 
-_COLUMNS = "id, uri, label, metadata"
-
-
 class View(NamedTuple):
     """A transaction, and the arrays of the commit that it sees."""
 
@@ -289,7 +286,7 @@ class View(NamedTuple):
         for at in range(0, len(wanted), _ROWS_AT_A_TIME):
             some = wanted[at : at + _ROWS_AT_A_TIME]
             marks = ",".join("?" * len(some))
-            sql = f"SELECT {_COLUMNS}, position FROM images WHERE id IN ({marks}) AND alive"
+            sql = f"SELECT {ROW}, position FROM images WHERE id IN ({marks}) AND alive"
             rows.update((row[0], row) for row in self.connection.execute(sql, some))
         if len(rows) < len(wanted):
             missing = next(image_id for image_id in wanted if image_id not in rows)
@@ -299,9 +296,9 @@ class View(NamedTuple):
     def records(self, ids: Iterable[int] | None) -> list[Record]:
         """Records of images in this order; of all living ones, by id, without ``ids``."""
         if ids is None:
-            sql = f"SELECT {_COLUMNS} FROM images WHERE alive ORDER BY id"
+            sql = f"SELECT {ROW} FROM images WHERE alive ORDER BY id"
             return to_records(list(self.connection.execute(sql)))
-        sql = f"SELECT {_COLUMNS} FROM images WHERE id = ? AND alive"
+        sql = f"SELECT {ROW} FROM images WHERE id = ? AND alive"
         return to_records([self._one(sql, image_id) for image_id in list_ids(ids)])
 
     def positions(self, ids: Iterable[int] | None) -> Ids:

@@ -418,7 +418,9 @@ def _explained(error: sqlite3.Error, folder: Path, database: Path) -> str:
             "step was committed: check the space, the quota and the largest allowed size of a file "
             "there, then run it again"
         )
-    if kind.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+    # a text of the database that is no longer JSON, or no longer UTF-8
+    changed = ("malformed JSON", "user-defined function raised", "Could not decode")
+    if kind.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or text.startswith(changed):
         return f"{database}: damaged ({text}); restore the folder from a backup"
     return f"{database}: SQLite could not use it ({text}{kind and ', ' + kind}); run it again"
 

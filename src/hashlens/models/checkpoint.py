@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -85,15 +84,44 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
             f"{weights}: the weights that {CONFIG_NAME} names are missing; copy the whole "
             "directory, or train again"
         ) from error
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # torch raises anything on shapes that no writer makes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{weights}: the weights are cut or damaged ({error}); copy or train the model again"
+            f"{weights}: the weights are cut or damaged ({reason}); copy or train the model again"
         ) from error
+    if unknown := {str(value.dtype) for value in state.values() if value.dtype not in _TYPES}:
+        raise ModelError(
+            f"{weights}: the weights are of type {', '.join(sorted(unknown))}, expected float32; "
+            "convert them, and train the model again"
+        )
+    if empty := sorted(name for name, value in state.items() if not value.numel()):
+        raise ModelError(
+            f"{weights}: the weights {empty[0]:.100} are empty, of a shape that no network has; "
+            "train the model again"
+        )
     if fingerprint(state, config) != config.fingerprint:
         raise ModelError(
             f"{weights}: the weights are not those that {CONFIG_NAME} describes; copy the whole "
             "directory again"
         )
+    with torch.device("meta"):  # shapes without memory: a description may ask for any width
+        expected = {name: value.shape for name, value in _build(config, state).state_dict().items()}
+    if expected != {name: value.shape for name, value in state.items()}:
+        raise ModelError(
+            f"{weights}: the weights do not fit the backbone {config.backbone}, perhaps because "
+            "another timm release builds it differently; install the versions in the model card"
+        )
+    net = _build(config, state)
+    net.load_state_dict(state)
+    return net.eval(), config
+
+
+# What networks and their counters are made of.
+_TYPES = (torch.float32, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
+
+
+def _build(config: ModelConfig, state: Mapping[str, Tensor]) -> LatentHashNet:
+    """The network that a model describes, with other weights."""
     preprocessing = config.preprocessing
     backbone = create_backbone(
         config.backbone, channels=preprocessing.channels, size=preprocessing.size
@@ -108,14 +136,7 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
     )
     if config.feature_scaling != "none":
         net.set_feature_scaling(torch.zeros(net.feature_dim), torch.ones(net.feature_dim))
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{weights}: the weights do not fit the backbone {config.backbone}, perhaps because "
-            "another timm release builds it differently; install the versions in the model card"
-        ) from error
-    return net.eval(), config
+    return net
 
 
 class TorchRunner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ before version 3 have no ``feature_scaling`` and no ``mode``."""
 
 FeatureScaling: TypeAlias = Literal["none", "centred", "standardised"]
 FEATURE_SCALINGS: tuple[FeatureScaling, ...] = get_args(FeatureScaling)
+MAX_FEATURE_DIM = 1 << 20
 T = TypeVar("T")
 
 
@@ -111,14 +113,14 @@ class ModelConfig:
         try:
             return cls(
                 bits=check_bits(int(values["bits"])),
-                feature_dim=int(values["feature_dim"]),
+                feature_dim=_whole(values["feature_dim"], 1, MAX_FEATURE_DIM),
                 classes=tuple(str(name) for name in values["classes"]),
                 backbone=str(values["backbone"]),
                 preprocessing=Preprocessing.from_dict(values["preprocessing"]),
                 multi_label=bool(values["multi_label"]),
                 start_origin=str(values["start_origin"]),
                 start_licence=str(values["start_licence"]),
-                radius=None if values["radius"] is None else int(values["radius"]),
+                radius=None if values["radius"] is None else _whole(values["radius"], 0, 1024),
                 feature_scaling=_one_of(FEATURE_SCALINGS, values["feature_scaling"]),
                 mode=None if values["mode"] is None else _one_of(MODES, values["mode"]),
                 training=dict(values["training"]),
@@ -127,9 +129,15 @@ class ModelConfig:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
-                f"{path}: an entry is missing or wrong ({error!r}); the file was changed or "
+                f"{path}: an entry is missing or wrong ({error!r:.300}); the file was changed or "
                 "cut: copy or train the model again"
             ) from error
+
+
+def _whole(value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"expected a whole number from {least} to {most}, got {value!r:.40}")
+    return value
 
 
 def _one_of(allowed: tuple[T, ...], value: Any) -> T:
@@ -140,7 +148,7 @@ def parse_config(text: str, path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Read a model's JSON text; returns the configuration and the raw entries."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: not readable as JSON ({error}); the file is cut or foreign: copy or train "
             "the model again"
@@ -180,6 +188,17 @@ def read_config(directory: Path) -> tuple[ModelConfig, Path]:
     return config, directory / weights_name
 
 
+def require_own_place(model: Path, index: Path) -> None:
+    """Raise ``ModelError`` if an index, perhaps somebody else's, brings its model along."""
+    named, real = Path(os.path.abspath(model)), Path(os.path.realpath(model))
+    systems = {named.parts[1:2], real.parts[1:2]} & {("proc",), ("dev",), ("sys",)}
+    if systems or real.is_relative_to(os.path.realpath(index)):
+        raise ModelError(
+            f"{model}: the index {index} names this as its model, which is not followed into an "
+            "index or a folder of the system; if you trust it, give it with --model"
+        )
+
+
 class Twin(NamedTuple):
     """The same network as ONNX, in the model's folder, and what it and the weights hold."""
 
@@ -194,7 +213,7 @@ def read_twin(directory: Path) -> Twin | None:
         values = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
         twin = values["twin"]
         name, digests = twin["file"], (str(twin["sha256"]), str(twin["weights_sha256"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if not re.fullmatch(TWIN_NAME, str(name)):
         return None

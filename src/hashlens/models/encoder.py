@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -349,6 +350,8 @@ class Runner(Protocol):
 
 METADATA_KEY = "hashlens"
 INPUT = "images"
+# In protobuf: field 1 (the key) of 8 bytes, in any way to write numbers.
+_EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 OUTPUTS = ("latent", "features", "scores")
 
 
@@ -385,6 +388,11 @@ def load_onnx(path: Path) -> tuple[ModelConfig, OnnxRunner]:
     """
     if not path.is_file():
         raise ModelError(f"no file at {path}; make one with hashlens export MODEL --onnx {path}")
+    if _EXTERNAL_DATA.search(path.read_bytes()):  # it may name any file of this machine
+        raise ModelError(
+            f"{path}: keeps weights in other files, which are not opened; make one file of it "
+            "with hashlens export"
+        )
     try:
         session = open_session(path)
     except Exception as error:  # onnxruntime's exceptions share no public base

@@ -185,7 +185,7 @@ def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
     found = kept_config(run.parent)
     try:
         identity = json.loads((run / "source.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{run}: cannot be resumed ({error}); start with --overwrite") from error
     if found is None:
         raise ModelError(f"{run}: cannot be resumed (no config.toml); start with --overwrite")

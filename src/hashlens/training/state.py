@@ -54,7 +54,7 @@ def read_state(path: Path) -> Any:
             packed = json.loads((file.metadata() or {})["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _unpack(packed, tensors)
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: expected a whole training state, got {error}; "
             "start again with --overwrite instead of --resume"
