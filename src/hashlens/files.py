@@ -215,6 +215,11 @@ def sync_directory(folder: Path) -> None:
             raise
 
 
+def is_written_aside(name: str) -> bool:
+    """Whether a file or folder of this name is one that is not whole yet."""
+    return name.startswith(".new-")
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove from a folder what killed processes of this machine left half written."""
     with suppress(OSError):

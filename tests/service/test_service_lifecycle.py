@@ -284,3 +284,15 @@ def test_an_index_that_is_replaced_is_served_and_changed_unharmed(
         with HashIndex.open(path) as index:
             assert index.verify() == []
             assert len(index) == images
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGBUS is not for Windows")
+def test_a_service_that_a_cut_file_ends_says_where_it_was() -> None:
+    command = (
+        "import os, signal; from fastapi import FastAPI\n"
+        "from hashlens.service.limits import Limits; from hashlens.service.server import serve\n"
+        "end = lambda url: os.kill(os.getpid(), signal.SIGBUS)\n"
+        "serve(FastAPI(), '127.0.0.1', 0, Limits(), end)"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert "Bus error" in done.stderr

@@ -370,6 +370,27 @@ def compact_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     tell(result, text, as_json)
 
 
+def copy_command(
+    index: Path = INDEX,
+    to: Path = typer.Argument(..., metavar="TO", help="New folder for the copy."),
+    as_json: bool = JSON,
+) -> None:
+    """Copy an index that may be in use: whole, of one commit, and checked; for backups.
+
+    Example: hashlens index copy shop.idx /backup/shop.idx
+    """
+    from hashlens.distributed.catalogue import copy_shards, is_sharded
+    from hashlens.index.hash_index import HashIndex
+
+    if is_sharded(index):
+        images = copy_shards(index, to)
+    else:
+        with HashIndex.open(index, read_only=True) as opened:
+            images = opened.copy(to)
+    result = {"index": str(index), "to": str(to), "images": images}
+    tell(result, f"copied {index} with {images} images to {to}", as_json)
+
+
 _GROUPS_SHOWN, _PICTURES_SHOWN = 50, 12
 _MANY = 0.5  # of all images in groups: codes that say so much alike do not mean duplicates
 
@@ -478,5 +499,6 @@ index_app.command("update")(update_command)
 index_app.command("info")(info_command)
 index_app.command("verify")(verify_command)
 index_app.command("compact")(compact_command)
+index_app.command("copy")(copy_command)
 index_app.command("duplicates")(duplicates_command)
 index_app.command("export")(export_command)

@@ -18,7 +18,9 @@ import numpy as np
 from filelock import FileLock
 
 from hashlens.errors import IndexStoreError
-from hashlens.files import replace_file
+from hashlens.files import replace_file, written_aside
+from hashlens.index.hash_index import HashIndex
+from hashlens.index.store import require_free
 from hashlens.types import Ids
 
 FILE_NAME = "shards.json"
@@ -112,6 +114,24 @@ class Catalogue:
 def is_sharded(folder: str | Path) -> bool:
     """Whether a folder holds a sharded index."""
     return (Path(folder) / FILE_NAME).is_file()
+
+
+def copy_shards(folder: Path, path: Path) -> int:
+    """Copy a sharded index to a new folder, each shard at one commit; the number of its images.
+
+    What is added meanwhile may come along: the catalogue is read first, so the copy is as an index
+    whose writer stopped, and the next one goes on there.
+    """
+    require_free(path)
+    catalogue = read_catalogue(folder)
+    with written_aside(path) as aside:
+        aside.mkdir(parents=True)
+        images = 0
+        for shard in catalogue.shards:
+            with HashIndex.open(folder / shard.folder, read_only=True) as index:
+                images += index.copy(aside / shard.folder)
+        write_catalogue(aside, catalogue)
+    return images
 
 
 def write_catalogue(folder: Path, catalogue: Catalogue) -> None:

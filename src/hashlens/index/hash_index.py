@@ -17,6 +17,7 @@ from hashlens.codes.search import hamming_radius
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import path_uri, uri_path
 from hashlens.index import exporting, writing
+from hashlens.index.copying import copy_index
 from hashlens.index.layout import FEATURE_TYPES, FORMAT_VERSION, Meta
 from hashlens.index.protocol import Hits, Index
 from hashlens.index.rows import (
@@ -429,6 +430,27 @@ class HashIndex(Index):
         """
         return find_damage(self.store, progress)
 
+    def copy(self, path: str | Path) -> int:
+        """Copy the index as it is at its last commit, which others may go on writing.
+
+        Parameters
+        ----------
+        path : str or Path
+            New folder. It has all files of the index, every byte checked, and the pictures
+            that a service was given.
+
+        Returns
+        -------
+        int
+            Images of the copy.
+
+        Raises
+        ------
+        IndexStoreError
+            If something exists at ``path`` already, it cannot be written, or the index is damaged.
+        """
+        return copy_index(self.store, Path(path))
+
     # Filling and changing; `add`, `add_encoded` and `update` are in `Index`
 
     def add_rows(self, codes: Any, features: Any, rows: writing.GivenRows) -> Ids:
@@ -588,5 +610,6 @@ class HashIndex(Index):
                     known = self._snapshot
                     if known is None or not known.is_later(snapshot):
                         self._snapshot = snapshot
+                snapshot.require_sizes()
                 yield View(transaction.connection, snapshot)
                 return

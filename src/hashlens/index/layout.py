@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 APPLICATION_ID = 0x484C4E53  # "HLNS"
 FEATURE_TYPES = ("float16", "float32")
 DATABASE = "index.sqlite"
+UPLOADS = "uploads"  # pictures that a service was given, by their content
 ARRAYS = ("codes", "features", "ids")
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would change the ends of lines
 
@@ -273,7 +274,7 @@ class ArrayFile:
         ``scattered`` rows are read here and there, so that reading ahead would be waste.
         """
         length = count * self.row_bytes
-        self._require_size(file, count)
+        self.require_size(file, count)
         if length == 0:
             return np.empty((count, self.width), self.dtype)
         mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
@@ -294,7 +295,7 @@ class ArrayFile:
         ``last`` has the checksum of the block in which the rows before these end, and ``stored``
         those that the database has of all blocks from there on.
         """
-        self._require_size(file, count)
+        self.require_size(file, count)
         start, length = first * self.row_bytes, (count - first) * self.row_bytes
         file.seek(start)
         data = file.read(length) or b""
@@ -324,13 +325,14 @@ class ArrayFile:
         except FileNotFoundError:
             raise IndexStoreError(f"{self.path}: the file is missing; {_RESTORE}") from None
         try:
-            self._require_size(file, count)
+            self.require_size(file, count)
         except IndexStoreError:
             file.close()
             raise
         return file
 
-    def _require_size(self, file: FileIO, count: int) -> None:
+    def require_size(self, file: FileIO, count: int) -> None:
+        """Raise ``IndexStoreError`` if the open file was cut: reading on would end the process."""
         size = os.fstat(file.fileno()).st_size
         if size < count * self.row_bytes:
             raise IndexStoreError(

@@ -71,6 +71,11 @@ class Generation:
         scattered = name == "features"  # of a pool's features, rows here and there are read
         return self.files[name].map_of(self._open[name], count, scattered=scattered)
 
+    def require_sizes(self, count: int) -> None:
+        """Raise ``IndexStoreError`` if a mapped file was cut since."""
+        for name, file in self._open.items():
+            self.files[name].require_size(file, count)
+
     def ids(self, transaction: Transaction) -> tuple[Ids, bool]:
         """The ids of a commit, by position, and whether they ascend."""
         meta = transaction.meta
@@ -229,6 +234,10 @@ class Snapshot:
                 del self._masks[next(iter(self._masks))]
             self._masks[key] = allowed
         return allowed
+
+    def require_sizes(self) -> None:
+        """Raise ``IndexStoreError`` if an array was cut since it was mapped."""
+        self._arrays.require_sizes(self.meta.count)
 
     def living(self) -> Ids:
         """Positions of the living images, in the order of their ids."""

@@ -135,18 +135,7 @@ class Store:
     @staticmethod
     def create(path: Path, meta: Meta) -> Store:
         """Make the folder of a new, empty index in one step."""
-        if not path.name:
-            raise IndexStoreError(
-                f"{path}: not a folder that can be made; give the index one of its own, such as "
-                "shop.idx"
-            )
-        with _looking_at(path):
-            free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-        if not free:
-            raise IndexStoreError(
-                f"{path}: exists already; choose another name, or add to it with "
-                "`hashlens index add`"
-            )
+        require_free(path)
         with file_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(path.parent)
@@ -161,7 +150,7 @@ class Store:
                 folder = Folder(aside)
                 for array in meta.arrays(folder).values():
                     array.create()
-                _write_head(folder, meta.commit)
+                write_head(folder, meta.commit)
         return Store(path)
 
     def meta(self) -> Meta:
@@ -193,7 +182,7 @@ class Store:
             commit = read_meta(transaction.connection, self.database).commit
             transaction.connection.execute("COMMIT")
             with suppress(OSError):  # the commit is done, with one check less
-                _write_head(transaction.folder, commit)
+                write_head(transaction.folder, commit)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Transaction]:
@@ -343,6 +332,21 @@ class Store:
             raise IndexStoreError(_explained(error, self.path, self.database)) from error
 
 
+def require_free(path: Path) -> None:
+    """Raise ``IndexStoreError`` if a new index cannot be made at a path."""
+    if not path.name:
+        raise IndexStoreError(
+            f"{path}: not a folder that can be made; give the index one of its own, such as "
+            "shop.idx"
+        )
+    with _looking_at(path):
+        free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not free:
+        raise IndexStoreError(
+            f"{path}: exists already; choose another name, or add to it with `hashlens index add`"
+        )
+
+
 def _commit_of_others(connection: sqlite3.Connection) -> int:
     """A number that changes when another connection, of any process, has committed."""
     (version,) = connection.execute("PRAGMA data_version").fetchone()
@@ -391,7 +395,7 @@ def read_head(folder: Folder) -> int | None:
     return int(commit) if zlib.crc32(data[:8]) == checksum else None
 
 
-def _write_head(folder: Folder, commit: int) -> None:
+def write_head(folder: Folder, commit: int) -> None:
     """Keep the number of a commit: in place, as a damaged number only means one check less."""
     number = struct.pack("<Q", commit)
     descriptor = folder.open(HEAD, os.O_WRONLY | os.O_CREAT)

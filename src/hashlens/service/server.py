@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -127,6 +129,9 @@ def serve(
     app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that are being answered are finished first."""
+    if sys.__stderr__ is not None:
+        # a mapped file that is cut while it is read ends the process: say where
+        faulthandler.enable(sys.__stderr__)
     with listen(host, port) as bound:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{bound.getsockname()[1]}"

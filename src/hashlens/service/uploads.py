@@ -24,6 +24,7 @@ from PIL import Image, JpegImagePlugin
 from hashlens.data.image import UnreadableImageError, decoding_bytes
 from hashlens.data.opening import load_image
 from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_path
+from hashlens.index.layout import UPLOADS
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits
 
@@ -167,9 +168,6 @@ def _deeper(value: Any, levels: int) -> bool:
     return bool(layer)
 
 
-FOLDER = "uploads"
-
-
 _UPLOAD = re.compile(r"[0-9a-f]{64}\.[a-z]+")
 
 
@@ -177,13 +175,13 @@ class UploadStore:
     """Files ``uploads/<sha256>.<extension>`` of one index; a client's file name plays no part."""
 
     def __init__(self, index: Path) -> None:
-        self._folder = index.resolve() / FOLDER
+        self._folder = index.resolve() / UPLOADS
         remove_abandoned(self._folder)
 
     def find(self, uri: str) -> str:
         """Where an image is: an upload is in this index, wherever the index was when it came."""
         path = uri_path(uri)
-        if path.parent.name != FOLDER or not _UPLOAD.fullmatch(path.name) or path.exists():
+        if path.parent.name != UPLOADS or not _UPLOAD.fullmatch(path.name) or path.exists():
             return uri
         return str(self._folder / path.name)
 
