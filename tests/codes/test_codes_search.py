@@ -227,7 +227,10 @@ def test_topk_equals_faiss(bits: int) -> None:
 
 @pytest.mark.parametrize("order", ["mixed", "sorted", "misleading"])
 def test_large_k_guessed_from_a_sample(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
-    """Also where the sample misleads: every sampled code equals the query, few others do."""
+    """Also where the sample misleads: every sampled code equals the query, few others do.
+
+    In clusters a sample hardly misleads, so there a wrong guess is given.
+    """
     monkeypatch.setattr(scan, "_SAMPLED_CODES", 1000)
     rng = np.random.default_rng(8)
     codes = clustered(rng, 9000, 16, 3)
@@ -236,8 +239,13 @@ def test_large_k_guessed_from_a_sample(monkeypatch: pytest.MonkeyPatch, order: s
         codes = codes[np.argsort(codes[:, 0], kind="stable")]
     if order == "misleading":
         codes[:: scan._SAMPLED] = codes[:: scan._SAMPLED - 3] = queries[0]
+        monkeypatch.setattr(rings, "reach", lambda *_: np.ones(9, np.uint64))
+    monkeypatch.setattr(rings, "MIN_CODES", 2)
+    monkeypatch.setattr(rings, "_KEYS_TOGETHER", 2000)  # four queries at a time
+    clusters = CodeDatabase(codes)
+    assert clusters.organise()
     expected = reference.topk(codes, queries, 500)
-    for database in (codes, CodeDatabase(codes)):
+    for database in (codes, CodeDatabase(codes), clusters):
         for found, right in zip(hamming_topk(database, queries, 500), expected, strict=True):
             np.testing.assert_array_equal(found, right)
 

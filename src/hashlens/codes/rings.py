@@ -4,6 +4,7 @@ Each code belongs to its nearest pivot. The codes of a pivot are its *cluster*, 
 distance to the pivot, so that GROUP neighbouring codes form a thin ring. A code of a ring between
 distances ``a`` and ``b`` of a pivot that is ``d`` bits away from the query is at least
 ``max(d - b, a - d)`` bits away from the query; rings that cannot hold a result are skipped.
+The queries of a batch go over the clusters together, so each cluster is read from memory once.
 The idea is iDistance (Jagadish, Ooi, Tan, Yu, Zhang, ACM TODS 30(2), 2005) in Hamming space, with
 pivots by k-majority. It pays where codes are clustered, as codes learned from class labels are.
 """
@@ -18,8 +19,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hashlens.codes.database import with_room
+from hashlens.codes.database import CodeBlocks, with_room
 from hashlens.codes.packing import BLOCK, to_blocks, words_at
+from hashlens.codes.scan import reach
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.codes.vector import (
     FAR,
@@ -43,6 +45,9 @@ _ONE_THREAD = 1 << 15  # a light pass over fewer numbers is not worth waking a t
 # A candidate is a key: its distance, 32 bits up, and its id. Smaller is nearer, ties by id.
 _SHIFT, _ID = np.uint64(32), np.uint64(0xFFFFFFFF)
 _GROUPS = BLOCK // GROUP
+_NEVER = 1 << 14  # a distance that no code has
+# Queries that go over the clusters together, and keys that these have room for at most.
+_TOGETHER, _KEYS_TOGETHER = 32, 1 << 20
 
 
 class Rings(NamedTuple):
@@ -183,12 +188,25 @@ class RingSearch:
 
     def nearest(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
         """The k nearest of each query, (q, k); at least k codes must be allowed."""
-        keys = np.empty((len(self._queries), k), np.uint64)
+        queries, rings, words = self._queries, self._rings, self._words
+        keys = np.empty((len(queries), k), np.uint64)
+        keys[:, 0] = FAR
         distances = np.empty(keys.shape, np.uint16)
         ids = np.empty(keys.shape, np.int64)
+        stored = CodeBlocks(rings.blocks, np.zeros(0, np.uint8), rings.size, 8 * len(words))
+        limits = reach(stored, queries, self._allowed, k)
+        together = max(1, min(_TOGETHER, _KEYS_TOGETHER // k))
 
         def answer(order: NDArray[np.int64]) -> None:
-            nearest_in_rings(self._rings, self._queries, order, self._words, self._allowed, k, keys)
+            work = np.empty((min(len(order), together), 4 * k + GROUP), np.uint64)
+            rest = words, self._allowed, k, limits, work, keys
+            for at in range(0, len(order), together):
+                some = order[at : at + together]
+                nearest_in_rings(rings, queries, some, *rest)
+                missed = some[keys[some, 0] == FAR]
+                if len(missed):
+                    limits[missed] = FAR
+                    nearest_in_rings(rings, queries, missed, *rest)
 
         def sort(first: int, last: int) -> None:
             part = keys[first:last]
@@ -316,8 +334,12 @@ def place_codes(
 
 
 @njit(nogil=True, cache=True)
-def _keep_smallest(keys: Any, count: int, k: int, histogram: Any) -> Any:
-    """Move the k smallest of ``count`` keys to the front, in no order; return the largest kept."""
+def _keep_smallest(keys: Any, count: int, k: int, room: int, histogram: Any) -> Any:
+    """Move the k smallest of ``count`` keys to the front, in no order; return how many stay.
+
+    Those as far as the last of them stay too while they are at most ``room`` in all: to tell
+    which of them have the smallest ids takes longer. Also returned: a bound for later keys.
+    """
     histogram[:] = 0
     for c in range(count):
         histogram[keys[c] >> _SHIFT] += 1
@@ -325,121 +347,123 @@ def _keep_smallest(keys: Any, count: int, k: int, histogram: Any) -> Any:
     while nearer + histogram[kth] < k:
         nearer += histogram[kth]
         kth += 1
-    ties = np.empty(histogram[kth], np.uint64)
-    kept, tied = 0, 0
+    bound = np.uint64(kth + 1) << _SHIFT
+    if nearer + histogram[kth] > room:
+        ties = np.empty(histogram[kth], np.uint64)
+        tied = 0
+        for c in range(count):
+            if np.int64(keys[c] >> _SHIFT) == kth:
+                ties[tied] = keys[c]
+                tied += 1
+        bound = np.partition(ties, k - nearer - 1)[k - nearer - 1] + ONE
+    kept = 0
     for c in range(count):
         key = keys[c]
-        distance = np.int64(key >> _SHIFT)
-        if distance < kth:
+        if key < bound:
             keys[kept] = key
             kept += 1
-        elif distance == kth:
-            ties[tied] = key
-            tied += 1
-    if kept + tied > k:
-        ties.sort()
-    keys[kept:k] = ties[: k - kept]
-    return ties[k - kept - 1] if kept + tied > k else ties.max()
+    return kept, bound
 
 
 @njit(nogil=True, cache=True)
 def _scan_groups(
-    rings: Any, first: int, last: int, away: int, query: Any, words: Any, allowed: Any, k: int,
-    limit: np.uint64, bound: np.uint64, keys: Any, count: int, histogram: Any,
-) -> Any:  # fmt: skip
-    """Add codes of groups ``first`` to ``last`` to the candidates; return what changed.
+    rings: Any, first: int, last: int, cluster: int, asked: Any, words: Any, allowed: Any, k: int,
+    of_queries: Any, begin: int, end: int, histogram: Any,
+) -> None:  # fmt: skip
+    """Add codes of groups ``first`` to ``last`` to the candidates of queries ``begin`` to ``end``.
 
-    ``away`` is the distance from the query to the groups' pivot, -1 where they have none. Codes
-    at ``limit`` bits or more, and keys at ``bound`` or more, are ignored. With ``k`` = 0 every
-    other code is collected, in as many keys as it takes.
+    They are the groups of one cluster, or of none (-1). Of a query, codes as far as ``below`` and
+    keys as large as ``bounds`` are ignored; when its keys are full, the k smallest stay.
     """
-    for g in range(first, last):
-        if away >= 0:
-            least = max(rings.nearest[g] - away, away - rings.farthest[g])
-            if least >= np.int64(limit):
+    away, least, below, bounds, keys, counts = of_queries
+    for c in range(begin, end):
+        limit, g, distance = below[c], first, np.int64(0)
+        if cluster >= 0:
+            if least[cluster, c] >= np.int64(limit):
                 continue
-        block = rings.blocks[g // _GROUPS]
-        start = (g % _GROUPS) * GROUP
-        if not any_below(block, start, query, limit, words):
-            continue
-        mask = mask_below(block, start, query, limit, words)
-        while mask:
-            j = np.int64(trailing_zeros(mask))
-            mask &= mask - ONE
-            if g * GROUP + j >= rings.size:
+            distance = np.int64(away[cluster, c])
+            after = last  # the groups are in the order of their distance to the pivot
+            while g < after:
+                middle = (g + after) // 2
+                if distance - rings.farthest[middle] < np.int64(limit):
+                    after = middle
+                else:
+                    g = middle + 1
+        bound, count, query = bounds[c], counts[c], asked[c]
+        block = rings.blocks[min(g, last - 1) // _GROUPS]
+        while g < last:
+            if cluster >= 0 and rings.nearest[g] - distance >= np.int64(limit):
                 break
-            code = rings.ids[g * GROUP + j]
-            if code < 0 or code >= rings.n or (len(allowed) and not allowed[code]):
+            start = (g % _GROUPS) * GROUP
+            if start == 0:
+                block = rings.blocks[g // _GROUPS]
+            at = g * GROUP
+            g += 1
+            if not any_below(block, start, query, limit, words):
                 continue
-            key = (code_distance(block, start + j, query, words) << _SHIFT) | np.uint64(code)
-            if key >= bound:
-                continue
-            keys[count] = key
-            count += 1
-            if count < len(keys):
-                continue
-            if k == 0:
-                longer = np.empty(2 * len(keys), np.uint64)
-                longer[:count] = keys
-                keys = longer
-            else:
-                bound = _keep_smallest(keys, count, k, histogram)
-                count = k
-                limit = min(limit, (bound >> _SHIFT) + ONE)
-    return limit, bound, keys, count
+            mask = mask_below(block, start, query, limit, words)
+            while mask:
+                j = np.int64(trailing_zeros(mask))
+                mask &= mask - ONE
+                if at + j >= rings.size:
+                    break
+                code = rings.ids[at + j]
+                if code < 0 or code >= rings.n or (len(allowed) and not allowed[code]):
+                    continue
+                found = code_distance(block, start + j, query, words)
+                key = (found << _SHIFT) | np.uint64(code)
+                if key >= bound:
+                    continue
+                keys[c, count] = key
+                count += 1
+                if count == keys.shape[1]:
+                    count, bound = _keep_smallest(keys[c], count, k, count // 2, histogram)
+                    limit = min(limit, ((bound - ONE) >> _SHIFT) + ONE)
+        below[c], bounds[c], counts[c] = limit, bound, count
 
 
 @njit(nogil=True, cache=True)
-def _search(
-    rings: Any, query: Any, words: Any, allowed: Any, k: int, limit: np.uint64, keys: Any,
-    count: int, histogram: Any, work: Any,
-) -> Any:  # fmt: skip
-    """Collect a query's candidates: codes in no cluster, then clusters, the most promising first.
+def _pivot_distances(
+    rings: Any, asked: Any, words: Any, away: Any, least: Any, nearest: Any
+) -> None:
+    """Set queries' distances to pivots, the least that their codes have, and the nearest pivots.
 
-    ``work`` (3, BLOCK), int64: distance to each pivot, least distance to its codes, order.
+    ``away`` and ``least`` have a row per pivot and a column per query.
     """
-    pivots = len(rings.starts) - 1
-    away, least, order = work[0], work[1], work[2]
+    nearest[:] = 0
+    for p in range(len(rings.starts) - 1):
+        a, b = rings.starts[p], rings.starts[p + 1]
+        low, high = (rings.nearest[a], rings.farthest[b - 1]) if a < b else (_NEVER, _NEVER)
+        for c in range(len(asked)):
+            distance = np.int64(code_distance(rings.pivots, p, asked[c], words))
+            away[p, c] = distance
+            least[p, c] = max(0, low - distance, distance - high)
+            if distance < away[nearest[c], c]:
+                nearest[c] = p
+
+
+@njit(nogil=True, cache=True)
+def _by_distance(away: Any, pivots: int, histogram: Any, order: Any) -> None:
+    """Put pivots into the order of their distance: a counting sort."""
     histogram[:] = 0
     for p in range(pivots):
-        away[p] = np.int64(code_distance(rings.pivots, p, query, words))
+        histogram[away[p] + 1] += 1
+    for d in range(1, len(histogram)):
+        histogram[d] += histogram[d - 1]
     for p in range(pivots):
-        a, b = rings.starts[p], rings.starts[p + 1]
-        if a == b:
-            least[p] = len(histogram) - 1
-        else:
-            least[p] = max(0, rings.nearest[a] - away[p], away[p] - rings.farthest[b - 1])
-        histogram[least[p]] += 1
-    total = 0
-    for d in range(len(histogram)):
-        here = histogram[d]
-        histogram[d] = total
-        total += here
-    for p in range(pivots):
-        order[histogram[least[p]]] = p
-        histogram[least[p]] += 1
-    bound = FAR
-    # Codes in no cluster come first: they must be compared in any case, and lower the bound.
-    limit, bound, keys, count = _scan_groups(
-        rings, rings.starts[-1], (rings.size + GROUP - 1) // GROUP, -1,
-        query, words, allowed, k, limit, bound, keys, count, histogram,
-    )  # fmt: skip
-    for o in range(pivots):
-        p = order[o]
-        if least[p] >= np.int64(limit):
-            break
-        limit, bound, keys, count = _scan_groups(
-            rings, rings.starts[p], rings.starts[p + 1], away[p],
-            query, words, allowed, k, limit, bound, keys, count, histogram,
-        )  # fmt: skip
-    return keys, count
+        order[histogram[away[p]]] = p
+        histogram[away[p]] += 1
 
 
 @njit(nogil=True, cache=True)
 def nearest_in_rings(
-    rings: Any, queries: Any, order: Any, words: Any, allowed: Any, k: int, out: Any
-) -> None:
-    """The k nearest codes of some queries, as keys in no order.
+    rings: Any, queries: Any, order: Any, words: Any, allowed: Any, k: int, limits: Any,
+    keys: Any, out: Any,
+) -> Any:  # fmt: skip
+    """The k nearest codes of a few queries, as keys in no order.
+
+    A cluster is compared with all queries that need it, while it is in the cache. The codes in no
+    cluster come first, and the nearest cluster of each query: they lower the bounds.
 
     Parameters
     ----------
@@ -448,24 +472,58 @@ def nearest_in_rings(
     queries : ndarray of shape (q, w), uint64
         Codes to search for.
     order : ndarray of shape (m,), int64
-        The queries to answer; faster if similar ones follow each other.
+        The queries to answer; faster if they are similar.
     words : tuple of length w
         Gives w to the compiler.
     allowed : ndarray of shape (n,) or (0,), bool
         Codes that may be found; at least k of them, or empty: all.
     k : int
         Results per query, at least 1.
+    limits : ndarray of shape (q,), uint64
+        Distances that no result reaches.
+    keys : ndarray of shape (m, c), uint64
+        To work in; c is more than 2 * k.
     out : ndarray of shape (q, k), uint64
-        Results: keys, a distance 32 bits up and an id.
+        Results: keys, a distance 32 bits up and an id. Where fewer than k are below a query's
+        limit, its first one is left as it is.
     """
-    histogram = np.zeros(64 * len(words) + 2, np.int64)
-    work = np.empty((3, BLOCK), np.int64)
-    keys = np.empty(max(2 * k, k + GROUP), np.uint64)
-    for i in order:
-        _, count = _search(rings, queries[i], words, allowed, k, FAR, keys, 0, histogram, work)
-        if count > k:
-            _keep_smallest(keys, count, k, histogram)
-        out[i] = keys[:k]
+    m, pivots, asked = len(order), len(rings.starts) - 1, queries[order]
+    histogram = np.empty(64 * len(words) + 2, np.int64)
+    away, least = np.empty((BLOCK, m), np.int16), np.empty((BLOCK, m), np.int16)
+    below = np.minimum(limits[order], np.uint64(64 * len(words) + 1))
+    counts = np.zeros(m, np.int64)
+    of_queries = away, least, below, np.full(m, FAR), keys, counts
+    turn = np.empty(BLOCK, np.int64)
+    nearest = np.empty(m, np.int64)
+    _pivot_distances(rings, asked, words, away, least, nearest)
+    last = (rings.size + GROUP - 1) // GROUP
+    for g in range(rings.starts[-1], last, _GROUPS):
+        _scan_groups(
+            rings, g, min(g + _GROUPS, last), -1, asked, words, allowed, k, of_queries, 0, m,
+            histogram,
+        )  # fmt: skip
+    for c in range(m):
+        p = nearest[c]
+        _scan_groups(
+            rings, rings.starts[p], rings.starts[p + 1], p, asked, words, allowed, k, of_queries,
+            c, c + 1, histogram,
+        )  # fmt: skip
+        least[p, c] = _NEVER
+    _by_distance(away[:, 0], pivots, histogram, turn)
+    for t in range(pivots):
+        p, needed = turn[t], False
+        for c in range(m):
+            needed |= least[p, c] < np.int64(below[c])
+        if needed:
+            _scan_groups(
+                rings, rings.starts[p], rings.starts[p + 1], p, asked, words, allowed, k,
+                of_queries, 0, m, histogram,
+            )  # fmt: skip
+    for c in range(m):
+        if counts[c] >= k:
+            if counts[c] > k:
+                _keep_smallest(keys[c], counts[c], k, k, histogram)
+            out[order[c]] = keys[c, :k]
 
 
 @njit(nogil=True, cache=True)
@@ -488,14 +546,38 @@ def within_rings(
     ndarray of shape (m,), uint64
         Keys, one query of ``order`` after the other, each query's in no order.
     """
-    histogram = np.zeros(64 * len(words) + 2, np.int64)
-    work = np.empty((3, BLOCK), np.int64)
-    keys = np.empty(1024, np.uint64)
-    total = 0
-    for i in order:
-        before = total
-        keys, total = _search(
-            rings, queries[i], words, allowed, 0, limit, keys, total, histogram, work
-        )
-        counts[i] = total - before
-    return keys[:total]
+    histogram = np.zeros(0, np.int64)
+    away, least = np.empty((BLOCK, 1), np.int16), np.empty((BLOCK, 1), np.int16)
+    below, bounds = np.full(1, limit), np.full(1, FAR)
+    keys, total = np.empty((1, 1024), np.uint64), np.zeros(1, np.int64)
+    nearest = np.empty(1, np.int64)
+    last, asked = (rings.size + GROUP - 1) // GROUP, queries[order]
+    for at in range(len(order)):
+        before, one = total[0], asked[at : at + 1]
+        _pivot_distances(rings, one, words, away, least, nearest)
+        for g in range(rings.starts[-1], last, _GROUPS):
+            keys = _with_room(keys, total[0], _GROUPS)
+            _scan_groups(
+                rings, g, min(g + _GROUPS, last), -1, one, words, allowed, 0,
+                (away, least, below, bounds, keys, total), 0, 1, histogram,
+            )  # fmt: skip
+        for p in range(len(rings.starts) - 1):
+            if least[p, 0] < np.int64(limit):
+                a, b = rings.starts[p], rings.starts[p + 1]
+                keys = _with_room(keys, total[0], b - a)
+                _scan_groups(
+                    rings, a, b, p, one, words, allowed, 0,
+                    (away, least, below, bounds, keys, total), 0, 1, histogram,
+                )  # fmt: skip
+        counts[order[at]] = total[0] - before
+    return keys[0, : total[0]]
+
+
+@njit(nogil=True, cache=True)
+def _with_room(keys: Any, count: int, groups: int) -> Any:
+    """The first ``count`` keys, in an array that all codes of so many groups do not fill."""
+    if count + groups * GROUP < keys.shape[1]:
+        return keys
+    longer = np.empty((1, 2 * (count + groups * GROUP)), np.uint64)
+    longer[:, :count] = keys[:, :count]
+    return longer

@@ -63,30 +63,15 @@ class Scan:
         for at in range(0, q, step):
             queries = self._queries[at : at + step]
             out = distances[at : at + step], ids[at : at + step]
-            too_few = self._collect(queries, k, capacity, self._guess(queries, k), out)
+            too_few = self._collect(
+                queries, k, capacity, reach(self._codes, queries, self._allowed, k), out
+            )
             if len(too_few):
                 again = distances[at + too_few], ids[at + too_few]
                 unlimited = np.full(len(too_few), FAR)
                 self._collect(queries[too_few], k, capacity, unlimited, again)
                 distances[at + too_few], ids[at + too_few] = again
         return distances, ids
-
-    def _guess(self, queries: NDArray[np.uint64], k: int) -> NDArray[np.uint64]:
-        """Distances that the k-th nearest hardly reach, guessed from a sample of codes."""
-        codes = self._codes
-        few = k < _SAMPLED_K or len(queries) < _SAMPLED_QUERIES or codes.n < _SAMPLED_CODES
-        if few or len(self._allowed):
-            return np.full(len(queries), FAR)
-        if len(codes.data):
-            sample = codes.data.reshape(codes.n, codes.n_bytes)[::_SAMPLED]
-        else:
-            whole = codes.blocks[: codes.n // BLOCK, :, :: _SAMPLED - 3]
-            words = whole.transpose(0, 2, 1).reshape(-1, len(codes.words))
-            sample = from_words(words, codes.n_bytes)
-        expected = k * len(sample) / codes.n
-        rank = int(expected + 4 * expected**0.5) + 4
-        found, _ = Scan(blocks_of_rows(sample), queries, self._allowed).nearest(rank)
-        return found[:, -1].astype(np.uint64) + np.uint64(1)
 
     def _collect(
         self,
@@ -154,3 +139,22 @@ class Scan:
             searched = blocks, codes.data, codes.n_bytes, first, last, codes.n
             tasks.append(partial(kernel, *searched, queries, self._words, self._allowed, *own))
         run_all(tasks)
+
+
+def reach(
+    codes: CodeBlocks, queries: NDArray[np.uint64], allowed: NDArray[np.bool_], k: int
+) -> NDArray[np.uint64]:
+    """Distances that the k nearest hardly reach, guessed from a sample of codes; or FAR."""
+    few = k < _SAMPLED_K or len(queries) < _SAMPLED_QUERIES or codes.n < _SAMPLED_CODES
+    if few or len(allowed):
+        return np.full(len(queries), FAR)
+    if len(codes.data):
+        sample = codes.data.reshape(codes.n, codes.n_bytes)[::_SAMPLED]
+    else:
+        whole = codes.blocks[: codes.n // BLOCK, :, :: _SAMPLED - 3]
+        words = whole.transpose(0, 2, 1).reshape(-1, len(codes.words))
+        sample = from_words(words, codes.n_bytes)
+    expected = k * len(sample) / codes.n
+    rank = int(expected + 4 * expected**0.5) + 4
+    found, _ = Scan(blocks_of_rows(sample), queries, allowed).nearest(rank)
+    return found[:, -1].astype(np.uint64) + np.uint64(1)
