@@ -33,6 +33,22 @@ def test_the_classifier_sees_the_image_through_the_latent_layer_alone() -> None:
     assert torch.equal(first.scores, second.scores)
 
 
+def test_without_h_the_classifier_reads_f7_and_h_is_not_trained() -> None:
+    net = _net(plain=True, latent_normalisation=True)
+    assert net.classifier is None
+    before = net.latent.weight.clone()
+    images = torch.randn(6, 3, 5, 5)
+    out = net(images)
+    assert net.feature_classifier is not None
+    torch.testing.assert_close(out.scores, net.feature_classifier(out.features))
+    nn.init.zeros_(net.latent.weight)
+    torch.testing.assert_close(net(images).scores, out.scores)
+    net.latent.weight.data.copy_(before)
+    out.scores.square().mean().backward()
+    assert net.latent.weight.grad is None
+    assert all(part.grad is not None for part in net.backbone.parameters())
+
+
 def test_a_network_without_classes_has_no_scores() -> None:
     net = _net(classes=0)
     assert net.classifier is None

@@ -47,7 +47,8 @@ def test_every_objective_learns_digits(
     result = fit(digits, config, tmp_path / "m", progress=False)
     best = next(e for e in result.history if e["epoch"] == result.best_epoch)
     assert best["map"] == max(epoch["map"] for epoch in result.history)
-    assert best["map"] > 0.9
+    # The codes of a network without H are random projections, not learned.
+    assert best["map"] > (0.4 if objective == "softmax" else 0.9)
     assert best["accuracy"] > 0.9
     net, saved = load_model(tmp_path / "m")
     assert (saved.bits, saved.fingerprint) == (16, result.fingerprint)

@@ -133,6 +133,7 @@ def _build(config: ModelConfig, state: Mapping[str, Tensor]) -> LatentHashNet:
         bits=config.bits,
         classes=len(config.classes),
         feature_layer=config.feature_dim if layered else 0,
+        plain="feature_classifier.weight" in state,
     )
     if config.feature_scaling != "none":
         net.set_feature_scaling(torch.zeros(net.feature_dim), torch.ones(net.feature_dim))

@@ -64,6 +64,9 @@ class LatentHashNet(nn.Module):
         Units of an F7 of its own between backbone and H: dropout, a linear layer, ReLU. A frozen
         backbone's features know nothing of the classes; those of a trained F7 do. 0: the
         backbone's features are F7.
+    plain : bool
+        The paper's network without H: the classifier reads F7. H stays as it was drawn, so that
+        the codes are signs of random projections of F7 (LSH).
     """
 
     feature_mean: Tensor | None
@@ -79,6 +82,7 @@ class LatentHashNet(nn.Module):
         latent_normalisation: bool = False,
         latent_dropout: float = 0.0,
         feature_layer: int = 0,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         if feature_dim < 1 or classes < 0 or feature_layer < 0:
@@ -95,7 +99,14 @@ class LatentHashNet(nn.Module):
         if latent_normalisation:
             self.normalise = nn.BatchNorm1d(bits)
             self.normalise.bias.requires_grad_(False)
-        self.classifier: nn.Linear | None = nn.Linear(bits, classes) if classes else None
+        self.classifier: nn.Linear | None = None
+        self.feature_classifier: nn.Linear | None = None
+        if plain and classes:
+            self.feature_classifier = nn.Linear(self.feature_dim, classes)
+            for layer in filter(None, (self.latent, self.normalise)):
+                layer.requires_grad_(False)
+        elif classes:
+            self.classifier = nn.Linear(bits, classes)
         # Not in the state until they are set, so that models without them stay as they were.
         self.register_buffer("feature_mean", None)
         self.register_buffer("feature_scale", None)
@@ -123,11 +134,17 @@ class LatentHashNet(nn.Module):
         if self.feature_layer is not None:
             kept = functional.dropout(features, DROPOUT, self.training)
             features = torch.relu(self.feature_layer(kept))
-        latent = self.latent(functional.dropout(features, self.latent_dropout, self.training))
+        seen = functional.dropout(features, self.latent_dropout, self.training)
+        latent = self.latent(seen)
         if self.normalise is not None:
             latent = self.normalise(latent)
         activations = torch.sigmoid(latent)
-        scores = activations[:, :0] if self.classifier is None else self.classifier(activations)
+        if self.feature_classifier is not None:
+            scores = self.feature_classifier(seen)
+        elif self.classifier is not None:
+            scores = self.classifier(activations)
+        else:
+            scores = activations[:, :0]
         if self.feature_mean is not None and self.feature_scale is not None:
             features = scaled_features(features, self.feature_mean, self.feature_scale)
         return LatentOutput(features, latent, activations, scores)

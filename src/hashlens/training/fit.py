@@ -265,8 +265,9 @@ def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashMod
         latent_normalisation=config.latent_normalisation,
         latent_dropout=config.latent_dropout,
         feature_layer=config.feature_layer or 0,
+        plain=config.objective == "softmax",
     )
-    if config.latent_std:
+    if config.latent_std and net.latent.weight.requires_grad:
         nn.init.normal_(net.latent.weight, std=config.latent_std)
         nn.init.constant_(net.latent.bias, config.latent_bias)
     freeze_first(net.backbone, 1.0 if config.freeze_backbone else config.frozen_share)

@@ -269,7 +269,7 @@ def parameter_groups(net: LatentHashNet, config: TrainingConfig) -> list[dict[st
         if name in place:
             below = round((1 - place[name]) * _LEVELS) / _LEVELS
             rate *= config.backbone_rate * config.layer_decay**below
-        elif name.startswith("classifier."):
+        elif name.startswith(("classifier.", "feature_classifier.")):
             rate *= config.classifier_rate
         if name.endswith("bias"):
             rate *= config.bias_rate

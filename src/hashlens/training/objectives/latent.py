@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 @objective("latent", "classification loss alone, as in the paper; F8 reads sigmoid(H)")
+@objective("softmax", "classification loss of a network without H; the codes are LSH of its F7")
 class Latent(nn.Module):
     """Softmax loss on F8's scores, which see the image through the latent layer alone.
 
     K. Lin, H.-F. Yang, J.-H. Hsiao, C.-S. Chen, "Deep Learning of Binary Hash Codes for Fast Image
     Retrieval", CVPR Workshops 2015, section 3.1: no term on the codes; the sigmoid and the
-    classifier behind it make the activations gather near 0 and 1 by themselves.
+    classifier behind it make the activations gather near 0 and 1 by themselves. Under the name
+    ``softmax`` F8 reads F7 instead, as in the network that the paper starts from.
 
     Parameters
     ----------
