@@ -405,7 +405,8 @@ def test_the_environment_sets_options_of_serve(
 ) -> None:
     monkeypatch.setenv("HASHLENS_PORT", "99999")
     told = run("serve", index, code=2)
-    assert "'--port'" in told and "65535" in told
+    assert "'--port'" in told
+    assert "65535" in told
 
 
 def test_duplicates_and_export(index: Path, photos: Path, tmp_path: Path) -> None:
