@@ -204,6 +204,14 @@ def move(source: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing, and their names durable."""
+    missing = [each for each in (folder, *folder.parents) if not each.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync_directory(made.parent)
+
+
 def sync_directory(folder: Path) -> None:
     """Make the names in a folder durable, where the system knows how."""
     if os.name == "nt":

@@ -228,6 +228,8 @@ def test_a_killed_server_has_every_acknowledged_image(
                 assert record.label == label
                 assert Path(record.uri).is_file()
     assert len(acknowledged) >= 25 * kills
+    uploads = writable_dir / "uploads"
+    assert not [path for path in (uploads, *uploads.iterdir()) if path.stat().st_mode & 0o077]
 
 
 @pytest.mark.parametrize(
@@ -247,6 +249,14 @@ def test_what_cannot_be_served_is_told_in_one_line(
     assert result.exit_code == 1
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_key_that_others_can_read_is_told(index_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(0o644)
+    arguments = ["serve", str(index_dir), "--api-key-file", str(tmp_path / "key")]
+    result = CliRunner().invoke(command_line, [*arguments, "--host", "203.0.113.1", "--port", "1"])
+    assert f"warning: {tmp_path / 'key'} can be read by others: chmod 600" in result.stderr
 
 
 @pytest.mark.parametrize("key", ["short", "with a space in the key", "nicht-ä-aber-lang-genug"])

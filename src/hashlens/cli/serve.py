@@ -76,6 +76,8 @@ def serve_index(
     """Serve an index until it is stopped; print the address, and open it in a browser."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched for a client
     key = read_key(api_key_file)
+    if api_key_file is not None and os.name != "nt" and os.stat(api_key_file).st_mode & 0o077:
+        note(f"warning: {api_key_file} can be read by others: chmod 600 {api_key_file}")
     from hashlens.service.app import create_app
     from hashlens.service.security import LOOPBACK
     from hashlens.service.server import serve

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from hashlens.errors import IndexStoreError
-from hashlens.files import replace_file, written_aside
+from hashlens.files import make_folder, replace_file, written_aside
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.store import require_free
 from hashlens.types import Ids
@@ -124,8 +124,9 @@ def copy_shards(folder: Path, path: Path) -> int:
     """
     require_free(path)
     catalogue = read_catalogue(folder)
+    make_folder(path.parent)
     with written_aside(path) as aside:
-        aside.mkdir(parents=True)
+        aside.mkdir()
         images = 0
         for shard in catalogue.shards:
             with HashIndex.open(folder / shard.folder, read_only=True) as index:

@@ -23,7 +23,7 @@ from hashlens.data.opening import open_source
 from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, is_sharded, write_catalogue
 from hashlens.distributed.cluster import connect
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.files import replace_file
+from hashlens.files import make_folder, replace_file
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
@@ -144,7 +144,7 @@ def _start_or_go_on(folder: Path, plan: dict[str, Any]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise IndexStoreError(f"{folder}: expected a new or empty folder; choose another name")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     replace_file(path, json.dumps(plan))
 
 

@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 from hashlens.errors import IndexStoreError
-from hashlens.files import is_written_aside, written_aside
+from hashlens.files import is_written_aside, make_folder, written_aside
 from hashlens.index.layout import (
     BLOCK_BYTES,
     DATABASE,
@@ -46,7 +46,7 @@ def copy_index(store: Store, path: Path) -> int:
                     raise
                 continue  # `compact` took the files away meanwhile
             with file_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 with written_aside(path) as aside:
                     aside.mkdir()
                     _copy(transaction, files, aside)

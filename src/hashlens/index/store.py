@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from hashlens.errors import IndexStoreError, TimeLimitError, system_reason
-from hashlens.files import remove_abandoned, written_aside
+from hashlens.files import make_folder, remove_abandoned, written_aside
 from hashlens.index.layout import (
     DATABASE,
     TABLES,
@@ -137,7 +137,7 @@ class Store:
         """Make the folder of a new, empty index in one step."""
         require_free(path)
         with file_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             remove_abandoned(path.parent)
             with written_aside(path) as aside:
                 aside.mkdir()

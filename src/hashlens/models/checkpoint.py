@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hashlens.errors import ModelError, system_reason
-from hashlens.files import move, remove_abandoned, replace_file
+from hashlens.files import make_folder, move, remove_abandoned, replace_file
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import create_backbone
 from hashlens.models.description import (
@@ -46,7 +46,7 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
     config = replace(config, fingerprint=fingerprint(state, config))
     weights_name = f"weights-{config.fingerprint[:12]}.safetensors"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         replace_file(directory / weights_name, save(state))
         _write_config(directory, config, weights_name, None)
         _remove_others(directory, weights_name)
@@ -63,7 +63,7 @@ def replace_model(directory: Path, new: Path) -> None:
     _, weights = read_config(new)
     load_model(new)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         twin = read_twin(new)
         names = [weights.name, *([twin.path.name] if twin else []), CARD_NAME, CONFIG_NAME]
         for name in names:

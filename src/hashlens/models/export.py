@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hashlens.data.decoding import decode_source
 from hashlens.data.source import Source
 from hashlens.errors import MissingExtraError, ModelError, system_reason
-from hashlens.files import replace_file
+from hashlens.files import make_folder, replace_file
 from hashlens.models.checkpoint import TorchRunner, keep_twin, load_model
 from hashlens.models.description import ModelConfig, read_config
 from hashlens.models.encoder import (
@@ -98,7 +98,7 @@ def export_onnx(
             f"the backbone {config.backbone}"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         replace_file(path, data)
     except OSError as error:
         raise ModelError(

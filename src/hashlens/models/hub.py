@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hashlens.errors import HashlensError, MissingExtraError, ModelError
+from hashlens.files import make_folder
 from hashlens.models.checkpoint import load_model, replace_model
 from hashlens.models.description import (
     CARD_NAME,
@@ -49,7 +50,7 @@ def pull_model(
     repo: str, directory: Path, *, revision: str | None = None, endpoint: str | None = None
 ) -> ModelConfig:
     """Download a model; one that is there already stays until the new one is whole and checked."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(directory.parent)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.parent) as folder:
         aside = Path(folder)
 

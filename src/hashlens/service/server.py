@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import os
 import signal
 import socket
 import sys
@@ -138,9 +139,11 @@ def serve(
         server = make_server(app, limits, lambda: announce(url))
         # uvicorn raises the signal again once it has stopped; by then there is nothing left to do.
         before = {sig: signal.signal(sig, _stopped) for sig in (signal.SIGTERM, signal.SIGINT)}
+        mask = os.umask(0o077)  # pictures and what clients say of them are nobody else's
         try:
             server.run(sockets=[bound])
         finally:
+            os.umask(mask)
             for sig, handler in before.items():
                 signal.signal(sig, handler)
         if not server.started:

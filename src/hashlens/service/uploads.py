@@ -191,13 +191,14 @@ class UploadStore:
             # cameras write MPO: a JPEG with further pictures behind it
             extension = FORMATS.get(image.format or "", FORMATS["JPEG"])
         path = self._folder / f"{hashlib.sha256(data).hexdigest()}.{extension}"
-        if path.is_file() and path.stat().st_size == len(data):
-            return str(path)
         try:
-            if not self._folder.is_dir():
-                self._folder.mkdir(exist_ok=True)
-                sync_directory(self._folder.parent)
-            replace_file(path, data)
+            self._folder.mkdir(exist_ok=True)
+            # what is there may be from a process that was killed before it synced
+            sync_directory(self._folder.parent)
+            if path.is_file() and path.stat().st_size == len(data):
+                sync_directory(self._folder)
+            else:
+                replace_file(path, data)
         except OSError as error:
             log.error("%s: an image could not be stored: %s", self._folder, error)
             raise Refused(503, "the image cannot be stored now", Retry_After="5") from None
