@@ -49,6 +49,16 @@ def test_codes_lie_around_their_class_centres() -> None:
     assert 55 < between.mean() < 70
 
 
+@pytest.mark.parametrize("data", search.KINDS)
+def test_codes_of_every_kind_are_drawn_by_seed(data: str) -> None:
+    make = search.KINDS[data]
+    codes, others = make(40_000, 48, 1), make(100, 48, 1, stream=1)
+    np.testing.assert_array_equal(codes, make(40_000, 48, 1))
+    near = reference.distances(codes, others).min(axis=1).mean()
+    low, high = {"clustered": (3, 7), "repeated": (0, 1), "ITQ": (1, 8), "uniform": (8, 13)}[data]
+    assert low <= near < high, near
+
+
 def test_recall_counts_ties_once_and_no_foreign_ids() -> None:
     codes = np.zeros((20, 2), np.uint8)
     codes[15:] = 255
@@ -76,12 +86,15 @@ def test_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyP
     engines = {row["engine"] for row in results["exact"]}
     assert engines == {
         search.FLAT,
+        search.COUNTING,
+        search.SHARDS,
+        search.SCAN,
         search.USEARCH,
         search.ARRAY,
         search.DATABASE,
     }
     exact = [row for row in results["recall"] if row["setting"] == "exact"]
-    assert [row["recall"] for row in exact] == [1.0, 1.0]
+    assert [row["recall"] for row in exact] == [1.0] * 4  # two engines, in batches and alone
     assert all(0 <= row["recall"] <= 1 for row in results["recall"])
     page = (tmp_path / "search.md").read_text()
     assert all(row["engine"] in page for row in (*results["recall"], *results["growth"]))
