@@ -58,9 +58,13 @@ def test_queries_are_left_out_of_their_own_results(tmp_path: Path) -> None:
             scores["nearest"]["queries"], scores["nearest"][way], strict=True
         ):
             assert query not in nearest
-    grown = replace(run, scale=500, model=next(tmp_path.glob("model-*")))
+    model = next(tmp_path.glob("model-*"))
+    grown = replace(run, scale=500, model=model, without_h=model)
     assert "grown to 500" in grown.describe()
-    assert grown.run()["configuration"]["scale"] == 500
+    kept = grown.run()
+    assert kept["configuration"]["scale"] == 500
+    ways = kept["scores"]["ways"]
+    assert ways["without h"]["precision"] == ways["es"]["precision"]  # the same F7
 
 
 def test_command_line(tmp_path: Path, class_folder: Path) -> None:

@@ -133,6 +133,9 @@ def products_command(
         None,
         help="A backbone's published weights: train from them, and search its plain F7 too.",
     ),
+    without_h: Path | None = typer.Option(
+        None, help="A model of hashlens train --objective softmax, whose F7 is searched too."
+    ),
     backbone: str | None = typer.Option(None, help="As for hashlens train."),
     bits: int | None = typer.Option(None, help="Length of a code. [default: 128]"),
     epochs: int | None = _EPOCHS,
@@ -143,7 +146,7 @@ def products_command(
     seed: int = _SEED,
     as_json: bool = JSON,
 ) -> None:
-    """Search a collection with some of its own images: accuracy, ES, BCS, HDS, time, pictures.
+    """Search a collection with some of its own images: accuracy, four modes, time, pictures.
 
     Example: hashlens reproduce products photos/ --quick
     """
@@ -159,7 +162,7 @@ def products_command(
     settings = replace(settings, training={**settings.training, **training})
     console = _console()
     run = ProductsRun(
-        open_source(source), settings, out, model, weights, scale, seed, console
+        open_source(source), settings, out, model, weights, without_h, scale, seed, console
     ).prepared()
     _say(console, run.describe())
     _say(console, _PRODUCTS_TIME)

@@ -94,7 +94,7 @@ def changed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 KS = (1, 5, 10, 50, *range(100, 1001, 100))
-PLAIN = "plain"
+PLAIN, WITHOUT_H = "plain", "without h"
 _SHEET_QUERIES, _SHEET_NEAREST = 4, 5
 
 
@@ -103,7 +103,8 @@ class ProductsRun:
     """One run on a collection of labelled images; the model and results are kept in ``out``.
 
     A given ``model`` is used instead of training one. ``weights`` is a file with a backbone's
-    published weights: training starts from them, and the backbone's own F7 is searched as well.
+    published weights: training starts from them, and the backbone's own F7 is searched as well,
+    as is the F7 of ``without_h``, a model of the objective ``softmax``.
     The collection grows to ``scale`` images.
     """
 
@@ -112,6 +113,7 @@ class ProductsRun:
     out: Path
     model: Path | None = None
     weights: Path | None = None
+    without_h: Path | None = None
     scale: int | None = None
     seed: int = 0
     console: Console = field(default_factory=lambda: Console(stderr=True))
@@ -148,6 +150,8 @@ class ProductsRun:
             "model": encoder.fingerprint,
             "weights": str(self.weights) if self.weights else None,
         }
+        if self.without_h is not None:
+            configuration["without_h"] = Encoder.load(self.without_h).fingerprint
         kept = store.get("products", configuration)
         return kept or store.put("products", configuration, self._scores(encoder))
 
@@ -194,11 +198,12 @@ class ProductsRun:
         latent = np.concatenate([found.latent, *copied])
         whole = EncodedImages(codes, features, grown.labels, latent=latent)
         ways, sheets = self._search(whole, encoder.bits)
-        plain = self._plain_features(grown)
-        if plain is not None:
-            bare = EncodedImages(codes, plain, grown.labels)
-            more, other = self._search(bare, encoder.bits, plain=True)
-            ways, sheets = {**more, **ways}, {**other, **sheets}
+        others = {PLAIN: self._plain_features(grown), WITHOUT_H: self._features_without_h(grown)}
+        for name, compared in others.items():
+            if compared is not None:
+                bare = EncodedImages(codes, compared, grown.labels)
+                more, other = self._search(bare, encoder.bits, name)
+                ways, sheets = {**more, **ways}, {**other, **sheets}
         return {
             "bits": encoder.bits,
             "accuracy": accuracy,
@@ -221,9 +226,9 @@ class ProductsRun:
         return found
 
     def _search(
-        self, whole: EncodedImages, bits: int, *, plain: bool = False
+        self, whole: EncodedImages, bits: int, other: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Scores of each way, and the nearest images of a few queries."""
+        """Scores of each way, or of ES over features called ``other``; nearest of few queries."""
         rows = self.queries
         searcher = ArraySearcher(whole.codes, whole.features)
         found = score_searcher(
@@ -231,12 +236,12 @@ class ProductsRun:
             whole,
             whole.rows(rows),
             bits=bits,
-            modes=("es",) if plain else None,
+            modes=("es",) if other else None,
             precision_at=KS,
             exclude=rows,
             progress=True,
         )
-        names = {mode: PLAIN if plain else mode for mode in found.modes}
+        names = {mode: other or mode for mode in found.modes}
         shown = slice(None, None, max(1, len(rows) // _SHEET_QUERIES))
         scores = {names[mode]: mode_scores(value, KS) for mode, value in found.modes.items()}
         nearest = {
@@ -252,6 +257,7 @@ class ProductsRun:
         backbone = self._published()
         if backbone is None:
             return None
+        self.out.mkdir(parents=True, exist_ok=True)  # no model was trained into it
         from hashlens.training.data import feature_inputs
 
         inputs = feature_inputs(
@@ -266,6 +272,15 @@ class ProductsRun:
         features: Features = inputs.pixels.gather(rows)[0].numpy().astype(np.float32)
         return features
 
+    def _features_without_h(self, grown: Source) -> Features | None:
+        """F7 of a network that was trained on the classes without H."""
+        if self.without_h is None:
+            return None
+        encoder = Encoder.load(self.without_h)
+        found = encode(encoder, self.collection, strict=True, progress=True).features
+        copies = self._encode_copies(encoder, grown)
+        return np.concatenate([found, *(copy.features for copy in copies)])
+
     def _published(self) -> Backbone | None:
         if self.weights is None:
             return None
@@ -279,6 +294,7 @@ class ProductsRun:
 
 NAMES = {
     PLAIN: "plain backbone F7",
+    WITHOUT_H: "F7 without H",
     "es": "ES (F7)",
     "bcs": "BCS (codes)",
     "acs": "ACS (codes, then latent values)",
