@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -17,6 +18,8 @@ _BLOCK = 8192  # images projected at a time
 
 class HashMethod(ABC):
     """Learns hash functions from features, then turns features into codes.
+
+    The conventions of scikit-learn hold: a method can be cloned, pickled and put into a pipeline.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ class HashMethod(ABC):
         ----------
         features : array_like of shape (n, d), float
             Features of the training images.
-        labels : array_like of shape (n,), int, optional
+        labels : array_like of shape (n,), words or numbers, optional
             Class of each training image; an unsupervised method never reads it.
 
         Raises
@@ -53,6 +56,51 @@ class HashMethod(ABC):
     @abstractmethod
     def _project(self, features: Features) -> NDArray[np.float32]:
         """Values (n, h) of checked features; bit j is 1 where value j is 0 or more."""
+
+    def transform(self, features: Any) -> Codes:
+        """As ``encode``, by scikit-learn's name."""
+        return self.encode(features)
+
+    def fit_transform(self, features: Any, labels: Any = None) -> Codes:
+        """Learn from features, and return their codes."""
+        return self.fit(features, labels).encode(features)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Arguments of the constructor, by name, as they were given."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change arguments of the constructor; the method is to be fitted again.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such argument, or codes cannot have this length.
+        """
+        known = self.get_params()
+        unknown = sorted(params.keys() - known.keys())
+        if unknown:
+            raise InvalidInputError(
+                f"{type(self).__name__}: expected parameters of {', '.join(known)}, "
+                f"got {', '.join(unknown)}"
+            )
+        if params:
+            type(self).__init__(self, **(known | params))
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._width is not None
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn asks of a step of a pipeline; called by scikit-learn alone."""
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=self.supervised),
+            transformer_tags=TransformerTags(),
+            input_tags=InputTags(),
+        )
 
     def encode(self, features: Any) -> Codes:
         """Packed codes of features.
@@ -151,14 +199,28 @@ def check_labels(labels: Any, n: int, name: str) -> Ids:
     if labels is None:
         raise InvalidInputError(f"{name} is supervised: expected labels in fit, got none")
     array = np.asarray(labels)
-    if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
+    if array.shape != (n,):
         raise InvalidInputError(
-            f"labels: expected {n} integers, one per image, got {array.dtype} of {array.shape}"
+            f"labels: expected {n} words or numbers, one per image, got {array.dtype} of "
+            f"{array.shape}"
         )
-    if array.min() < 0:
+    if array.dtype.kind in "iu":
+        missing = array < 0
+    else:  # None and NaN, which is not equal to itself, in tables
+        missing = np.array([value is None or value != value for value in array.tolist()], np.bool_)
+    if missing.any():
         raise InvalidInputError(
-            f"{name}: expected a label for every training image, got {int((array < 0).sum())} "
-            "unlabelled (-1); leave those images out"
+            f"{name}: expected a label for every training image, got {int(missing.sum())} "
+            f"unlabelled (-1, None or NaN), first in row {int(np.argmax(missing))}; leave those "
+            "images out"
+        )
+    words = [isinstance(value, str) for value in array.tolist()]
+    if all(words):
+        array = array.astype(np.str_)
+    elif any(words) or array.dtype.kind not in "iufbO":
+        raise InvalidInputError(
+            f"labels: expected words or numbers, all of one kind, got {array.dtype} in which "
+            f"{sum(words)} of {n} are words; make them one kind, for example all words"
         )
     kinds, classes = np.unique(array, return_inverse=True)
     if len(kinds) < 2:

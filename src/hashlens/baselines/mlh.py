@@ -60,7 +60,7 @@ class MLH(SupervisedMethod):
         seed: int = 0,
     ) -> None:
         super().__init__(bits, seed=seed)
-        self.radius = max(2 * bits // 5, 1) if radius is None else radius
+        self.radius = radius
         self.balance = balance
         self.steps = steps
         self.rate = rate
@@ -95,10 +95,11 @@ class MLH(SupervisedMethod):
     ) -> tuple[NDArray[np.float32], float]:
         """Gradient of the bound, (g - b(x)) x' + (h - b(x')) x'', and loss: means over pairs."""
         left, right = first @ weights, second @ weights
-        g, h = loss_augmented_codes(left, right, similar, self.radius, self.balance)
+        radius = max(2 * self.bits // 5, 1) if self.radius is None else self.radius
+        g, h = loss_augmented_codes(left, right, similar, radius, self.balance)
         gradient = first.T @ (g - (left >= 0)) + second.T @ (h - (right >= 0))
         distance = ((left >= 0) != (right >= 0)).sum(axis=1)
-        loss = pair_loss(distance, similar, self.radius, self.balance)
+        loss = pair_loss(distance, similar, radius, self.balance)
         return gradient.astype(np.float32) / np.float32(len(first)), float(loss.mean())
 
     def _project(self, features: Features) -> NDArray[np.float32]:
