@@ -149,7 +149,7 @@ def test_supervised_methods_say_which_labels_they_need(name: str) -> None:
         quick(name, 16).fit(features, np.zeros(100, np.int64))
     with pytest.raises(InvalidInputError, match="got 1 unlabelled"):
         quick(name, 16).fit(features, np.where(np.arange(100) == 3, -1, labels))
-    with pytest.raises(InvalidInputError, match="expected 100 integers"):
+    with pytest.raises(InvalidInputError, match="expected 100 words or numbers"):
         quick(name, 16).fit(features, labels[:99])
 
 
