@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hashlens.bench.shards import make_shards, observe, run, write
 
 
@@ -18,6 +20,7 @@ def test_shards_are_made_once_and_observed(cluster: Any, tmp_path: Path) -> None
         assert 10 < seen.resident_mb < 10_000
 
 
+@pytest.mark.slow
 def test_the_whole_run_is_written_as_a_page(cluster: Any, tmp_path: Path) -> None:
     lines: list[str] = []
     results = run(tmp_path / "shards", 8000, 9000, lines.append, counts=(1, 2))

@@ -11,6 +11,7 @@ import pytest
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "distributed.md"
 
 
+@pytest.mark.slow
 def test_the_guides_program_trains_with_two_processes(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

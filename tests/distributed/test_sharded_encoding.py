@@ -105,6 +105,7 @@ create_sharded(Path(sys.argv[1]), Path(sys.argv[2]), images, shards=3, workers=1
 """
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_where_it_was(
     cluster: Any, model: Path, expected: HashIndex, tmp_path: Path
 ) -> None:
