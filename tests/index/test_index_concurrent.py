@@ -96,16 +96,16 @@ def test_compacting_leaves_the_files_of_a_later_compact(
     """Another process removes and compacts just after this one has committed."""
     add_codes(index, 40)
     index.remove([0])
-    write_head = store._write_head
+    write_head = store.write_head
 
     def and_another_compacts(folder: Path, commit: int) -> None:
-        monkeypatch.setattr(store, "_write_head", write_head)
+        monkeypatch.setattr(store, "write_head", write_head)
         write_head(folder, commit)
         with HashIndex.open(index.path) as other:
             other.remove([1])
             assert other.compact() == 1
 
-    monkeypatch.setattr(store, "_write_head", and_another_compacts)
+    monkeypatch.setattr(store, "write_head", and_another_compacts)
     assert index.compact() == 1
     assert index.verify() == []
     with HashIndex.open(index.path) as reader:

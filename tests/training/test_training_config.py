@@ -22,7 +22,11 @@ def test_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
         ("bits", 1025, "8 to 1024, got 1025"),
         ("bits", 48.5, "expected a whole number, 8 to 1024, got 48.5"),
         ("bits", True, "expected a whole number, 8 to 1024, got True"),
-        ("objective", "hinge", r"one of cnnh, cnnh\+, csq, greedyhash, latent, ssdh, got 'hinge'"),
+        (
+            "objective",
+            "hinge",
+            r"one of cnnh, cnnh\+, csq, greedyhash, latent, softmax, ssdh, got 'hinge'",
+        ),
         ("schedule", "linear", "one of step, onecycle, cosine, got 'linear'"),
         ("epochs", 0, "epochs: expected a whole number, 1 or more, got 0"),
         ("validation", 0.0, "validation: expected a number, 0.001 to 0.9, got 0"),
