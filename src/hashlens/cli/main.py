@@ -107,7 +107,7 @@ def _options(
 
 app.command("demo")(demo_command)
 app.command("look")(look_command)
-# HASHLENS_PORT, HASHLENS_HOST, ...: a service is often told by its environment.
+# HASHLENS_PORT, HASHLENS_HOST, ...: a service often has its options from its environment.
 app.command("serve", context_settings={"auto_envvar_prefix": "HASHLENS"})(serve_command)
 app.command("train")(train_command)
 app.add_typer(index_app, name="index")
