@@ -34,6 +34,7 @@ ALLOWED = {
     "training": _LEARNING | {"evaluation", "baselines"},
     "workflows": _LIBRARY,
     "paper": _LIBRARY | {"workflows"},
+    "hasher": _LIBRARY,
     "service": _LIBRARY,
     "distributed": _LIBRARY | {"service"},
     "bench": _PRODUCT | {"distributed"},

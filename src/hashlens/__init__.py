@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelError,
         SourceError,
     )
+    from hashlens.hasher import Hasher
     from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
     from hashlens.training.fit import train
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Encoder": "hashlens.models.encoder",
     "HashIndex": "hashlens.index.hash_index",
+    "Hasher": "hashlens.hasher",
     "HashlensError": "hashlens.errors",
     "Hit": "hashlens.types",
     "ImageError": "hashlens.errors",
@@ -56,6 +58,7 @@ _HOMES = {
 __all__ = [
     "Encoder",
     "HashIndex",
+    "Hasher",
     "HashlensError",
     "Hit",
     "ImageError",

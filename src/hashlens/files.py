@@ -39,7 +39,8 @@ def compared(text: str) -> str:
 def path_uri(path: str | os.PathLike[str]) -> Uri:
     """URI of a file: its absolute path, or a ``file:`` URI where the name is not valid UTF-8.
 
-    A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW`` are rows.
+    A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW`` or
+    ``.npy#ROW`` are rows.
     """
     absolute = os.path.abspath(path)
     try:
@@ -70,7 +71,7 @@ class Row(NamedTuple):
     Attributes
     ----------
     table : str
-        Path or URI of a parquet file, ``digits``, ``hub:NAME#SPLIT``, or ``memory:NUMBER``.
+        Path or URI of a parquet or .npy file, ``digits``, ``hub:NAME#SPLIT``, or ``memory:NUMBER``.
     row : int
         From 0 on.
     column : str or None
@@ -83,12 +84,12 @@ class Row(NamedTuple):
 
     @property
     def is_in_file(self) -> bool:
-        """Whether the table is a parquet file."""
-        return self.table.lower().endswith(".parquet")
+        """Whether the table is a file, of parquet or of vectors."""
+        return self.table.lower().endswith((".parquet", ".npy"))
 
 
 _ROW = re.compile(
-    r"(?P<table>digits|memory:[0-9a-f]+|hub:.+#[^#]+|.+\.(?i:parquet)(?:#(?P<column>[^#/]+))?)"
+    r"(?P<table>digits|memory:[0-9a-f]+|hub:.+#[^#]+|.+\.(?i:parquet|npy)(?:#(?P<column>[^#/]+))?)"
     r"#(?P<row>[0-9]+)",
     re.ASCII | re.DOTALL,
 )

@@ -35,8 +35,11 @@ MODES: tuple[Mode, ...] = ("hds", "acs", "bcs", "es")
 
 Metadata: TypeAlias = Mapping[str, Any]
 
-ImageInput: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
-"""A path or URI, encoded bytes, a PIL image, or an (H, W) or (H, W, 3) uint8 array."""
+ImageInput: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any]"
+"""A path or URI, encoded bytes, a PIL image, or an (H, W) or (H, W, 3) uint8 array.
+
+For a model over ready vectors: a one-dimensional array of floating numbers.
+"""
 
 
 DEFAULT_POOL = 200

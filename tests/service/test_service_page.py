@@ -275,7 +275,7 @@ def test_an_index_of_codes_alone_offers_what_it_can(browser: Any, tmp_path: Path
         expect(tab.locator("input[value=bcs]")).to_be_checked()
         expect(tab.get_by_text("HDS", exact=True)).to_be_hidden()
         expect(tab.locator("#choose")).to_be_hidden()
-        expect(tab.locator(".lost").first).to_have_text("file not found")
+        expect(tab.locator(".lost").first).to_have_text("no picture")
         tab.close()
 
 

@@ -16,7 +16,47 @@ from hashlens.types import Codes, Features, Ids
 _BLOCK = 8192  # images projected at a time
 
 
-class HashMethod(ABC):
+class Parameters:
+    """What scikit-learn asks of an estimator: its constructor's arguments by name, and its tags."""
+
+    supervised: ClassVar[bool] = False
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Arguments of the constructor, by name, as they were given."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change arguments of the constructor; the method is to be fitted again.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such argument, or codes cannot have this length.
+        """
+        known = self.get_params()
+        unknown = sorted(params.keys() - known.keys())
+        if unknown:
+            raise InvalidInputError(
+                f"{type(self).__name__}: expected parameters of {', '.join(known)}, "
+                f"got {', '.join(unknown)}"
+            )
+        if params:
+            type(self).__init__(self, **(known | params))
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn asks of a step of a pipeline; called by scikit-learn alone."""
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=self.supervised),
+            transformer_tags=TransformerTags(),
+            input_tags=InputTags(),
+        )
+
+
+class HashMethod(Parameters, ABC):
     """Learns hash functions from features, then turns features into codes.
 
     The conventions of scikit-learn hold: a method can be cloned, pickled and put into a pipeline.
@@ -28,8 +68,6 @@ class HashMethod(ABC):
     seed : int
         Seed of all random choices; equal seeds and features give equal codes.
     """
-
-    supervised: ClassVar[bool]
 
     def __init__(self, bits: int, *, seed: int = 0) -> None:
         self.bits = check_bits(bits)
@@ -57,6 +95,10 @@ class HashMethod(ABC):
     def _project(self, features: Features) -> NDArray[np.float32]:
         """Values (n, h) of checked features; bit j is 1 where value j is 0 or more."""
 
+    def values(self, features: Any) -> NDArray[np.float32]:
+        """Values (n, h) of features (n, d) before their signs become bits; see ``encode``."""
+        return self._project(finite_features(features))
+
     def transform(self, features: Any) -> Codes:
         """As ``encode``, by scikit-learn's name."""
         return self.encode(features)
@@ -65,42 +107,8 @@ class HashMethod(ABC):
         """Learn from features, and return their codes."""
         return self.fit(features, labels).encode(features)
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Arguments of the constructor, by name, as they were given."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change arguments of the constructor; the method is to be fitted again.
-
-        Raises
-        ------
-        InvalidInputError
-            If there is no such argument, or codes cannot have this length.
-        """
-        known = self.get_params()
-        unknown = sorted(params.keys() - known.keys())
-        if unknown:
-            raise InvalidInputError(
-                f"{type(self).__name__}: expected parameters of {', '.join(known)}, "
-                f"got {', '.join(unknown)}"
-            )
-        if params:
-            type(self).__init__(self, **(known | params))
-        return self
-
     def __sklearn_is_fitted__(self) -> bool:
         return self._width is not None
-
-    def __sklearn_tags__(self) -> Any:
-        """What scikit-learn asks of a step of a pipeline; called by scikit-learn alone."""
-        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
-
-        return Tags(
-            estimator_type=None,
-            target_tags=TargetTags(required=self.supervised),
-            transformer_tags=TransformerTags(),
-            input_tags=InputTags(),
-        )
 
     def encode(self, features: Any) -> Codes:
         """Packed codes of features.

@@ -23,6 +23,7 @@ from hashlens.cli.options import (
     LABEL_COLUMN,
     MODEL,
     STRICT,
+    VECTOR_COLUMN,
     note,
     tell,
 )
@@ -53,6 +54,7 @@ def evaluate_command(
     exclude: list[str] = EXCLUDE,
     image_column: str | None = IMAGE_COLUMN,
     label_column: str | None = LABEL_COLUMN,
+    vector_column: str | None = VECTOR_COLUMN,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -76,7 +78,7 @@ def evaluate_command(
     encoder = Encoder.load(model)
     if limit == "proposed":
         limit = stored_radius(encoder, model)
-    reading = reading_options(exclude, strict, image_column, label_column)
+    reading = reading_options(exclude, strict, image_column, label_column, vector_column)
     base, asked = open_source(database, **reading), open_source(queries, **reading)
     scored = evaluate(
         encoder,

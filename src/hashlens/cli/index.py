@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -30,6 +31,7 @@ from hashlens.cli.options import (
     JSON,
     LABEL_COLUMN,
     STRICT,
+    VECTOR_COLUMN,
     note,
     tell,
 )
@@ -50,13 +52,25 @@ index_app = typer.Typer(
 SOURCES = typer.Argument(
     None,
     metavar="SOURCE",
-    help="Image files, class folders, parquet files, FOLDER#PART, digits or hub names.",
+    help="Image files, class folders, parquet or .npy files, FOLDER#PART, digits or hub names.",
 )
 METADATA = typer.Option(
     [],
     "--metadata",
     help="key=value for all these images, or a .csv, .tsv or .jsonl file whose rows name them.",
 )
+
+
+METADATA_COLUMNS = typer.Option(
+    None,
+    "--metadata-columns",
+    metavar="NAME,NAME",
+    help="Of a table's other columns, those that become metadata. [default: all]",
+)
+
+
+def _columns(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def create_command(
@@ -69,9 +83,11 @@ def create_command(
         "search with --mode acs and bcs.",
     ),
     metadata: list[str] = METADATA,
+    metadata_columns: str | None = METADATA_COLUMNS,
     exclude: list[str] = EXCLUDE,
     image_column: str | None = IMAGE_COLUMN,
     label_column: str | None = LABEL_COLUMN,
+    vector_column: str | None = VECTOR_COLUMN,
     strict: bool = STRICT,
     shards: int | None = typer.Option(
         None, min=1, help="Make an index in so many shards, encoded on a Ray cluster."
@@ -81,7 +97,7 @@ def create_command(
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Make an index, and add images to it.
+    """Make an index, and add images, or vectors, to it.
 
     Stopped while it adds, it keeps what it has; `hashlens index add` goes on. In shards, the same
     command goes on.
@@ -102,8 +118,9 @@ def create_command(
 
     if features not in (*FEATURE_TYPES, "none"):
         raise typer.BadParameter(f"--features: expected float16, float32 or none, got {features!r}")
-    reading = reading_options(exclude, strict, image_column, label_column)
-    images = with_metadata(open_given(sources or [], **reading), metadata)
+    reading = reading_options(exclude, strict, image_column, label_column, vector_column)
+    columns = _columns(metadata_columns)
+    images = with_metadata(open_given(sources or [], columns, **reading), metadata)
     encoder = open_model(model)
     with HashIndex.create(index, encoder, features=features, model=model) as made:
         _add(made, images, strict, as_json)
@@ -114,10 +131,12 @@ def add_command(
     sources: list[str] = SOURCES,
     label: str | None = typer.Option(None, help="Label of all these images."),
     metadata: list[str] = METADATA,
+    metadata_columns: str | None = METADATA_COLUMNS,
     model: Path | None = INDEX_MODEL,
     exclude: list[str] = EXCLUDE,
     image_column: str | None = IMAGE_COLUMN,
     label_column: str | None = LABEL_COLUMN,
+    vector_column: str | None = VECTOR_COLUMN,
     strict: bool = STRICT,
     as_json: bool = JSON,
 ) -> None:
@@ -127,8 +146,9 @@ def add_command(
     """
     if not sources:
         raise typer.BadParameter("expected at least one image, folder or other source")
-    reading = reading_options(exclude, strict, image_column, label_column)
-    images = with_metadata(open_given(sources, **reading), metadata)
+    reading = reading_options(exclude, strict, image_column, label_column, vector_column)
+    columns = _columns(metadata_columns)
+    images = with_metadata(open_given(sources, columns, **reading), metadata)
     if label is not None:
         images = images._replace(labels=[label] * len(images.uris))
     with open_index(index, model, encode=True) as opened:
@@ -142,11 +162,15 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
         if uri not in known:
             new.append(place)
             known.add(uri)
+    is_new = [False] * len(uris)
+    for place in new:
+        is_new[place] = True
     with ProgressBar("adding", len(new)) as progress:
         report = index.add(
-            [uris[place] for place in new],
+            compress(chain.from_iterable(images.inputs), is_new),
             [labels[place] for place in new],
             [images.metadata[place] for place in new],
+            uris=[uris[place] for place in new],
             progress=progress,
             strict=strict,
         )

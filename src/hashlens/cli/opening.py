@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -92,7 +92,11 @@ def open_model(model: Path) -> Encoder:
 
 
 def reading_options(
-    exclude: Sequence[str], strict: bool, image_column: str | None, label_column: str | None
+    exclude: Sequence[str],
+    strict: bool,
+    image_column: str | None,
+    label_column: str | None,
+    vector_column: str | None = None,
 ) -> dict[str, Any]:
     """The options of a command as those of ``open_source``."""
     return {
@@ -100,36 +104,48 @@ def reading_options(
         "strict": strict,
         "image_column": image_column,
         "label_column": label_column,
+        "vector_column": vector_column,
     }
 
 
 class GivenImages(NamedTuple):
-    """Images to add: URIs, and for each a label or None, and metadata; other files, by suffix."""
+    """Images, or vectors, to add.
+
+    URIs, and for each a label or None, and metadata; files passed over, by suffix; and what the
+    encoder takes, in the same order, in parts.
+    """
 
     uris: list[str]
     labels: list[str | None]
     metadata: list[dict[str, Any]]
     passed_over: Counter[str]
+    inputs: list[Iterable[Any]]
 
 
-def open_given(sources: Sequence[str], **options: Any) -> GivenImages:
-    """Image files, folders and other sources as one list; options as for ``open_source``."""
+def open_given(
+    sources: Sequence[str], columns: Sequence[str] | None = None, **options: Any
+) -> GivenImages:
+    """Image files, folders and other sources as one list; options as for ``open_source``.
+
+    Of a table's other columns, ``columns`` become metadata; by default all of them.
+    """
     from hashlens.data.folders import is_image_name
     from hashlens.data.lists import LIST_SUFFIXES
     from hashlens.data.opening import open_source
     from hashlens.files import path_uri
 
-    found = GivenImages([], [], [], Counter())
+    found = GivenImages([], [], [], Counter(), [])
     for spec in sources:
         if is_image_name(spec) and Path(spec).is_file():
             found.uris.append(path_uri(spec))
             found.labels.append(None)
             found.metadata.append({})
+            found.inputs.append(found.uris[-1:])
             continue
-        if Path(spec).is_file() and not spec.lower().endswith((".parquet", *LIST_SUFFIXES)):
+        if Path(spec).is_file() and not spec.lower().endswith((".parquet", ".npy", *LIST_SUFFIXES)):
             raise SourceError(
                 f"{spec}: not an image by its name; expected one such as x.jpg or x.png (convert "
-                "other kinds first), a folder, a .parquet or a .csv file"
+                "other kinds first), a folder, a .parquet, .csv or .npy file"
             )
         source = open_source(spec, **options)
         for line in source.notes:
@@ -137,7 +153,17 @@ def open_given(sources: Sequence[str], **options: Any) -> GivenImages:
         found.passed_over.update(source.passed_over)
         found.uris.extend(source.uris)
         found.labels.extend(source.label_name(i) for i in range(len(source)))
-        found.metadata.extend(source.metadata(i) for i in range(len(source)))
+        metadata = [source.metadata(i) for i in range(len(source))]
+        if columns is not None:
+            known = {name for row in metadata for name in row}
+            if unknown := sorted(set(columns) - known):
+                raise SourceError(
+                    f"{spec}: expected a column {unknown[0]}, got {', '.join(sorted(known))}; "
+                    "name others with --metadata-columns"
+                )
+            metadata = [{name: row[name] for name in columns if name in row} for row in metadata]
+        found.metadata.extend(metadata)
+        found.inputs.append(source.inputs)
     return found
 
 

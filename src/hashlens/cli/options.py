@@ -29,6 +29,12 @@ IMAGE_COLUMN = typer.Option(
 LABEL_COLUMN = typer.Option(
     None, "--label-column", help="Column of a table that holds the labels. [default: by its name]"
 )
+VECTOR_COLUMN = typer.Option(
+    None,
+    "--vector-column",
+    help="Column of a table that holds ready vectors, which take the place of images. [default: "
+    "embedding, if there are no images]",
+)
 JSON = typer.Option(False, "--json", help="Print the result as one JSON object.")
 
 

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 def search_command(
     index: Path = INDEX,
     images: list[str] = typer.Argument(
-        ..., metavar="IMAGE", help="Image files, folders of them, or ids of images in the index."
+        None, metavar="IMAGE", help="Image files, folders of them, or ids of images in the index."
+    ),
+    vector: Path | None = typer.Option(
+        None, help="A .npy file: a vector, or an array with one in each row, to search by."
     ),
     k: int = typer.Option(10, "-k", min=1, help="Results for each image."),
     mode: str | None = typer.Option(
@@ -62,9 +65,15 @@ def search_command(
         raise typer.BadParameter("--radius goes with --mode hds, acs or bcs")
     limit = parse_radius(radius)
     conditions = parse_where(where)
-    images = _with_folders(images)
+    if not images and vector is None:
+        raise typer.BadParameter("expected an IMAGE, an id of the index, or --vector FILE.npy")
+    images = _with_folders(images) if images else []
     queries: list[Any] = [_query(image) for image in images]
-    encode = limit == "proposed" or any(isinstance(query, str) for query in queries)
+    if vector is not None:
+        rows = _vectors(vector)
+        queries += list(rows)
+        images = [*images, *(f"{vector}#{row}" for row in range(len(rows)))]
+    encode = limit == "proposed" or not all(isinstance(query, int) for query in queries)
     trace = SearchTrace()
     with (
         working("searching" if not encode else "loading the model and searching"),
@@ -79,12 +88,16 @@ def search_command(
         if missing and require_all:
             raise IndexStoreError(f"{index}: no answer from {', '.join(missing)}")
         if sheet is not None:
-            uris = [opened.get(q).uri if isinstance(q, int) else q for q in queries]
+            uris = [
+                opened.get(q).uri if isinstance(q, int) else str(name)
+                for name, q in zip(images, queries, strict=True)
+            ]
             write_sheet(sheet, list(zip(images, uris, found, strict=True)))
     if as_json:
+        named = [q if isinstance(q, int) else n for n, q in zip(images, queries, strict=True)]
         answers = [
             {"query": query, "hits": [_without_code(hit) for hit in hits]}
-            for query, hits in zip(queries, found, strict=True)
+            for query, hits in zip(named, found, strict=True)
         ]
         settings = {"mode": trace.mode, "k": k, "radius": limit}
         typer.echo(json.dumps({**settings, "results": answers, "missing": missing}))
@@ -126,6 +139,15 @@ def _with_folders(images: list[str]) -> list[str]:
     if not given:
         raise SourceError(f"{', '.join(images)}: no images found there to search by")
     return given
+
+
+def _vectors(path: Path) -> Any:
+    """The rows of a file of vectors."""
+    import numpy as np
+
+    from hashlens.data.vectors import as_matrix, load_npy
+
+    return as_matrix(np.atleast_2d(load_npy(path)), str(path))
 
 
 def _query(text: str) -> str | int:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hashlens.cli.opening import passed_over, reading_options
-from hashlens.cli.options import EXCLUDE, IMAGE_COLUMN, JSON, LABEL_COLUMN, STRICT, note, tell
+from hashlens.cli.options import (
+    EXCLUDE,
+    IMAGE_COLUMN,
+    JSON,
+    LABEL_COLUMN,
+    STRICT,
+    VECTOR_COLUMN,
+    note,
+    tell,
+)
 from hashlens.errors import InvalidInputError
 from hashlens.training.config import TrainingConfig
 from hashlens.training.config import options as config_options
@@ -48,12 +57,16 @@ def train_command(
     source: str | None = typer.Argument(
         None,
         help="A folder with one sub-folder per class, a parquet file, FOLDER#train, digits, or a "
-        "hub name.",
+        "hub name; or vectors: a .npy file, or a parquet file with a column embedding.",
     ),
     out: Path | None = typer.Option(None, "--out", help="Folder of the model."),
-    recipe: str = typer.Option("auto", help="auto, small, finetune, paper, or a .toml file."),
+    recipe: str = typer.Option(
+        "auto", help="auto, small, finetune, paper, vectors, or a .toml file."
+    ),
     unsupervised: bool = typer.Option(
-        False, "--unsupervised", help="Codes without labels: backbone features and ITQ."
+        False,
+        "--unsupervised",
+        help="Codes without labels: backbone features, or vectors, and ITQ.",
     ),
     devices: str = typer.Option("auto", help="Processes on this host, or auto."),
     nodes: int = typer.Option(1, help="Hosts (start the command on each, as for torchrun)."),
@@ -64,6 +77,7 @@ def train_command(
     exclude: list[str] = EXCLUDE,
     image_column: str | None = IMAGE_COLUMN,
     label_column: str | None = LABEL_COLUMN,
+    vector_column: str | None = VECTOR_COLUMN,
     strict: bool = STRICT,
     show_config: bool = typer.Option(
         False, "--show-config", help="Print the configuration as TOML and leave."
@@ -71,7 +85,7 @@ def train_command(
     as_json: bool = JSON,
     **values: Any,
 ) -> None:
-    """Train hash codes on labelled images.
+    """Train hash codes on labelled images, or on vectors.
 
     Options that are left out come from the recipe, or are chosen by images and hardware.
 
@@ -88,7 +102,7 @@ def train_command(
         if source is not None:
             from hashlens.data.opening import open_source
 
-            reading = reading_options(exclude, strict, image_column, label_column)
+            reading = reading_options(exclude, strict, image_column, label_column, vector_column)
             images = open_source(source, **reading)
         if unsupervised and (source is None or out is None or show_config):
             from hashlens.training.unsupervised import OPTIONS, unsupervised_config

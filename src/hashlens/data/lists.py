@@ -22,7 +22,8 @@ from hashlens.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, labe
 from hashlens.errors import SourceError, system_reason
 from hashlens.files import compared, is_remote, path_uri, uri_path
 
-LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt", ".lst")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+LIST_SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".lst")
 FOLDER_TABLE = re.compile(r"(metadata|labels)\.(csv|tsv|jsonl|txt)", re.IGNORECASE)
 """Files of a folder that say something of its images."""
 
@@ -59,21 +60,10 @@ def open_list(spec: str, path: Path, options: ReadOptions) -> Source:
 def read_list(path: Path, options: ReadOptions | None = None) -> ImageList:
     """Read a CSV, TSV or JSON lines file, or a list of paths with labels."""
     options = options or ReadOptions()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: not text in UTF-8; save it again as UTF-8") from error
-    except OSError as error:
-        raise SourceError(f"{path}: {system_reason(error)}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise SourceError(f"{path}: empty; expected a line for each image")
-    if path.suffix.lower() == ".jsonl":
-        columns = _json_columns(path, lines)
-    elif path.suffix.lower() in (".csv", ".tsv") or _PATH.fullmatch(lines[0]) is None:
-        columns = _csv_columns(path, text)
-    else:
+    text, lines = _read_lines(path)
+    if path.suffix.lower() not in TABLE_SUFFIXES and _PATH.fullmatch(lines[0]) is not None:
         return _paths(path, lines)
+    columns = _columns(path, text, lines)
     image = find_column(columns, _KEYS, str(path), options.image_column or _first(columns))
     names = [str(value) for value in columns[image]]
     label = options.label_column
@@ -87,6 +77,30 @@ def read_list(path: Path, options: ReadOptions | None = None) -> ImageList:
         find_column(columns, LABEL_COLUMNS, str(path), label)  # says what there is
     rest = {name: values for name, values in columns.items() if name not in (image, label)}
     return ImageList(path, names, None if label is None else list(columns[label]), rest)
+
+
+def read_columns(path: Path) -> Columns:
+    """All columns of a CSV, TSV or JSON lines file."""
+    return _columns(path, *_read_lines(path))
+
+
+def _read_lines(path: Path) -> tuple[str, list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: not text in UTF-8; save it again as UTF-8") from error
+    except OSError as error:
+        raise SourceError(f"{path}: {system_reason(error)}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise SourceError(f"{path}: empty; expected a line for each image")
+    return text, lines
+
+
+def _columns(path: Path, text: str, lines: Sequence[str]) -> dict[str, list[Any]]:
+    if path.suffix.lower() == ".jsonl":
+        return _json_columns(path, lines)
+    return _csv_columns(path, text)
 
 
 def _first(columns: Columns) -> str | None:

@@ -27,9 +27,9 @@ from hashlens.data.tables import (
     open_frame,
     open_pairs,
     open_parquet,
-    open_parquet_source,
     store_in_memory,
 )
+from hashlens.data.vectors import open_npy, open_tables, open_vector_table, vector_source
 from hashlens.errors import MissingExtraError, SourceError
 from hashlens.files import (
     FileState,
@@ -47,7 +47,7 @@ from hashlens.types import ImageInput
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHAPES = (
-    "expected a folder with one sub-folder per class, a .parquet or .csv file, FOLDER#train, "
+    "expected a folder with one sub-folder per class, a .parquet, .csv or .npy file, FOLDER#train, "
     "digits, a data set's hub name as hub:NAME, or in Python a data set or table in memory"
 )
 
@@ -59,8 +59,9 @@ def open_source(
     strict: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    vector_column: str | None = None,
 ) -> Source:
-    """Open images and labels.
+    """Open images, or vectors, and labels.
 
     Parameters
     ----------
@@ -75,12 +76,15 @@ def open_source(
         ``label`` (or ``labels``); a torch ``Dataset`` or list of pairs (image, label). An image
         is encoded bytes, a path, a PIL image, or an array or tensor of pixels. A ``Source`` is
         returned as it is.
+
+        Vectors, which are encoded in the place of images: a ``.npy`` file, an array or tensor
+        (n, d) of floating numbers, or a table with a column of lists such as ``embedding``.
     exclude : sequence of str
         Patterns such as ``"*.tmp"`` or ``"2023/raw"``: files and folders to leave out, by their
         name or by their path below the folder.
     strict : bool
         Raise where a folder below may not be listed, instead of leaving it out.
-    image_column, label_column : str, optional
+    image_column, label_column, vector_column : str, optional
         Columns of a table; by default the first that is there of the names in
         docs/reference/sources.md.
 
@@ -112,7 +116,7 @@ def open_source(
     """
     if isinstance(source, Source):
         return source
-    options = ReadOptions(tuple(exclude), strict, image_column, label_column)
+    options = ReadOptions(tuple(exclude), strict, image_column, label_column, vector_column)
     if not isinstance(source, str | os.PathLike):
         return _open_in_memory(source, options)
     text = os.fspath(source)
@@ -176,6 +180,8 @@ def fetch(image: ImageInput) -> Fetched:
 def _store(row: Row) -> ImageStore:
     """What holds the rows of a table."""
     table = row.table
+    if table.lower().endswith(".npy"):
+        raise SourceError("a vector, not an image")
     if row.is_in_file:
         return open_parquet(table if is_remote(table) else uri_path(table), row.column)
     if table == "digits":
@@ -192,9 +198,11 @@ def _open_in_memory(data: Any, options: ReadOptions) -> Source:
     if "datasets.Dataset" in kinds:
         return open_dataset(data, options)
     if "pandas.DataFrame" in kinds:
-        return open_frame(data, options)
-    if "pyarrow.Table" in kinds:
-        return open_arrow(data, options)
+        return open_vector_table(data, options) or open_frame(data, options)
+    if {"pyarrow.Table", "pyarrow.lib.Table"} & kinds:
+        return open_vector_table(data, options) or open_arrow(data, options)
+    if getattr(data, "ndim", 0) == 2 and "float" in str(getattr(data, "dtype", "")):
+        return vector_source(data, spec=f"{type(data).__name__} of {len(data):,} vectors")
     if isinstance(data, dict):
         raise SourceError(f"several splits ({', '.join(map(str, data))}): give one of them")
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
@@ -231,7 +239,9 @@ def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
     if path.is_dir():
         return _open_directory(spec, path, options)
     if path.suffix.lower() == ".parquet":
-        return open_parquet_source(spec, [path], options)
+        return open_tables(spec, [path], options)
+    if path.suffix.lower() == ".npy":
+        return open_npy(spec, path, options)
     if path.suffix.lower() in LIST_SUFFIXES:
         return open_list(spec, path, options)
     raise SourceError(f"{_shown(spec)}: one file, but no source of many images; {_SHAPES}")
@@ -292,7 +302,7 @@ def _tables(folder: Path) -> dict[str, list[Path]]:
 
 
 def _open_table(spec: str, name: str, paths: Sequence[Path], options: ReadOptions) -> Source:
-    source = open_parquet_source(spec, paths, options)
+    source = open_tables(spec, paths, options)
     match = _PIECE.fullmatch(paths[0].stem)
     missing = int(match["count"]) - len(paths) if match else 0
     if missing:
@@ -321,7 +331,7 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
 def _open_remote(spec: str, options: ReadOptions) -> Source:
     """A parquet file, or all images below a prefix, behind a URI."""
     if spec.lower().partition("::")[0].endswith(".parquet"):
-        return open_parquet_source(spec, [spec], options)
+        return open_tables(spec, [spec], options)
     listing, found = Listing(), []
     for uri, parts in list_remote(spec):
         if listing.takes(parts, options):

@@ -1,11 +1,11 @@
-"""From a picture to what a network takes: one description, stored with each model."""
+"""From a picture, or a vector, to what a network takes: one description, stored with each model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MAX_SIZE = 4096
+MAX_WIDTH = 1 << 20
 _RESIZES = ("squash", "crop")
 # Pillow first shrinks large pictures by whole factors down to this many times the target.
 _REDUCING_GAP = 3.0
@@ -88,6 +89,11 @@ class Preprocessing:
             raise InvalidInputError(
                 f"interpolation: expected one of {tuple(_FILTERS)}, got {self.interpolation!r}"
             )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image as the network takes it."""
+        return (self.channels, self.size, self.size)
 
     @property
     def size_hint(self) -> int:
@@ -192,3 +198,98 @@ class Preprocessing:
             return cls(**values)
         except TypeError as error:
             raise InvalidInputError(f"preprocessing: {error}") from error
+
+
+Metric: TypeAlias = Literal["cosine", "euclidean"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+
+@dataclass(frozen=True)
+class VectorInput:
+    """What a network over ready vectors takes, in the place of pictures.
+
+    Parameters
+    ----------
+    width : int
+        Values of a vector.
+    metric : {"cosine", "euclidean"}
+        With ``cosine`` the network brings vectors to unit length first, so that only their
+        direction counts; a vector of zeros then has none, and is refused.
+
+    Raises
+    ------
+    InvalidInputError
+        If a value is outside these.
+    """
+
+    width: int
+    metric: Metric = "cosine"
+
+    def __post_init__(self) -> None:
+        if type(self.width) is not int or not 1 <= self.width <= MAX_WIDTH:
+            raise InvalidInputError(
+                f"width of a vector: expected 1 to {MAX_WIDTH}, got {self.width!r:.40}"
+            )
+        if self.metric not in METRICS:
+            raise InvalidInputError(
+                f"metric: expected one of {', '.join(METRICS)}, got {self.metric!r:.40}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one vector as the network takes it."""
+        return (self.width,)
+
+    def stack(self, vectors: Sequence[Any], first: int = 0) -> NDArray[np.float32]:
+        """Vectors as one array; the first of them is named by ``first`` in messages.
+
+        Raises
+        ------
+        InvalidInputError
+            If one has another width or is not of floating numbers; names its row.
+        """
+        for row, vector in enumerate(vectors, first):
+            dtype, shape = getattr(vector, "dtype", None), getattr(vector, "shape", None)
+            if shape != (self.width,) or getattr(dtype, "kind", "") != "f":
+                what = f"{type(vector).__name__} {vector!r:.60}"
+                got = what if dtype is None or shape is None else f"{dtype} of shape {shape}"
+                raise InvalidInputError(
+                    f"row {row}: this model takes vectors of {self.width} floating numbers "
+                    f"(a one-dimensional array), got {got}"
+                )
+        return self.normalise(np.stack(vectors))
+
+    def normalise(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        """Vectors (n, width) as contiguous float32."""
+        with np.errstate(over="ignore"):  # becomes infinity, which `faults` finds
+            return np.ascontiguousarray(vectors, np.float32)
+
+    def faults(self, vectors: NDArray[np.float32]) -> dict[int, str]:
+        """Rows of vectors (n, width) that cannot be encoded, and why."""
+        # A sum is finite where all its terms are, and far quicker to test.
+        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+        found = dict.fromkeys(np.flatnonzero(~np.isfinite(squares)).tolist(), "NaN or infinity")
+        if self.metric == "cosine":
+            zero = np.flatnonzero(squares == 0).tolist()
+            found |= dict.fromkeys(zero, "a vector of zeros, which has no direction")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as JSON takes them."""
+        return asdict(self)
+
+
+def input_from_dict(values: Mapping[str, Any]) -> Preprocessing | VectorInput:
+    """Inverse of ``to_dict``, of pictures or vectors.
+
+    Raises
+    ------
+    InvalidInputError
+        If a field is missing, unknown or out of range.
+    """
+    if "metric" in values:
+        try:
+            return VectorInput(**values)
+        except TypeError as error:
+            raise InvalidInputError(f"preprocessing: {error}") from error
+    return Preprocessing.from_dict(values)

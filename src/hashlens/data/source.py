@@ -1,13 +1,13 @@
-"""A source: images that can be read one by one, with their labels."""
+"""A source: images, or vectors, that can be read one by one, with their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, overload
+from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,12 +26,14 @@ class ReadOptions:
     strict: bool = False
     image_column: str | None = None
     label_column: str | None = None
+    vector_column: str | None = None
 
     def excludes(self, name: str, path: str) -> bool:
         """Whether a pattern fits a file or folder: its name, or its path below the root."""
         return any(fnmatchcase(text, each) for each in self.exclude for text in (name, path))
 
 
+_VECTORS = 4096  # read at a time
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """Values of a table by column."""
 
@@ -64,6 +66,17 @@ class ImageStore(Protocol):
 
     def read(self, row: int) -> RawImage:
         """Encoded bytes, file or pixels of an image."""
+        ...
+
+
+@runtime_checkable
+class VectorStore(ImageStore, Protocol):
+    """Where a source's vectors are, if it has some in the place of images."""
+
+    width: int
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of these rows, (n, width)."""
         ...
 
 
@@ -160,6 +173,20 @@ class Source:
     def uris(self) -> Sequence[str]:
         """One URI per image; each can be opened by ``load_image``."""
         return Uris(self.store, self.rows)
+
+    @property
+    def vectors(self) -> VectorStore | None:
+        """The store, where it holds vectors; None where it holds images."""
+        return self.store if isinstance(self.store, VectorStore) else None
+
+    @property
+    def inputs(self) -> Iterable[Any]:
+        """What an encoder takes: the URI of each image, or each vector."""
+        store = self.vectors
+        if store is None:
+            return self.uris
+        starts = range(0, len(self), _VECTORS)
+        return (one for at in starts for one in store.gather(self.rows[at : at + _VECTORS]))
 
     @property
     def is_multi_label(self) -> bool:

@@ -307,7 +307,7 @@ class ParquetImages:
         self._asked = column
         self._lock = threading.Lock()
         self._groups: OrderedDict[int, Any] = OrderedDict()
-        self._file = _open_file(path)
+        self._file = open_file(path)
         metadata = self._file.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
@@ -406,7 +406,8 @@ def near(name: str, table: str | Path) -> Path | Uri:
     return beside if beside.exists() else uri_path(name)
 
 
-def _open_file(path: str) -> Any:
+def open_file(path: str) -> Any:
+    """A parquet file, here or behind a URI, whose schema is known."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:

@@ -87,9 +87,10 @@ class Index(Searcher, Protocol):
 
         Parameters
         ----------
-        query : image, path, or int; or a list of these
-            An int is the id of an image in the index, which then comes first itself. A list is
-            answered together, and gives a list of lists.
+        query : image, path, vector or int; or a list of these
+            An int is the id of an image in the index, which then comes first itself. A vector is
+            a one-dimensional array of floating numbers, where the model takes vectors. A list, or
+            an array (q, d) of vectors, is answered together, and gives a list of lists.
         k : int
             At most k results per query.
         mode : {"hds", "acs", "bcs", "es"}, optional
@@ -121,6 +122,8 @@ class Index(Searcher, Protocol):
             If the index is damaged, or no encoder was given for an image.
         """
         options = SearchOptions(k, mode=mode or "hds", radius=radius, where=where, pool=pool)
+        if isinstance(query, np.ndarray) and query.ndim == 2 and query.dtype.kind == "f":
+            query = list(query)
         queries: list[Any] = query if isinstance(query, list) else [query]
         codes, features, latent = self._encode_images(queries)
         if mode is None:
@@ -253,21 +256,25 @@ class Index(Searcher, Protocol):
         labels: Sequence[Any] | None = None,
         metadata: Sequence[Metadata | None] | None = None,
         *,
+        uris: Sequence[str] | None = None,
         progress: Callable[[int], None] | None = None,
         strict: bool = False,
     ) -> AddReport:
-        """Encode images and add them, committing as it goes.
+        """Encode images, or vectors, and add them, committing as it goes.
 
         If it is interrupted, what was committed stays.
 
         Parameters
         ----------
         images : iterable of str, Path, bytes, PIL image or ndarray
-            Paths are stored absolute; images from memory have an empty URI.
+            Paths are stored absolute; images from memory have an empty URI. Where the model
+            takes vectors: an array (n, d) of floating numbers, or its rows.
         labels : sequence of str, optional
             Class names, one per image; None for no label.
         metadata : sequence of mapping, optional
             JSON values, one mapping per image.
+        uris : sequence of str, optional
+            Stored as they are, one per image: what vectors, or images from memory, stand for.
         progress : callable, optional
             Called with the number of images done since the last call.
         strict : bool
@@ -289,7 +296,9 @@ class Index(Searcher, Protocol):
         """
         ids: list[Ids] = [np.zeros(0, np.int64)]
         skipped: list[Skipped] = []
-        for piece in encode_images(self.require_encoder(), images, labels, metadata, strict=strict):
+        for piece in encode_images(
+            self.require_encoder(), images, labels, metadata, uris, strict=strict
+        ):
             skipped += piece.skipped
             if len(piece.codes):
                 ids.append(self.add_rows(piece.codes, piece.features, piece.rows))

@@ -103,6 +103,7 @@ def encode_images(
     images: Iterable[ImageInput],
     labels: Sequence[Any] | None,
     metadata: Sequence[Metadata | None] | None,
+    given_uris: Sequence[str] | None = None,
     *,
     strict: bool,
 ) -> Iterator[EncodedRows]:
@@ -114,17 +115,18 @@ def encode_images(
     if not isinstance(images, Iterable):
         raise InvalidInputError(f"images: expected a list of images, got {images!r:.80}")
     if isinstance(images, Sized):
-        check_lengths(len(images), labels=labels, metadata=metadata)
+        check_lengths(len(images), labels=labels, metadata=metadata, uris=given_uris)
     uris: list[str] = []
 
     def named() -> Iterator[ImageInput]:
         for image in images:
-            for name, values in (("labels", labels), ("metadata", metadata)):
+            given = (("labels", labels), ("metadata", metadata), ("uris", given_uris))
+            for name, values in given:
                 if values is not None and len(values) <= len(uris):
                     raise InvalidInputError(
                         f"{name}: expected one per image, got {len(values)} for more images"
                     )
-            uris.append(uri_of(image))
+            uris.append(uri_of(image) if given_uris is None else given_uris[len(uris)])
             yield image
 
     for batches in commits(encoder.encode_batches(named(), strict=strict)):

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from hashlens.data.preprocessing import VectorInput
 from hashlens.errors import ModelError, system_reason
 from hashlens.files import make_folder, move, remove_abandoned, replace_file
 from hashlens.machine import keep_freed_memory
@@ -122,10 +123,11 @@ _TYPES = (torch.float32, torch.float16, torch.int64, torch.int32, torch.uint8, t
 
 def _build(config: ModelConfig, state: Mapping[str, Tensor]) -> LatentHashNet:
     """The network that a model describes, with other weights."""
-    preprocessing = config.preprocessing
-    backbone = create_backbone(
-        config.backbone, channels=preprocessing.channels, size=preprocessing.size
-    )
+    image = config.preprocessing
+    if isinstance(image, VectorInput):
+        backbone = create_backbone(config.backbone)
+    else:
+        backbone = create_backbone(config.backbone, channels=image.channels, size=image.size)
     layered = "feature_layer.weight" in state
     net = LatentHashNet(
         backbone.module,
@@ -155,8 +157,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def run(self, images: NetworkInput) -> NetworkOutput:
-        """Prepared images of shape (n, channels, size, size) to their outputs."""
-        batch = torch.from_numpy(images).to(self._device, memory_format=self._layout)
+        """Prepared images (n, channels, size, size), or vectors (n, width), to their outputs."""
+        layout = self._layout if images.ndim == 4 else torch.contiguous_format
+        batch = torch.from_numpy(images).to(self._device, memory_format=layout)
         out = self._net(batch)
         scores = out.scores.float().cpu().numpy() if out.scores.shape[1] else None
         return NetworkOutput(

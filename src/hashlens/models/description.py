@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from hashlens.codes.packing import check_bits
-from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.preprocessing import Preprocessing, VectorInput, input_from_dict
 from hashlens.errors import ModelError
 from hashlens.types import MODES, Mode
 
@@ -40,8 +40,8 @@ class ModelConfig:
         Names of the classifier's outputs, in order; empty without a classifier.
     backbone : str
         Name that rebuilds the backbone's structure.
-    preprocessing : Preprocessing
-        How images become the network's input.
+    preprocessing : Preprocessing or VectorInput
+        How images, or vectors, become the network's input.
     multi_label : bool
         Whether an image may have several classes (scores then go through a sigmoid each).
     start_origin, start_licence : str
@@ -66,7 +66,7 @@ class ModelConfig:
     feature_dim: int
     classes: tuple[str, ...]
     backbone: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | VectorInput
     multi_label: bool = False
     start_origin: str = "random"
     start_licence: str = "none needed"
@@ -116,7 +116,7 @@ class ModelConfig:
                 feature_dim=_whole(values["feature_dim"], 1, MAX_FEATURE_DIM),
                 classes=tuple(str(name) for name in values["classes"]),
                 backbone=str(values["backbone"]),
-                preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+                preprocessing=input_from_dict(values["preprocessing"]),
                 multi_label=bool(values["multi_label"]),
                 start_origin=str(values["start_origin"]),
                 start_licence=str(values["start_licence"]),
@@ -233,13 +233,15 @@ def model_card(config: ModelConfig) -> str:
     """Markdown text of a model's card."""
     plain = {key: value for key, value in config.training.items() if not _is_section(value)}
     sections = {key: value for key, value in config.training.items() if _is_section(value)}
+    what = "a vector" if isinstance(config.preprocessing, VectorInput) else "an image"
+    given = "vectors" if what == "a vector" else "images"
     parts = [
         "---\nlibrary_name: hashlens\ntags: [image-retrieval, learning-to-hash]\n---",
         f"# Hashlens model, {config.bits} bits",
-        "Turns an image into a binary code and a feature vector, to search for similar images "
+        f"Turns {what} into a binary code and a feature vector, to search for similar ones "
         "(Lin et al., CVPR Workshops 2015). Use it with\n\n"
         '```python\nfrom hashlens import Encoder\n\nencoder = Encoder.load("THIS_DIRECTORY")\n'
-        "codes, features = encoder.encode(images)\n```",
+        f"codes, features = encoder.encode({given})\n```",
         "## Network\n\n" + _table(_network(config)),
         "## Starting weights\n\n"
         + _table({"origin": config.start_origin, "licence": config.start_licence}),
@@ -258,11 +260,15 @@ def model_card(config: ModelConfig) -> str:
 
 def _network(config: ModelConfig) -> dict[str, Any]:
     image = config.preprocessing
+    if isinstance(image, VectorInput):
+        taken = f"vectors of {image.width} values, {image.metric} metric"
+    else:
+        taken = f"{image.size} x {image.size} px, {image.channels} channel(s), {image.resize}"
     return {
         "backbone": config.backbone,
         "bits": config.bits,
         "features": f"{config.feature_dim}, {_SCALINGS[config.feature_scaling]}",
-        "input": f"{image.size} x {image.size} px, {image.channels} channel(s), {image.resize}",
+        "input": taken,
         "labels": "several per image" if config.multi_label else "one per image",
         "proposed mode": config.mode or "not measured",
         "proposed radius": "not measured" if config.radius is None else config.radius,

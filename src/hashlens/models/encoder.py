@@ -1,4 +1,4 @@
-"""Images to packed codes and features, with PyTorch or, for an exported file, without it.
+"""Images, or vectors, to packed codes and features, with PyTorch or, if exported, without it.
 
 Importing this module imports neither torch nor onnxruntime; ``Encoder.load`` does.
 """
@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hashlens.codes.packing import code_bytes, pack_bits
 from hashlens.data.decoding import iter_decoded
-from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
 from hashlens.machine import gpu_name
@@ -36,6 +37,9 @@ from hashlens.types import (
 
 class Encoder:
     """Turns images into codes and features (:class:`hashlens.types.EncoderLike`).
+
+    A model over ready vectors takes one-dimensional arrays in the place of images, or one array
+    (n, width); see :attr:`vectors`.
 
     Codes of one image are equal from run to run. In batches of another size, or with another
     runtime, sums are rounded in another order: a bit whose latent value is within rounding of its
@@ -130,8 +134,25 @@ class Encoder:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images become the network's input."""
+        """How images become the network's input.
+
+        Raises
+        ------
+        ModelError
+            If the model takes vectors.
+        """
+        if isinstance(self.config.preprocessing, VectorInput):
+            raise ModelError(
+                f"this model takes vectors of {self.config.preprocessing.width} values, not "
+                "images; give vectors, or a model that was trained on images"
+            )
         return self.config.preprocessing
+
+    @property
+    def vectors(self) -> VectorInput | None:
+        """What vectors the model takes; None where it takes images."""
+        taken = self.config.preprocessing
+        return taken if isinstance(taken, VectorInput) else None
 
     @property
     def radius(self) -> int | None:
@@ -143,13 +164,13 @@ class Encoder:
         """The mode that found most on the validation images, where training had some."""
         return self.config.mode
 
-    def encode(self, images: Sequence[ImageInput]) -> tuple[Codes, Features]:
+    def encode(self, images: Sequence[ImageInput] | NDArray[Any]) -> tuple[Codes, Features]:
         """Encode all images, in order.
 
         Parameters
         ----------
         images : sequence of paths, URIs, bytes, PIL images or (H, W[, 3]) uint8 arrays
-            May be empty.
+            May be empty. Of a model over vectors: an array (n, width) of floating numbers.
 
         Returns
         -------
@@ -160,6 +181,8 @@ class Encoder:
         ------
         ImageError
             If one cannot be read; the message names it.
+        InvalidInputError
+            If one is not what this model takes.
         """
         if isinstance(images, str | bytes | Path):
             raise InvalidInputError(
@@ -196,12 +219,40 @@ class Encoder:
         ImageError
             If strict and an image cannot be read.
         """
+        if self.vectors is not None:
+            yield from self._encode_vectors(images, self.vectors, batch_size, strict)
+            return
         decoded = iter_decoded(images, self.preprocessing, batch_size=batch_size, strict=strict)
         for batch in decoded:
             codes, features, scores, latent = self.encode_pixels(batch.pixels)
             yield EncodedBatch(
                 batch.positions, codes, features, scores, batch.skipped, batch.files, latent
             )
+
+    def _encode_vectors(
+        self, rows: Iterable[Any], taken: VectorInput, batch_size: int, strict: bool
+    ) -> Iterator[EncodedBatch]:
+        coming, first = iter(rows), 0
+        while part := list(islice(coming, batch_size)):
+            vectors = taken.stack(part, first)
+            faults = taken.faults(vectors)
+            skipped = tuple(
+                Skipped(first + row, f"row {first + row}", why) for row, why in faults.items()
+            )
+            if strict and skipped:
+                raise InvalidInputError(f"{skipped[0].name}: {skipped[0].reason}; leave it out")
+            good = np.array([row for row in range(len(part)) if row not in faults], np.int64)
+            found = self._encoded(vectors[good])
+            yield EncodedBatch(
+                first + good,
+                found.codes,
+                found.features,
+                found.scores,
+                skipped,
+                (None,) * len(good),
+                found.latent,
+            )
+            first += len(part)
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> EncodedPixels:
         """Encode images that ``preprocessing.pixels`` has made, as one batch.
@@ -216,7 +267,10 @@ class Encoder:
         EncodedPixels
             Codes, features, scores and latent values.
         """
-        if len(pixels) == 0:
+        return self._encoded(self.preprocessing.normalise(pixels))
+
+    def _encoded(self, inputs: NetworkInput) -> EncodedPixels:
+        if len(inputs) == 0:
             classes = len(self.classes)
             return EncodedPixels(
                 np.zeros((0, code_bytes(self.bits)), np.uint8),
@@ -224,7 +278,7 @@ class Encoder:
                 np.zeros((0, classes), np.float32) if classes else None,
                 np.zeros((0, self.bits), np.float32),
             )
-        return self.encode_prepared(self.preprocessing.normalise(pixels))
+        return self.encode_prepared(inputs)
 
     def encode_prepared(self, images: NetworkInput) -> EncodedPixels:
         """Encode the network's own input, as one batch.
@@ -277,7 +331,7 @@ def encode_source(
     latent = [np.zeros((0, encoder.bits), np.float32)]
     at: list[Ids] = [np.zeros(0, np.int64)]
     skipped: list[Skipped] = []
-    for batch in encoder.encode_batches(source.uris, batch_size=batch_size, strict=strict):
+    for batch in encoder.encode_batches(source.inputs, batch_size=batch_size, strict=strict):
         codes.append(batch.codes)
         features.append(batch.features)
         at.append(batch.positions)
@@ -303,7 +357,7 @@ def encode_source(
 
 
 NetworkInput: TypeAlias = NDArray[np.float32]
-"""Prepared images of shape (n, channels, size, size)."""
+"""Prepared images of shape (n, channels, size, size), or vectors of shape (n, width)."""
 
 
 class NetworkOutput(NamedTuple):
@@ -441,8 +495,7 @@ def load_twin(directory: Path) -> tuple[ModelConfig, OnnxRunner] | None:
 def _check_graph(session: Any, config: ModelConfig, path: Path) -> None:
     inputs = {value.name: value.shape for value in session.get_inputs()}
     outputs = {value.name: value.shape for value in session.get_outputs()}
-    preprocessing = config.preprocessing
-    expected = [preprocessing.channels, preprocessing.size, preprocessing.size]
+    expected = list(config.preprocessing.shape)
     fits = (
         list(inputs) == [INPUT]
         and inputs[INPUT][1:] == expected

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.data.decoding import decode_source
+from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
 from hashlens.errors import MissingExtraError, ModelError, system_reason
 from hashlens.files import make_folder, replace_file
@@ -69,7 +70,7 @@ class ExportReport(NamedTuple):
 
 
 def export_onnx(
-    model: Path, path: Path, *, calibration: NDArray[np.uint8] | None = None
+    model: Path, path: Path, *, calibration: NDArray[Any] | None = None
 ) -> ExportReport:
     """Export a model directory to one ONNX file with a dynamic batch.
 
@@ -140,7 +141,7 @@ def write_twin(model: Path, source: Source) -> str:
     )
 
 
-def _seconds(runner: Runner, config: ModelConfig, pixels: NDArray[np.uint8]) -> float:
+def _seconds(runner: Runner, config: ModelConfig, pixels: NDArray[Any]) -> float:
     """Shortest time of three for one image and for a batch."""
     sizes = (1, _CALIBRATION_BATCH)
     images = [config.preprocessing.normalise(pixels[:size]) for size in sizes]
@@ -167,11 +168,17 @@ def _described(exported: Path, config: ModelConfig) -> tuple[bytes, Runner]:
     return data, runner
 
 
-def calibration_pixels(model: Path, source: Source, count: int) -> NDArray[np.uint8]:
-    """Draw images for int8 calibration, seeded, unreadable ones left out."""
+def calibration_pixels(model: Path, source: Source, count: int) -> NDArray[Any]:
+    """Draw images, or vectors, for int8 calibration, seeded, unreadable ones left out."""
     config, _ = read_config(model)
+    taken, store = config.preprocessing, source.vectors
     drawn = np.random.default_rng(0).permutation(len(source))[:count]
-    return decode_source(source, config.preprocessing, np.sort(drawn)).pixels
+    if not isinstance(taken, VectorInput):
+        return decode_source(source, taken, np.sort(drawn)).pixels
+    if store is None:
+        raise ModelError(f"{model}: takes vectors, and {source.spec} has images; give vectors")
+    vectors = store.gather(source.rows[np.sort(drawn)])
+    return np.delete(vectors, list(taken.faults(vectors)), axis=0)
 
 
 def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
@@ -190,8 +197,7 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
             answers = (out.latent, out.features, out.scores)
             return answers if config.classes else answers[:2]
 
-    image = config.preprocessing
-    example = torch.zeros(2, image.channels, image.size, image.size)
+    example = torch.zeros(2, *config.preprocessing.shape)
     outputs = list(OUTPUTS if config.classes else OUTPUTS[:2])
     names: dict[str, Any] = {
         "input_names": [INPUT],
@@ -232,12 +238,11 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
 
 def _run_once(path: Path, config: ModelConfig) -> None:
     """Raise where a file cannot take another number of images than it was traced with."""
-    image = config.preprocessing
     runner = OnnxRunner(open_session(path))
-    runner.run(np.zeros((3, image.channels, image.size, image.size), np.float32))
+    runner.run(np.zeros((3, *config.preprocessing.shape), np.float32))
 
 
-def _quantise(source: Path, config: ModelConfig, pixels: NDArray[np.uint8]) -> Path:
+def _quantise(source: Path, config: ModelConfig, pixels: NDArray[Any]) -> Path:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -281,20 +286,22 @@ def _made_from(graph: Any, output: str) -> set[str]:
     return names
 
 
-def _batches(config: ModelConfig, pixels: NDArray[np.uint8]) -> Iterator[NetworkInput]:
+def _batches(config: ModelConfig, pixels: NDArray[Any]) -> Iterator[NetworkInput]:
     for start in range(0, len(pixels), _CALIBRATION_BATCH):
         yield config.preprocessing.normalise(pixels[start : start + _CALIBRATION_BATCH])
 
 
-def _noise(config: ModelConfig) -> NDArray[np.uint8]:
-    """33 seeded noise images, so that batches of 32 and of 1 are both tried."""
-    image = config.preprocessing
-    shape = (_CALIBRATION_BATCH + 1, image.size, image.size, image.channels)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+def _noise(config: ModelConfig) -> NDArray[Any]:
+    """33 seeded noise images or vectors, so that batches of 32 and of 1 are both tried."""
+    image, rng, count = config.preprocessing, np.random.default_rng(0), _CALIBRATION_BATCH + 1
+    if isinstance(image, VectorInput):
+        return rng.standard_normal((count, image.width), dtype=np.float32)
+    shape = (count, image.size, image.size, image.channels)
+    return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
 def _compare(
-    first: Runner, second: Runner, config: ModelConfig, pixels: NDArray[np.uint8]
+    first: Runner, second: Runner, config: ModelConfig, pixels: NDArray[Any]
 ) -> tuple[float, float]:
     """Share of equal bits, and largest feature difference over the largest feature."""
     one = [first.run(batch) for batch in _batches(config, pixels)]

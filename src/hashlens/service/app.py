@@ -29,7 +29,7 @@ from fastapi.staticfiles import StaticFiles
 from hashlens import __version__
 from hashlens.errors import InvalidInputError
 from hashlens.index.protocol import Index
-from hashlens.service.engine import Engine
+from hashlens.service.engine import Asked, Engine
 from hashlens.service.errors import Refused, answer_errors
 from hashlens.service.limits import Limits
 from hashlens.service.metrics import Metrics
@@ -43,7 +43,7 @@ from hashlens.service.schemas import (
     SearchAnswer,
 )
 from hashlens.service.security import Door, require_key
-from hashlens.service.uploads import parse_object, parse_where, read_upload
+from hashlens.service.uploads import parse_object, parse_vector, parse_where, read_upload
 from hashlens.types import Mode, SearchOptions
 
 if TYPE_CHECKING:
@@ -189,12 +189,24 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         id: Annotated[
             int | None, Form(ge=0, le=2**63 - 1, description="Or the id of an image of the index.")
         ] = None,
+        vector: Annotated[
+            str | None,
+            Form(
+                description="Or a vector, as a JSON list of numbers, where `vector_width` of "
+                "/v1/index says that the model takes vectors.",
+                examples=["[0.25, -1.5, 0.125]"],
+            ),
+        ] = None,
         histogram: Histogram = False,
     ) -> SearchAnswer:
-        """The nearest images of a picture, or of an image of the index."""
-        query = id if image is None else await read_upload(image, limits)
-        if query is None or (image is not None and id is not None):
-            raise Refused(422, "expected either an image file in 'image', or an 'id', and not both")
+        """The nearest images of a picture, of an image of the index, or of a vector."""
+        if sum(given is not None for given in (image, id, vector)) != 1:
+            raise Refused(422, "expected one of: a file in 'image', an 'id', or a 'vector'")
+        query: Asked
+        if image is not None:
+            query = await read_upload(image, limits)
+        else:
+            query = id if id is not None else parse_vector(vector or "", engine.vectors)
         answer = await _unless_gone(request, engine.search(query, options, histogram=histogram))
         response.status_code = 206 if answer.missing else 200
         return answer
@@ -213,19 +225,27 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
             list[Annotated[int, Form(ge=0, le=2**63 - 1)]] | None,
             Form(description="Ids of images of the index."),
         ] = None,
+        vectors: Annotated[
+            list[str] | None, Form(description="Vectors, each as a JSON list of numbers.")
+        ] = None,
         histogram: Histogram = False,
     ) -> BatchAnswer:
-        """Results of each id, then of each picture; a query that fails says why in its place."""
-        count = len(images or ()) + len(ids or ())
+        """Results of ids, pictures, then vectors; a query that fails says why in its place."""
+        count = len(images or ()) + len(ids or ()) + len(vectors or ())
         if not count:
-            raise Refused(422, "expected image files in 'images', or 'ids', or both")
+            raise Refused(422, "expected image files in 'images', or 'ids', or 'vectors'")
         if count > limits.batch:
             raise Refused(413, f"{count} queries; at most {limits.batch} are accepted at once")
         uploads = [
             await read_upload(upload, limits, f"images[{position}]")
             for position, upload in enumerate(images or ())
         ]
-        work = engine.search_batch(ids or [], uploads, options, histogram=histogram)
+        queries: list[tuple[Asked, str]] = [(image_id, "") for image_id in ids or ()]
+        queries += [(data, f"images[{place}]") for place, data in enumerate(uploads)]
+        for place, text in enumerate(vectors or ()):
+            name = f"vectors[{place}]"
+            queries.append((parse_vector(text, engine.vectors, name), name))
+        work = engine.search_batch(queries, options, histogram=histogram)
         answer = await _unless_gone(request, work)
         response.status_code = 206 if answer.missing else 200
         return answer

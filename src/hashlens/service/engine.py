@@ -18,13 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens.codes.light import load_kernels
+from hashlens.data.preprocessing import VectorInput
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("hashlens.service")
 
 Pixels = NDArray[np.uint8]
+Asked: TypeAlias = int | bytes | Features
+"""An image of the index, the bytes of a picture, or a vector (1, width)."""
 Answer = TypeVar("Answer")
 
 
@@ -132,7 +135,7 @@ class Engine:
         }
         # The first client should not wait for libraries to be loaded.
         await self.run("search", _warm_up_search, self._index, self.view.named)
-        if self._encoder is not None:
+        if self._encoder is not None and self._encoder.vectors is None:
             await self.run("decode", self._decode, _one_pixel(), "image")
             await self.run("encode", _warm_up_encoder, self._encoder)
         self._batches.start()
@@ -161,10 +164,15 @@ class Engine:
         """How a search that names no mode is done."""
         return self._index.default_mode(self._encoder is not None, radius)
 
+    @property
+    def vectors(self) -> VectorInput | None:
+        """What vectors the model takes; None where it takes images, or there is none."""
+        return None if self._encoder is None else self._encoder.vectors
+
     async def search(
-        self, query: int | bytes, options: SearchOptions, *, histogram: bool
+        self, query: Asked, options: SearchOptions, *, histogram: bool
     ) -> SearchAnswer:
-        """The nearest images of an upload, or of an image of the index, itself left out."""
+        """The nearest images of an upload, a vector, or an image of the index, itself left out."""
         (found,), times = await self._search([(query, "image")], options, histogram)
         if isinstance(found, Refused):
             raise found
@@ -180,15 +188,12 @@ class Engine:
 
     async def search_batch(
         self,
-        ids: Sequence[int],
-        uploads: Sequence[bytes],
+        queries: list[tuple[Asked, str]],
         options: SearchOptions,
         *,
         histogram: bool,
     ) -> BatchAnswer:
-        """Results of each id and each upload; one that fails says why in its place."""
-        queries: list[tuple[int | bytes, str]] = [(image_id, "") for image_id in ids]
-        queries += [(data, f"images[{place}]") for place, data in enumerate(uploads)]
+        """Results of queries that have the names given; one that fails says why in its place."""
         outcomes, times = await self._search(queries, options, histogram)
         whole = [found for found in outcomes if isinstance(found, Found)]
         missing = sorted({shard for found in whole for shard in found.missing})
@@ -207,7 +212,7 @@ class Engine:
         return BatchAnswer(results=results, mode=options.mode, missing=missing, timings_ms=times)
 
     async def _search(
-        self, queries: list[tuple[int | bytes, str]], options: SearchOptions, histogram: bool
+        self, queries: list[tuple[Asked, str]], options: SearchOptions, histogram: bool
     ) -> tuple[list[Found | Refused], StageTimes]:
         """Answer queries that have the names given; a query that cannot be encoded is refused."""
         began = time.perf_counter()
@@ -252,21 +257,29 @@ class Engine:
             self._metrics.observe(times, [each.pool for each in found])
         return answers, times
 
-    async def _encode(self, query: int | bytes, name: str) -> Encoded:
+    async def _encode(self, query: Asked, name: str) -> Encoded:
         if isinstance(query, int):
             return await self.run("search", look_up, self._index, query)
         began = time.perf_counter()
+        if not isinstance(query, bytes):
+            assert self._encoder is not None  # `parse_vector` has refused before
+            made = await self.run("encode", self._encoder.encode_prepared, query)
+            shown = QueryAnswer(id=None, label=None, code=made.codes.tobytes().hex())
+            times = (0.0, 1e3 * (time.perf_counter() - began))
+            return Encoded(shown, made.codes[0], made.features[0], made.latent[0], *times)
         pixels = await self.run("decode", self._decode, query, name)
         decoded = time.perf_counter()
         code, features, latent = await self._batches.submit(pixels)
         ended = time.perf_counter()
         shown = QueryAnswer(id=None, label=None, code=code.tobytes().hex())
-        times = 1e3 * (decoded - began), 1e3 * (ended - decoded)
+        times = (1e3 * (decoded - began), 1e3 * (ended - decoded))
         return Encoded(shown, code, features, latent, *times)
 
     def _decode(self, data: bytes, name: str) -> Pixels:
         if self._encoder is None:
             raise Refused(422, f"{name}: this service has no model; search by 'id'")
+        if self._encoder.vectors is not None:
+            raise Refused(422, f"{name}: this model takes vectors; search by 'vector' or 'id'")
         preprocessing = self._encoder.preprocessing
         hint = preprocessing.size_hint
         header = check_header(data, self._limits, name, size_hint=hint)
@@ -572,7 +585,10 @@ class IndexView:
             metadata=_fields(self._records(_RECORDS_READ, 0)),
             modes=_modes(self._index),
             mode=self._index.default_mode(self._encoder is not None),
-            searches_images=self._encoder is not None,
+            searches_images=self._encoder is not None and self._encoder.vectors is None,
+            vector_width=None
+            if self._encoder is None or self._encoder.vectors is None
+            else self._encoder.vectors.width,
             writable=self._writable,
             shows_files=self.show_files,
             limits=ServiceLimits(

@@ -194,7 +194,12 @@ class IndexAnswer(BaseModel):
         "images, else hds, or acs or bcs if the index has no features. With a radius, hds "
         "takes the place of es."
     )
-    searches_images: bool = Field(description="False if the service has no model: search by id.")
+    searches_images: bool = Field(
+        description="False if the service has no model, or one over vectors: search by id."
+    )
+    vector_width: int | None = Field(
+        description="Numbers of a vector to search by; null if the model takes images."
+    )
     writable: bool
     shows_files: bool = Field(
         description="Whether answers name paths, and /v1/images/{id}/file gives the file itself."

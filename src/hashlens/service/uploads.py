@@ -18,15 +18,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from fastapi import UploadFile
 from PIL import Image, JpegImagePlugin
 
 from hashlens.data.image import UnreadableImageError, decoding_bytes
 from hashlens.data.opening import load_image
+from hashlens.data.preprocessing import VectorInput
 from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_path
 from hashlens.index.layout import UPLOADS
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits
+from hashlens.types import Features
 
 log = logging.getLogger("hashlens.service")
 
@@ -113,6 +116,7 @@ def decode_upload(
 
 _DEPTH = 32
 _CONDITIONS, _VALUES = 16, 256
+_NUMBER = 40  # characters of a number, at most
 
 
 def parse_where(text: str | None, limits: Limits) -> dict[str, Any]:
@@ -126,6 +130,27 @@ def parse_where(text: str | None, limits: Limits) -> dict[str, Any]:
             f"{_VALUES} values are accepted",
         )
     return where
+
+
+def parse_vector(text: str, taken: VectorInput | None, name: str = "vector") -> Features:
+    """A vector (1, width) from a form field, of the width that the model takes."""
+    if taken is None:
+        raise Refused(422, f"{name}: this service has no model that takes vectors")
+    if len(text) > _NUMBER * taken.width:
+        raise Refused(413, f"{name}: at most {_NUMBER * taken.width:,} characters are accepted")
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        if not isinstance(value, list) or {type(number) for number in value} - {int, float}:
+            raise ValueError(text)
+        vectors = np.array([value], np.float64)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        vectors = np.zeros(0)
+    if vectors.shape != (1, taken.width):
+        raise Refused(422, f"{name}: expected a JSON list of {taken.width} numbers")
+    found = taken.normalise(vectors)
+    for reason in taken.faults(found).values():
+        raise Refused(422, f"{name}: {reason}")
+    return found
 
 
 def parse_object(text: str | None, limits: Limits, name: str) -> dict[str, Any]:

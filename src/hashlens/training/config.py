@@ -72,6 +72,9 @@ class TrainingConfig:
         0.0, "Standard deviation of H's first weights (normal distribution); 0: PyTorch's start", 0
     )
     latent_bias: float = _option(0.0, "First bias of H, where latent_std is not 0")
+    metric: Literal["cosine", "euclidean"] = _option(
+        "cosine", "Of ready vectors: cosine compares their directions alone"
+    )
     size: int | None = _option(None, "Side of the network's input in pixels", 8, 1024)
     epochs: int | None = _option(None, "Passes over the training images", 1)
     batch_size: int | None = _option(None, "Images per step, over all devices together", 2)

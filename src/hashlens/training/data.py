@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from torch import nn
 from hashlens.data.decoding import decode_source
 from hashlens.data.image import UnreadableImageError
 from hashlens.data.labels import class_counts, split_validation
-from hashlens.data.preprocessing import Preprocessing
-from hashlens.data.source import Source
+from hashlens.data.preprocessing import Preprocessing, VectorInput
+from hashlens.data.source import Source, VectorStore
 from hashlens.errors import ImageError, InvalidInputError, SourceError
 from hashlens.machine import available_memory, cores, has_cuda
 from hashlens.report.progress import ProgressBar
@@ -30,7 +30,7 @@ from hashlens.types import Skipped
 FEATURES = "features.safetensors"
 DRAWS, MORE_DRAWS = 5, 9
 """Random numbers that an image gets for its augmentation; those of `more` are drawn last."""
-_CHUNK = 256
+_CHUNK, _VECTORS = 256, 4096
 
 Rows = NDArray[np.int64]
 Targets = NDArray[np.int64] | NDArray[np.bool_]
@@ -71,7 +71,7 @@ def decoded_inputs(
 
 def feature_inputs(
     source: Source,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | VectorInput,
     backbone: nn.Module,
     cache: Path | None,
     *,
@@ -80,8 +80,13 @@ def feature_inputs(
     console: Console,
     write: bool = True,
 ) -> Inputs:
-    """Features of the labelled images, or of ``rows``, computed once and kept in a cache file."""
+    """Features of the labelled images, or of ``rows``, computed once and kept in a cache file.
+
+    Ready vectors are the features themselves, and need no cache.
+    """
     wanted = source.labelled if rows is None else rows
+    if isinstance(preprocessing, VectorInput):
+        return _vector_inputs(source, preprocessing, backbone, wanted, strict, console)
     key = _key(source, wanted, preprocessing, backbone)
     if cache is not None and cache.is_file() and (kept := read_state(cache))["key"] == key:
         skipped = [Skipped(*one) for one in kept["skipped"]]
@@ -119,6 +124,44 @@ def feature_inputs(
             cache,
         )
     return Inputs(HeldPixels(features), found, images.skipped, same)
+
+
+def _vector_inputs(
+    source: Source,
+    taken: VectorInput,
+    backbone: nn.Module,
+    wanted: Rows,
+    strict: bool,
+    console: Console,
+) -> Inputs:
+    """Vectors as features that are read when needed.
+
+    All are read once before, to leave out what cannot be encoded and to know equal ones.
+    """
+    store = source.vectors
+    if store is None:
+        raise SourceError(f"{source.spec}: expected vectors, got images")
+    good, digests, skipped = np.ones(len(wanted), np.bool_), [], []
+    with ProgressBar("reading", len(wanted), unit="vectors", console=console) as progress:
+        for start in range(0, len(wanted), _VECTORS):
+            part = wanted[start : start + _VECTORS]
+            vectors = store.gather(source.rows[part])
+            for row, reason in taken.faults(vectors).items():
+                good[start + row] = False
+                position = int(part[row])
+                skipped.append(Skipped(position, source.uris[position], reason))
+            digests += _digests(vectors)
+            progress(len(part))
+    if strict and skipped:
+        first = skipped[0]
+        raise InvalidInputError(
+            f"{source.spec}: row {first.position}: {first.reason}; leave it out"
+        )
+    found = wanted[good]
+    if not len(found):
+        raise SourceError(f"{source.spec}: expected vectors, none of {len(wanted)} can be used")
+    twins = _numbered([digest for digest, kept in zip(digests, good, strict=True) if kept])
+    return Inputs(VectorRows(store, source.rows[found], backbone), found, skipped, twins)
 
 
 class Split(NamedTuple):
@@ -319,6 +362,19 @@ class HeldPixels:
         return self._values[torch.from_numpy(rows)], torch.ones(len(rows), dtype=torch.bool)
 
 
+class VectorRows:
+    """Vectors of a store, of unit length where the metric wants it."""
+
+    def __init__(self, store: VectorStore, rows: Rows, backbone: nn.Module) -> None:
+        self._store, self._rows, self._backbone = store, rows, backbone
+
+    @torch.inference_mode()
+    def gather(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows; all can be used."""
+        vectors = torch.from_numpy(self._store.gather(self._rows[rows]))
+        return self._backbone(vectors).clone(), torch.ones(len(rows), dtype=torch.bool)
+
+
 class StreamedPixels:
     """Images that threads decode each time they are needed."""
 
@@ -383,7 +439,7 @@ def memory_budget() -> int:
     return 4 * 2**30 if free is None else free // 2
 
 
-def _digests(pixels: NDArray[np.uint8]) -> list[bytes]:
+def _digests(pixels: NDArray[Any]) -> list[bytes]:
     return [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from hashlens.data.labels import balanced_weights, require_labels, without_lost_classes
 from hashlens.data.opening import open_source
+from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import Backbone, create_backbone
@@ -74,7 +75,7 @@ def train(
     bits : int, optional
         Length of a code, 8 to 1024; 48 unless the recipe says otherwise.
     recipe : str
-        "auto", "small", "finetune", "paper", or the path of a .toml file.
+        "auto", "small", "finetune", "paper", "vectors", or the path of a .toml file.
     unsupervised : bool
         Make codes without labels, from the features of a pre-trained backbone and ITQ. Of
         ``options`` only ``backbone``, ``weights``, ``size`` and ``seed`` are used.
@@ -181,16 +182,17 @@ def fit(
     console = _console(progress)
     # The same weights at the start in every process and every repetition.
     torch.manual_seed(config.seed)
-    backbone = _backbone(config, image_facts(source).channels)
+    backbone = _backbone(config, image_facts(source).channels if source.vectors is None else 3)
+    taken = backbone.preprocessing
     state = None
     if first:
         state = open_run(out, source, config, resume=resume, overwrite=overwrite)
     elif resume and (out / RUN / LAST).is_file():
         state = out / RUN / LAST
-    if config.freeze_backbone:
+    if config.freeze_backbone or isinstance(taken, VectorInput):
         inputs = feature_inputs(
             source,
-            backbone.preprocessing,
+            taken,
             backbone.module,
             features or out / RUN / FEATURES,
             strict=strict,
@@ -198,7 +200,7 @@ def fit(
             write=first,
         )
     else:
-        inputs = decoded_inputs(source, backbone.preprocessing, strict=strict, console=console)
+        inputs = decoded_inputs(source, taken, strict=strict, console=console)
     source, lost = without_lost_classes(source, inputs.rows)
     require_labels(source, images=1)
     labels = source.labels if source.label_matrix is None else source.label_matrix

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.evaluation.metrics import expected_average_precision
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.config import TrainingConfig
@@ -32,14 +32,15 @@ class HashModule(lightning.LightningModule):
         net: LatentHashNet,
         objective: nn.Module,
         config: TrainingConfig,
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | VectorInput,
     ) -> None:
         super().__init__()
         self.net, self.objective, self.config = net, objective, config
         self._folded = {part for part in net.backbone.modules() if is_folded(part)}
-        # Pixels are 0 to 255 here, and channels come last.
-        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean), persistent=False)
-        self.register_buffer("deviation", 255 * torch.tensor(preprocessing.std), persistent=False)
+        if isinstance(preprocessing, Preprocessing):  # pixels are 0 to 255, channels come last
+            mean, std = preprocessing.mean, preprocessing.std
+            self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
+            self.register_buffer("deviation", 255 * torch.tensor(std), persistent=False)
         self.average: AveragedModel | None = None
         if config.average > 0:
             self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)

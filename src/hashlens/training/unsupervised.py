@@ -1,4 +1,4 @@
-"""Codes without labels: a pre-trained backbone's features, and ITQ as the latent layer."""
+"""Codes of a shallow method: features of a backbone, or vectors, and a linear latent layer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from hashlens.baselines.itq import ITQ
+from hashlens.baselines import HashMethod, create_method
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, ModelError, SourceError
 from hashlens.machine import keep_freed_memory, versions
 from hashlens.models.backbones import Backbone, create_backbone
-from hashlens.models.description import CONFIG_NAME
+from hashlens.models.description import CONFIG_NAME, FeatureScaling
 from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.choice import scale_features
 from hashlens.training.config import TrainingConfig
-from hashlens.training.data import Inputs, feature_inputs
+from hashlens.training.data import feature_inputs
 from hashlens.training.folder import TrainingResult, write_model
+from hashlens.training.recipes import vectors_backbone
+from hashlens.types import Features
 
 BACKBONE, SIZE = "timm:mobilenetv2_100", 128
 MOST_IMAGES = 50_000
-OPTIONS = ("bits", "backbone", "weights", "size", "seed")
+OPTIONS = ("bits", "backbone", "weights", "size", "seed", "metric")
 
 
 def train_unsupervised(
@@ -37,38 +39,51 @@ def train_unsupervised(
     overwrite: bool = False,
     strict: bool = False,
     progress: bool = True,
+    method: str = "ITQ",
 ) -> TrainingResult:
-    """Make a model from images alone; ``values`` are options of the configuration.
+    """Make a model from images or vectors alone; ``values`` are options of the configuration.
 
     ITQ (Gong, Lazebnik, CVPR 2011) rotates the principal components of the features; both are
     linear, so the result is an ordinary model whose latent layer holds them. It has no classifier.
+    Another ``method`` of ``hashlens.baselines`` that is linear may take its place; a supervised
+    one reads the labels.
     """
     started = time.monotonic()
-    config = unsupervised_config(values)
+    config = unsupervised_config(values, source)
     assert config.backbone is not None  # it has a default here
+    shallow = create_method(method, config.bits, seed=config.seed)
     keep_freed_memory()
     if (out / CONFIG_NAME).exists() and not overwrite:
         raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
     if len(source) < 2 * config.bits:
         raise SourceError(
-            f"{source.spec}: ITQ with {config.bits} bits needs at least {2 * config.bits} images, "
-            f"got {len(source)}; add images, or use fewer --bits"
+            f"{source.spec}: {method} with {config.bits} bits needs at least {2 * config.bits} of "
+            f"them, got {len(source)}; add some, or use fewer bits"
         )
     base = create_backbone(
         config.backbone,
         size=config.size,
         weights=None if config.weights is None else Path(config.weights),
-        pretrained=config.weights is None,
+        pretrained=config.weights is None and source.vectors is None,
     )
     console = Console(stderr=True, quiet=not progress)
-    inputs = _features(source, base, seed=config.seed, strict=strict, console=console)
+    rows = source.labelled if shallow.supervised else np.arange(len(source))
+    if len(rows) > MOST_IMAGES:  # as many as the method needs
+        drawn = np.random.default_rng(config.seed).choice(len(rows), MOST_IMAGES, replace=False)
+        rows = rows[np.sort(drawn)]
+    inputs = feature_inputs(
+        source, base.preprocessing, base.module, None, rows=rows, strict=strict, console=console
+    )
     for one in inputs.skipped:
         console.print(f"skipped {one.name}: {one.reason}", highlight=False, markup=False)
     for note in source.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     features, _ = inputs.pixels.gather(np.arange(len(inputs.rows)))
-    net = _rotated(base, ITQ(config.bits, seed=config.seed).fit(features.numpy()))
-    scale_features(net, features, "standardised")
+    shallow.fit(features.numpy(), source.labels[inputs.rows])
+    net = _with_method(base, shallow, method, features.numpy())
+    # Vectors are compared as they came: their owner chose the metric.
+    scaling: FeatureScaling = "standardised" if source.vectors is None else "none"
+    scale_features(net, features, scaling)
     result = TrainingResult(
         out=out,
         config=config.with_values({"backbone": base.name}),
@@ -79,10 +94,10 @@ def train_unsupervised(
         skipped=tuple(inputs.skipped),
         warnings=source.notes,
         seconds=time.monotonic() - started,
-        search={"feature_scaling": "standardised", "mode": None},
+        search={"feature_scaling": scaling, "mode": None},
     )
     training = {
-        "method": "ITQ on the features of the backbone, no labels",
+        "method": f"{method} on the features, {'' if shallow.supervised else 'no '}labels",
         "source": source.spec,
         "images": {"training": result.training_images, "skipped": len(result.skipped)},
         "seed": config.seed,
@@ -94,31 +109,32 @@ def train_unsupervised(
     return result
 
 
-def unsupervised_config(values: Mapping[str, Any]) -> TrainingConfig:
+def unsupervised_config(values: Mapping[str, Any], source: Source | None = None) -> TrainingConfig:
     """The configuration of a model without labels, which has few options."""
     if odd := sorted(set(values) - set(OPTIONS)):
         raise InvalidInputError(f"--unsupervised does not use {', '.join(odd)}; leave it out")
-    return TrainingConfig().with_values(
-        {"recipe": "unsupervised", "backbone": BACKBONE, "size": SIZE, **values}
-    )
+    chosen = {"recipe": "unsupervised", "backbone": BACKBONE, "size": SIZE, **values}
+    if source is not None and source.vectors is not None:
+        chosen["backbone"], chosen["size"] = vectors_backbone(source, values), None
+    return TrainingConfig().with_values(chosen)
 
 
-def _features(
-    source: Source, base: Backbone, *, seed: int, strict: bool, console: Console
-) -> Inputs:
-    """Features of all images, or of as many as the rotation needs."""
-    rows = np.arange(len(source))
-    if len(rows) > MOST_IMAGES:
-        rows = np.sort(np.random.default_rng(seed).choice(len(rows), MOST_IMAGES, replace=False))
-    return feature_inputs(
-        source, base.preprocessing, base.module, None, rows=rows, strict=strict, console=console
-    )
-
-
-def _rotated(base: Backbone, method: ITQ) -> LatentHashNet:
-    """A network whose latent layer is the method's projection and rotation."""
-    net = LatentHashNet(base.module, feature_dim=base.feature_dim, bits=method.bits, classes=0)
+def _with_method(
+    base: Backbone, method: HashMethod, name: str, features: Features
+) -> LatentHashNet:
+    """A network whose latent layer is the method's projection."""
+    width = base.feature_dim
+    bias = method.values(np.zeros((1, width), np.float32))[0]
+    weights = method.values(np.eye(width, dtype=np.float32)) - bias
+    some = features[:100]
+    expected = method.values(some)
+    if not np.allclose(some @ weights + bias, expected, atol=1e-3 * np.abs(expected).max()):
+        raise InvalidInputError(
+            f"{name}: is not linear in the features, so a model cannot hold it; choose ITQ, LSH, "
+            f"ITQ-CCA or MLH, or use hashlens.baselines.create_method({name!r}, bits)"
+        )
+    net = LatentHashNet(base.module, feature_dim=width, bits=method.bits, classes=0)
     with torch.no_grad():
-        net.latent.weight.copy_(torch.from_numpy(np.ascontiguousarray(method.weights.T)))
-        net.latent.bias.copy_(torch.from_numpy(method.bias))
+        net.latent.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
+        net.latent.bias.copy_(torch.from_numpy(bias))
     return net

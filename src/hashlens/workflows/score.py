@@ -15,7 +15,7 @@ from hashlens import __version__
 from hashlens.codes.packing import unpack_bits
 from hashlens.data.opening import load_image, open_source
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, SourceError
+from hashlens.errors import ImageError, InvalidInputError, SourceError
 from hashlens.evaluation.metrics import RECALL_LEVELS, LabelArray, shares_label
 from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
@@ -502,10 +502,11 @@ def write_report(
             ],
         ),
     )
-    page.heading("Nearest pictures")
     queries, caption = sheet_queries(scored)
-    sheet = picture_sheet(queries, load_small)
-    page.picture(sheet, "sheet", "Queries with their nearest pictures", caption)
+    if any(_has_picture(query.uri) for query in queries):  # vectors may have none
+        page.heading("Nearest pictures")
+        sheet = picture_sheet(queries, load_small)
+        page.picture(sheet, "sheet", "Queries with their nearest pictures", caption)
     if commands:
         page.heading("Next")
         page.commands(commands)
@@ -537,6 +538,14 @@ def sheet_queries(
 def load_small(uri: str) -> Image.Image:
     """Open a picture for a sheet, at about the size that it is drawn in."""
     return load_image(uri, size_hint=120)
+
+
+def _has_picture(uri: str) -> bool:
+    try:
+        load_small(uri)
+    except ImageError:
+        return False
+    return True
 
 
 def _sheet_query(scored: ScoredModel, row: int) -> SheetQuery:

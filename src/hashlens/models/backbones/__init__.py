@@ -21,7 +21,7 @@ from hashlens.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hashlens.data.preprocessing import Preprocessing
+    from hashlens.data.preprocessing import Preprocessing, VectorInput
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Backbone:
     name: str
     module: nn.Module
     feature_dim: int
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | VectorInput
     start: StartWeights = StartWeights()
 
 
@@ -83,6 +83,11 @@ def describe_backbones() -> Mapping[str, str]:
 def has_published_weights(name: str) -> bool:
     """Whether starting weights of a backbone can be downloaded."""
     return "pretrained" in inspect.signature(_builder(name)).parameters
+
+
+def vectors_name(taken: VectorInput) -> str:
+    """The name, with its options, of the backbone that stands for ready vectors."""
+    return f"vectors?width={taken.width}&metric={taken.metric}"
 
 
 def create_backbone(

@@ -25,7 +25,7 @@ function picture({ id, label, name }) {
     if (image.naturalWidth <= 16) image.classList.add("pixels");
   });
   image.addEventListener("error", () => {
-    image.replaceWith(make("span", { className: "lost", textContent: "file not found" }));
+    image.replaceWith(make("span", { className: "lost", textContent: "no picture" }));
   });
   return image;
 }

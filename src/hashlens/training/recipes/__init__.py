@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from hashlens.data.labels import require_labels
+from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.machine import has_cuda, multiplies_bfloat16
-from hashlens.models.backbones import has_published_weights
+from hashlens.models.backbones import has_published_weights, vectors_name
 from hashlens.training.config import TrainingConfig
 
-RECIPES = ("auto", "small", "finetune", "paper")
+RECIPES = ("auto", "small", "finetune", "paper", "vectors")
 SMALL_SIDE = 64
 FEATURE_LAYER = 256
 # Networks of depthwise convolutions: on processors bfloat16 made these 16 to 26 % slower.
@@ -86,15 +87,23 @@ def configure(
     recipe: str, values: Mapping[str, Any], images: Source | ImageFacts
 ) -> tuple[TrainingConfig, list[str]]:
     """A configuration that leaves nothing open, and the reasons for what was chosen."""
-    facts = images if isinstance(images, ImageFacts) else image_facts(images)
     reasons = []
+    if isinstance(images, Source) and images.vectors is not None:
+        recipe = "vectors" if recipe == "auto" else recipe
+        if recipe in ("small", "finetune", "paper"):
+            raise InvalidInputError(f"recipe {recipe}: is for images; leave it out for vectors")
+        values = {**values, "backbone": vectors_backbone(images, values)}
+        facts = ImageFacts(len(images.labelled), 0, 3, has_cuda(), multiplies_bfloat16())
+    else:
+        facts = images if isinstance(images, ImageFacts) else image_facts(images)
     if recipe == "auto":
         recipe, reason = _automatic_recipe(values, facts)
         reasons.append(reason)
     chosen = {**recipe_values(recipe), **values}
     chosen.setdefault("recipe", Path(recipe).stem)
     config, why = _complete(TrainingConfig().with_values(chosen), facts)
-    if config.freeze_backbone and not (config.pretrained or config.weights):
+    random = not (config.pretrained or config.weights or config.recipe == "vectors")
+    if config.freeze_backbone and random:
         raise InvalidInputError(
             f"freeze_backbone: {config.backbone} starts random, and a frozen random network learns "
             "nothing; give --weights FILE, name a pre-trained network such as "
@@ -102,6 +111,16 @@ def configure(
             "--train-backbone"
         )
     return config, reasons + why
+
+
+def vectors_backbone(source: Source, values: Mapping[str, Any]) -> str:
+    """The backbone of a source of vectors; options that only images have are refused."""
+    for name in ("backbone", "weights", "pretrained", "freeze_backbone", "size"):
+        if values.get(name) is not None:
+            raise InvalidInputError(f"{name}: goes with images, not with vectors; leave it out")
+    assert source.vectors is not None  # the caller has checked
+    metric = values.get("metric") or TrainingConfig().metric
+    return vectors_name(VectorInput(source.vectors.width, metric))
 
 
 def recipe_values(recipe: str) -> dict[str, Any]:
@@ -192,6 +211,8 @@ def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig
     frozen = config.freeze_backbone
     choose("feature_layer", FEATURE_LAYER if frozen else 0)
     # Enough passes for a few thousand steps, whatever the number of images.
+    if config.recipe == "vectors":
+        choose("epochs", max(5, min(30, 3_000_000 // max(facts.images, 1))))
     passes = 30 if frozen else (16 if grey or not facts.cuda else 30) if scratch else FINE_TUNING
     few = min(100, -(-80_000 // max(facts.images, 1)))
     choose("epochs", max(passes, few if scratch or frozen else passes))
@@ -225,8 +246,7 @@ def training_rate(config: TrainingConfig, channels: int) -> float:
     backbone = create_backbone(config.backbone, channels=channels, size=config.size)
     network = backbone.module.to(memory_format=torch.channels_last).eval()
     freeze_first(network, config.frozen_share)
-    size = backbone.preprocessing.size
-    images = torch.rand(_TIMED, channels, size, size).to(memory_format=torch.channels_last)
+    images = torch.rand(_TIMED, *backbone.preprocessing.shape).to(memory_format=torch.channels_last)
     seconds = []
     with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
         for _ in range(3):
