@@ -51,7 +51,7 @@ def test_search_by_vector_finds_the_row_itself(home: Path) -> None:
     assert answer["query"] == f"{home / 'query.npy'}#0"
     assert answer["hits"][0]["id"] == 7
     assert answer["hits"][0]["metadata"] == {"price": 7}
-    shown = run("search", home / "v.idx", "7", "--vector", home / "query.npy", "-k", 2)
+    shown = run("search", home / "v.idx", "7", "--vector", home / "query.npy", "-k", 60)
     assert shown.exit_code == 0
     assert f"{home / 'x.npy'}#7" in shown.stdout
     assert "are gone" not in shown.output

@@ -105,7 +105,7 @@ def test_names_and_what_they_are_come_without_torch() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     names = answer.stdout.split()
-    assert names == ["alexnet", "caffenet", "resnet9", "smallcnn", "timm:NAME"]
+    assert names == ["alexnet", "caffenet", "resnet9", "smallcnn", "timm:NAME", "vectors"]
     assert all(describe_backbones().values())
     assert [name for name in names if has_published_weights(name)] == ["alexnet", "timm:NAME"]
 
