@@ -110,6 +110,8 @@ def build(
     count = _pivot_count(n)
     drawn = np.unique(np.random.default_rng(0).integers(0, size, count * _SAMPLE_PER_PIVOT))
     drawn = np.random.default_rng(1).permutation(drawn[ids[drawn] >= 0] if len(ids) else drawn)
+    if len(drawn) <= _SPREAD_K:  # nearly all were removed
+        return None
     sample = words_at(blocks, drawn)
     pivots = _choose_pivots(sample, sample[:count].copy(), words)
     if not _pays(sample, pivots, words):
