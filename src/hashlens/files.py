@@ -66,21 +66,12 @@ def uri_path(uri: str) -> Path:
 
 
 class Row(NamedTuple):
-    """One image of a table.
+    """One image of a table."""
 
-    Attributes
-    ----------
-    table : str
-        Path or URI of a parquet or .npy file, ``digits``, ``hub:NAME#SPLIT``, or ``memory:NUMBER``.
-    row : int
-        From 0 on.
-    column : str or None
-        Column of the images, where it is not the one that their names tell.
-    """
-
+    # path or URI of a parquet or .npy file, ``digits``, ``hub:NAME#SPLIT``, or ``memory:NUMBER``
     table: str
-    row: int
-    column: str | None = None
+    row: int  # from 0 on
+    column: str | None = None  # column of the images, where it is not the one that their names tell
 
     @property
     def is_in_file(self) -> bool:
@@ -114,21 +105,11 @@ _DIGEST_BYTES = 16
 
 
 class FileState(NamedTuple):
-    """How a file looked when its image was encoded.
+    """How a file looked when its image was encoded."""
 
-    Attributes
-    ----------
-    size : int
-        In bytes.
-    mtime_ns : int
-        Time of the last change of its content, its name or its rights.
-    digest : bytes
-        Digest of the content, 16 bytes.
-    """
-
-    size: int
-    mtime_ns: int
-    digest: bytes
+    size: int  # in bytes
+    mtime_ns: int  # time of the last change of its content, its name or its rights
+    digest: bytes  # digest of the content, 16 bytes
 
 
 def content_digest(data: bytes) -> bytes:

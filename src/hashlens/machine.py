@@ -107,19 +107,6 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def own_memory() -> int:
-    """Bytes of memory that this process has to itself, without files that are mapped.
-
-    Where the system does not tell, the most that it has had.
-    """
-    try:
-        status = (_SYSTEM / "proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return peak_memory()
-    line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
-    return 1024 * int(line.split()[1])
-
-
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _LARGEST = 1 << 30

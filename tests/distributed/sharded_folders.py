@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hashlens import HashIndex
-from hashlens.distributed.catalogue import Catalogue, IdRange, Shard, write_catalogue
+import numpy as np
+
+from hashlens.distributed.snapshots import SHARD_SHIFT, Manifest, create_empty, publishing
 
 BITS, DIM = 16, 6
 
@@ -20,10 +21,15 @@ def part(images: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 def make_shards(folder: Path, images: dict[str, Any], bounds: Sequence[int]) -> None:
     """A shard for the images between each bound and the next."""
-    shards = []
-    for i, (start, stop) in enumerate(pairwise(bounds)):
-        name = f"shard-{i:04d}"
-        with HashIndex.create(folder / name, bits=BITS, feature_dim=DIM) as shard:
-            shard.add_encoded(**part(images, start, stop))
-        shards.append(Shard(name, (IdRange(start, 0, stop - start),)))
-    write_catalogue(folder, Catalogue(BITS, DIM, "", None, tuple(shards)))
+    create_empty(folder, Manifest(BITS, DIM, "float16", "", "", ()), len(bounds) - 1)
+    with publishing(folder) as publication:
+        for i, (start, stop) in enumerate(pairwise(bounds)):
+            publication.shard(i).add_encoded(**part(images, start, stop))
+
+
+def numbered(ids: Any, bounds: Sequence[int]) -> Any:
+    """Ids that the sharded index gives to images of one index; -1 stays."""
+    ids = np.asarray(ids)
+    shards = np.searchsorted(np.array(bounds[1:]), ids, side="right")
+    own = (shards << SHARD_SHIFT) + ids - np.array([*bounds[:-1], 0])[shards]
+    return np.where(ids < 0, -1, own)

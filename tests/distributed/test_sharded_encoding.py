@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -14,50 +16,46 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
-from hashlens import HashIndex, IndexStoreError, InvalidInputError, SourceError
-from hashlens.distributed.encoding import COMPLETE_NAME, Images, create_sharded, open_images
+from hashlens import Encoder, HashIndex, IndexStoreError, InvalidInputError, SourceError
+from hashlens.distributed import encoding
+from hashlens.distributed.encoding import (
+    MOST_IMAGES,
+    EncodePart,
+    create_sharded,
+    images_at_once,
+    list_names,
+)
+from hashlens.distributed.sharded import ShardedIndex
 
-N = 240
-SHARDS = 3
+SOURCE, SHARDS = "digits#test", 3
 
 
 @pytest.fixture(scope="module")
 def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> HashIndex:
     """The same images, encoded and indexed in this process."""
-    from hashlens import Encoder
+    from hashlens import open_source
 
-    images = _images()
-    encoder = Encoder.load(model)
-    index = HashIndex.create(tmp_path_factory.mktemp("expected") / "index", encoder)
-    index.add(list(images.uris), labels=list(images.labels))
+    source = open_source(SOURCE)
+    index = HashIndex.create(tmp_path_factory.mktemp("expected") / "index", Encoder.load(model))
+    index.add(list(source.uris), [source.label_name(i) for i in range(len(source))])
     return index
 
 
-def _images() -> Images:
-    whole = open_images("digits#test")
-    return Images(whole.spec, list(whole.uris[:N]), whole.labels[:N])
-
-
 def _same(folder: Path, expected: HashIndex) -> None:
-    start = 0
-    for i in range(SHARDS):
-        with HashIndex.open(folder / f"shard-{i:04d}", read_only=True) as shard:
-            ids, codes, features = shard.encoded()
-            wanted = expected.encoded(range(start, start + len(ids)))
-            # sums are rounded in another order in batches of another size
-            assert np.unpackbits(codes ^ wanted[1]).mean() < 1e-3
-            np.testing.assert_allclose(features, wanted[2], rtol=2e-3, atol=2e-3)
-            got = [(r.uri, r.label) for r in shard.records()]
-            assert got == [
-                (r.uri, r.label) for r in expected.records(range(start, start + len(ids)))
-            ]
-            start += len(ids)
-    assert start == len(expected)
+    index = ShardedIndex.open(folder)
+    _, codes, features = index.encoded()
+    _, wanted, floats = expected.encoded()
+    # sums are rounded in another order in batches of another size
+    assert np.unpackbits(codes ^ wanted).mean() < 1e-3
+    np.testing.assert_allclose(features, floats, rtol=2e-3, atol=2e-3)
+    assert [record[1:] for record in index] == [record[1:] for record in expected]
+    assert index.verify() == []
 
 
 def test_it_makes_the_same_index_while_a_worker_is_killed(
-    cluster: Any, model: Path, expected: HashIndex, tmp_path: Path
+    cluster: Any, model: Path, expected: HashIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = []
 
@@ -73,35 +71,38 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
 
     thread = threading.Thread(target=kill_an_encoder)
     thread.start()
-    done: list[int] = []
+    seen: list[tuple[int, int]] = []
     folder = tmp_path / "index"
-    catalogue = create_sharded(
-        folder, model, _images(), shards=SHARDS, workers=1, batch_size=16, progress=done.append
+    made = create_sharded(
+        *(folder, model, SOURCE),
+        shards=SHARDS,
+        workers=1,
+        batch_size=16,
+        progress=lambda done, total: seen.append((done, total)),
     )
     thread.join()
     assert killed
-    assert sum(done) == catalogue.next_id == N
-    assert [shard.count for shard in catalogue.shards] == [80, 80, 80]
+    assert seen[0] == (0, 359)
+    assert seen[-1] == (359, 359)
+    assert [shard.images for shard in made.manifest.shards] == [119, 120, 120]
     _same(folder, expected)
+    kept = {path.name.partition(".")[0] for path in folder.iterdir()}
+    assert kept == {"shards", "shard-0000", "shard-0001", "shard-0002"}
     with pytest.raises(IndexStoreError, match="holds a sharded index already"):
-        create_sharded(folder, model, _images(), shards=SHARDS)
+        create_sharded(folder, model, SOURCE, shards=SHARDS)
 
 
 _DRIVER = """
-import sys
-import time
+import sys, time
 from pathlib import Path
-from hashlens.distributed.encoding import Images, create_sharded, open_images
-whole = open_images("digits#test")
-images = Images(whole.spec, list(whole.uris[:240]), whole.labels[:240])
-done = 0
-def stop_in_the_second_shard(images):
-    global done
-    done += images
-    if done > 80:
+from hashlens.distributed.encoding import create_sharded
+
+def stop_after_the_first_part(done, total):
+    if done:
         time.sleep(600)
-create_sharded(Path(sys.argv[1]), Path(sys.argv[2]), images, shards=3, workers=1,
-               address=sys.argv[3], progress=stop_in_the_second_shard)
+
+create_sharded(Path(sys.argv[1]), Path(sys.argv[2]), "digits#test", shards=3, workers=1,
+               address=sys.argv[3], progress=stop_after_the_first_part)
 """
 
 
@@ -111,76 +112,130 @@ def test_a_killed_driver_goes_on_where_it_was(
 ) -> None:
     folder = tmp_path / "index"
     command = [sys.executable, "-c", _DRIVER, str(folder), str(model), cluster.address]
-    first = folder / "shard-0000" / COMPLETE_NAME
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
         limit = time.monotonic() + 240
-        while not first.exists() and driver.poll() is None and time.monotonic() < limit:
+        while not list(folder.glob("parts/*.npz")) and time.monotonic() < limit:
+            assert driver.poll() is None
             time.sleep(0.02)
         driver.kill()
-    assert first.exists()
     assert not (folder / "shards.json").exists()
-    made = first.stat().st_mtime_ns
-    with pytest.raises(IndexStoreError, match="unfinished"):
-        create_sharded(folder, model, _images(), shards=SHARDS + 1)
-    others = Images("digits#test", _images().uris[::-1], _images().labels[::-1])
-    with pytest.raises(IndexStoreError, match="unfinished"):
-        create_sharded(folder, model, others, shards=SHARDS)
-    create_sharded(folder, model, _images(), shards=SHARDS, workers=1)
-    assert first.stat().st_mtime_ns == made
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("parts/*.npz")}
+    assert kept
+    for source, shards in ((SOURCE, SHARDS + 1), ("digits#train", SHARDS)):
+        with pytest.raises(IndexStoreError, match="unfinished"):
+            create_sharded(folder, model, source, shards=shards)
+    seen: list[int] = []
+    create_sharded(
+        folder, model, SOURCE, shards=SHARDS, workers=1, progress=lambda done, _: seen.append(done)
+    )
+    assert seen[0] > 0  # what was kept is not encoded again
     _same(folder, expected)
 
 
-def test_objects_behind_a_file_system_are_read_and_bad_ones_listed(
+def _picture(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), value).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_parquet_file_is_read_and_what_cannot_be_read_is_listed(
     cluster: Any, model: Path, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
-    pictures = tmp_path / "pictures"
-    for name in ("cat", "dog"):
-        (pictures / name).mkdir(parents=True)
-        for i in range(3):
-            Image.new("L", (8, 8), 40 * i).save(pictures / name / f"{i}.png")
-    (pictures / "dog" / "broken.png").write_bytes(b"no picture")
-    images = open_images(f"file://{pictures}")
-    assert images.labels == ["cat"] * 3 + ["dog"] * 4
-    catalogue = create_sharded(tmp_path / "index", model, images, shards=2, workers=1)
-    assert [shard.count for shard in catalogue.shards] == [3, 3]
-    ((uri, reason),) = catalogue.shards[1].skipped
-    assert uri == f"{pictures}/dog/broken.png"
-    assert "not an image" in reason
-
-
-def test_a_parquet_file_is_read_row_by_row(cluster: Any, model: Path, tmp_path: Path) -> None:
-    import io
-
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image
 
-    pictures = []
-    for i in range(7):
-        file = io.BytesIO()
-        Image.new("L", (8, 8), 30 * i).save(file, "PNG")
-        pictures.append(file.getvalue())
+    pictures = [_picture(30 * i) for i in range(7)]
     pictures[4] = b"no picture"
     words = ["cat", "dog", "cat", "dog", "cat", "dog", "cat"]
     path = tmp_path / "pictures.parquet"
-    pq.write_table(pa.table({"image": pictures, "label": words}), path, row_group_size=3)
-    images = open_images(str(path))
-    catalogue = create_sharded(tmp_path / "index", model, images, shards=2, workers=1)
-    ((uri, _),) = [entry for shard in catalogue.shards for entry in shard.skipped]
+    pq.write_table(pa.table({"image": pictures, "label": words, "price": range(7)}), path)
+    made = create_sharded(tmp_path / "index", model, str(path), shards=2, workers=1)
+    ((_, uri, reason),) = made.skipped
     assert uri == f"{path}#4"
-    records = []
-    for shard in catalogue.shards:
-        with HashIndex.open(tmp_path / "index" / shard.folder, read_only=True) as index:
-            records += [(record.uri, record.label) for record in index.records()]
-    assert records == [(f"{path}#{i}", words[i]) for i in range(7) if i != 4]
+    assert "not an image" in reason
+    found = [record[1:] for record in ShardedIndex.open(tmp_path / "index")]
+    assert found == [(f"{path}#{i}", words[i], {"price": i}) for i in range(7) if i != 4]
 
 
-def test_bad_requests_are_refused_before_anything_runs(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="expected 1 to 240"):
-        create_sharded(tmp_path / "index", model, _images(), shards=241)
-    with pytest.raises(SourceError, match="no images found"):
-        open_images(f"file://{tmp_path}")
-    with pytest.raises(SourceError, match="nonsense://"):
-        open_images("nonsense://bucket/pictures")
+def test_bad_requests_are_refused_and_leave_nothing(
+    cluster: Any, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match="expected 1 to 359"):
+        create_sharded(tmp_path / "index", model, SOURCE, shards=360)
+    assert not (tmp_path / "index").exists()
+    with pytest.raises(SourceError, match="nowhere"):
+        create_sharded(tmp_path / "index", model, str(tmp_path / "nowhere"), shards=2)
+    assert not (tmp_path / "index").exists()
+
+
+def test_objects_of_a_store_are_read_ahead(model: Path, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    for i in range(70):
+        store.pipe(f"/shop/{'cat' if i % 2 else 'dog'}/{i:02}.png", _picture(i))
+    store.pipe("/shop/dog/00.png", b"no picture")
+    for name in (encoding.PARTS, encoding.NAMES):
+        (tmp_path / name).mkdir()
+    assert list_names("memory://shop", str(tmp_path), 2) == 70
+    parts = sorted(path.stem for path in (tmp_path / encoding.NAMES).iterdir())
+    assert parts == ["0000-000000", "0001-000000"]
+    worker = EncodePart(str(tmp_path), str(model), "cpu", 2**30, batch_size=16)
+    for part in parts:
+        assert worker({"item": [part]}) == {"images": [35]}
+    lines = (tmp_path / encoding.NAMES / "0001-000000.jsonl").read_text().splitlines()
+    uri, label, metadata = json.loads(lines[0])
+    assert (uri, label, metadata) == ("memory://shop/dog/00.png", "dog", {})
+    with np.load(tmp_path / encoding.PARTS / "0001-000000.npz") as kept:
+        assert "not an image" in kept["reasons"][0]
+        assert (kept["reasons"][1:] == "").all()
+        codes, _ = Encoder.load(model).encode([_picture(2)])
+        np.testing.assert_array_equal(kept["codes"][1], codes[0])
+
+
+def test_less_memory_means_fewer_images_at_once(model: Path) -> None:
+    encoder = Encoder.load(model, device="cpu")
+    side, channels = encoder.preprocessing.size, encoder.preprocessing.channels
+    assert images_at_once(encoder, 1) == 1
+    assert images_at_once(encoder, 2**40) == MOST_IMAGES
+    few = images_at_once(encoder, 40 * 8 * side * side * channels)
+    assert 1 <= few <= 32
+
+
+def _worker_with_names(model: Path, folder: Path) -> EncodePart:
+    for name in (encoding.PARTS, encoding.NAMES):
+        (folder / name).mkdir()
+    list_names(SOURCE, str(folder), 1)
+    return EncodePart(str(folder), str(model), "cpu", 2**30, batch_size=16)
+
+
+def test_a_worker_whose_memory_is_short_goes_on_with_fewer_images(
+    model: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    worker, sizes = _worker_with_names(model, tmp_path), []
+    run = worker._encoder._runner.run
+
+    class Small:
+        def run(self, images: Any) -> Any:
+            sizes.append(len(images))
+            if len(images) > 4:
+                raise torch.OutOfMemoryError("no memory")
+            return run(images)
+
+    worker._encoder._runner = Small()
+    assert worker({"item": ["0000-000000"]}) == {"images": [359]}
+    assert max(sizes) == 16
+    assert sizes[-1] <= 4
+
+
+def test_an_error_that_is_not_about_memory_is_raised(model: Path, tmp_path: Path) -> None:
+    worker = _worker_with_names(model, tmp_path)
+
+    class Broken:
+        def run(self, images: Any) -> Any:
+            raise RuntimeError("shapes do not fit")
+
+    worker._encoder._runner = Broken()
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        worker({"item": ["0000-000000"]})

@@ -1,262 +1,391 @@
-"""A sharded index answers as one index does, and goes on when parts of the cluster fail."""
+"""Shards answer as one index does, are changed by versions, and never lose the one before."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hashlens import HashIndex, IndexStoreError, InvalidInputError, SearchOptions, unpack_bits
-from hashlens.distributed.sharded import ShardedIndex
+from golden_files import FOLDER, answers
+from hashlens import (
+    Encoder,
+    HashIndex,
+    IndexStoreError,
+    InvalidInputError,
+    SearchOptions,
+    unpack_bits,
+)
+from hashlens.distributed.sharded import ShardedIndex, merge
+from hashlens.distributed.snapshots import (
+    fetch_shards,
+    publishing,
+    read_manifest,
+    reshard,
+    write_manifest,
+)
+from hashlens.files import file_state
+from hashlens.types import Codes, EncodedBatch, Features, ImageInput, SearchResult, SearchTrace
 
-from .sharded_folders import BITS, DIM, make_shards, part
+from .sharded_folders import BITS, DIM, make_shards, numbered, part
 
+BOUNDS = [0, 250, 260, 600]
 MODES = ("bcs", "acs", "hds", "es")
 
 
 @pytest.fixture(scope="module")
-def sharded(
-    cluster: Any, images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ShardedIndex]:
+def sharded(images: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> ShardedIndex:
     """The same images in three shards; for tests that do not change it."""
     folder = tmp_path_factory.mktemp("sharded")
-    make_shards(folder, images, [0, 250, 260, 600])
-    with ShardedIndex.open(folder, deadline=60.0) as index:
-        yield index
+    make_shards(folder, images, BOUNDS)
+    return ShardedIndex.open(folder, read_only=True)
 
 
-def _same(got: Any, expected: Any) -> None:
-    """Equal up to columns that are padding alone."""
-    width = int((expected.ids >= 0).sum(axis=1).max(initial=0))
-    np.testing.assert_array_equal(got.ids[:, :width], expected.ids[:, :width])
-    np.testing.assert_array_equal(got.distances[:, :width], expected.distances[:, :width])
-    assert (got.ids[:, width:] == -1).all()
+def _queries(images: dict[str, Any], n: int = 7) -> tuple[Any, Any, Any]:
+    """Codes, features, and latent values of these codes, as unsure as one likes."""
+    codes = images["codes"][:n]
+    sure = np.random.default_rng(0).random((n, BITS), np.float32)
+    return codes, images["features"][3 : n + 3], np.where(unpack_bits(codes, BITS), sure, -sure)
 
 
-def _latent(codes: Any) -> Any:
-    """Latent values of these codes, as unsure as one likes."""
-    sure = np.random.default_rng(0).random((len(codes), BITS), np.float32)
-    return np.where(unpack_bits(codes, BITS) == 1, sure, -sure)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("where", [None, {"label": "dog"}, {"label": "dog", "shelf": [1, 4]}])
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_it_answers_as_one_index_does_or_nearer(
+    sharded: ShardedIndex,
+    one: HashIndex,
+    images: dict[str, Any],
+    mode: Any,
+    where: Any,
+    leave_out: bool,
+) -> None:
+    codes, features, latent = _queries(images)
+    for k in (1, 10, 700):
+        for limits in ({}, {"pool": 15}, {"radius": 2}):
+            if (mode == "es" and limits) or (mode == "bcs" and "pool" in limits):
+                continue
+            options = SearchOptions(k, mode=mode, where=where, **limits)
+            own, theirs = options, options
+            if leave_out:
+                rows = np.arange(len(codes))
+                own = SearchOptions(k, mode=mode, where=where, exclude=rows, **limits)
+                theirs = SearchOptions(
+                    k, mode=mode, where=where, exclude=numbered(rows, BOUNDS), **limits
+                )
+            expected = one.search_encoded(codes, features, own, latent)
+            got = sharded.search_encoded(codes, features, theirs, latent)
+            assert not got.partial
+            width = min(got.ids.shape[1], expected.ids.shape[1])
+            exact = mode in ("bcs", "es") or "radius" in limits
+            if exact:
+                np.testing.assert_array_equal(
+                    got.ids[:, :width], numbered(expected.ids[:, :width], BOUNDS)
+                )
+            # pools of three shards hold that of one index: never farther, rank by rank
+            assert (got.distances[:, :width] <= expected.distances[:, :width]).all()
+            trace = SearchTrace()
+            hits = sharded.search_hits(codes, features, theirs, latent, trace)
+            for query, found in zip(got.ids.tolist(), hits, strict=True):
+                assert [hit.id for hit in found] == [each for each in query if each >= 0]
+            if leave_out:
+                assert not (got.ids == numbered(np.arange(len(codes)), BOUNDS)[:, None]).any()
 
 
-def _found(index: Any, codes: Any, features: Any, options: SearchOptions) -> Any:
-    return index.search_encoded(codes, features, options, _latent(codes))
-
-
-def _queries(images: dict[str, Any], n: int = 7) -> tuple[Any, Any]:
-    return images["codes"][:n], images["features"][3 : n + 3]
-
-
-def test_it_answers_as_one_index_does(
+def test_what_is_stored_is_read_as_from_one_index(
     sharded: ShardedIndex, one: HashIndex, images: dict[str, Any]
 ) -> None:
-    index = sharded
-    codes, features = _queries(images)
-    exclude = np.arange(len(codes))
-    for mode in MODES:
-        for options in (
-            {},
-            {"where": {"label": "dog", "shelf": [1, 4]}},
-            {"exclude": exclude},
-            {"radius": 2} if mode != "es" else {},
-            {"pool": 15} if mode in ("acs", "hds") else {},
-        ):
-            for k in (1, 10, 700):
-                got = _found(index, codes, features, SearchOptions(k, mode=mode, **options))
-                assert not got.partial
-                _same(
-                    got,
-                    _found(one, codes, features, SearchOptions(k, mode=mode, **options)),
-                )
-    assert len(index) == len(one)
-    assert index.ids().tolist() == one.ids().tolist()
-    assert index.records([599, 0, 255]) == one.records([599, 0, 255])
-    assert index.records() == one.records()
-    assert index.search([255, 3], k=5) == one.search([255, 3], k=5)
-    assert index.uris() == one.uris()
-    assert index.label_counts() == one.label_counts()
-    assert index.info().images == one.info().images
+    assert len(sharded) == len(one) == 600
+    assert sharded.ids().tolist() == numbered(one.ids(), BOUNDS).tolist()
+    wanted = numbered([599, 0, 255], BOUNDS).tolist()
+    for got, expected in zip(sharded.records(wanted), one.records([599, 0, 255]), strict=True):
+        assert got[1:] == expected[1:]
+    assert [record.uri for record in sharded] == [record.uri for record in one]
+    for got, expected in zip(
+        sharded.encoded(wanted)[1:], one.encoded([599, 0, 255])[1:], strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+    assert list(sharded.uris()) == list(one.uris())
+    assert sharded.label_counts() == one.label_counts()
+    assert sharded.info().images == one.info().images
+    assert sharded.verify() == []
+    assert sharded.duplicates(1).pairs == one.duplicates(1).pairs
     for exclude in (None, 255):
-        counts = index.histogram(codes[0], {"label": "cat"}, exclude)
-        np.testing.assert_array_equal(counts, one.histogram(codes[0], {"label": "cat"}, exclude))
+        own = None if exclude is None else int(numbered([exclude], BOUNDS)[0])
+        np.testing.assert_array_equal(
+            sharded.histogram(images["codes"][0], {"label": "cat"}, own),
+            one.histogram(images["codes"][0], {"label": "cat"}, exclude),
+        )
+    assert sharded.to_arrow()["uri"].to_pylist() == one.to_arrow()["uri"].to_pylist()
+    found = sharded.search(wanted[:2], k=5, mode="es")
+    assert [hit.uri for hit in found[1]] == [hit.uri for hit in one.search(0, k=5, mode="es")]
 
 
-def test_errors_of_a_shard_reach_the_caller(sharded: ShardedIndex) -> None:
-    index = sharded
+def test_errors_name_what_is_wrong(sharded: ShardedIndex, tmp_path: Path) -> None:
     codes = np.zeros((1, 2), np.uint8)
     with pytest.raises(InvalidInputError, match="features"):
-        index.search_encoded(codes, None, SearchOptions(3, mode="es"))
+        sharded.search_encoded(codes, None, SearchOptions(3, mode="es"))
     with pytest.raises(InvalidInputError, match="2 bytes"):
-        index.search_encoded(np.zeros((1, 3), np.uint8), None, SearchOptions(3, mode="bcs"))
-    with pytest.raises(InvalidInputError, match="id 600"):
-        index.get(600)
-
-
-def test_images_are_added_removed_and_kept_after_a_crash(
-    cluster: Any, images: dict[str, Any], tmp_path: Path
-) -> None:
-    make_shards(tmp_path, images, [0, 350, 600])
-    with HashIndex.open(tmp_path / "shard-0001") as beyond:  # the catalogue does not know these
-        beyond.add_encoded(**part(images, 0, 5))
-    index = ShardedIndex.open(tmp_path, deadline=60.0, replicas=2)
-    assert len(index) == 605
-    assert index.get(600).uri == images["uris"][0]
-    shard = index.add_shard()
-    more = part(images, 0, 40)
-    ids = index.add_encoded(**more)
-    assert ids.tolist() == list(range(605, 645))
-    assert index.shards[2].folder == shard.folder
-    assert index.shards[2].count == 40
-    index.remove([3, 255, 644])
-    with pytest.raises(InvalidInputError, match="id 255"):
-        index.remove([4, 255])
-    with HashIndex.create(tmp_path / "expected", bits=BITS, feature_dim=DIM) as expected:
-        expected.add_encoded(**images)
-        expected.add_encoded(**part(images, 0, 5))
-        expected.add_encoded(**more)
-        expected.remove([3, 255, 644])
-        codes, features = _queries(images)
-        for mode in MODES:
-            for _ in range(3):  # whichever replica answers
-                got = _found(index, codes, features, SearchOptions(50, mode=mode))
-                _same(
-                    got,
-                    _found(expected, codes, features, SearchOptions(50, mode=mode)),
-                )
-        assert len(index) == len(expected) == 642
-    index.close()
-
-
-def test_what_another_process_adds_is_found(
-    cluster: Any, images: dict[str, Any], tmp_path: Path
-) -> None:
-    make_shards(tmp_path, images, [0, 300, 590])
-    codes, features = _queries(images)
-    with (
-        ShardedIndex.open(tmp_path, deadline=60.0) as reader,
-        ShardedIndex.open(tmp_path, deadline=60.0) as writer,
-    ):
-        reader.search_encoded(codes, features, SearchOptions(20))
-        writer.add_encoded(**part(images, 590, 600))
-        writer.add_shard()
-        ids = writer.add_encoded(**part(images, 0, 3))
-        assert ids.tolist() == [600, 601, 602]
-        assert reader.get(602).uri == images["uris"][2]
-        for mode in MODES:
-            got = _found(reader, codes, features, SearchOptions(700, mode=mode))
-            _same(
-                got,
-                _found(writer, codes, features, SearchOptions(700, mode=mode)),
-            )
-            assert np.isin(ids, got.ids).all()
-        assert len(reader) == 603
-
-
-def test_a_slow_shard_has_a_deadline_and_comes_back(
-    cluster: Any, images: dict[str, Any], one: HashIndex, tmp_path: Path
-) -> None:
-    import ray
-
-    make_shards(tmp_path, images, [0, 300, 600])
-    codes, features = _queries(images)
-    with ShardedIndex.open(tmp_path, deadline=5.0) as index:
-        actor = index._replicas.actors[1][0]
-        process = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
-        os.kill(process, signal.SIGSTOP)
-        try:
-            got = index.search_encoded(codes, features, SearchOptions(10))
-            assert got.missing == ("shard-0001",)
-            assert (got.ids < 300).all()
-            hits = index.search(0, k=5)
-            assert {hit.id < 300 for hit in hits} == {True}
-        finally:
-            os.kill(process, signal.SIGCONT)
-        limit = time.monotonic() + 120
-        while index.search_encoded(codes, features, SearchOptions(10)).partial:
-            assert time.monotonic() < limit
-        _same(
-            index.search_encoded(codes, features, SearchOptions(10)),
-            one.search_encoded(codes, features, SearchOptions(10)),
-        )
-
-
-def test_an_actor_killed_during_a_search_is_started_again(
-    sharded: ShardedIndex, one: HashIndex, images: dict[str, Any]
-) -> None:
-    import ray
-
-    index = sharded
-    codes, features = _queries(images)
-    process = ray.get(index._replicas.actors[1][0].__ray_call__.remote(lambda _: os.getpid()))
-    os.kill(process, signal.SIGKILL)
-    got = index.search_encoded(codes, features, SearchOptions(10))
-    assert not got.partial
-    _same(got, one.search_encoded(codes, features, SearchOptions(10)))
-
-
-def test_a_lost_node_is_answered_for_by_replicas_or_named(
-    cluster: Any, images: dict[str, Any], one: HashIndex, tmp_path: Path
-) -> None:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    make_shards(tmp_path, images, [0, 590, 600])
-    doomed = cluster.add_node(
-        num_cpus=1, object_store_memory=100 * 2**20, node_ip_address="127.0.0.1"
-    )
-    codes, features = _queries(images)
-
-    def open_with_one_on(node_id: str, replicas: int, **options: Any) -> ShardedIndex:
-        """The first replica of shard 1 on the given node."""
-        index = ShardedIndex.open(tmp_path, replicas=replicas, deadline=60.0, **options)
-        from hashlens.distributed.cluster import ShardServer
-
-        pinned = ray.remote(ShardServer).options(
-            num_cpus=0,
-            max_restarts=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        )
-        old = index._replicas.actors[1][0]
-        index._replicas.actors[1][0] = pinned.remote(str(tmp_path), 1)
-        ray.kill(old)
-        assert not index.search_encoded(codes, features, SearchOptions(3)).partial
-        return index
-
-    lonely = open_with_one_on(doomed.node_id, 1)
-    doubled = open_with_one_on(doomed.node_id, 2)
-    cluster.remove_node(doomed, allow_graceful=False)
-    limit = time.monotonic() + 60  # the actor lives on until Ray has noticed
-    while any(n["NodeID"] == doomed.node_id and n["Alive"] for n in ray.nodes()):
-        assert time.monotonic() < limit
-        time.sleep(0.1)
-    got = lonely.search_encoded(codes, features, SearchOptions(10))
-    assert got.missing == ("shard-0001",)
-    others = np.arange(590)
-    held = np.isin(got.ids, others)
-    assert (held | (got.ids == -1)).all()
-    assert len(lonely) == lonely.histogram(codes[0]).sum() == 590
-    lonely.require_all = True
-    with pytest.raises(IndexStoreError, match="shard-0001"):
-        lonely.search_encoded(codes, features, SearchOptions(10))
-    for _ in range(2):
-        whole = doubled.search_encoded(codes, features, SearchOptions(10))
-        assert not whole.partial
-        _same(whole, one.search_encoded(codes, features, SearchOptions(10)))
-    lonely.close()
-    doubled.close()
-
-
-def test_another_models_index_is_refused(sharded: ShardedIndex) -> None:
-    index = sharded
+        sharded.search_encoded(np.zeros((1, 3), np.uint8), None, SearchOptions(3, mode="bcs"))
+    for unknown in (3 << 40, -1, 250):
+        with pytest.raises(InvalidInputError, match=r"no (such )?image in the index"):
+            sharded.get(unknown)
+    for value in (True, "3", [3]):
+        with pytest.raises(InvalidInputError, match="expected one whole number"):
+            sharded.get(value)  # type: ignore[arg-type]
+    with pytest.raises(IndexStoreError, match="hashlens index reshard"):
+        sharded.export(tmp_path / "x.faiss", "faiss")
+    with pytest.raises(IndexStoreError, match="hashlens index add"):
+        sharded.sync(tmp_path, [])
+    with pytest.raises(IndexStoreError, match="opened read-only"):
+        sharded.remove([1])
 
     class OtherModel:
         fingerprint = "0" * 64
 
     with pytest.raises(IndexStoreError, match="use the index's own model"):
-        ShardedIndex.open(index.path, OtherModel())  # type: ignore[arg-type]
+        ShardedIndex.open(sharded.path, OtherModel())  # type: ignore[arg-type]
+
+
+class SizeEncoder:
+    """Codes and features that depend on the size of a file alone."""
+
+    bits, feature_dim, fingerprint = BITS, DIM, ""
+
+    def encode(self, images: Sequence[ImageInput]) -> tuple[Codes, Features]:
+        sizes = [len(image) if isinstance(image, bytes) else _size(image) for image in images]
+        codes = np.array([[size % 256, 0] for size in sizes], np.uint8).reshape(-1, 2)
+        return codes, np.repeat(np.array(sizes, np.float32)[:, None], DIM, axis=1)
+
+    def encode_batches(
+        self, images: Any, *, batch_size: int = 64, strict: bool = False
+    ) -> Iterator[EncodedBatch]:
+        listed = list(images)
+        if listed:
+            files = tuple(map(file_state, listed))
+            yield EncodedBatch(np.arange(len(listed)), *self.encode(listed), None, (), files)
+
+
+def _size(image: Any) -> int:
+    return Path(image).stat().st_size
+
+
+def test_it_is_changed_as_one_index_is(
+    images: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("new.jpg").write_bytes(b"x" * 77)
+    make_shards(tmp_path / "sharded", images, BOUNDS)
+    sharded = ShardedIndex.open(tmp_path / "sharded", SizeEncoder())
+    with HashIndex.create(tmp_path / "plain", SizeEncoder()) as plain:
+        plain.add_encoded(**images)
+        before = sharded.manifest.version
+        for index, ids in ((sharded, numbered(np.arange(600), BOUNDS)), (plain, np.arange(600))):
+            added = index.add(["new.jpg", b"in memory"], ["new", None]).ids
+            index.update(int(ids[3]), label="boots", metadata={"price": 20})
+            index.update(int(ids[255]), image="new.jpg")
+            codes = np.array([[7, 7], [8, 8]], np.uint8)
+            index.replace_encoded(ids[[599, 1]], codes, np.ones((2, DIM)))
+            index.remove(ids[[0, 259, 300]])
+            with pytest.raises(InvalidInputError, match="in the index"):
+                index.remove(ids[[0, 4]])
+            assert index.compact() > 0
+            assert index.verify() == []
+            assert index.get(int(added[0])).uri == str(tmp_path / "new.jpg")
+            assert index.file_digest(int(added[0])) is not None
+        assert (np.diff(added) == 1).all()
+        assert len(sharded) == len(plain) == 599
+        assert sharded.manifest.version == before + 6
+        key = {record.uri: record[2:] for record in plain if record.uri}
+        assert {record.uri: record[2:] for record in sharded if record.uri} == key
+        codes, features, _ = _queries(images)
+        options = SearchOptions(50, mode="es")
+        np.testing.assert_array_equal(
+            sharded.search_encoded(codes, features, options).distances,
+            plain.search_encoded(codes, features, options).distances,
+        )
+    sharded.add_shard()
+    new = sharded.add_encoded(**part(images, 0, 3))
+    assert (new >> 40 == 3).all()  # the emptiest
+
+
+def test_a_reader_goes_on_while_versions_are_published(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    make_shards(tmp_path, images, BOUNDS)
+    reader, writer = ShardedIndex.open(tmp_path, read_only=True), ShardedIndex.open(tmp_path)
+    codes, features, _ = _queries(images)
+    options = SearchOptions(5, mode="es")
+    for step in range(4):
+        assert len(reader.search_encoded(codes, features, options).ids) == len(codes)
+        (new,) = writer.add_encoded(codes[:1], np.full((1, DIM), 90.0 + step), [f"new{step}"])
+        found = reader.search_encoded(codes[:1], np.full((1, DIM), 90.0 + step), options)
+        assert found.ids[0, 0] == new
+        assert len(reader) == 601 + step
+    kept = {path.name for path in tmp_path.glob("shard-*.v*")}
+    named = {shard.folder for shard in writer.shards} | set(writer.manifest.before)
+    assert kept == named
+
+
+def test_an_older_version_reads_as_before_though_files_are_shared(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    make_shards(tmp_path, images, [0, 600])
+    (old,) = read_manifest(tmp_path).shards
+    index = ShardedIndex.open(tmp_path)
+    index.add_encoded(**part(images, 0, 40))
+    index.remove([3])
+    kept = index.manifest.before[0]
+    with HashIndex.open(tmp_path / kept, read_only=True) as before:
+        assert len(before) == 640
+        assert before.verify() == []
+    assert not list((tmp_path / index.shards[0].folder).glob("*-wal"))
+    assert old.folder != kept
+
+
+def test_what_fails_halfway_publishes_nothing(images: dict[str, Any], tmp_path: Path) -> None:
+    make_shards(tmp_path, images, BOUNDS)
+    before, content = read_manifest(tmp_path), sorted(path.name for path in tmp_path.iterdir())
+
+    def add_and_fail() -> None:
+        with publishing(tmp_path) as publication:
+            publication.shard(0).add_encoded(**part(images, 0, 5))
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        add_and_fail()
+    assert read_manifest(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == content
+    index = ShardedIndex.open(tmp_path)
+    index.add_encoded(**part(images, 0, 5))
+    assert index.verify() == []
+    assert len(index) == 605
+
+
+def test_a_snapshot_that_no_manifest_names_is_never_read(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    make_shards(tmp_path, images, BOUNDS)
+    before = read_manifest(tmp_path)
+    with publishing(tmp_path) as publication:
+        publication.shard(1).add_encoded(**part(images, 0, 5))
+    write_manifest(tmp_path, before)  # as if the machine had gone before the last step
+    index = ShardedIndex.open(tmp_path)
+    assert len(index) == 600
+    index.add_encoded(**part(images, 0, 7))
+    assert len(index) == 607
+    assert index.verify() == []
+
+
+def test_a_second_writer_is_told_who_is_at_it(images: dict[str, Any], tmp_path: Path) -> None:
+    make_shards(tmp_path, images, BOUNDS)
+    with publishing(tmp_path), pytest.raises(IndexStoreError, match=r"process \d+ on .* changing"):
+        ShardedIndex.open(tmp_path).remove([1])
+    ShardedIndex.open(tmp_path).remove([1])
+
+
+def test_a_copy_is_brought_up_to_date(images: dict[str, Any], tmp_path: Path) -> None:
+    make_shards(tmp_path / "a", images, BOUNDS)
+    index = ShardedIndex.open(tmp_path / "a")
+    assert index.copy(tmp_path / "b") == 600
+    index.add_encoded(**part(images, 0, 5))
+    assert index.copy(tmp_path / "b") == 605
+    copied = ShardedIndex.open(tmp_path / "b")
+    assert copied.ids().tolist() == index.ids().tolist()
+    assert copied.verify() == []
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(IndexStoreError, match="exists already"):
+        index.copy(tmp_path / "full")
+
+
+def test_shards_behind_a_uri_are_fetched(images: dict[str, Any], tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    make_shards(tmp_path / "a", images, BOUNDS)
+    store = fsspec.filesystem("memory")
+    store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
+    fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
+    assert len(ShardedIndex.open(tmp_path / "b").ids()) == 600
+    ShardedIndex.open(tmp_path / "a").add_encoded(**part(images, 0, 5))
+    store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
+    fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
+    assert len(ShardedIndex.open(tmp_path / "b").ids()) == 605
+    with pytest.raises(IndexStoreError, match="cannot be read"):
+        fetch_shards("memory://nowhere", tmp_path / "c", [0])
+
+
+def test_resharding_keeps_images_and_what_is_known(images: dict[str, Any], tmp_path: Path) -> None:
+    with HashIndex.create(tmp_path / "one", SizeEncoder(), features="float32") as one:
+        one.add_encoded(**images)
+        (tmp_path / "new.jpg").write_bytes(b"x" * 77)
+        one.add([tmp_path / "new.jpg"])
+        one.remove([5])
+        expected = [record[1:] for record in one]
+        digest = one.file_digest(600)
+        arrays = one.encoded()
+    assert reshard(tmp_path / "one", tmp_path / "four", 4) == 600
+    four = ShardedIndex.open(tmp_path / "four")
+    assert [shard.images for shard in four.shards] == [150] * 4
+    assert reshard(tmp_path / "four", tmp_path / "again", None) == 600
+    with HashIndex.open(tmp_path / "again") as again:
+        assert again.file_digest(599) == digest
+        for index in (four, again):
+            assert [record[1:] for record in index] == expected
+            for got, wanted in zip(index.encoded()[1:], arrays[1:], strict=True):
+                np.testing.assert_array_equal(got, wanted)
+    with pytest.raises(InvalidInputError, match="expected 1 to 600"):
+        reshard(tmp_path / "one", tmp_path / "many", 601)
+    with pytest.raises(IndexStoreError, match="exists already"):
+        reshard(tmp_path / "one", tmp_path / "four", 2)
+
+
+def test_shards_that_version_0_1_0_wrote_are_named_and_converted(tmp_path: Path) -> None:
+    old = shutil.copytree(FOLDER / "shards.idx", tmp_path / "shards.idx")
+    with pytest.raises(IndexStoreError, match=r"older form.*`hashlens index reshard .* NEW"):
+        ShardedIndex.open(old)
+    encoder = Encoder.load(FOLDER / "model")
+    expected = json.loads((FOLDER / "answers.json").read_text())["index"]
+    assert reshard(old, tmp_path / "one.idx", None) == 9
+    with HashIndex.open(tmp_path / "one.idx", encoder) as index:
+        assert json.loads(json.dumps(answers(index, FOLDER))) == expected
+    assert reshard(old, tmp_path / "new.idx", 2) == 9
+    assert len(ShardedIndex.open(tmp_path / "new.idx", encoder).search(0, k=9, mode="es")) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a manifest"),
+        ("[" * 100_000, "not a manifest"),
+        ("[]", "expected format version 2, got None"),
+        ('{"format_version": 9}', "expected format version 2, got 9"),
+        ('{"format_version": 2}', "missing or of the wrong type"),
+    ],
+)
+def test_a_damaged_manifest_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "shards.json").write_text(text)
+    with pytest.raises(IndexStoreError, match=message):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc", "", ".new-x", 7])
+def test_a_manifest_names_folders_next_to_it_alone(
+    images: dict[str, Any], tmp_path: Path, name: Any
+) -> None:
+    make_shards(tmp_path, images, [0, 600])
+    content = json.loads((tmp_path / "shards.json").read_text())
+    content["shards"][0]["folder"] = name
+    (tmp_path / "shards.json").write_text(json.dumps(content))
+    with pytest.raises(IndexStoreError, match="name of a folder next to it"):
+        read_manifest(tmp_path)
+
+
+def test_merging_puts_padding_last_and_ties_by_id() -> None:
+    left = SearchResult(np.array([[4, -1]]), np.array([[65535, 65535]], np.uint16))
+    right = SearchResult(np.array([[2, 9]]), np.array([[1, 65535]], np.uint16))
+    found = merge([left, right], 4)
+    assert found.ids.tolist() == [[2, 4, 9, -1]]
+    assert found.distances.tolist() == [[1, 65535, 65535, 65535]]

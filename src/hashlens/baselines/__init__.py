@@ -24,24 +24,7 @@ def method_names() -> tuple[str, ...]:
 
 
 def create_method(name: str, bits: int, *, seed: int = 0, **options: Any) -> HashMethod:
-    """A method by its name, not fitted yet.
-
-    Parameters
-    ----------
-    name : str
-        One of ``method_names()``.
-    bits : int
-        Length of a code.
-    seed : int
-        Seed of all random choices.
-    **options
-        Further arguments of the method's class.
-
-    Raises
-    ------
-    InvalidInputError
-        If there is no such method, or codes cannot have this length.
-    """
+    """A method by its name, not fitted yet; ``options`` are arguments of its class."""
     if name not in method_names():
         raise InvalidInputError(
             f"method: expected one of {', '.join(method_names())}, got {name!r}"

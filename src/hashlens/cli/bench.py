@@ -95,27 +95,19 @@ def encode_command(
 @bench_app.command("shards")
 def shards_command(
     folder: Path | None = typer.Option(
-        None, help="Where the shards are made and kept; by default a folder that is removed."
+        None, help="Where the indexes are made and kept; by default a folder that is removed."
     ),
-    size: int = typer.Option(1_000_000, min=8000, help="Images in the larger shards."),
-    check: int = typer.Option(
-        4_000_000, min=1000, help="Images in the largest shards, of which 2 to 8 are searched."
-    ),
-    address: str | None = typer.Option(None, "--ray", help="Address of the Ray cluster, or local."),
-    out: Path | None = typer.Option(None, help="Folder for shards.md, shards.png and shards.json."),
+    images: int = typer.Option(1_000_000, min=1000, help="Images, in 1, 2, 4 and 8 shards."),
+    out: Path | None = typer.Option(None, help="Folder for shards.md and shards.json."),
     as_json: bool = JSON,
 ) -> None:
-    """Measure search over 1 to 8 shards, and the memory and disk they need.
-
-    Three sizes are measured: an eighth of --size, --size and --check.
-    Eight shards of the largest take about 200 bytes per image on disk, 6.5 GB by default.
+    """Measure search over shards in one process and on Ray Serve, next to one index.
 
     Example: hashlens bench shards --out results/
     """
     from hashlens.bench.shards import run, text, write
 
-    results = run(folder, size, check, note, ray=address)
+    results = run(folder, images)
     if out is not None:
-        page = write(results, out, f"hashlens bench shards --size {size} --check {check}")
-        note(f"page: {page}")
+        note(f"page: {write(results, out, f'hashlens bench shards --images {images}')}")
     tell(results, text(results), as_json)

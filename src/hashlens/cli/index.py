@@ -239,29 +239,45 @@ def create_in_shards(
     index: Path, source: str, model: Path, shards: int, address: str | None, as_json: bool
 ) -> None:
     """Encode a source into a new index in shards, or go on with one that was stopped."""
-    from hashlens.distributed.encoding import create_sharded, open_images
-    from hashlens.types import Skipped
+    from hashlens.distributed.encoding import create_sharded
 
-    images = open_images(source)
-    with ProgressBar("encoding", len(images.uris)) as progress:
-        catalogue = create_sharded(
-            index, model, images, shards=shards, address=address, progress=progress
+    with ProgressBar("encoding", None, unit="images") as bar:
+        made = create_sharded(
+            index, model, source, shards=shards, address=address, progress=bar.reach
         )
-    skipped = [Skipped(-1, uri, why) for shard in catalogue.shards for uri, why in shard.skipped]
-    if as_json:
-        result = {
-            "index": str(index),
-            "added": catalogue.next_id,
-            "shards": {shard.folder: shard.count for shard in catalogue.shards},
-            "skipped": skipped_json(skipped),
-        }
-        typer.echo(json.dumps(result))
-        return
-    show_skipped(skipped)
-    typer.echo(
-        f"added {catalogue.next_id}, skipped {len(skipped)}; {index} has {shards} shards of "
-        f"{min(s.count for s in catalogue.shards)} to {max(s.count for s in catalogue.shards)}"
+    sizes = [shard.images for shard in made.manifest.shards]
+    result = {
+        "index": str(index),
+        "added": sum(sizes),
+        "shards": sizes,
+        "skipped": skipped_json(made.skipped),
+    }
+    show_skipped([] if as_json else made.skipped)
+    text = (
+        f"added {sum(sizes)}, skipped {len(made.skipped)}; {index} has {shards} shards of "
+        f"{min(sizes)} to {max(sizes)}"
     )
+    tell(result, text, as_json)
+
+
+def reshard_command(
+    old: Path = typer.Argument(..., metavar="OLD", help="An index, in shards or not."),
+    new: Path = typer.Argument(..., metavar="NEW", help="Folder to make."),
+    shards: int | None = typer.Option(None, min=1, help="Shards; left out, one index is made."),
+    as_json: bool = JSON,
+) -> None:
+    """Write an index anew in another number of shards, or as one; nothing is encoded again.
+
+    Images get new ids. Shards of an older form are converted.
+
+    Example: hashlens index reshard shop.idx shop-8.idx --shards 8
+    """
+    from hashlens.distributed.snapshots import reshard
+
+    with ProgressBar("writing", None, unit="images") as progress:
+        images = reshard(old, new, shards, progress=progress)
+    result = {"index": str(new), "images": images, "shards": shards}
+    tell(result, f"{new} holds {images} images in {shards or 'no'} shards", as_json)
 
 
 def relocate_command(
@@ -276,9 +292,7 @@ def relocate_command(
 
     Example: hashlens index relocate shop.idx /mnt/old/photos /mnt/new/photos
     """
-    from hashlens.index.hash_index import HashIndex
-
-    with HashIndex.open(index) as opened:
+    with open_index(index) as opened:
         changed, lost = opened.relocate(old, new)
     result = {"index": str(index), "relocated": changed, "lost": lost}
     ending = f", {lost} of them not there" if lost else ""
@@ -403,14 +417,8 @@ def copy_command(
 
     Example: hashlens index copy shop.idx /backup/shop.idx
     """
-    from hashlens.distributed.catalogue import copy_shards, is_sharded
-    from hashlens.index.hash_index import HashIndex
-
-    if is_sharded(index):
-        images = copy_shards(index, to)
-    else:
-        with HashIndex.open(index, read_only=True) as opened:
-            images = opened.copy(to)
+    with open_index(index, read_only=True) as opened:
+        images = opened.copy(to)
     result = {"index": str(index), "to": str(to), "images": images}
     tell(result, f"copied {index} with {images} images to {to}", as_json)
 
@@ -524,5 +532,6 @@ index_app.command("info")(info_command)
 index_app.command("verify")(verify_command)
 index_app.command("compact")(compact_command)
 index_app.command("copy")(copy_command)
+index_app.command("reshard")(reshard_command)
 index_app.command("duplicates")(duplicates_command)
 index_app.command("export")(export_command)

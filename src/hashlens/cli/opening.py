@@ -34,15 +34,9 @@ def open_index(
     *,
     encode: bool = False,
     read_only: bool = False,
-    replicas: int = 1,
-    require_all: bool = False,
 ) -> Index:
-    """Open an index; with ``encode``, also the model given or the one that it remembers.
-
-    An index in shards is opened on the Ray cluster of ``RAY_ADDRESS`` or one of this process;
-    ``replicas`` and ``require_all`` are as in ``ShardedIndex.open``.
-    """
-    from hashlens.distributed.catalogue import is_sharded
+    """Open an index, in shards or not; with ``encode``, also the model given or remembered."""
+    from hashlens.distributed.snapshots import is_sharded
     from hashlens.index.hash_index import HashIndex
 
     encoder = load_encoder(path, model) if encode else None
@@ -50,17 +44,12 @@ def open_index(
         return HashIndex.open(path, encoder, read_only=read_only)
     from hashlens.distributed.sharded import ShardedIndex
 
-    return ShardedIndex.open(path, encoder, replicas=replicas, require_all=require_all)
+    return ShardedIndex.open(path, encoder, read_only=read_only)
 
 
 def remembered_model(path: Path) -> str | None:
     """Where the index at ``path`` says its model is, if it does."""
-    from hashlens.distributed.catalogue import is_sharded, read_catalogue
-    from hashlens.index.hash_index import HashIndex
-
-    if is_sharded(path):
-        return read_catalogue(path).model
-    with HashIndex.open(path, read_only=True) as index:
+    with open_index(path, read_only=True) as index:
         return index.model
 
 

@@ -17,7 +17,7 @@ from hashlens.cli.opening import (
     unknown_words,
 )
 from hashlens.cli.options import INDEX, INDEX_MODEL, JSON, note
-from hashlens.errors import ImageError, IndexStoreError, SourceError
+from hashlens.errors import ImageError, SourceError
 from hashlens.report.progress import working
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ def search_command(
         [], "--where", help="Condition on label or metadata: key=value, key<value, key>=value, ..."
     ),
     model: Path | None = INDEX_MODEL,
-    require_all: bool = typer.Option(
-        False, "--require-all", help="Of an index in shards: fail if a shard does not answer."
-    ),
     as_json: bool = JSON,
     sheet: Path | None = typer.Option(None, help="Write a sheet of the pictures, as PNG or JPEG."),
 ) -> None:
@@ -84,9 +81,6 @@ def search_command(
         if limit == "proposed":
             limit = stored_radius(cast("Encoder", opened.encoder), model or opened.model)
         found = opened.search(queries, k, mode=mode, radius=limit, where=conditions, trace=trace)
-        missing = sorted(set(trace.missing))
-        if missing and require_all:
-            raise IndexStoreError(f"{index}: no answer from {', '.join(missing)}")
         if sheet is not None:
             uris = [
                 opened.get(q).uri if isinstance(q, int) else str(name)
@@ -100,12 +94,10 @@ def search_command(
             for query, hits in zip(named, found, strict=True)
         ]
         settings = {"mode": trace.mode, "k": k, "radius": limit}
-        typer.echo(json.dumps({**settings, "results": answers, "missing": missing}))
+        typer.echo(json.dumps({**settings, "results": answers}))
         return
     if mode is None:
         note(f"mode {trace.mode}; choose another with --mode")
-    if missing:
-        typer.echo(f"partial: no answer from {', '.join(missing)}", err=True)
     for image, hits in zip(images, found, strict=True):
         _print(image, hits)
     from hashlens.index.syncing import lost_files

@@ -34,14 +34,6 @@ def serve_command(
         help="Tell the paths of images and open their files. [default: on this machine's own "
         "address]",
     ),
-    replicas: int = typer.Option(
-        1, min=1, help="For an index in shards: processes that hold each shard."
-    ),
-    require_all: bool = typer.Option(
-        False,
-        "--require-all",
-        help="For an index in shards: answer 503 if a shard does not answer, rather than 206.",
-    ),
 ) -> None:
     """Open the search page and the HTTP API over an index.
 
@@ -56,8 +48,6 @@ def serve_command(
         port=port,
         api_key_file=api_key_file,
         show_files=show_files,
-        replicas=replicas,
-        require_all=require_all,
     )
 
 
@@ -69,8 +59,6 @@ def serve_index(
     port: int = 8080,
     api_key_file: Path | None = None,
     show_files: bool | None = None,
-    replicas: int = 1,
-    require_all: bool = False,
     browser: bool = False,
 ) -> None:
     """Serve an index until it is stopped; print the address, and open it in a browser."""
@@ -85,14 +73,7 @@ def serve_index(
     knows_model = model is not None or remembered_model(index) is not None
     if not knows_model:
         note("no model known: searching by id only; name one with --model")
-    with open_index(
-        index,
-        model,
-        encode=knows_model,
-        read_only=key is None,
-        replicas=replicas,
-        require_all=require_all,
-    ) as opened:
+    with open_index(index, model, encode=knows_model, read_only=key is None) as opened:
         encoder = cast("Encoder | None", opened.encoder)
         names = LOOPBACK if host in LOOPBACK else None
         limits = Limits()

@@ -103,17 +103,7 @@ class Preprocessing:
         return math.ceil(self.size / self.crop_fraction)
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize a picture and give it this many channels.
-
-        Parameters
-        ----------
-        image : PIL.Image.Image
-            Mode L or RGB, as ``load_image`` gives it.
-
-        Returns
-        -------
-        ndarray of shape (size, size, channels), uint8
-        """
+        """A picture (mode L or RGB) as (size, size, channels) uint8."""
         mode = "L" if self.channels == 1 else "RGB"
         if image.mode != mode and mode == "L":  # before resizing: one channel is less to resize
             image = image.convert(mode)
@@ -136,23 +126,7 @@ class Preprocessing:
         return (left, top, left + side, top + side)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Scale pixels and put channels first.
-
-        Parameters
-        ----------
-        pixels : ndarray of shape (n, h, w, channels), uint8
-            From ``pixels``.
-
-        Returns
-        -------
-        ndarray of shape (n, channels, h, w), float32
-            Contiguous; (pixel / 255 - mean) / std.
-
-        Raises
-        ------
-        InvalidInputError
-            If shape or dtype are others.
-        """
+        """Pixels (n, h, w, channels), uint8, to contiguous (n, channels, h, w), float32."""
         if pixels.ndim != 4 or pixels.shape[3] != self.channels or pixels.dtype != np.uint8:
             raise InvalidInputError(
                 f"pixels: expected uint8 of shape (n, h, w, {self.channels}), got "
@@ -175,18 +149,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Inverse of ``to_dict``.
-
-        Parameters
-        ----------
-        values : mapping
-            All fields by name, no others.
-
-        Raises
-        ------
-        InvalidInputError
-            If a field is missing, unknown or out of range.
-        """
+        """Inverse of ``to_dict``."""
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             odd = sorted(names ^ set(values))
@@ -280,13 +243,7 @@ class VectorInput:
 
 
 def input_from_dict(values: Mapping[str, Any]) -> Preprocessing | VectorInput:
-    """Inverse of ``to_dict``, of pictures or vectors.
-
-    Raises
-    ------
-    InvalidInputError
-        If a field is missing, unknown or out of range.
-    """
+    """Inverse of ``to_dict``, of pictures or vectors."""
     if "metric" in values:
         try:
             return VectorInput(**values)

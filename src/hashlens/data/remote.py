@@ -14,7 +14,7 @@ from hashlens.files import Uri
 
 def open_remote(uri: str) -> Any:
     """A file to read, which can be sought in."""
-    system, path = _located(uri)
+    system, path = located(uri)
     try:
         return system.open(path, "rb")
     except Exception as error:  # each file system raises its own kinds
@@ -37,7 +37,7 @@ def read_remote(uri: str, most: int) -> bytes:
 
 def list_remote(uri: str) -> list[tuple[Uri, tuple[str, ...]]]:
     """URI of every file below a prefix, and its path below that, in parts; sorted."""
-    system, root = _located(uri)
+    system, root = located(uri)
     try:
         found = system.find(root)
     except Exception as error:
@@ -53,7 +53,7 @@ def list_remote(uri: str) -> list[tuple[Uri, tuple[str, ...]]]:
     return listed
 
 
-def _located(uri: str) -> tuple[Any, str]:
+def located(uri: str) -> tuple[Any, str]:
     """The file system of a URI, and the path in it."""
     try:
         import fsspec

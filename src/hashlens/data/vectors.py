@@ -136,20 +136,13 @@ def _stacked(rows: list[Any], where: str) -> NDArray[Any]:
 
 def _arrow_matrix(column: Any, where: str) -> NDArray[Any]:
     """A column of lists of one length."""
-    if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()
-    chunks = getattr(column, "chunks", [column])
-    whole = []
-    for chunk in chunks:
-        lengths = np.diff(chunk.offsets.to_numpy()) if hasattr(chunk, "offsets") else None
-        even = lengths is None or not len(lengths) or (lengths == lengths[0]).all()
-        if chunk.null_count or not even or not hasattr(chunk, "flatten"):
-            whole.append(_stacked(chunk.to_pylist(), where).astype(np.float64))
-        elif len(chunk):
-            whole.append(chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1))
-    if len({part.shape[1] for part in whole}) > 1:
-        raise InvalidInputError(f"{where}: expected vectors of one width in all rows")
-    return np.concatenate(whole) if whole else np.zeros((0, 0), np.float32)
+    import pyarrow.compute as pc
+
+    lengths = set(pc.unique(pc.list_value_length(column)).to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        return _stacked(column.to_pylist(), where)
+    flat = pc.list_flatten(column)
+    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
 
 
 def vector_source(
@@ -163,24 +156,10 @@ def vector_source(
     metadata: bytes | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
-    """Vectors as a source.
+    """Vectors (n, d), as for :func:`as_matrix`, as a source.
 
-    Parameters
-    ----------
-    data : array_like of shape (n, d), floating
-        As for :func:`as_matrix`.
-    labels : sequence, optional
-        A word, a whole number or a list of these for each vector.
-    spec, table : str
-        The source's name, and how its rows are named.
-    columns : mapping, optional
-        What a table says of the vectors: labels, URIs and metadata.
-    options : ReadOptions, optional
-        Names of columns.
-    metadata : bytes, optional
-        JSON of a table's schema, which may name classes.
-    notes : tuple of str
-        What a person should know about how it was read.
+    ``labels`` has a word, a number or a list of these for each; otherwise ``columns``, what a table
+    says of the vectors, may have a column of labels, and ``metadata`` its names of classes.
     """
     matrix = as_matrix(data, spec)
     if not len(matrix):
@@ -220,13 +199,7 @@ def _uri_column(columns: Columns) -> str | None:
 
 
 def load_npy(path: Path) -> NDArray[Any]:
-    """A ``.npy`` file of numbers, memory-mapped.
-
-    Raises
-    ------
-    SourceError
-        If it is missing, cut, or of another kind.
-    """
+    """A ``.npy`` file of numbers, memory-mapped."""
     try:
         values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -1,85 +1,57 @@
-"""Several front ends on Ray Serve, which share the actors of one index in shards.
+"""The search page and the HTTP API over shards on Ray Serve.
 
-    serve run hashlens.distributed.serving:build index=/data/shop.idx front_ends=2
+    serve run hashlens.distributed.serving:build index=/data/shop.idx replicas=2
 
-Two deployments: ``Shards``, one process that owns the shards' actors and alone changes the index,
-and ``FrontEnd``, the service of ``hashlens serve`` as many times as asked for. Front ends search
-through the actors directly, and send what they are given to add or remove to ``Shards``.
+A deployment for each shard, ``Shard-0000`` and so on, opens its snapshot read-only and has as many
+replicas as asked for; ``Writer``, a single process, makes all changes; ``FrontEnd`` is the service
+of ``hashlens serve``. Serve's router balances the replicas and leaves out those that fail.
 """
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hashlens.distributed.catalogue import read_catalogue
-from hashlens.distributed.cluster import START_SECONDS, Answers, Replicas, load_ray
-from hashlens.distributed.sharded import DEADLINE_SECONDS, ShardedIndex
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hashlens.distributed.cluster import load_ray
+from hashlens.distributed.sharded import Answers, Shard, ShardedIndex
+from hashlens.distributed.snapshots import fetch_shards, read_manifest
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
-from hashlens.index.writing import GivenRows
+from hashlens.files import is_remote, uri_path
 from hashlens.models.description import require_own_place
 from hashlens.models.encoder import Encoder
-from hashlens.types import Ids
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-_YES_NO = {"true": True, "false": False}
-
-
-@dataclass(frozen=True)
-class FrontEndOptions:
+class ServeOptions(BaseModel):
     """What ``build`` takes as ``name=value``."""
 
-    index: Path  # folder of the index in shards; every node must reach it
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    index: str  # folder that every node reaches, or a URI that each process copies to its disk
     model: Path | None = None  # directory or exported file; else the one the index remembers
-    front_ends: int = 2
-    replicas: int = 1  # actors per shard
-    deadline: float = DEADLINE_SECONDS  # seconds that a replica has for an answer
+    front_ends: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1)  # of each shard
+    max_replicas: int = 0  # more than replicas: Serve adds some under load
+    deadline: float = Field(2.0, gt=0)  # seconds that a shard has for an answer
     require_all: bool = False  # fail when a shard does not answer
-    host_names: tuple[str, ...] = ()  # that requests may ask for; else this machine's; * is any
+    host_names: str = ""  # that requests may ask for, with commas; else this machine's; * is any
 
 
-def parse_options(given: Mapping[str, str]) -> FrontEndOptions:
-    """Options from words."""
-    known = {field.name for field in fields(FrontEndOptions)}
-    if unknown := sorted(set(given) - known):
-        raise InvalidInputError(
-            f"expected options of {', '.join(sorted(known))}; got {', '.join(unknown)}"
-        )
-    if "index" not in given:
-        raise InvalidInputError("expected index=FOLDER, the index in shards")
-    read: dict[str, Callable[[str], Any]] = {
-        "index": lambda text: Path(text).absolute(),
-        "model": lambda text: Path(text).absolute(),
-        "front_ends": int,
-        "replicas": int,
-        "deadline": float,
-        "require_all": lambda text: _YES_NO[text.lower()],
-        "host_names": lambda text: tuple(text.lower().split(",")),
-    }
-    values = {}
-    for name, text in given.items():
-        try:
-            values[name] = read[name](str(text))
-        except (ValueError, KeyError):
-            wanted = "true or false" if name == "require_all" else "a number"
-            raise InvalidInputError(f"{name}: expected {wanted}, got {text!r}") from None
-    options = FrontEndOptions(**values)
-    if options.front_ends < 1:
-        raise InvalidInputError(f"front_ends: expected 1 or more, got {options.front_ends}")
-    return options
-
-
-_SHARDS = "Shards"
-_RENEW_SECONDS = 5.0
 _REQUESTS = 100
+_WRITE_SECONDS = 600.0
+_PATIENT_SECONDS = 3600.0
+_REST_SECONDS = 5.0
+"""How long a shard that did not answer is left out before one search tries it again."""
 
 
 def build(args: dict[str, str]) -> Any:
@@ -94,128 +66,146 @@ def build(args: dict[str, str]) -> Any:
 
         from hashlens.service.limits import read_key
     except ImportError as error:
-        raise MissingExtraError("several front ends", "ray,serve") from error
-    options = parse_options(args)
-    read_catalogue(options.index)
+        raise MissingExtraError("shards on Ray Serve", "ray,serve") from error
+    try:
+        options = ServeOptions.model_validate(args)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InvalidInputError(f"{name}: {first['msg'].lower()}, got {args.get(name)!r}") from None
+    with tempfile.TemporaryDirectory(prefix="hashlens-shards-") as folder:
+        shards = len(read_manifest(Path(local_copy(options.index, folder, []))).shards)
     key = read_key()
+    if key and is_remote(options.index):
+        raise InvalidInputError(
+            f"{options.index}: is read from copies, so that it cannot be changed by a service; "
+            "unset HASHLENS_API_KEY, or serve a folder that all machines share"
+        )
     deployment: Any = serve.deployment
-    shards = deployment(
-        Shards,
-        name=_SHARDS,
-        max_ongoing_requests=_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
-    )
+    scaled: dict[str, Any] = {"num_replicas": options.replicas}
+    if options.max_replicas > options.replicas:
+        limits = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
+        scaled = {"autoscaling_config": limits}
+    served = [
+        deployment(
+            ServedShard,
+            name=f"Shard-{position:04d}",
+            max_ongoing_requests=_REQUESTS,
+            health_check_period_s=5,
+            health_check_timeout_s=10,
+            ray_actor_options={"num_cpus": 0},
+            **scaled,
+        ).bind(options.index, position)
+        for position in range(shards)
+    ]
+    writer = deployment(Writer, max_ongoing_requests=_REQUESTS, ray_actor_options={"num_cpus": 0})
     front_end = deployment(
-        serve.ingress(lambda: _front_end(options, key))(),
+        serve.ingress(lambda: _front_end(options, key, shards))(),
         name="FrontEnd",
         num_replicas=options.front_ends,
         max_ongoing_requests=_REQUESTS,
     )
-    return front_end.bind(shards.bind(str(options.index), options.replicas, options.deadline))
+    return front_end.bind(writer.bind(options.index), *served)
 
 
-class Shards:
-    """Owns the shards' actors, which end with it, and changes the index for all front ends."""
+def local_copy(index: str, folder: str, shards: Sequence[int]) -> str:
+    """The index's folder; of a URI, ``folder``, with these shards copied into it."""
+    if not is_remote(index):
+        return str(Path(index).absolute())
+    fetch_shards(index, Path(folder), shards)
+    return folder
 
-    def __init__(self, folder: str, replicas: int, deadline: float) -> None:
-        self._index = ShardedIndex.open(folder, replicas=replicas, deadline=deadline)
+
+class ServedShard:
+    """A replica of one shard. Calls run in threads, so that one does not wait for another."""
+
+    def __init__(self, index: str, position: int) -> None:
+        self._source, self._position = index, position
+        self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shard-")
+        self._shard = Shard(local_copy(index, self._copy.name, [position]), position)
+        self._shard.check_health()
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """Call a method of :class:`Shard` by its name."""
+        return await asyncio.to_thread(self._shard.ask, name, *arguments)
+
+    async def check_health(self) -> None:
+        """Raise where the shard cannot be read: Serve then starts another replica.
+
+        Of a URI, a version that was published meanwhile is copied first.
+        """
+        await asyncio.to_thread(local_copy, self._source, self._copy.name, [self._position])
+        await asyncio.to_thread(self._shard.check_health)
+
+
+class Writer:
+    """The one process that changes the index, for all front ends."""
+
+    def __init__(self, index: str) -> None:
+        self._index = index
         self._writing = asyncio.Lock()
 
-    async def actors(self) -> list[list[Any]]:
-        """The actors of each shard."""
-        return await asyncio.to_thread(self._index.actors)
-
-    async def add_rows(self, *arguments: Any) -> Ids:
+    async def write(self, name: str, *arguments: Any) -> Any:
+        """Call a method of :class:`ShardedIndex` that changes something."""
         async with self._writing:
-            return await asyncio.to_thread(self._index.add_rows, *arguments)
-
-    async def remove(self, ids: Any) -> None:
-        async with self._writing:
-            await asyncio.to_thread(self._index.remove, ids)
+            index = ShardedIndex.open(self._index)
+            return await asyncio.to_thread(getattr(index, name), *arguments)
 
 
-class SharedReplicas(Replicas):
-    """Actors that another process started: asked for again when some do not answer."""
+class ServedShards:
+    """Asks the deployments of the shards, each within the deadline."""
 
-    def __init__(self, ray: Any, fetch: Callable[[], list[list[Any]]], deadline: float) -> None:
-        super().__init__(ray, "", 0, deadline)
-        self._fetch = fetch
-        self._next_renewal = 0.0
+    def __init__(self, handles: list[Any], deadline: float) -> None:
+        self._handles, self._deadline = handles, deadline
+        self._resting: dict[int, float] = {}  # until when a shard that did not answer is left out
+        self._lock = threading.Lock()
 
-    def _reach(self, position: int) -> bool:
-        if position < len(self.actors):
-            return False
-        self.actors = self._fetch()
-        return True
-
-    def ask(
-        self, calls: Mapping[int, tuple[Any, ...]], *, repeat: bool = True, **options: Any
-    ) -> Answers:
-        """As ``Replicas.ask``; shards that were started again meanwhile are asked again."""
-        answers = super().ask(calls, repeat=repeat, **options)
-        if not (answers.missing and repeat and self._renew()):
-            return answers
-        missing = {position: calls[position] for position in answers.missing}
-        again = super().ask(missing, repeat=repeat, **options)
-        return Answers({**answers.values, **again.values}, again.missing)
-
-    def _renew(self) -> bool:
-        """Whether there are other actors than before; looked up every few seconds at most."""
-        with self._lock:
-            if time.monotonic() < self._next_renewal:
-                return False
-            self._next_renewal = time.monotonic() + _RENEW_SECONDS
-        try:
-            fetched = self._fetch()
-        except HashlensError:
-            return False
-        known = [set(actors) for actors in self.actors]
-        self.actors = fetched
-        return [set(actors) for actors in fetched] != known
-
-    def stop(self) -> None:
-        """Forget the actors, which are another's."""
-        self.actors = []
-
-
-class FrontIndex(ShardedIndex):
-    """The index as a front end has it: searched through shared actors, changed by ``Shards``."""
-
-    def __init__(self, options: FrontEndOptions, shards: Any, encoder: Encoder | None) -> None:
-        self._shards = shards
-        replicas = SharedReplicas(load_ray(), lambda: self._ask_owner("actors"), options.deadline)
-        super().__init__(options.index, replicas, require_all=options.require_all, encoder=encoder)
-
-    def add_rows(self, codes: Any, features: Any, rows: GivenRows) -> Ids:
-        ids: Ids = self._ask_owner("add_rows", codes, features, rows)
-        self._file.current(again=True)
-        return ids
-
-    def remove(self, ids: Any) -> None:
-        self._ask_owner("remove", ids)
-
-    def _change(
-        self, calls: Mapping[int, tuple[Any, ...]], *, deadline: float | None = None
-    ) -> dict[int, Any]:
-        raise IndexStoreError(
-            f"{self.path}: a front end adds and removes images; for other changes open the index "
-            "with ShardedIndex.open"
-        )
-
-    def _ask_owner(self, name: str, *arguments: Any) -> Any:
+    def ask(self, calls: Mapping[int, tuple[Any, ...]], *, patient: bool = False) -> Answers:
+        """Call methods of :class:`Shard` by name; an error that a shard raised is raised here."""
         ray = load_ray()
-        try:
-            return getattr(self._shards, name).remote(*arguments).result(timeout_s=START_SECONDS)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            raise IndexStoreError(
-                f"{self.path}: the process that owns the shards does not answer; look at it with "
-                "`serve status`"
-            ) from error
+        values: dict[int, Any] = {}
+        asked = {position: call for position, call in calls.items() if self._may_ask(position)}
+        ends = time.monotonic() + (_PATIENT_SECONDS if patient else self._deadline)
+        waiting = {position: self._send(position, call) for position, call in asked.items()}
+        for position, response in waiting.items():
+            for again in (True, False):
+                try:
+                    values[position] = response.result(timeout_s=max(0.0, ends - time.monotonic()))
+                    break
+                except ray.exceptions.RayTaskError as error:
+                    if not isinstance(error.cause, HashlensError):
+                        raise
+                    raise error.cause from None
+                except TimeoutError:
+                    response.cancel()
+                    break
+                except Exception:  # a replica that died; Serve's errors share no base
+                    if not again:
+                        break
+                    response = self._send(position, asked[position])
+            with self._lock:
+                if position in values:
+                    self._resting.pop(position, None)
+                else:
+                    self._resting[position] = time.monotonic() + _REST_SECONDS
+        return Answers(values, tuple(sorted(set(calls) - set(values))))
+
+    def _send(self, position: int, call: tuple[Any, ...]) -> Any:
+        return self._handles[position].ask.remote(*call)
+
+    def _may_ask(self, position: int) -> bool:
+        """Whether a shard is not resting; of those who find its rest over, the first tries it."""
+        with self._lock:
+            until = self._resting.get(position)
+            if until is None:
+                return True
+            if time.monotonic() < until:
+                return False
+            self._resting[position] = time.monotonic() + _REST_SECONDS
+            return True
 
 
-def _front_end(options: FrontEndOptions, key: str | None) -> FastAPI:
+def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
     """The app of one front end; called where it runs."""
     from ray import serve
 
@@ -223,20 +213,42 @@ def _front_end(options: FrontEndOptions, key: str | None) -> FastAPI:
     from hashlens.service.limits import Limits
     from hashlens.service.security import LOOPBACK
 
-    def open_index() -> FrontIndex:
-        shards = serve.get_deployment_handle(_SHARDS, serve.get_replica_context().app_name)
-        model = options.model or read_catalogue(options.index).model
+    ray = load_ray()
+    app_name = serve.get_replica_context().app_name
+
+    def handle(name: str) -> Any:
+        return serve.get_deployment_handle(name, app_name)
+
+    writer = handle("Writer")
+
+    def write(name: str, *arguments: Any) -> Any:
+        try:
+            return writer.write.remote(name, *arguments).result(timeout_s=_WRITE_SECONDS)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise IndexStoreError(
+                f"{options.index}: the process that makes changes does not answer; look at it "
+                "with `serve status`"
+            ) from error
+
+    def open_index() -> ShardedIndex:
+        folder = Path(local_copy(options.index, tempfile.mkdtemp(), []))
+        stored = read_manifest(folder).model
+        model = options.model or (uri_path(stored) if stored else None)
         if model is not None and not options.model:
-            require_own_place(Path(model), Path(options.index))
+            require_own_place(model, folder)
         encoder = None if model is None else Encoder.load(model)
-        index = FrontIndex(options, shards, encoder)
-        len(index)  # the actors answer
-        return index
+        handles = [handle(f"Shard-{position:04d}") for position in range(shards)]
+        asked = ServedShards(handles, options.deadline)
+        return ShardedIndex(
+            folder, encoder, shards=asked, write=write, require_all=options.require_all
+        )
 
     # Serve calls this on an event loop, where its handles do not wait for answers
     with ThreadPoolExecutor(1) as aside:
         index: Any = aside.submit(open_index).result()
-    names = options.host_names or LOOPBACK
+    names = options.host_names.lower().split(",") if options.host_names else LOOPBACK
     return create_app(
         index, index.encoder, Limits(), api_key=key, host_names=None if "*" in names else names
     )

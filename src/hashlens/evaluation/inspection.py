@@ -24,53 +24,28 @@ TWIN_CORRELATION = 0.95
 
 
 class Occupancy(NamedTuple):
-    """How images share codes.
+    """How images share codes."""
 
-    Attributes
-    ----------
-    distinct : int
-        Different codes.
-    alone : int
-        Images whose code no other image has.
-    largest : int
-        Images of the most frequent code.
-    entropy : float
-        Entropy in bits of the distribution of images over codes; at most log2 of the images.
-    """
-
-    distinct: int
-    alone: int
-    largest: int
+    distinct: int  # different codes
+    alone: int  # images whose code no other image has
+    largest: int  # images of the most frequent code
+    # entropy in bits of the distribution of images over codes; at most log2 of the images
     entropy: float
 
 
 @dataclass(frozen=True)
 class RadiusCurve:
-    """What a search within each Hamming radius 0, 1, ..., bits would find, over all queries.
+    """What a search within each Hamming radius 0, 1, ..., bits would find, over all queries."""
 
-    Attributes
-    ----------
-    within, between : ndarray of shape (bits + 1,), int64
-        Pairs at each distance, of one class and of two.
-    precision : ndarray of shape (bits + 1,), float64
-        Mean share of relevant images within the radius; 0 for a query that finds nothing.
-    recall : ndarray of shape (bits + 1,), float64
-        Mean share of a query's relevant images that are within the radius.
-    pool : ndarray of shape (bits + 1,), float64
-        Mean share of all other images that are within the radius.
-    empty : ndarray of shape (bits + 1,), float64
-        Share of queries with nothing within the radius.
-    queries : int
-        Images used as queries.
-    """
-
-    within: NDArray[np.int64]
+    within: NDArray[np.int64]  # (bits + 1,): pairs at each distance, of one class and of two
     between: NDArray[np.int64]
+    # (bits + 1,): mean share of relevant images within the radius; 0 for a query that finds nothing
     precision: Scores
+    # (bits + 1,): mean share of a query's relevant images that are within the radius
     recall: Scores
-    pool: Scores
-    empty: Scores
-    queries: int
+    pool: Scores  # (bits + 1,): mean share of all other images that are within the radius
+    empty: Scores  # (bits + 1,): share of queries with nothing within the radius
+    queries: int  # images used as queries
 
     @property
     def best(self) -> int:
@@ -81,31 +56,16 @@ class RadiusCurve:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Statistics of n codes.
-
-    Attributes
-    ----------
-    images, bits : int
-        Number of codes, and their length.
-    ones : ndarray of shape (bits,), float64
-        Share of images in which each bit is 1.
-    entropy : ndarray of shape (bits,), float64
-        Of each bit, 0 to 1.
-    correlation : ndarray of shape (bits, bits), float64
-        Pearson correlation of bits; 0 with a bit that never changes, 1 on the diagonal.
-    occupancy : Occupancy
-        How images share codes.
-    radii : RadiusCurve or None
-        None where fewer than two images of one class are labelled.
-    """
+    """Statistics of n codes."""
 
     images: int
     bits: int
-    ones: Scores
-    entropy: Scores
+    ones: Scores  # (bits,): share of images in which each bit is 1
+    entropy: Scores  # (bits,): of each bit, 0 to 1
+    # (bits, bits): Pearson correlation of bits; 0 with a bit that never changes, 1 on the diagonal
     correlation: Scores
-    occupancy: Occupancy
-    radii: RadiusCurve | None
+    occupancy: Occupancy  # how images share codes
+    radii: RadiusCurve | None  # None where fewer than two images of one class are labelled
 
     @property
     def stuck(self) -> list[int]:

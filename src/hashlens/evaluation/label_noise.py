@@ -24,44 +24,24 @@ _BLOCK_VALUES = 8_000_000  # values of a block of images by images: bounds the m
 
 
 class ConfusedPair(NamedTuple):
-    """Images labelled one class that look like another.
-
-    Attributes
-    ----------
-    label, looks_like : int
-        Classes.
-    images : int
-        Images with this label that look most like the other class.
-    share : float
-        Their share of all images with this label.
-    """
+    """Images labelled one class that look like another."""
 
     label: int
     looks_like: int
-    images: int
-    share: float
+    images: int  # images with this label that look most like the other class
+    share: float  # their share of all images with this label
 
 
 class Suspicion(NamedTuple):
-    """How doubtful each label is.
+    """How doubtful each label is."""
 
-    Attributes
-    ----------
-    scores : ndarray of shape (n,), float64
-        Higher is more doubtful; above 0, another class fits better than the label.
-    looks_like : ndarray of shape (n,), int64
-        The other class that fits best.
-    likely_wrong : ndarray of shape (n,), bool
-        That class fits better than the label, and fits this image at least as well as its own
-        images on average.
-    order : ndarray of shape (n,), int64
-        Images, the most doubtful first; ties by position.
-    """
-
+    # (n,): higher is more doubtful; above 0, another class fits better than the label
     scores: NDArray[np.float64]
-    looks_like: NDArray[np.int64]
+    looks_like: NDArray[np.int64]  # (n,): the other class that fits best
+    # (n,): that class fits better than the label, and fits this image at least as well as its own
+    # images on average
     likely_wrong: NDArray[np.bool_]
-    order: Ids
+    order: Ids  # (n,): images, the most doubtful first; ties by position
 
 
 def leave_one_out_scores(features: Features, labels: Any, classes: int) -> ClassScores:

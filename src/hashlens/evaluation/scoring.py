@@ -102,22 +102,13 @@ class ModeScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one model on one database and its queries.
-
-    Attributes
-    ----------
-    bits, n_database, n_queries : int
-        Length of a code, images searched, queries.
-    modes : mapping of str to ModeScores
-        Scores of each way to search.
-    classification_error : float or None
-        Share of queries whose highest class score is on a wrong class; None without scores.
-    """
+    """Scores of one model on one database and its queries."""
 
     bits: int
     n_database: int
     n_queries: int
-    modes: Mapping[Mode, ModeScores]
+    modes: Mapping[Mode, ModeScores]  # scores of each way to search
+    # share of queries whose highest class score is on a wrong class; None without scores
     classification_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,41 +148,8 @@ def score_searcher(
     images after the first 1,000 results follow in the order of the mode, and those that are not
     in the pool in the order (Hamming distance, id).
 
-    Parameters
-    ----------
-    searcher : Searcher
-        Its ids are rows of ``database``.
-    database, queries : EncodedImages
-        What is searched, and with what.
-    bits : int
-        Length of a code.
-    modes : sequence of {"hds", "acs", "bcs", "es"}, optional
-        Ways to search that are scored; by default all, ``acs`` if the queries have latent values.
-    precision_at : sequence of int
-        Each k of precision at k, from 1 to 1,000.
-    map_at : sequence of int
-        Further cutoffs of mean average precision.
-    radius : int, optional
-        Hamming radius of ``hds``, ``acs`` and ``bcs``.
-    pool : int, optional
-        Size of the pool of ``hds`` and ``acs`` without radius, whatever k is.
-    exclude : ndarray of shape (q,), int64, optional
-        For each query, a row of the database that is left out of its results (-1: none), where
-        queries are themselves in the database.
-    classification_error : float, optional
-        Written into the result.
-    progress : bool
-        Show progress on standard error.
-
-    Returns
-    -------
-    Evaluation
-
-    Raises
-    ------
-    InvalidInputError
-        If database, queries and searcher do not fit each other, there is no query, or a k is out
-        of range.
+    Ids of the searcher are rows of ``database``. ``exclude`` has, for each query, a row that is
+    left out of its results (-1: none). The other options are those of ``evaluate``.
     """
     _check(searcher, database, queries, exclude)
     if bad := [k for k in precision_at if not 1 <= k <= CUTOFF]:
@@ -275,20 +233,11 @@ class _Counts(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """Scores of some queries over the ranking of the whole database.
+    """Scores of some queries over the ranking of the whole database."""
 
-    Attributes
-    ----------
-    average : ndarray of shape (q, 1 + len(map_at)), float64
-        Average precision of all, and up to each cutoff.
-    recall : ndarray of shape (q, 20), float64
-        ``precision_at_recall``.
-    best : ndarray of shape (q, 1000 or fewer), int32
-        The largest numbers of shared labels; empty where images have one label.
-    """
-
-    average: Scores
-    recall: Scores
+    average: Scores  # (q, 1 + len(map_at)): average precision of all, and up to each cutoff
+    recall: Scores  # (q, 20): ``precision_at_recall``
+    # (q, 1000 or fewer): the largest numbers of shared labels; empty where images have one label
     best: NDArray[np.int32]
 
 

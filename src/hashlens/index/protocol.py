@@ -458,6 +458,14 @@ class Index(Searcher, Protocol):
     ) -> SyncReport:
         """Make the index say what a folder holds, encoding only what is new or changed."""
 
+    def relocate(self, old: str | Path, new: str | Path) -> tuple[int, int]:
+        """Say that a folder's files are in another place now; files renamed, and missing there."""
+        ...
+
+    def copy(self, path: str | Path) -> int:
+        """Copy the index as it is at its last commit; the number of its images."""
+        ...
+
     def remove(self, ids: Any) -> None:
         """Remove images; their space is freed by ``compact``."""
 

@@ -72,11 +72,6 @@ class TimeLimit:
     """A block in which this thread may use a database for so long.
 
     What takes longer, or is stopped from another thread, ends with ``TimeLimitError``.
-
-    Parameters
-    ----------
-    seconds : float
-        From the beginning of the block.
     """
 
     def __init__(self, seconds: float) -> None:

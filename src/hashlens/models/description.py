@@ -28,53 +28,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about a model but its weights.
+    """Everything about a model but its weights."""
 
-    Attributes
-    ----------
-    bits : int
-        Length of a code.
-    feature_dim : int
-        Width d of a feature vector.
-    classes : tuple of str
-        Names of the classifier's outputs, in order; empty without a classifier.
-    backbone : str
-        Name that rebuilds the backbone's structure.
-    preprocessing : Preprocessing or VectorInput
-        How images, or vectors, become the network's input.
-    multi_label : bool
-        Whether an image may have several classes (scores then go through a sigmoid each).
-    start_origin, start_licence : str
-        Where the first weights came from, and under what licence.
-    radius : int, optional
-        Proposed Hamming radius of the pool for ``hds``.
-    feature_scaling : {"none", "centred", "standardised"}
-        Features are F7 itself, or F7 less its mean (and divided by its deviation) per dimension,
-        brought to unit length.
-    mode : {"bcs", "acs", "hds", "es"}, optional
-        The mode that found most on the validation images.
-    training : mapping
-        What the training reports: data, split, recipe, validation figures, versions. JSON values.
-    fingerprint : str
-        Hexadecimal digest of weights, backbone, preprocessing and bits; set when the model is
-        saved.
-    format_version : int
-        Of the file it was read from: says how the fingerprint was made.
-    """
-
-    bits: int
-    feature_dim: int
+    bits: int  # length of a code
+    feature_dim: int  # width d of a feature vector
+    # names of the classifier's outputs, in order; empty without a classifier
     classes: tuple[str, ...]
-    backbone: str
-    preprocessing: Preprocessing | VectorInput
+    backbone: str  # name that rebuilds the backbone's structure
+    preprocessing: Preprocessing | VectorInput  # how images, or vectors, become the network's input
+    # whether an image may have several classes (scores then go through a sigmoid each)
     multi_label: bool = False
-    start_origin: str = "random"
+    start_origin: str = "random"  # where the first weights came from, and under what licence
     start_licence: str = "none needed"
-    radius: int | None = None
+    radius: int | None = None  # proposed Hamming radius of the pool for ``hds``
+    # features are F7 itself, or F7 less its mean (and divided by its deviation) per dimension,
+    # brought to unit length
     feature_scaling: FeatureScaling = "none"
-    mode: Mode | None = None
+    mode: Mode | None = None  # the mode that found most on the validation images
+    # what the training reports: data, split, recipe, validation figures, versions. JSON values
     training: Mapping[str, Any] = field(default_factory=dict)
+    # hexadecimal digest of weights, backbone, preprocessing and bits; set when the model is saved
     fingerprint: str = ""
+    # of the file it was read from: says how the fingerprint was made
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

@@ -255,18 +255,7 @@ class Encoder:
             first += len(part)
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> EncodedPixels:
-        """Encode images that ``preprocessing.pixels`` has made, as one batch.
-
-        Parameters
-        ----------
-        pixels : ndarray of shape (n, size, size, channels), uint8
-            May be empty.
-
-        Returns
-        -------
-        EncodedPixels
-            Codes, features, scores and latent values.
-        """
+        """Encode images that ``preprocessing.pixels`` has made, as one batch."""
         return self._encoded(self.preprocessing.normalise(pixels))
 
     def _encoded(self, inputs: NetworkInput) -> EncodedPixels:
@@ -281,18 +270,7 @@ class Encoder:
         return self.encode_prepared(inputs)
 
     def encode_prepared(self, images: NetworkInput) -> EncodedPixels:
-        """Encode the network's own input, as one batch.
-
-        Parameters
-        ----------
-        images : ndarray of shape (n, channels, size, size), float32
-            From ``preprocessing.normalise``; n >= 1.
-
-        Returns
-        -------
-        EncodedPixels
-            As from :meth:`encode_pixels`.
-        """
+        """Encode the network's own input, as one batch."""
         out = self._runner.run(images)
         return EncodedPixels(pack_bits(out.latent >= 0), out.features, out.scores, out.latent)
 
@@ -305,26 +283,7 @@ def encode_source(
     progress: Callable[[int], None] | None = None,
     strict: bool = False,
 ) -> EncodedImages:
-    """Encode every readable image of a source.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The model.
-    source : Source
-        Images and labels; may be empty.
-    batch_size : int
-        Images in each run of the network.
-    progress : callable, optional
-        Called with the number of images done since the last call.
-    strict : bool
-        Raise on an unreadable image instead of skipping it.
-
-    Raises
-    ------
-    ImageError
-        If strict and an image cannot be read.
-    """
+    """Encode every readable image of a source."""
     codes = [np.zeros((0, code_bytes(encoder.bits)), np.uint8)]
     features = [np.zeros((0, encoder.feature_dim), np.float32)]
     scores = [np.zeros((0, len(encoder.classes)), np.float32)]
@@ -361,37 +320,22 @@ NetworkInput: TypeAlias = NDArray[np.float32]
 
 
 class NetworkOutput(NamedTuple):
-    """What a network makes of n images, all float32.
+    """What a network makes of n images, all float32."""
 
-    Attributes
-    ----------
-    latent : ndarray of shape (n, h)
-        Layer H before the sigmoid; bit j of a code is 1 where it is at least 0.
-    features : ndarray of shape (n, d)
-    scores : ndarray of shape (n, classes), or None
-        F8 before the softmax, where the network has a classifier.
-    """
-
+    # (n, h): layer H before the sigmoid; bit j of a code is 1 where it is at least 0
     latent: NDArray[np.float32]
-    features: Features
+    features: Features  # (n, d)
+    # (n, classes): F8 before the softmax, where the network has a classifier
     scores: NDArray[np.float32] | None
 
 
 class EncodedPixels(NamedTuple):
-    """What an encoder makes of a batch of n images.
+    """What an encoder makes of a batch of n images."""
 
-    Attributes
-    ----------
-    codes : ndarray of shape (n, ceil(bits / 8)), uint8
-    features : ndarray of shape (n, d), float32
-    scores : ndarray of shape (n, classes), float32, or None
-    latent : ndarray of shape (n, bits), float32
-    """
-
-    codes: Codes
-    features: Features
-    scores: NDArray[np.float32] | None
-    latent: NDArray[np.float32]
+    codes: Codes  # (n, ceil(bits / 8))
+    features: Features  # (n, d)
+    scores: NDArray[np.float32] | None  # (n, classes)
+    latent: NDArray[np.float32]  # (n, bits)
 
 
 class Runner(Protocol):
@@ -410,14 +354,7 @@ OUTPUTS = ("latent", "features", "scores")
 
 
 class OnnxRunner:
-    """Runs an ONNX Runtime session.
-
-    Parameters
-    ----------
-    session : onnxruntime.InferenceSession
-        With input ``images`` and outputs ``latent``, ``features`` and, with a classifier,
-        ``scores``.
-    """
+    """Runs an ONNX Runtime session."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -433,13 +370,7 @@ class OnnxRunner:
 
 
 def load_onnx(path: Path) -> tuple[ModelConfig, OnnxRunner]:
-    """Load a file that ``hashlens export`` wrote.
-
-    Raises
-    ------
-    ModelError
-        If it is missing, cut, not from Hashlens, or of a newer version.
-    """
+    """Load a file that ``hashlens export`` wrote."""
     if not path.is_file():
         raise ModelError(f"no file at {path}; make one with hashlens export MODEL --onnx {path}")
     if _EXTERNAL_DATA.search(path.read_bytes()):  # it may name any file of this machine

@@ -45,28 +45,15 @@ _SLOWER = 1.25  # what may be the noise of a measurement
 
 
 class ExportReport(NamedTuple):
-    """What was written, and how far it is from the PyTorch model.
-
-    Attributes
-    ----------
-    path : Path
-    n_bytes : int
-    fingerprint : str
-        The model's own for float32; another for int8, whose codes differ.
-    bits_equal : float
-        Share of equal bits between both, on the images compared.
-    feature_error : float
-        Largest difference of a feature over the largest feature, on the same images.
-    n_compared : int
-        Images compared: the calibration images for int8, noise images for float32.
-    """
+    """What was written, and how far it is from the PyTorch model."""
 
     path: Path
     n_bytes: int
-    fingerprint: str
-    bits_equal: float
+    fingerprint: str  # the model's own for float32; another for int8, whose codes differ
+    bits_equal: float  # share of equal bits between both, on the images compared
+    # largest difference of a feature over the largest feature, on the same images
     feature_error: float
-    n_compared: int
+    n_compared: int  # images compared: the calibration images for int8, noise images for float32
 
 
 def export_onnx(

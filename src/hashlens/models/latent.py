@@ -16,24 +16,15 @@ DROPOUT = 0.3
 
 
 class LatentOutput(NamedTuple):
-    """What the network makes of n images.
+    """What the network makes of n images."""
 
-    Attributes
-    ----------
-    features : Tensor of shape (n, d)
-        What fine search compares: F7, scaled and of unit length where the network has a scaling.
-        F7 is the backbone's output, or that of the trained layer over it.
-    latent : Tensor of shape (n, h)
-        Layer H before the sigmoid. Bit j of a code is 1 where ``latent[:, j] >= 0``.
-    activations : Tensor of shape (n, h)
-        Layer H, ``sigmoid(latent)``. Bit j is 1 where it is at least 0.5.
-    scores : Tensor of shape (n, classes)
-        F8 before the softmax; no columns where the network has no classifier.
-    """
-
+    # (n, d): what fine search compares: F7, scaled and of unit length where the network has a
+    # scaling. F7 is the backbone's output, or that of the trained layer over it
     features: Tensor
+    # (n, h): layer H before the sigmoid. Bit j of a code is 1 where ``latent[:, j] >= 0``
     latent: Tensor
-    activations: Tensor
+    activations: Tensor  # (n, h): layer H, ``sigmoid(latent)``. Bit j is 1 where it is at least 0.5
+    # (n, classes): F8 before the softmax; no columns where the network has no classifier
     scores: Tensor
 
 

@@ -44,13 +44,7 @@ class Limits:
 
 
 class Room:
-    """Memory for decoding: who would go past it waits until others are done.
-
-    Parameters
-    ----------
-    size : int
-        In bytes. What takes more by itself waits until it is alone.
-    """
+    """Memory for decoding: who would go past it waits until others are done."""
 
     def __init__(self, size: int) -> None:
         self._size = self._left = size

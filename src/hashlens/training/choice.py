@@ -32,18 +32,10 @@ _BATCH, _QUERIES_AT_A_TIME = 256, 100
 
 
 class Encoded(NamedTuple):
-    """What a network makes of n images, and their labels.
+    """What a network makes of n images, and their labels."""
 
-    Attributes
-    ----------
-    latent : Tensor of shape (n, h)
-    features : Tensor of shape (n, d)
-        F7 itself.
-    targets : ndarray of shape (n,), int64, or (n, classes), bool
-    """
-
-    latent: Tensor
-    features: Tensor
+    latent: Tensor  # (n, h)
+    features: Tensor  # (n, d): F7 itself
     targets: Targets
 
 

@@ -26,24 +26,12 @@ _CODES_SHOWN, _IMAGES_SHOWN = 5, 8
 
 @dataclass(frozen=True)
 class InspectedModel:
-    """A model's codes of one source, and their statistics.
+    """A model's codes of one source, and their statistics."""
 
-    Attributes
-    ----------
-    inspection : Inspection
-        The statistics.
-    images : InspectedImages
-        The images, and whether the training held them out.
-    encoded : EncodedImages
-        Those that could be read, encoded.
-    fingerprint : str
-        Fingerprint of the model.
-    """
-
-    inspection: Inspection
-    images: InspectedImages
-    encoded: EncodedImages
-    fingerprint: str
+    inspection: Inspection  # the statistics
+    images: InspectedImages  # the images, and whether the training held them out
+    encoded: EncodedImages  # those that could be read, encoded
+    fingerprint: str  # fingerprint of the model
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON object: the statistics, and what they were made of."""
@@ -84,31 +72,15 @@ class InspectedModel:
 
 
 class InspectedImages(NamedTuple):
-    """What is inspected.
+    """What is inspected."""
 
-    Attributes
-    ----------
-    source : Source
-        The images.
-    held_out : bool
-        Whether they are the images that the model's training held out for validation.
-    described : str
-        A sentence on that.
-    """
-
-    source: Source
-    held_out: bool
-    described: str
+    source: Source  # the images
+    held_out: bool  # whether they are the images that the model's training held out for validation
+    described: str  # a sentence on that
 
 
 def images_to_inspect(encoder: Encoder, data: str | Source | None = None) -> InspectedImages:
-    """The images given; without any, or if the model was trained on them, its validation images.
-
-    Raises
-    ------
-    SourceError
-        If the source cannot be opened, or none is given and the model does not know its own.
-    """
+    """The images given; without any, or if the model was trained on them, its validation images."""
     known = encoder.config.training.get("source")
     if data is None and not known:
         raise SourceError(

@@ -54,24 +54,6 @@ def prepare_folder(
     """Make a model of a folder's images where there is none yet, and bring its index up to date.
 
     Both are kept in ``out``, by default next to the folder. What was interrupted goes on.
-
-    Parameters
-    ----------
-    folder : Path
-        Images, in sub-folders or not.
-    out : Path, optional
-        ``FOLDER.hashlens`` by default.
-    use_labels : bool
-        Let sub-folders be classes, where there are enough of them; else, or without, codes are
-        made from the images alone.
-    exclude : sequence of str
-        As in ``open_source``.
-    weights : Path, optional
-        First weights of the network, where they cannot be fetched.
-    say : callable, optional
-        Is told what was chosen, and why.
-    progress : bool
-        Draw bars on standard error.
     """
     root = Path(os.path.abspath(folder.expanduser()))
     out = root.with_name(f"{root.name}.hashlens") if out is None else out

@@ -292,21 +292,11 @@ def _own_rows(database: EncodedImages, queries: EncodedImages) -> Ids | None:
 
 
 class NamedLabels(NamedTuple):
-    """Labels of a source with their class names.
+    """Labels of a source with their class names."""
 
-    Attributes
-    ----------
-    name : str
-        The source, for messages.
-    classes : sequence of str
-        Class names.
-    labels : ndarray of shape (n,), int64, or (n, classes), bool
-        Places in ``classes``, -1 where unlabelled; or a row of classes.
-    """
-
-    name: str
-    classes: Sequence[str]
-    labels: LabelArray
+    name: str  # the source, for messages
+    classes: Sequence[str]  # class names
+    labels: LabelArray  # (n,): places in ``classes``, -1 where unlabelled; or a row of classes
 
     @classmethod
     def of(cls, source: Source) -> NamedLabels:

@@ -98,26 +98,10 @@ def create_backbone(
     weights: Path | None = None,
     pretrained: bool = False,
 ) -> Backbone:
-    """Build a backbone by its name.
+    """Build a backbone by its name, which may have options, as ``resnet9?width=32`` has.
 
-    Parameters
-    ----------
-    name : str
-        One of ``describe_backbones()``; options follow a question mark, as in
-        ``resnet9?width=32`` or ``timm:mobilenetv2_100?pad_type=same``.
-    channels : int
-        1 for grey images, 3 for colour.
-    size : int, optional
-        Side of the input in pixels; the backbone's own by default.
-    weights : Path, optional
-        Starting weights from a file (.safetensors, or a .pth state dict).
-    pretrained : bool
-        Download published starting weights where no file is given.
-
-    Raises
-    ------
-    ModelError
-        If the name, an option or the weights do not fit.
+    ``size`` is the side of the input in pixels, by default the backbone's own. ``weights`` is a
+    file to start from; where there is none, ``pretrained`` downloads those that were published.
     """
     build = _builder(name)
     base, _, query = name.partition("?")

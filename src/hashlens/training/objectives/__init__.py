@@ -30,18 +30,10 @@ _CLASSES: dict[str, Callable[..., nn.Module]] = {}
 
 
 class Losses(NamedTuple):
-    """What an objective returns: two scalars.
+    """What an objective returns: two scalars."""
 
-    Attributes
-    ----------
-    total : scalar tensor
-        What is minimised.
-    classification : scalar tensor
-        The classification loss within it, comparable with chance.
-    """
-
-    total: torch.Tensor
-    classification: torch.Tensor
+    total: torch.Tensor  # what is minimised
+    classification: torch.Tensor  # the classification loss within it, comparable with chance
 
 
 def objective(name: str, description: str, **fixed: Any) -> Callable[[T], T]:

@@ -24,18 +24,11 @@ _PER_CLASS = 50
 
 
 class Decomposition(NamedTuple):
-    """Target codes, and how well they rebuild the similarities.
+    """Target codes, and how well they rebuild the similarities."""
 
-    Attributes
-    ----------
-    bits : ndarray of shape (n, h), uint8
-        0 and 1.
-    losses : list of float
-        Mean of (S_ij - H_i . H_j / h)^2 over pairs i != j before the first and after each
-        sweep, H still relaxed; never rises.
-    """
-
-    bits: NDArray[np.uint8]
+    bits: NDArray[np.uint8]  # (n, h): 0 and 1
+    # mean of (S_ij - H_i . H_j / h)^2 over pairs i != j before the first and after each sweep, H
+    # still relaxed; never rises
     losses: list[float]
 
 

@@ -34,29 +34,14 @@ MINUTES = 60
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a choice of recipe depends on.
+    """What a choice of recipe depends on."""
 
-    Attributes
-    ----------
-    images : int
-        Labelled images.
-    side : int
-        Median of the images' longer sides, in pixels.
-    channels : int
-        1 where all are grey, else 3.
-    cuda : bool
-        Whether there is a CUDA device.
-    bf16 : bool
-        Whether the hardware multiplies bfloat16 itself.
-    rate : float, optional
-        Images per second of training with the backbone; measured where it is needed and not given.
-    """
-
-    images: int
-    side: int
-    channels: int
-    cuda: bool
-    bf16: bool
+    images: int  # labelled images
+    side: int  # median of the images' longer sides, in pixels
+    channels: int  # 1 where all are grey, else 3
+    cuda: bool  # whether there is a CUDA device
+    bf16: bool  # whether the hardware multiplies bfloat16 itself
+    # images per second of training with the backbone; measured where it is needed and not given
     rate: float | None = None
 
 

@@ -1,0 +1,458 @@
+"""What a sharded index is on disk: a manifest, and immutable snapshots of ordinary indexes.
+
+``shards.json`` names the snapshot of each shard and is replaced in one step (written aside, synced,
+renamed). A snapshot is never written once it is named. A change makes new snapshots of the shards
+that it touches next to the old ones, then a new manifest; readers go on with what they have open.
+The files of codes and features are append-only, and an older snapshot reads its own rows of them
+alone, so both may share them by hard links. SQLite keeps a rollback journal here, not a write-ahead
+log, which needs memory that machines on a network file system do not share.
+
+The id of an image is the shard's number in the upper bits and the shard's own id in the lower 40.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from hashlens.data.remote import located
+from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.files import (
+    FileState,
+    make_folder,
+    remove_abandoned,
+    replace_file,
+    sync_directory,
+    written_aside,
+)
+from hashlens.index.hash_index import HashIndex
+from hashlens.index.layout import ARRAYS, DATABASE
+from hashlens.index.store import file_errors, require_free
+from hashlens.index.writing import NewImage, append_images
+from hashlens.types import Codes, Ids
+
+FILE_NAME, LOCK_NAME = "shards.json", "shards.lock"
+FORMAT_VERSION = 2
+SHARD_SHIFT = 40
+_LOCAL = (1 << SHARD_SHIFT) - 1
+_BLOCK = 1 << 16  # rows that are written anew at a time
+
+
+def global_ids(shard: int, local: Ids) -> Ids:
+    """Ids of the whole index for a shard's own; -1 stays."""
+    return np.where(local < 0, -1, local + (shard << SHARD_SHIFT))
+
+
+def local_ids(shard: int, ids: Ids) -> Ids:
+    """A shard's own ids; -1 for those of other shards."""
+    return np.where((ids >= 0) & (ids >> SHARD_SHIFT == shard), ids & _LOCAL, -1)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published state of one shard: its folder, next to the manifest, and its living images."""
+
+    folder: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a sharded index consists of at one version; each has an index's own description."""
+
+    bits: int
+    feature_dim: int
+    features: str
+    fingerprint: str
+    model: str
+    shards: tuple[Snapshot, ...]
+    version: int = 1
+    before: tuple[str, ...] = field(default=())
+    """Folders of the versions before that readers may still have open."""
+
+    @property
+    def images(self) -> int:
+        """Living images of all shards."""
+        return sum(shard.images for shard in self.shards)
+
+
+def is_sharded(folder: str | Path) -> bool:
+    """Whether a folder holds a sharded index."""
+    return (Path(folder) / FILE_NAME).is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a folder's manifest."""
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IndexStoreError(
+            f"{path}: no such file; make a sharded index with `hashlens index create --shards`"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise IndexStoreError(f"{path}: not a manifest of shards ({error})") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version == 1:
+        raise IndexStoreError(
+            f"{folder}: shards of an older form, which are not searched any more; convert them "
+            f"with `hashlens index reshard {folder} NEW --shards N` (images get new ids)"
+        )
+    if version != FORMAT_VERSION:
+        raise IndexStoreError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {version}; "
+            "a newer hashlens may have written it"
+        )
+    try:
+        shards = tuple(
+            Snapshot(_own_name(each["folder"]), int(each["images"])) for each in content["shards"]
+        )
+        return Manifest(
+            bits=int(content["bits"]),
+            feature_dim=int(content["feature_dim"]),
+            features=str(content["features"]),
+            fingerprint=str(content["fingerprint"]),
+            model=str(content["model"]),
+            shards=shards,
+            version=int(content["version"]),
+            before=tuple(map(_own_name, content["before"])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise IndexStoreError(
+            f"{path}: an entry is missing or of the wrong type: {error}"
+        ) from error
+
+
+def _own_name(name: Any) -> str:
+    """The name of a folder next to the manifest, and of no other place."""
+    if not isinstance(name, str) or not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"expected the name of a folder next to it, got {name!r:.80}")
+    return name
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the folder's manifest in one step."""
+    content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    replace_file(folder / FILE_NAME, json.dumps(content, indent=1) + "\n")
+
+
+class ManifestFile:
+    """A folder's manifest, read again once it was replaced, by whichever process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: tuple[tuple[int, int], Manifest] | None = None
+
+    def current(self) -> Manifest:
+        """The manifest as it is now."""
+        try:
+            status = (self._folder / FILE_NAME).stat()
+            seen = (status.st_ino, status.st_mtime_ns)
+        except FileNotFoundError:
+            seen = (-1, -1)  # reading it says what is wrong
+        if self._read is None or self._read[0] != seen:
+            self._read = (seen, read_manifest(self._folder))
+        return self._read[1]
+
+
+class Publication:
+    """One change of a sharded index: writable copies of some shards, published together."""
+
+    def __init__(self, folder: Path, manifest: Manifest, stack: ExitStack) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._stack = stack
+        self._opened: dict[int, tuple[str, Path, HashIndex]] = {}
+
+    def shard(self, position: int) -> HashIndex:
+        """A copy of a shard that may be changed; an empty one where there is none yet."""
+        if position not in self._opened:
+            name = snapshot_name(position, self.manifest.version + 1)
+            aside = self._stack.enter_context(written_aside(self.folder / name))
+            if position < len(self.manifest.shards):
+                _extend(self.folder / self.manifest.shards[position].folder, aside)
+            else:
+                _create(aside, self.manifest)
+            self._opened[position] = name, aside, HashIndex.open(aside)
+        return self._opened[position][2]
+
+    def smallest(self) -> int:
+        """The shard that has the fewest images now."""
+        shards = self.manifest.shards
+        images = {
+            position: len(self._opened[position][2]) if position in self._opened else shard.images
+            for position, shard in enumerate(shards)
+        }
+        return min(images, key=lambda position: (images[position], position))
+
+    def close(self) -> Manifest:
+        """Seal what was changed; return the next manifest."""
+        shards = list(self.manifest.shards)
+        replaced = []
+        for position, (name, aside, index) in sorted(self._opened.items()):
+            images = len(index)
+            index.close()
+            seal(aside)
+            if position < len(shards):
+                replaced.append(shards[position].folder)
+                shards[position] = Snapshot(name, images)
+            else:
+                shards.append(Snapshot(name, images))
+        return replace(
+            self.manifest,
+            shards=tuple(shards),
+            version=self.manifest.version + 1,
+            before=tuple(replaced),
+        )
+
+    def abandon(self) -> None:
+        """Close what was opened, after an error."""
+        for _, _, index in self._opened.values():
+            index.close()
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Publication]:
+    """Change a sharded index: the next version is published when the block ends, or not at all.
+
+    One process at a time may do so.
+
+    Raises
+    ------
+    IndexStoreError
+        If another process is at it, or it cannot be written.
+    """
+    lock, owner = FileLock(folder / LOCK_NAME), folder / f"{LOCK_NAME}.owner"
+    with file_errors(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            who = owner.read_text() if owner.is_file() else "another process"
+            raise IndexStoreError(
+                f"{folder}: {who} is changing this index; wait for it and run this again"
+            ) from error
+        try:
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            remove_abandoned(folder)
+            manifest = read_manifest(folder)
+            with ExitStack() as stack:
+                publication = Publication(folder, manifest, stack)
+                try:
+                    yield publication
+                    after = publication.close()
+                except BaseException:
+                    publication.abandon()
+                    raise
+            if after.shards != manifest.shards:  # the new snapshots have their names now
+                write_manifest(folder, after)
+                _prune(folder, after)
+        finally:
+            with suppress(OSError):
+                owner.unlink()
+            lock.release()
+
+
+def snapshot_name(position: int, version: int) -> str:
+    """A name that no snapshot had before."""
+    return f"shard-{position:04d}.v{version}-{secrets.token_hex(3)}"
+
+
+def _prune(folder: Path, manifest: Manifest) -> None:
+    """Remove snapshots that neither this version nor the one before names."""
+    kept = {*(shard.folder for shard in manifest.shards), *manifest.before}
+    for path in folder.glob("shard-*.v*"):
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _extend(old: Path, new: Path) -> None:
+    """A copy of a snapshot that may be changed; append-only files are shared by hard links."""
+    new.mkdir()
+    for path in old.iterdir():
+        if path.name.startswith(DATABASE):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, new / path.name, copy_function=_link)
+        elif path.name.partition(".")[0] in ARRAYS:
+            _link(path, new / path.name)
+        else:
+            shutil.copy2(path, new / path.name)
+    with (
+        closing(sqlite3.connect(f"{(old / DATABASE).as_uri()}?mode=ro", uri=True)) as source,
+        closing(sqlite3.connect(new / DATABASE)) as target,
+    ):
+        source.backup(target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+def _create(path: Path, manifest: Manifest) -> None:
+    HashIndex.create(
+        path,
+        bits=manifest.bits,
+        feature_dim=manifest.feature_dim,
+        fingerprint=manifest.fingerprint,
+        features=manifest.features,
+        model=manifest.model or None,
+    ).close()
+    seal(path)
+
+
+def seal(path: Path) -> None:
+    """Move what SQLite's log holds into its database, and end the log: the files are whole."""
+    with closing(sqlite3.connect(path / DATABASE)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    sync_directory(path)
+
+
+def create_empty(folder: Path, manifest: Manifest, shards: int) -> Manifest:
+    """Make the folder of a sharded index without images."""
+    make_folder(folder)
+    made = []
+    for position in range(shards):
+        name = snapshot_name(position, 1)
+        with written_aside(folder / name) as aside:
+            _create(aside, manifest)
+        made.append(Snapshot(name, 0))
+    manifest = replace(manifest, shards=tuple(made))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def copy_shards(source: Path, target: Path) -> int:
+    """Copy a sharded index, which others may go on changing, at one version; its images.
+
+    Snapshots are immutable: those that a copy has already are left, and the manifest goes last.
+    """
+    manifest = read_manifest(source)
+    if not is_sharded(target):
+        require_free(target)
+    with file_errors(target):
+        make_folder(target)
+        for shard in manifest.shards:
+            if not (target / shard.folder).is_dir():
+                with written_aside(target / shard.folder) as aside:
+                    shutil.copytree(source / shard.folder, aside)
+        write_manifest(target, manifest)
+    return manifest.images
+
+
+def fetch_shards(uri: str, target: Path, shards: Collection[int]) -> None:
+    """Copy the manifest behind a URI, and the snapshots of some shards, through fsspec."""
+    target.mkdir(parents=True, exist_ok=True)
+    system, root = located(uri)
+
+    def get(name: str, goal: Path) -> None:
+        with written_aside(goal) as aside:
+            try:
+                system.get(f"{root}/{name}", str(aside), recursive=goal.name != FILE_NAME)
+            except Exception as error:  # each file system raises its own kinds
+                raise IndexStoreError(f"{uri}/{name}: cannot be read ({error})") from error
+
+    with tempfile.TemporaryDirectory(dir=target) as aside:
+        get(FILE_NAME, Path(aside) / FILE_NAME)
+        manifest = read_manifest(Path(aside))
+    for position in shards:
+        name = manifest.shards[position].folder
+        if not (target / name).is_dir():
+            get(name, target / name)
+    write_manifest(target, manifest)
+
+
+def reshard(
+    old: Path,
+    new: Path,
+    shards: int | None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write an index, in shards or not, as a new one of so many shards; None: as one index.
+
+    Nothing is encoded again. Images keep their order and what is known of them, and get new ids.
+    Returns the number of images.
+    """
+    require_free(new)
+    parts = [HashIndex.open(folder, read_only=True) for folder in _folders(old)]
+    total, meta = sum(map(len, parts)), parts[0].store.meta()
+    if shards is None:
+        HashIndex.create(
+            new,
+            bits=meta.bits,
+            feature_dim=meta.feature_dim,
+            fingerprint=meta.fingerprint,
+            features=meta.features,
+            model=parts[0].model,
+        ).close()
+        with HashIndex.open(new) as whole:
+            for codes, features, rows in _rows(parts, progress):
+                append_images(whole.store, codes, features, rows)
+        return total
+    if not 1 <= shards <= max(total, 1):
+        raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
+    made = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model, ())
+    create_empty(new, made, shards)
+    ends = np.linspace(0, total, shards + 1).astype(int)[1:].tolist()
+    position = done = 0
+    with publishing(new) as publication:
+        for codes, features, rows in _rows(parts, progress):
+            start = 0
+            while start < len(rows):
+                count = min(len(rows) - start, ends[position] - done)
+                taken = slice(start, start + count)
+                store = publication.shard(position).store
+                append_images(store, codes[taken], features[taken], rows[taken])
+                start, done = start + count, done + count
+                position += done == ends[position] and done < total
+    return total
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The indexes of a sharded index of any form, or the folder itself where it is one index."""
+    if not is_sharded(folder):
+        return [folder]
+    content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    try:
+        return [folder / _own_name(shard["folder"]) for shard in content["shards"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise IndexStoreError(f"{folder / FILE_NAME}: not a manifest of shards ({error})") from None
+
+
+_STORED = (
+    "SELECT id, uri, label, metadata, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
+)
+
+
+def _rows(
+    parts: Sequence[HashIndex], progress: Callable[[int], None] | None
+) -> Iterator[tuple[Codes, NDArray[Any], list[NewImage]]]:
+    """Codes, features and rows as they are stored, in blocks."""
+    for part in parts:
+        with part.store.reading() as (connection, *_):
+            cursor = connection.execute(_STORED)
+            while block := cursor.fetchmany(_BLOCK):
+                _, codes, features = part.encoded([row[0] for row in block])
+                rows = [
+                    NewImage(row[1], row[2], row[3], row[4] and FileState(*row[4:]))
+                    for row in block
+                ]
+                yield codes, features, rows
+                if progress is not None:
+                    progress(len(block))
