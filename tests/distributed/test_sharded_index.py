@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from golden_files import FOLDER, answers
+from golden_files import FOLDER
 from hashlens import (
     Encoder,
     HashIndex,
@@ -347,10 +347,16 @@ def test_shards_that_version_0_1_0_wrote_are_named_and_converted(tmp_path: Path)
     with pytest.raises(IndexStoreError, match=r"older form.*`hashlens index reshard .* NEW"):
         ShardedIndex.open(old)
     encoder = Encoder.load(FOLDER / "model")
-    expected = json.loads((FOLDER / "answers.json").read_text())["index"]
+    photos = shutil.copytree(FOLDER / "photos.idx", tmp_path / "photos.idx")
+    with HashIndex.open(photos) as expected:
+        known = {record.uri: record[2:] for record in expected}
+        codes = dict(zip(known, map(bytes, expected.encoded()[1]), strict=True))
     assert reshard(old, tmp_path / "one.idx", None) == 9
     with HashIndex.open(tmp_path / "one.idx", encoder) as index:
-        assert json.loads(json.dumps(answers(index, FOLDER))) == expected
+        assert {record.uri: record[2:] for record in index} == known
+        uris = [record.uri for record in index]
+        assert dict(zip(uris, map(bytes, index.encoded()[1]), strict=True)) == codes
+        assert index.verify() == []
     assert reshard(old, tmp_path / "new.idx", 2) == 9
     assert len(ShardedIndex.open(tmp_path / "new.idx", encoder).search(0, k=9, mode="es")) == 9
 

@@ -85,6 +85,35 @@ def test_a_damaged_index_is_not_copied(name: str, whole: Path, tmp_path: Path) -
 
 
 def test_a_copy_of_shards_opens(whole: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    folder, copy = tmp_path / "shards", tmp_path / "copy"
+    made = run(app, ["index", "reshard", str(whole), str(folder), "--shards", "2"])
+    assert made.stdout == f"{folder} holds 40 images in 2 shards\n"
+    done = run(app, ["index", "copy", str(folder), str(copy)])
+    assert done.stdout == f"copied {folder} with 40 images to {copy}\n"
+    checked = run(app, ["index", "verify", str(copy)])
+    assert checked.exit_code == 0, checked.output
+    back = run(app, ["index", "reshard", str(copy), str(tmp_path / "one"), "--json"])
+    assert json.loads(back.stdout)["images"] == 40
+    with HashIndex.open(whole) as expected, HashIndex.open(tmp_path / "one") as index:
+        assert [record[1:] for record in index] == [record[1:] for record in expected]
+
+
+@pytest.mark.parametrize("name", ["codes.1", "features.1", "ids.1", "index.sqlite"])
+def test_a_damaged_index_is_not_copied(name: str, whole: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(whole, tmp_path / "damaged.idx")
+    data = bytearray((damaged / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (damaged / name).write_bytes(data[: -len(data) // 3] if "sqlite" in name else data)
+    with (
+        pytest.raises(IndexStoreError, match=r"differs|damaged|fails its checksum"),
+        HashIndex.open(damaged, read_only=True) as index,
+    ):
+        index.copy(tmp_path / "copy.idx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.idx"]
+
+
+def test_a_copy_of_shards_opens(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("filelock", reason="needs the extra 'ray'")
     from hashlens.distributed.catalogue import (
         Catalogue,
