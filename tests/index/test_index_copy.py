@@ -99,45 +99,6 @@ def test_a_copy_of_shards_opens(whole: Path, tmp_path: Path) -> None:
         assert [record[1:] for record in index] == [record[1:] for record in expected]
 
 
-@pytest.mark.parametrize("name", ["codes.1", "features.1", "ids.1", "index.sqlite"])
-def test_a_damaged_index_is_not_copied(name: str, whole: Path, tmp_path: Path) -> None:
-    damaged = shutil.copytree(whole, tmp_path / "damaged.idx")
-    data = bytearray((damaged / name).read_bytes())
-    data[len(data) // 2] ^= 4
-    (damaged / name).write_bytes(data[: -len(data) // 3] if "sqlite" in name else data)
-    with (
-        pytest.raises(IndexStoreError, match=r"differs|damaged|fails its checksum"),
-        HashIndex.open(damaged, read_only=True) as index,
-    ):
-        index.copy(tmp_path / "copy.idx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.idx"]
-
-
-def test_a_copy_of_shards_opens(whole: Path, tmp_path: Path) -> None:
-    pytest.importorskip("filelock", reason="needs the extra 'ray'")
-    from hashlens.distributed.catalogue import (
-        Catalogue,
-        IdRange,
-        Shard,
-        read_catalogue,
-        write_catalogue,
-    )
-
-    folder, copy = tmp_path / "shards", tmp_path / "copy"
-    shards = [Shard(f"shard-{i}", (IdRange(40 * i, 0, 40),)) for i in range(2)]
-    for shard in shards:
-        shutil.copytree(whole, folder / shard.folder)
-    write_catalogue(
-        folder, Catalogue(crash_writer.BITS, crash_writer.WIDTH, "", None, tuple(shards))
-    )
-    done = CliRunner().invoke(app, ["index", "copy", str(folder), str(copy)])
-    assert done.stdout == f"copied {folder} with 80 images to {copy}\n"
-    assert read_catalogue(copy) == read_catalogue(folder)
-    for shard in shards:
-        with HashIndex.open(copy / shard.folder) as index:
-            assert index.verify() == []
-
-
 @pytest.mark.parametrize("name", ["codes.1", "features.1", "ids.1"])
 def test_a_file_that_was_cut_is_told_and_ends_nothing(
     name: str, whole: Path, tmp_path: Path
