@@ -57,7 +57,7 @@ def test_show_config_prints_toml_and_reasons() -> None:
     [
         ([], 2, "expected a SOURCE"),
         (["digits"], 2, "--out FOLDER"),
-        (["digits", "--out", "m", "--bits", "4"], 2, "8 to 1024, got 4"),
+        (["digits", "--out", "m", "--bits", "4"], 2, "8 to 4096, got 4"),
         (
             ["digits", "--out", "m", "--objective", "x"],
             2,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hamming_reference as reference
-from hashlens import InvalidInputError, hamming_radius, hamming_topk, pack_bits
+from hashlens import InvalidInputError, hamming_radius, hamming_topk, pack_bits, unpack_bits
 from hashlens.codes import rings, scan, search, threads
 from hashlens.codes.database import Allowed, CodeDatabase
 from hashlens.codes.search import hamming_distances
@@ -210,7 +210,37 @@ def test_codes_appended_while_others_are_organised_are_kept(
     np.testing.assert_array_equal(database.packed(), codes)
 
 
-@pytest.mark.parametrize("bits", [24, 48, 64, 128, 136, 256, 1024])
+@pytest.mark.parametrize("n_bytes", [192, 384, 512])
+@pytest.mark.parametrize("in_numpy", [False, True])
+def test_wide_codes_equal_reference(n_bytes: int, in_numpy: bool) -> None:
+    rng = np.random.default_rng(n_bytes)
+    codes = clustered(rng, 2200, n_bytes, 3)
+    queries = np.concatenate([codes[:3], ~codes[:2]])  # as far as can be, too
+    allowed = rng.random(len(codes)) < 0.9
+    database = CodeDatabase(codes)
+    radius = 8 * n_bytes // 3
+    with searching(in_numpy), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rings, "MIN_CODES", 2)
+        for stage in ("array", "blocks", "clusters"):
+            if stage == "clusters":
+                database.organise()
+            held = codes if stage == "array" else database
+            for k in (1, 50, 2300):
+                found = hamming_topk(held, queries, k, allowed=allowed)
+                for got, right in zip(
+                    found, reference.topk(codes, queries, k, allowed), strict=True
+                ):
+                    np.testing.assert_array_equal(got, right)
+            near = hamming_radius(held, queries, radius, allowed=allowed)
+            for i, (distances, ids) in enumerate(reference.radius(codes, queries, radius, allowed)):
+                own = slice(near.offsets[i], near.offsets[i + 1])
+                np.testing.assert_array_equal(near.distances[own], distances)
+                np.testing.assert_array_equal(near.ids[own], ids)
+    bits = rng.integers(0, 2, (5, 8 * n_bytes))
+    np.testing.assert_array_equal(unpack_bits(pack_bits(bits), 8 * n_bytes), bits)
+
+
+@pytest.mark.parametrize("bits", [24, 48, 64, 128, 136, 256, 1024, 1536, 3072, 4096])
 def test_topk_equals_faiss(bits: int) -> None:
     faiss = pytest.importorskip("faiss")
     rng = np.random.default_rng(bits)

@@ -130,7 +130,7 @@ def _change(**changes: object) -> Callable[[Path], None]:
         (_change(format_version=4), "upgrade"),
         (_change(format_version=1), "not those that"),
         (_change(backbone="resnet9?width=3"), "not those that"),
-        (_change(bits=4), "8 to 1024"),
+        (_change(bits=4), "8 to 4096"),
         (_change(bits=24), "not those that"),
         (_change(preprocessing={}), "missing or wrong"),
         (_change(classes=["cat"]), "do not fit"),

@@ -165,7 +165,7 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path, model_dir: Path) -> None
         Encoder.load(model_dir, device="no-such-device")
 
 
-@pytest.mark.parametrize("bits", [8, 9, 1024])
+@pytest.mark.parametrize("bits", [8, 9, 4096])
 def test_lengths_of_codes(
     make_model: Callable[..., Path], tmp_path: Path, bits: int, pictures: list[Image.Image]
 ) -> None:

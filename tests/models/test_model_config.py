@@ -25,7 +25,7 @@ JSON = st.recursive(
 
 
 @given(
-    bits=st.integers(8, 1024),
+    bits=st.integers(8, 4096),
     classes=st.lists(st.text(), max_size=5),
     radius=st.none() | st.integers(0, 64),
     size=st.integers(1, 500),
@@ -57,7 +57,7 @@ def test_json_round_trip(
 def test_any_changed_entry_is_read_or_refused(key: str, value: Any) -> None:
     text = json.dumps({**CONFIG.to_dict(), key: value})
     with contextlib.suppress(ModelError):
-        assert 8 <= parse_config(text, Path("model.json"))[0].bits <= 1024
+        assert 8 <= parse_config(text, Path("model.json"))[0].bits <= 4096
 
 
 @pytest.mark.parametrize("key", KEYS)

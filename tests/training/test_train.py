@@ -44,7 +44,7 @@ def test_a_source_object_and_the_default_length(folder: Path, tmp_path: Path) ->
 def test_options_that_are_not_known_or_not_allowed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="unknown key epochz"):
         train(folder, tmp_path / "m", epochz=3)
-    with pytest.raises(InvalidInputError, match="bits: expected a whole number, 8 to 1024, got 4"):
+    with pytest.raises(InvalidInputError, match="bits: expected a whole number, 8 to 4096, got 4"):
         train(folder, tmp_path / "m", 4)
     assert not (tmp_path / "m").exists()
 

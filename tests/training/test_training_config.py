@@ -18,10 +18,10 @@ def test_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("bits", 7, "8 to 1024, got 7"),
-        ("bits", 1025, "8 to 1024, got 1025"),
-        ("bits", 48.5, "expected a whole number, 8 to 1024, got 48.5"),
-        ("bits", True, "expected a whole number, 8 to 1024, got True"),
+        ("bits", 7, "8 to 4096, got 7"),
+        ("bits", 4097, "8 to 4096, got 4097"),
+        ("bits", 48.5, "expected a whole number, 8 to 4096, got 48.5"),
+        ("bits", True, "expected a whole number, 8 to 4096, got True"),
         (
             "objective",
             "hinge",

@@ -50,6 +50,7 @@ class Workload:
 
     n: int = 1_124_087
     bits: tuple[int, ...] = (48, 64, 128, 256)
+    wide: tuple[int, ...] = (1024, 1536)  # of an eighth of the codes, k = 10
     batches: tuple[int, ...] = (1, 32, 256)
     ks: tuple[int, ...] = (10, 1000)
     seconds: float = 8.0
@@ -64,6 +65,7 @@ class Workload:
         return replace(
             self,
             bits=(128,),
+            wide=(),
             seconds=2.0,
             recall_n=20_000,
             sizes=(10_000, 100_000, 1_000_000),
@@ -82,8 +84,12 @@ def run(plan: Workload, say: Say, parts: Sequence[str] = PARTS) -> dict[str, Any
     threads = thread_count()
     faiss.omp_set_num_threads(threads)
     warm_up(plan)
+    fewer = replace(plan, n=plan.n // 8, ks=(10,))
     measure: dict[str, Callable[[], Any]] = {
-        "exact": lambda: [row for bits in plan.bits for row in exact(plan, bits, threads, say)],
+        "exact": lambda: [
+            *(row for bits in plan.bits for row in exact(plan, bits, threads, say)),
+            *(row for bits in plan.wide for row in exact(fewer, bits, threads, say)),
+        ],
         "recall": lambda: recall(plan, threads, say),
         "growth": lambda: growth(plan, say),
         "features": lambda: features(plan, say),
@@ -102,6 +108,8 @@ def exact(plan: Workload, bits: int, threads: int, say: Say) -> list[dict[str, A
     faiss, usearch = import_faiss(), import_usearch()
     rows = []
     for data, make in KINDS.items():
+        if bits in plan.wide and data == "ITQ":  # takes twice as many dimensions as bits
+            continue
         codes = make(plan.n, bits, plan.seed)
         asked = make(max(plan.batches), bits, plan.seed, stream=1)
         database, unsorted = CodeDatabase(codes), CodeDatabase(codes)

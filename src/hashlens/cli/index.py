@@ -503,7 +503,10 @@ def export_command(
     index: Path = INDEX,
     out: Path = typer.Argument(..., help="File or folder to write; must not exist."),
     format: str = typer.Option(
-        "faiss", help="faiss: IndexBinaryFlat; parquet: one table; numpy: a folder of arrays."
+        "faiss",
+        help="faiss: IndexBinaryFlat; parquet: one table; numpy: a folder of arrays; pgvector: SQL "
+        "for psql; milvus and elasticsearch: JSON lines for a bulk insert; lancedb: Parquet for "
+        "create_table; sqlite-vec: an SQLite file.",
     ),
     as_json: bool = JSON,
 ) -> None:

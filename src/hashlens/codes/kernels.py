@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hashlens.codes.packing import BLOCK
+from hashlens.codes.packing import BLOCK, MAX_BITS
 from hashlens.codes.vector import (
     FAR,
     GROUP,
@@ -180,14 +180,19 @@ def merge_nearest(
     out, out_ids : ndarrays of shape (q, k), uint16 and int64
         Results.
     """
-    starts = np.zeros(1026, np.int64)
+    starts = np.zeros(MAX_BITS + 2, np.int64)
     k = out.shape[1]
     for i in range(first, last):
-        starts[:] = 0
+        farthest = 0
+        for t in range(len(distances)):
+            for c in range(counts[t, i]):
+                if distances[t, i, c] > farthest:
+                    farthest = distances[t, i, c]
+        starts[: farthest + 2] = 0
         for t in range(len(distances)):
             for c in range(counts[t, i]):
                 starts[distances[t, i, c] + 1] += 1
-        for d in range(1, len(starts)):
+        for d in range(1, farthest + 2):
             starts[d] += starts[d - 1]
         for t in range(len(distances)):
             for c in range(counts[t, i]):

@@ -18,7 +18,7 @@ from hashlens.errors import InvalidInputError
 from hashlens.types import Codes
 
 MIN_BITS = 8
-MAX_BITS = 1024
+MAX_BITS = 4096
 BLOCK = 2048
 
 

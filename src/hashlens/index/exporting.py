@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashlens.codes.packing import unpack_bits
 from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError
 from hashlens.files import remove_abandoned, written_aside
 from hashlens.index.rows import ROW, load_text, require_intact_rows
 from hashlens.index.snapshot import View
 from hashlens.index.store import file_errors
-from hashlens.types import Ids
+from hashlens.types import Codes, Ids
 
-FORMATS = ("faiss", "parquet", "numpy")
 _ROWS_AT_A_TIME = 16384
 
 
@@ -28,11 +30,10 @@ def export(view: View, path: Path, kind: str) -> None:
         raise InvalidInputError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
     if path.exists():
         raise IndexStoreError(f"{path}: exists already; choose another name or remove it")
-    writers = {"faiss": _to_faiss, "parquet": _to_parquet, "numpy": _to_numpy}
     with file_errors(path):
         remove_abandoned(path.parent)
         with written_aside(path) as aside:
-            writers[kind](view, aside)
+            FORMATS[kind](view, aside)
 
 
 def _to_faiss(view: View, path: Path) -> None:
@@ -135,6 +136,97 @@ def _to_numpy(view: View, path: Path) -> None:
                 record = dict(zip(("id", "uri", "label"), row[:3], strict=True))
                 record["metadata"] = json.loads(row[3]) if row[3] else {}
                 file.write(json.dumps(record) + "\n")
+
+
+def _rows(view: View) -> Iterator[tuple[int, str, str | None, str | None, Codes]]:
+    """Id, URI, label, metadata (JSON text) and code of each image, texts as Unicode has them."""
+    for rows, texts in _with_texts(view):
+        cleaned = ([_clean(text) for text in column] for column in texts)
+        codes = np.ascontiguousarray(view.snapshot.codes[rows])
+        ids = view.snapshot.ids[rows].tolist()
+        for image_id, uri, label, metadata, code in zip(ids, *cleaned, codes, strict=True):
+            yield image_id, uri or "", label, metadata, code
+
+
+def _to_pgvector(view: View, path: Path) -> None:
+    """SQL for psql: a table with ``code bit(n)``, its rows as COPY takes them, and a query."""
+    bits = view.snapshot.meta.bits
+
+    def text(value: str | None) -> str:
+        if value is None:
+            return r"\N"
+        for mark, written in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
+            value = value.replace(mark, written)
+        return value.replace("\0", "")
+
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(
+            "CREATE EXTENSION IF NOT EXISTS vector;\n"
+            "CREATE TABLE images (id bigint PRIMARY KEY, uri text, label text, metadata jsonb, "
+            f"code bit({bits}));\nCOPY images FROM stdin;\n"
+        )
+        for image_id, uri, label, metadata, code in _rows(view):
+            word = "".join(map(str, unpack_bits(code[None], bits)[0].tolist()))
+            row = (str(image_id), text(uri), text(label), text(metadata), word)
+            file.write("\t".join(row) + "\n")
+        file.write(
+            "\\.\n-- SELECT id, code <~> B'0110...' AS hamming FROM images ORDER BY hamming, id "
+            "LIMIT 10;\n"
+        )
+
+
+def _to_milvus(view: View, path: Path) -> None:
+    """JSON lines for a bulk insert; a BINARY_VECTOR is a list of its bytes."""
+    with path.open("w", encoding="ascii") as file:
+        for image_id, uri, label, metadata, code in _rows(view):
+            row = {"id": image_id, "uri": uri, "label": label, "code": code.tolist()}
+            file.write(json.dumps(row | {"metadata": json.loads(metadata or "{}")}) + "\n")
+
+
+def _to_elasticsearch(view: View, path: Path) -> None:
+    """Lines for _bulk, of Elasticsearch and OpenSearch; a bit vector is a list of signed bytes."""
+    with path.open("w", encoding="ascii") as file:
+        for image_id, uri, label, metadata, code in _rows(view):
+            file.write(json.dumps({"index": {"_id": str(image_id)}}) + "\n")
+            row = {"uri": uri, "label": label, "code": code.view(np.int8).tolist()}
+            file.write(json.dumps(row | {"metadata": json.loads(metadata or "{}")}) + "\n")
+
+
+def _to_lancedb(view: View, path: Path) -> None:
+    """A Parquet file for ``create_table``, the code as a list of bytes of fixed size."""
+    schema, pieces = _tables(view)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    at, width = schema.get_field_index("code"), view.snapshot.codes.shape[1]
+    field = pa.field("code", pa.list_(pa.uint8(), width))
+    with pq.ParquetWriter(path, schema.set(at, field)) as writer:
+        for table in pieces:
+            flat = np.frombuffer(b"".join(table.column(at).to_pylist()), np.uint8)
+            codes = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+            writer.write_table(table.set_column(at, field, codes))
+
+
+def _to_sqlite(view: View, path: Path) -> None:
+    """An SQLite file: a table whose codes ``vec_bit`` of sqlite-vec takes."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "CREATE TABLE images (id INTEGER PRIMARY KEY, uri, label, metadata, code BLOB)"
+        )
+        rows = ((*row, code.tobytes()) for *row, code in _rows(view))
+        connection.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?)", rows)
+
+
+FORMATS: dict[str, Callable[[View, Path], None]] = {
+    "faiss": _to_faiss,
+    "parquet": _to_parquet,
+    "numpy": _to_numpy,
+    "pgvector": _to_pgvector,
+    "milvus": _to_milvus,
+    "elasticsearch": _to_elasticsearch,
+    "lancedb": _to_lancedb,
+    "sqlite-vec": _to_sqlite,
+}
 
 
 def _pieces(positions: Ids) -> Iterator[NDArray[np.int64]]:

@@ -395,9 +395,11 @@ class HashIndex(Index):
         ----------
         path : str or Path
             Must not exist.
-        format : {"faiss", "parquet", "numpy"}
-            A FAISS ``IndexBinaryFlat`` (inside an ``IndexBinaryIDMap`` where ids are not 0, 1,
-            2, ...); a Parquet table with records, codes and features; a folder of ``.npy`` files.
+        format : str
+            "faiss", an ``IndexBinaryFlat`` (inside an ``IndexBinaryIDMap`` where ids are not 0, 1,
+            2, ...); "parquet", a table with records, codes and features; "numpy", a folder of
+            ``.npy`` files; or "pgvector", "milvus", "elasticsearch", "lancedb" or "sqlite-vec",
+            see docs/guides/index.md.
 
         Raises
         ------

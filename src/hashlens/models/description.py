@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
-from hashlens.codes.packing import check_bits
+from hashlens.codes.packing import MAX_BITS, check_bits
 from hashlens.data.preprocessing import Preprocessing, VectorInput, input_from_dict
 from hashlens.errors import ModelError
 from hashlens.types import MODES, Mode
@@ -95,7 +95,7 @@ class ModelConfig:
                 multi_label=bool(values["multi_label"]),
                 start_origin=str(values["start_origin"]),
                 start_licence=str(values["start_licence"]),
-                radius=None if values["radius"] is None else _whole(values["radius"], 0, 1024),
+                radius=None if values["radius"] is None else _whole(values["radius"], 0, MAX_BITS),
                 feature_scaling=_one_of(FEATURE_SCALINGS, values["feature_scaling"]),
                 mode=None if values["mode"] is None else _one_of(MODES, values["mode"]),
                 training=dict(values["training"]),

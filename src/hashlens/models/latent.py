@@ -41,7 +41,7 @@ class LatentHashNet(nn.Module):
     feature_dim : int
         Width of the backbone's features.
     bits : int
-        Units h of the latent layer, 8 to 1024.
+        Units h of the latent layer, 8 to 4096.
     classes : int
         Units of the classifier; 0 for a network without one.
     latent_normalisation : bool

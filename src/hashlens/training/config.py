@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from hashlens.codes.packing import MAX_BITS, MIN_BITS
 from hashlens.errors import InvalidInputError
 from hashlens.models.backbones import describe_backbones
 from hashlens.training.objectives import objectives
@@ -45,7 +46,7 @@ class TrainingConfig:
     """
 
     recipe: str = _option("small", "Recipe that the values come from")
-    bits: int = _option(48, "Length of a code; 48 if left out", 8, 1024)
+    bits: int = _option(48, "Length of a code; 48 if left out", MIN_BITS, MAX_BITS)
     objective: str = _option("latent", "What is minimised", choices=tuple(objectives()))
     backbone: str | None = _option(None, " or ".join(describe_backbones()))
     weights: str | None = _option(None, "File with weights that the backbone starts from")

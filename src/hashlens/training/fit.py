@@ -73,7 +73,7 @@ def train(
     out : str or Path
         The model's folder.
     bits : int, optional
-        Length of a code, 8 to 1024; 48 unless the recipe says otherwise.
+        Length of a code, 8 to 4096; 48 unless the recipe says otherwise.
     recipe : str
         "auto", "small", "finetune", "paper", "vectors", or the path of a .toml file.
     unsupervised : bool
