@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from hashlens import InvalidInputError
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.objectives import create_objective, objectives
-from hashlens.training.objectives.csq import hash_centres
+from hashlens.training.objectives.centres import hadamard, hash_centres
 
 N, H, C = 12, 16, 5
 
@@ -111,6 +113,170 @@ def test_drawn_centres_are_balanced_and_distinct(bits: int, classes: int) -> Non
     assert len(torch.unique(centres, dim=0)) == classes
 
 
+@pytest.mark.parametrize("order", [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 512])
+def test_hadamard_matrices_are_orthogonal(order: int) -> None:
+    matrix = hadamard(order)
+    assert matrix is not None
+    wide = matrix.astype(int)
+    assert set(np.unique(wide)) <= {-1, 1}
+    np.testing.assert_array_equal(wide @ wide.T, order * np.eye(order))
+    assert bool((wide[0] == 1).all())
+
+
+@given(
+    bits=st.sampled_from([8, 12, 16, 24, 32, 48, 64, 96, 128]),
+    classes=st.integers(2, 40),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=25, deadline=None)
+def test_centres_are_far_apart_and_no_bit_is_constant(bits: int, classes: int, seed: int) -> None:
+    centres = hash_centres(bits, classes, torch.Generator().manual_seed(seed)).numpy()
+    assert not (centres == centres[:1]).all(axis=0).any()
+    apart = min(int((centres[i] != centres[j]).sum()) for i in range(classes) for j in range(i))
+    if classes <= 2 * bits:
+        assert apart >= bits // 2
+    # Plotkin: the mean distance of all pairs cannot be larger.
+    assert apart <= bits * (classes // 2) * -(-classes // 2) / (classes * (classes - 1) / 2)
+
+
+@pytest.mark.parametrize(("bits", "classes"), [(48, 3), (48, 4), (48, 2), (12, 3)])
+def test_few_centres_are_as_far_apart_as_the_bound(bits: int, classes: int) -> None:
+    centres = hash_centres(bits, classes, torch.Generator().manual_seed(0))
+    distances = torch.cdist(centres, centres, p=1)[~torch.eye(classes, dtype=torch.bool)]
+    bound = bits * (classes // 2) * -(-classes // 2) / (classes * (classes - 1) / 2)
+    assert float(distances.min()) == bound
+
+
+@pytest.mark.parametrize(("bits", "classes"), [(48, 10), (64, 10), (128, 10)])
+def test_ten_classes_use_every_bit(bits: int, classes: int) -> None:
+    centres = hash_centres(bits, classes, torch.Generator().manual_seed(0))
+    distances = torch.cdist(centres, centres, p=1)[~torch.eye(classes, dtype=torch.bool)]
+    assert float(distances.min()) == bits / 2
+    assert len(torch.unique(centres, dim=1).T) == bits
+
+
+def test_thousands_of_classes_have_different_centres() -> None:
+    centres = hash_centres(48, 3000, torch.Generator().manual_seed(0))
+    assert len(torch.unique(centres, dim=0)) == 3000
+
+
+def _given(several: bool) -> tuple[torch.Tensor, LatentOutput, nn.Module]:
+    torch.manual_seed(5)
+    targets = torch.arange(N) % C
+    if several:
+        targets = torch.rand(N, C) < 0.4
+        targets[:, 0] |= ~targets.any(dim=1)
+    latent = torch.randn(N, H)
+    return (
+        targets,
+        LatentOutput(latent, latent, torch.sigmoid(latent), torch.zeros(N, C)),
+        nn.Linear(H, C),
+    )
+
+
+def _sets(targets: torch.Tensor) -> list[set[int]]:
+    if targets.ndim == 1:
+        return [{int(label)} for label in targets]
+    return [set(np.flatnonzero(row).tolist()) for row in targets.numpy()]
+
+
+def _pairs(targets: torch.Tensor) -> list[tuple[int, int, int, float]]:
+    """i, j, whether they are similar, and HashNet's weight, pair by pair."""
+    sets = _sets(targets)
+    pairs = [(i, j) for i in range(N) for j in range(i + 1, N)]
+    alike = {(i, j): int(bool(sets[i] & sets[j])) for i, j in pairs}
+    ones = sum(alike.values())
+    found = []
+    for i, j in pairs:
+        weight = len(pairs) / (len(pairs) - ones)
+        if alike[i, j]:
+            weight = len(sets[i] & sets[j]) / len(sets[i] | sets[j]) * len(pairs) / ones
+        found.append((i, j, alike[i, j], weight))
+    return found
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_dpsh_is_the_likelihood_of_pairs_and_quantisation(several: bool) -> None:
+    targets, output, classifier = _given(several)
+    losses = create_objective("dpsh", bits=H, classes=C)(output, targets, classifier)
+    u = output.latent.double().numpy()
+    terms = []
+    for i, j, s, _ in _pairs(targets):
+        p = 1 / (1 + np.exp(-u[i] @ u[j] / 2))
+        terms.append(-np.log(p if s else 1 - p))
+    expected = np.mean(terms) + 0.1 * np.mean((np.sign(u) - u) ** 2)
+    assert (losses.total - losses.classification).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_hashnet_is_the_weighted_likelihood_and_its_tanh_grows(several: bool) -> None:
+    targets, output, classifier = _given(several)
+    objective = create_objective("hashnet", bits=H, classes=C)
+    for steps, beta in [(0, 1.0), (199, 1.0), (250, math.sqrt(2.0)), (10**6, 10.0)]:
+        objective.steps.fill_(steps)
+        losses = objective(output, targets, classifier)
+        g = np.tanh(beta * output.latent.double().numpy())
+        terms = []
+        for i, j, s, w in _pairs(targets):
+            p = 1 / (1 + np.exp(-10 / H * g[i] @ g[j]))
+            terms.append(-w * np.log(p if s else 1 - p))
+        found = (losses.total - losses.classification).item()
+        assert found == pytest.approx(np.mean(terms), rel=1e-4)
+        assert int(objective.steps) == steps + 1
+    objective.eval()
+    objective(output, targets, classifier)
+    assert int(objective.steps) == 10**6 + 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_dch_is_cauchy_cross_entropy_and_quantisation(several: bool) -> None:
+    targets, output, classifier = _given(several)
+    losses = create_objective("dch", bits=H, classes=C)(output, targets, classifier)
+    h, gamma = np.tanh(output.latent.double().numpy()), 20.0
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return float(H / 2 * (1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
+
+    terms = []
+    for i, j, s, w in _pairs(targets):
+        d = distance(h[i], h[j])
+        terms.append(w * (s * np.log(d / gamma) + np.log(1 + gamma / d)))
+    rough = [np.log(1 + distance(np.abs(row), np.ones(H)) / gamma) for row in h]
+    expected = np.mean(terms) + 0.1 * np.mean(rough)
+    assert (losses.total - losses.classification).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_orthohash_is_the_cosine_softmax_with_a_margin(several: bool) -> None:
+    targets, output, classifier = _given(several)
+    objective = create_objective("orthohash", bits=H, classes=C)
+    losses = objective(output, targets, classifier)
+    v, o = output.latent.double().numpy(), objective.centres.double().numpy()
+    terms = []
+    for row, own in zip(v, _sets(targets), strict=True):
+        logits = [
+            math.sqrt(H) * (row @ o[c] / np.linalg.norm(row) / math.sqrt(H) - 0.2 * (c in own))
+            for c in range(C)
+        ]
+        log_sum = np.log(np.sum(np.exp(logits)))
+        terms.append(np.mean([log_sum - logits[c] for c in own]))
+    found = (losses.total - losses.classification).item()
+    assert found == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dpsh", "hashnet", "dch", "orthohash"])
+def test_odd_batches_have_finite_losses_and_gradients(name: str) -> None:
+    objective = create_objective(name, bits=H, classes=C)
+    for labels in (torch.tensor([2]), torch.tensor([2, 2]), torch.tensor([1, 2])):
+        latent = torch.ones(len(labels), H, requires_grad=True)
+        output = LatentOutput(latent, latent, torch.sigmoid(latent), torch.zeros(len(labels), C))
+        total = objective(output, labels, nn.Linear(H, C)).total
+        total.backward()
+        assert bool(torch.isfinite(total))
+        assert latent.grad is not None
+        assert bool(torch.isfinite(latent.grad).all())
+
+
 @pytest.mark.parametrize("name", objectives())
 def test_several_labels_an_image(net: LatentHashNet, output: LatentOutput, name: str) -> None:
     targets = torch.zeros(N, C, dtype=torch.bool)
@@ -130,5 +296,7 @@ def test_several_labels_an_image(net: LatentHashNet, output: LatentOutput, name:
 
 
 def test_unknown_objective() -> None:
-    with pytest.raises(InvalidInputError, match=r"one of cnnh, cnnh\+, csq, greedyhash, .*'hinge'"):
+    with pytest.raises(
+        InvalidInputError, match=r"one of cnnh, cnnh\+, csq, dch, dpsh, greedyhash, .*'hinge'"
+    ):
         create_objective("hinge", bits=H, classes=C)

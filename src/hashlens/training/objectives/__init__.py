@@ -87,3 +87,10 @@ def classification_loss(
     wanted = targets.to(scores)
     wanted = wanted * (1 - label_smoothing) + 0.5 * label_smoothing
     return functional.binary_cross_entropy_with_logits(scores, wanted)
+
+
+def detached_loss(
+    latent: torch.Tensor, targets: torch.Tensor, classifier: nn.Module
+) -> torch.Tensor:
+    """F8's loss on sigmoid(H), its gradient stopped before H: it predicts and shapes no code."""
+    return classification_loss(classifier(latent.sigmoid().detach()), targets)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hashlens.training.objectives import Losses, classification_loss, objective
+from hashlens.training.objectives import Losses, detached_loss, objective
+from hashlens.training.objectives.centres import hash_centres
 
 if TYPE_CHECKING:
     from hashlens.models.latent import LatentOutput
@@ -26,7 +27,8 @@ class CentralSimilarity(nn.Module):
     CVPR 2020: central similarity loss L_C, the binary cross entropy between the activations and
     the centre's bits (equation 4; mean over bits), plus 1e-4 times the quantisation loss
     L_Q = log cosh(|2a - 1| - 1) (equation 5). Several labels: the centre is the majority of the
-    labels' centres, ties from a fixed random code (section 3.2).
+    labels' centres, ties from a fixed random code (section 3.2). The centres are better than the
+    paper's: see ``hash_centres``.
 
     The method has no classifier. F8 is trained on the activations with the gradient stopped, so
     that it predicts classes and does not change the codes.
@@ -60,8 +62,7 @@ class CentralSimilarity(nn.Module):
         apart = (2 * torch.sigmoid(latent) - 1).abs() - 1
         # log cosh(x) without overflow
         rough = (apart.abs() + functional.softplus(-2 * apart.abs()) - 0.6931471805599453).mean()
-        scores = classifier(torch.sigmoid(latent).detach())
-        loss = classification_loss(scores, targets)
+        loss = detached_loss(latent, targets, classifier)
         return Losses(central + self.quantisation * rough + loss, loss)
 
     def _centre(self, targets: torch.Tensor) -> torch.Tensor:
@@ -69,31 +70,3 @@ class CentralSimilarity(nn.Module):
             return self.centres[targets]
         votes = targets.float() @ (2 * self.centres - 1)
         return torch.where(votes == 0, self.tie, (votes > 0).float())
-
-
-def hash_centres(bits: int, classes: int, generator: torch.Generator) -> torch.Tensor:
-    """Hash centres far from each other: rows of a Hadamard matrix, else random balanced codes.
-
-    Paper, section 3.1 and algorithm 1: the rows of a Hadamard matrix and their negations are at
-    distance bits / 2 or more; where bits is no power of two, or the classes are more than
-    2 x bits, each centre has half of its bits set at random. Of 100 draws of such a set the one
-    whose closest pair is farthest is kept.
-    """
-    if bits & (bits - 1) == 0 and classes <= 2 * bits:
-        hadamard = torch.ones(1, 1)
-        while len(hadamard) < bits:
-            hadamard = torch.cat(
-                [torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)]
-            )
-        return (torch.cat([hadamard, -hadamard])[:classes] + 1) / 2
-    best, apart = torch.zeros(classes, bits), -1
-    for _ in range(100):
-        drawn = torch.zeros(classes, bits)
-        drawn.scatter_(
-            1, torch.rand(classes, bits, generator=generator).argsort(1)[:, : bits // 2], 1.0
-        )
-        distances = torch.cdist(drawn, drawn, p=1).round().int()
-        distances.fill_diagonal_(bits)
-        if (closest := int(distances.min())) > apart:
-            best, apart = drawn, closest
-    return best

@@ -1,0 +1,60 @@
+"""DCH: Cauchy cross entropy of pairs, which gathers similar codes within a small radius."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hashlens.training.objectives import Losses, detached_loss, objective
+from hashlens.training.objectives.pairs import pairs_of
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentOutput
+
+_CLOSEST = 1e-6
+
+
+@objective(
+    "dch",
+    "weighted Cauchy cross entropy of pairs of tanh(H) + 0.1 x a Cauchy quantisation loss; F8 "
+    "reads sigmoid(H) and leaves the codes alone",
+)
+class Dch(nn.Module):
+    """Similar images within a small Hamming radius.
+
+    Y. Cao, M. Long, B. Liu, J. Wang, "Deep Cauchy Hashing for Hamming Space Retrieval", CVPR 2018:
+    p(similar) = gamma / (gamma + d), d(h_i, h_j) = (bits / 2)(1 - cos(h_i, h_j)), h the output
+    of tanh. The Cauchy cross entropy is w_ij (s_ij log(d / gamma) + log(1 + gamma / d)), the
+    Cauchy quantisation loss log(1 + d(|h_i|, 1) / gamma). Here both are means. The weights are
+    those of HashNet: with one label per image |S| / |S1| and |S| / |S0|.
+
+    Parameters
+    ----------
+    bits : int
+        Length of a code.
+    gamma : float
+        Scale of the Cauchy distribution, in bits.
+    quantisation : float
+        Weight of the quantisation loss.
+    """
+
+    def __init__(self, bits: int, gamma: float = 20.0, quantisation: float = 0.1) -> None:
+        super().__init__()
+        self.scale, self.quantisation = bits / (2 * gamma), quantisation
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        codes = torch.tanh(output.latent.float())
+        pairs = pairs_of(targets)
+        unit = functional.normalize(codes, dim=1)
+        cosines = (unit @ unit.T)[pairs.rows, pairs.columns]
+        away = (self.scale * (1 - cosines)).clamp(min=_CLOSEST)  # d / gamma
+        entropy = pairs.weights * (torch.log1p(away) - (1 - pairs.similar) * away.log())
+        ones = torch.ones_like(codes)
+        rough = torch.log1p(self.scale * (1 - functional.cosine_similarity(codes.abs(), ones)))
+        loss = detached_loss(output.latent.float(), targets, classifier)
+        total = entropy.sum() / max(1, len(entropy)) + self.quantisation * rough.mean() + loss
+        return Losses(total, loss)

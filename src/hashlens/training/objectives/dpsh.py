@@ -1,0 +1,49 @@
+"""DPSH: the likelihood of pairs, and codes near -1 and 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hashlens.training.objectives import Losses, detached_loss, objective
+from hashlens.training.objectives.pairs import pair_likelihood, pairs_of
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentOutput
+
+
+@objective(
+    "dpsh",
+    "negative log-likelihood of pairs with sigmoid(h_i h_j / 2) + 0.1 x the mean square distance "
+    "of H from its signs; F8 reads sigmoid(H) and leaves the codes alone",
+)
+class Dpsh(nn.Module):
+    """Inner products of the latent values say which images are similar.
+
+    W.-J. Li, S. Wang, W.-C. Kang, "Feature Learning based Deep Supervised Hashing with Pairwise
+    Labels", IJCAI 2016, equation 4: the sum over pairs of log(1 + exp(t_ij)) - s_ij t_ij, where
+    t_ij = u_i . u_j / 2, plus eta times the sum over images of ||b_i - u_i||^2, b_i = sgn(u_i).
+    Here both are means (over pairs; over images and bits). Two images are similar if they have a
+    label in common.
+
+    Parameters
+    ----------
+    quantisation : float
+        eta, for means.
+    """
+
+    def __init__(self, quantisation: float = 0.1) -> None:
+        super().__init__()
+        self.quantisation = quantisation
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        latent = output.latent.float()
+        pairs = pairs_of(targets)
+        likelihood = pair_likelihood(latent @ latent.T / 2, pairs).sum() / max(1, len(pairs.rows))
+        signs = torch.where(latent >= 0, 1.0, -1.0)
+        rough = (signs - latent).square().mean()
+        loss = detached_loss(latent, targets, classifier)
+        return Losses(likelihood + self.quantisation * rough + loss, loss)

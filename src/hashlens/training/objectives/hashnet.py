@@ -1,0 +1,64 @@
+"""HashNet: the weighted likelihood of pairs, with a tanh that grows into the sign."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hashlens.training.objectives import Losses, detached_loss, objective
+from hashlens.training.objectives.pairs import pair_likelihood, pairs_of
+
+if TYPE_CHECKING:
+    from hashlens.models.latent import LatentOutput
+
+
+@objective(
+    "hashnet",
+    "weighted negative log-likelihood of pairs of tanh(beta H), where beta grows from 1 to 10; F8 "
+    "reads sigmoid(H) and leaves the codes alone",
+)
+class HashNet(nn.Module):
+    """Learn signs by continuation.
+
+    Z. Cao, M. Long, J. Wang, P. S. Yu, "HashNet: Deep Learning to Hash by Continuation", ICCV
+    2017: the mean over pairs of w_ij (log(1 + exp(a g_i . g_j)) - a s_ij g_i . g_j) (equation 4,
+    weights of equation 3), with g = tanh(beta h). beta grows in training, so that g becomes the
+    sign of h (section 3.2, algorithm 1); as in the authors' code beta = sqrt(1 + 0.005 t) after t
+    batches, in stages of 200 and not above 10, and a = 10 / bits.
+
+    Parameters
+    ----------
+    bits : int
+        Length of a code.
+    growth : float
+        0.005 in the above.
+    stage : int
+        Batches with one beta.
+    largest : float
+        Most that beta becomes.
+    """
+
+    steps: torch.Tensor
+
+    def __init__(
+        self, bits: int, growth: float = 0.005, stage: int = 200, largest: float = 10.0
+    ) -> None:
+        super().__init__()
+        self.slope, self.growth, self.stage, self.largest = 10 / bits, growth, stage, largest
+        # A buffer, so that a resumed run goes on where it was.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        latent = output.latent.float()
+        stage = self.steps // self.stage * self.stage
+        beta = (1 + self.growth * stage).sqrt().clamp(max=self.largest)
+        if self.training:
+            self.steps += 1
+        codes = torch.tanh(beta * latent)
+        pairs = pairs_of(targets)
+        likelihood = pairs.weights * pair_likelihood(self.slope * codes @ codes.T, pairs)
+        loss = detached_loss(latent, targets, classifier)
+        return Losses(likelihood.sum() / max(1, len(likelihood)) + loss, loss)

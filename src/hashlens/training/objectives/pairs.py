@@ -1,0 +1,58 @@
+"""Pairs of images in a batch: which are similar, and how much each counts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Pairs(NamedTuple):
+    """All pairs i < j of a batch.
+
+    Attributes
+    ----------
+    rows, columns : tensors of shape (p,), int64
+        i and j.
+    similar : tensor of shape (p,), float32
+        1 where both have a label in common, else 0.
+    weights : tensor of shape (p,), float32
+        HashNet's weights, see ``pairs_of``.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    similar: torch.Tensor
+    weights: torch.Tensor
+
+
+def pairs_of(targets: torch.Tensor) -> Pairs:
+    """Pairs of a batch, from one label per image (n,) or from several (n, classes).
+
+    The weights are those of Z. Cao et al., ICCV 2017, equation 3: the share of similar and of
+    dissimilar pairs is evened out, |S| / |S1| and |S| / |S0|, and a similar pair counts by
+    the labels that it has in common, |y_i and y_j| / |y_i or y_j|.
+    """
+    n = len(targets)
+    rows, columns = torch.triu_indices(n, n, offset=1, device=targets.device)
+    if targets.ndim == 1:
+        shared = similar = (targets[rows] == targets[columns]).float()
+    else:
+        labels = targets.float()
+        common = (labels @ labels.T)[rows, columns]
+        counts = labels.sum(dim=1)
+        shared = common / (counts[rows] + counts[columns] - common).clamp(min=1)
+        similar = (common > 0).float()
+    total, alike = len(similar), similar.sum()
+    weights = torch.where(
+        similar > 0,
+        shared * total / alike.clamp(min=1),
+        total / (total - alike).clamp(min=1),
+    )
+    return Pairs(rows, columns, similar, weights)
+
+
+def pair_likelihood(products: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Negative log-likelihood per pair, p(similar) = sigmoid(product): log(1 + e^x) - s x."""
+    at = products[pairs.rows, pairs.columns]
+    return torch.nn.functional.softplus(at) - pairs.similar * at
