@@ -25,8 +25,8 @@ def test_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
         (
             "objective",
             "hinge",
-            r"one of cnnh, cnnh\+, csq, dch, dpsh, greedyhash, hashnet, latent, orthohash, "
-            r"softmax, ssdh, got 'hinge'",
+            r"one of bihalf, cnnh, cnnh\+, crovca, csq, dch, dpsh, greedyhash, hashnet, latent, "
+            r"orthohash, softmax, ssdh, got 'hinge'",
         ),
         ("schedule", "linear", "one of step, onecycle, cosine, got 'linear'"),
         ("epochs", 0, "epochs: expected a whole number, 1 or more, got 0"),

@@ -23,7 +23,7 @@ class Dpsh(nn.Module):
     """Inner products of the latent values say which images are similar.
 
     W.-J. Li, S. Wang, W.-C. Kang, "Feature Learning based Deep Supervised Hashing with Pairwise
-    Labels", IJCAI 2016, equation 4: the sum over pairs of log(1 + exp(t_ij)) - s_ij t_ij, where
+    Labels", IJCAI 2016: the sum over pairs of log(1 + exp(t_ij)) - s_ij t_ij, where
     t_ij = u_i . u_j / 2, plus eta times the sum over images of ||b_i - u_i||^2, b_i = sgn(u_i).
     Here both are means (over pairs; over images and bits). Two images are similar if they have a
     label in common.

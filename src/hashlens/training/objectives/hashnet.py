@@ -23,10 +23,10 @@ class HashNet(nn.Module):
     """Learn signs by continuation.
 
     Z. Cao, M. Long, J. Wang, P. S. Yu, "HashNet: Deep Learning to Hash by Continuation", ICCV
-    2017: the mean over pairs of w_ij (log(1 + exp(a g_i . g_j)) - a s_ij g_i . g_j) (equation 4,
-    weights of equation 3), with g = tanh(beta h). beta grows in training, so that g becomes the
-    sign of h (section 3.2, algorithm 1); as in the authors' code beta = sqrt(1 + 0.005 t) after t
-    batches, in stages of 200 and not above 10, and a = 10 / bits.
+    2017: the mean over pairs of w_ij (log(1 + exp(a g_i . g_j)) - a s_ij g_i . g_j), with
+    g = tanh(beta h) and weights that even out similar and dissimilar pairs. beta grows in
+    training, so that g becomes the sign of h: beta = sqrt(1 + 0.005 t) after t batches, in stages
+    of 200 and not above 10; a = 10 / bits.
 
     Parameters
     ----------

@@ -8,41 +8,36 @@ import torch
 
 
 class Pairs(NamedTuple):
-    """All pairs i < j of a batch.
+    """All pairs i < j of a batch, p of them."""
 
-    Attributes
-    ----------
-    rows, columns : tensors of shape (p,), int64
-        i and j.
-    similar : tensor of shape (p,), float32
-        1 where both have a label in common, else 0.
-    weights : tensor of shape (p,), float32
-        HashNet's weights, see ``pairs_of``.
-    """
+    rows: torch.Tensor  # i, int64
+    columns: torch.Tensor  # j, int64
+    similar: torch.Tensor  # float32: 1 where both have a label in common, else 0
+    weights: torch.Tensor  # float32: HashNet's weights, see ``pairs_of``
 
-    rows: torch.Tensor
-    columns: torch.Tensor
-    similar: torch.Tensor
-    weights: torch.Tensor
+
+def common_labels(targets: torch.Tensor) -> torch.Tensor:
+    """How many labels any two images have in common, (n, n) float32."""
+    if targets.ndim == 1:
+        return (targets[:, None] == targets).float()
+    labels = targets.float()
+    return labels @ labels.T
 
 
 def pairs_of(targets: torch.Tensor) -> Pairs:
     """Pairs of a batch, from one label per image (n,) or from several (n, classes).
 
-    The weights are those of Z. Cao et al., ICCV 2017, equation 3: the share of similar and of
+    The weights are those of Z. Cao et al., ICCV 2017: the share of similar and of
     dissimilar pairs is evened out, |S| / |S1| and |S| / |S0|, and a similar pair counts by
     the labels that it has in common, |y_i and y_j| / |y_i or y_j|.
     """
     n = len(targets)
     rows, columns = torch.triu_indices(n, n, offset=1, device=targets.device)
-    if targets.ndim == 1:
-        shared = similar = (targets[rows] == targets[columns]).float()
-    else:
-        labels = targets.float()
-        common = (labels @ labels.T)[rows, columns]
-        counts = labels.sum(dim=1)
-        shared = common / (counts[rows] + counts[columns] - common).clamp(min=1)
-        similar = (common > 0).float()
+    common = common_labels(targets)
+    counts = common.diagonal()
+    shared = common[rows, columns]
+    similar = (shared > 0).float()
+    shared = shared / (counts[rows] + counts[columns] - shared).clamp(min=1)
     total, alike = len(similar), similar.sum()
     weights = torch.where(
         similar > 0,
