@@ -296,6 +296,19 @@ def test_a_copy_is_brought_up_to_date(images: dict[str, Any], tmp_path: Path) ->
     copied = ShardedIndex.open(tmp_path / "b")
     assert copied.ids().tolist() == index.ids().tolist()
     assert copied.verify() == []
+    for _ in range(4):
+        index.add_encoded(**part(images, 0, 5))
+        index.copy(tmp_path / "b")
+    assert len(list((tmp_path / "b").glob("shard-*.v*"))) == 4  # three, and the one before
+    assert ShardedIndex.open(tmp_path / "b").verify() == []
+    make_shards(tmp_path / "other", images, BOUNDS)
+    other = read_manifest(tmp_path / "other")
+    with pytest.raises(IndexStoreError, match="got another index"):
+        index.copy(tmp_path / "other")
+    assert read_manifest(tmp_path / "other") == other
+    ShardedIndex.open(tmp_path / "b").remove([1])
+    with pytest.raises(IndexStoreError, match="a copy that was changed"):
+        index.copy(tmp_path / "b")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(IndexStoreError, match="exists already"):
@@ -313,6 +326,11 @@ def test_shards_behind_a_uri_are_fetched(images: dict[str, Any], tmp_path: Path)
     store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
     fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
     assert len(ShardedIndex.open(tmp_path / "b").ids()) == 605
+    for _ in range(3):
+        ShardedIndex.open(tmp_path / "a").add_encoded(**part(images, 0, 5))
+        store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
+        fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
+    assert len(list((tmp_path / "b").glob("shard-*.v*"))) == 4  # three, and the one before
     with pytest.raises(IndexStoreError, match="cannot be read"):
         fetch_shards("memory://nowhere", tmp_path / "c", [0])
 

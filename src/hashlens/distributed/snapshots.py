@@ -83,6 +83,8 @@ class Manifest:
     version: int = 1
     before: tuple[str, ...] = field(default=())
     """Folders of the versions before that readers may still have open."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """The same in all versions and copies of one index."""
 
     @property
     def images(self) -> int:
@@ -130,6 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
             shards=shards,
             version=int(content["version"]),
             before=tuple(map(_own_name, content["before"])),
+            id=str(content["id"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise IndexStoreError(
@@ -186,7 +189,9 @@ class Publication:
                 _extend(self.folder / self.manifest.shards[position].folder, aside)
             else:
                 _create(aside, self.manifest)
-            self._opened[position] = name, aside, HashIndex.open(aside)
+            index = HashIndex.open(aside)
+            self._stack.callback(index.close)  # before the folder goes, after an error
+            self._opened[position] = name, aside, index
         return self._opened[position][2]
 
     def smallest(self) -> int:
@@ -218,11 +223,6 @@ class Publication:
             before=tuple(replaced),
         )
 
-    def abandon(self) -> None:
-        """Close what was opened, after an error."""
-        for _, _, index in self._opened.values():
-            index.close()
-
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Publication]:
@@ -250,15 +250,10 @@ def publishing(folder: Path) -> Iterator[Publication]:
             manifest = read_manifest(folder)
             with ExitStack() as stack:
                 publication = Publication(folder, manifest, stack)
-                try:
-                    yield publication
-                    after = publication.close()
-                except BaseException:
-                    publication.abandon()
-                    raise
+                yield publication
+                after = publication.close()
             if after.shards != manifest.shards:  # the new snapshots have their names now
-                write_manifest(folder, after)
-                _prune(folder, after)
+                _switch(folder, after)
         finally:
             with suppress(OSError):
                 owner.unlink()
@@ -270,9 +265,13 @@ def snapshot_name(position: int, version: int) -> str:
     return f"shard-{position:04d}.v{version}-{secrets.token_hex(3)}"
 
 
-def _prune(folder: Path, manifest: Manifest) -> None:
-    """Remove snapshots that neither this version nor the one before names."""
-    kept = {*(shard.folder for shard in manifest.shards), *manifest.before}
+def _switch(folder: Path, manifest: Manifest) -> None:
+    """Go on to a version; snapshots that neither it nor the one before names are removed."""
+    before = read_manifest(folder) if is_sharded(folder) else None
+    if before == manifest:
+        return
+    write_manifest(folder, manifest)
+    kept = {shard.folder for shard in (*manifest.shards, *(before.shards if before else ()))}
     for path in folder.glob("shard-*.v*"):
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -345,13 +344,20 @@ def copy_shards(source: Path, target: Path) -> int:
     manifest = read_manifest(source)
     if not is_sharded(target):
         require_free(target)
+    elif (copied := read_manifest(target)) != manifest and (
+        copied.id != manifest.id or copied.version >= manifest.version
+    ):
+        raise IndexStoreError(
+            f"{target}: expected an earlier copy of {source}, got another index, or a copy that "
+            "was changed; choose a new folder"
+        )
     with file_errors(target):
         make_folder(target)
         for shard in manifest.shards:
             if not (target / shard.folder).is_dir():
                 with written_aside(target / shard.folder) as aside:
                     shutil.copytree(source / shard.folder, aside)
-        write_manifest(target, manifest)
+        _switch(target, manifest)
     return manifest.images
 
 
@@ -374,7 +380,7 @@ def fetch_shards(uri: str, target: Path, shards: Collection[int]) -> None:
         name = manifest.shards[position].folder
         if not (target / name).is_dir():
             get(name, target / name)
-    write_manifest(target, manifest)
+    _switch(target, manifest)
 
 
 def reshard(
