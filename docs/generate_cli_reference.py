@@ -58,10 +58,7 @@ def page() -> str:
 def training_page() -> str:
     """The page of training options and objectives."""
     recipes = {name: recipe_values(name) for name in RECIPES if name != "auto"}
-    rows = [
-        ["key", "meaning", "values", "default", *recipes],
-        ["---"] * (4 + len(recipes)),
-    ]
+    rows = [["key", "meaning", "values", "default", *recipes], ["---"] * (4 + len(recipes))]
     for option in options():
         cells = [option.default, *(values.get(option.name) for values in recipes.values())]
         shown = ["" if cell is None else f"{cell}".lower() for cell in cells]

@@ -169,8 +169,7 @@ def as_polars() -> Any:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [as_torch, as_frame, as_column, as_arrow, as_fixed_arrow, as_table, as_polars, X.tolist],
+    "make", [as_torch, as_frame, as_column, as_arrow, as_fixed_arrow, as_table, as_polars, X.tolist]
 )
 def test_vectors_of_other_libraries_have_the_same_codes(make: Any, fitted: Hasher) -> None:
     np.testing.assert_array_equal(fitted.transform(make()), fitted.transform(X))

@@ -154,15 +154,7 @@ class Hasher(Parameters):
         return self.fit(X, y).transform(X)
 
     def save(self, path: str | Path) -> None:
-        """Write an ordinary model folder, which ``Encoder.load`` and the commands take too.
-
-        Raises
-        ------
-        InvalidInputError
-            If it is not fitted.
-        ModelError
-            If it cannot be written; a model that was there is kept.
-        """
+        """Write an ordinary model folder, which ``Encoder.load`` and the commands take too."""
         from hashlens.models.checkpoint import replace_model
 
         self._require_fitted()

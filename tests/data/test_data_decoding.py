@@ -39,9 +39,7 @@ def test_some_rows_count_from_zero(class_folder: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
-    broken=st.sets(st.integers(0, 99)),
-    workers=st.integers(1, 4),
-    batch_size=st.integers(1, 120),
+    broken=st.sets(st.integers(0, 99)), workers=st.integers(1, 4), batch_size=st.integers(1, 120)
 )
 def test_gaps_close_and_every_broken_image_is_named(
     tmp_path: Path, broken: set[int], workers: int, batch_size: int

@@ -11,13 +11,7 @@ import pytest
 from PIL import Image
 from pixel_encoder import PixelEncoder
 
-from hashlens import (
-    HashIndex,
-    HashlensError,
-    Hit,
-    InvalidInputError,
-    unpack_bits,
-)
+from hashlens import HashIndex, HashlensError, Hit, InvalidInputError, unpack_bits
 from hashlens.index.protocol import Hits
 from hashlens.types import EncodedBatch, SearchTrace
 

@@ -41,11 +41,7 @@ def main() -> None:
     torch.manual_seed(3)
     built = create_backbone("resnet9?width=1", channels=3, size=16)
     net = LatentHashNet(
-        built.module,
-        feature_dim=built.feature_dim,
-        bits=12,
-        classes=3,
-        latent_normalisation=True,
+        built.module, feature_dim=built.feature_dim, bits=12, classes=3, latent_normalisation=True
     )
     encoder_input = built.preprocessing.normalise(
         np.stack([built.preprocessing.pixels(picture) for picture in golden_pictures()])

@@ -126,10 +126,7 @@ def test_unreadable_images_are_reported_or_raise(
 
 
 def test_grey_pictures_for_a_colour_model_and_the_reverse(
-    encoder: Encoder,
-    pictures: list[Image.Image],
-    make_model: Callable[..., Path],
-    tmp_path: Path,
+    encoder: Encoder, pictures: list[Image.Image], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     grey = pictures[0].convert("L")
     codes, features = encoder.encode([grey, grey.convert("RGB")])

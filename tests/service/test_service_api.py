@@ -323,10 +323,7 @@ def test_metadata_that_no_answer_could_hold_is_refused_without_a_path(
 ) -> None:
     with running(writable_dir, encoder, key=KEY) as service:
         refused = service.client.post(
-            "/v1/images",
-            files={"image": picture},
-            data={"metadata": metadata},
-            headers=AUTHORISED,
+            "/v1/images", files={"image": picture}, data={"metadata": metadata}, headers=AUTHORISED
         )
         assert refused.status_code == 422
         assert str(writable_dir) not in refused.text

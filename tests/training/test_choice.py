@@ -16,12 +16,7 @@ from hashlens.evaluation.metrics import average_precision
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.checkpoint import load_model, read_config
 from hashlens.models.latent import scaled_features
-from hashlens.training.choice import (
-    CHEAPER_FIRST,
-    Encoded,
-    compare_searches,
-    feature_statistics,
-)
+from hashlens.training.choice import CHEAPER_FIRST, Encoded, compare_searches, feature_statistics
 from hashlens.training.fit import fit
 
 

@@ -59,11 +59,7 @@ def _statistics(config: TrainingConfig, net: torch.nn.Module | None = None) -> d
     [
         ("tf_efficientnet_lite0", "tf_efficientnet_lite0_imagenet.safetensors", {}),
         # Folded statistics stay frozen even where a recipe would let them move.
-        (
-            "mobilenetv2_100",
-            "mobilenetv2_100_imagenet.safetensors",
-            {"freeze_statistics": False},
-        ),
+        ("mobilenetv2_100", "mobilenetv2_100_imagenet.safetensors", {"freeze_statistics": False}),
     ],
 )
 def test_fine_tuning_keeps_the_running_statistics(

@@ -26,12 +26,7 @@ Quick = Callable[..., TrainingConfig]
 
 
 def _train_folder(
-    folder: Path,
-    out: Path,
-    *,
-    resume: bool = False,
-    features: Path | None = None,
-    **values: object,
+    folder: Path, out: Path, *, resume: bool = False, features: Path | None = None, **values: object
 ) -> TrainingResult:
     source = open_source(str(folder))
     defaults = {"bits": 8, "epochs": 1, "validation": 0.2, "precision": "fp32"}

@@ -25,9 +25,7 @@ def _rates(net: LatentHashNet, config: TrainingConfig) -> dict[str, tuple[float,
     }
 
 
-def test_rates_fall_towards_the_first_layer_and_rise_on_the_classifier(
-    net: LatentHashNet,
-) -> None:
+def test_rates_fall_towards_the_first_layer_and_rise_on_the_classifier(net: LatentHashNet) -> None:
     config = TrainingConfig(
         learning_rate=1.0, backbone_rate=0.5, layer_decay=0.01, classifier_rate=10.0
     )

@@ -76,19 +76,10 @@ class HashMethod(Parameters, ABC):
 
     @abstractmethod
     def fit(self, features: Any, labels: Any = None) -> Self:
-        """Learn the hash functions.
+        """Learn the hash functions from features (n, d), floating.
 
-        Parameters
-        ----------
-        features : array_like of shape (n, d), float
-            Features of the training images.
-        labels : array_like of shape (n,), words or numbers, optional
-            Class of each training image; an unsupervised method never reads it.
-
-        Raises
-        ------
-        InvalidInputError
-            If the data is not enough for this method; the message says what is needed.
+        ``labels`` (n,) are words or numbers; an unsupervised method never reads them. Raises
+        ``InvalidInputError`` if the data is not enough, which says what is needed.
         """
 
     @abstractmethod
@@ -111,22 +102,7 @@ class HashMethod(Parameters, ABC):
         return self._width is not None
 
     def encode(self, features: Any) -> Codes:
-        """Packed codes of features.
-
-        Parameters
-        ----------
-        features : array_like of shape (n, d), float
-            Features of the same kind as in ``fit``.
-
-        Returns
-        -------
-        ndarray of shape (n, ceil(bits / 8)), uint8
-
-        Raises
-        ------
-        InvalidInputError
-            If the method is not fitted, or shape or values do not fit.
-        """
+        """Packed codes (n, ceil(bits / 8)), uint8, of features (n, d) like those of ``fit``."""
         if self._width is None:
             raise InvalidInputError(f"{type(self).__name__}: expected fit before encode")
         array = finite_features(features)

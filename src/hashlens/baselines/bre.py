@@ -41,13 +41,7 @@ class BRE(SupervisedMethod):
     losses: list[float]
 
     def __init__(
-        self,
-        bits: int,
-        *,
-        anchors: int = 50,
-        images: int = 10000,
-        sweeps: int = 3,
-        seed: int = 0,
+        self, bits: int, *, anchors: int = 50, images: int = 10000, sweeps: int = 3, seed: int = 0
     ) -> None:
         super().__init__(bits, seed=seed)
         self.anchors = anchors

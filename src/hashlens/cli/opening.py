@@ -29,11 +29,7 @@ _SKIPPED_SHOWN = 20
 
 
 def open_index(
-    path: Path,
-    model: Path | None = None,
-    *,
-    encode: bool = False,
-    read_only: bool = False,
+    path: Path, model: Path | None = None, *, encode: bool = False, read_only: bool = False
 ) -> Index:
     """Open an index, in shards or not; with ``encode``, also the model given or remembered."""
     from hashlens.distributed.snapshots import is_sharded

@@ -130,8 +130,7 @@ def products_command(
     quick: bool = _QUICK,
     model: Path | None = typer.Option(None, help="A trained model to use instead of training."),
     weights: Path | None = typer.Option(
-        None,
-        help="A backbone's published weights: train from them, and search its plain F7 too.",
+        None, help="A backbone's published weights: train from them, and search its plain F7 too."
     ),
     without_h: Path | None = typer.Option(
         None, help="A model of hashlens train --objective softmax, whose F7 is searched too."

@@ -42,12 +42,7 @@ def serve_command(
     Example: hashlens serve shop.idx --port 8080
     """
     serve_index(
-        index,
-        model,
-        host=host,
-        port=port,
-        api_key_file=api_key_file,
-        show_files=show_files,
+        index, model, host=host, port=port, api_key_file=api_key_file, show_files=show_files
     )
 
 

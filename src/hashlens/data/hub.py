@@ -59,10 +59,7 @@ def _columns(data: Any, where: str, options: ReadOptions) -> tuple[str, str | No
     typed = [name for name in names if isinstance(data.features[name], _library().Image)]
     if asked is None and len(typed) == 1:
         asked = typed[0]
-    return (
-        find_column(names, IMAGE_COLUMNS, where, asked),
-        label_column(names, where, options),
-    )
+    return (find_column(names, IMAGE_COLUMNS, where, asked), label_column(names, where, options))
 
 
 class HubImages:

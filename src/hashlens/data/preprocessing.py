@@ -28,38 +28,20 @@ _REDUCING_GAP = 3.0
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become arrays. NumPy and Pillow only, so that every encoder sees the same.
+    """How pictures become arrays. NumPy and Pillow only, so that every encoder sees the same."""
 
-    Parameters
-    ----------
-    size : int
-        Side of the square input, in pixels.
-    channels : {1, 3}
-        Grey or colour; a picture of the other kind is converted.
-    mean, std : tuple of float
-        One per channel, in units of [0, 1]: value = (pixel / 255 - mean) / std.
-    resize : {"squash", "crop"}
-        ``squash`` changes the aspect ratio and keeps the whole picture; ``crop`` keeps the
-        aspect ratio and takes the centre.
-    crop_fraction : float
-        For ``crop``: side of the square that is kept, as a share of the shorter side. This is
-        what timm calls crop_pct: resize to size / crop_fraction, then crop.
-    interpolation : {"nearest", "bilinear", "bicubic", "lanczos"}
-        Pillow's filters, which smooth when they shrink.
-
-    Raises
-    ------
-    InvalidInputError
-        If a value is outside these.
-    """
-
-    size: int
-    channels: Literal[1, 3] = 3
+    size: int  # side of the square input, in pixels
+    channels: Literal[1, 3] = 3  # grey or colour; a picture of the other kind is converted
+    # one per channel, in units of [0, 1]: value = (pixel / 255 - mean) / std
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    # ``squash`` changes the aspect ratio and keeps the whole picture; ``crop`` keeps the aspect
+    # ratio and takes the centre
     resize: Literal["squash", "crop"] = "squash"
+    # for ``crop``: side of the square that is kept, as a share of the shorter side. This is what
+    # timm calls crop_pct: resize to size / crop_fraction, then crop
     crop_fraction: float = 1.0
-    interpolation: str = "bicubic"
+    interpolation: str = "bicubic"  # Pillow's filters, which smooth when they shrink
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -169,23 +151,11 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 @dataclass(frozen=True)
 class VectorInput:
-    """What a network over ready vectors takes, in the place of pictures.
+    """What a network over ready vectors takes, in the place of pictures."""
 
-    Parameters
-    ----------
-    width : int
-        Values of a vector.
-    metric : {"cosine", "euclidean"}
-        With ``cosine`` the network brings vectors to unit length first, so that only their
-        direction counts; a vector of zeros then has none, and is refused.
-
-    Raises
-    ------
-    InvalidInputError
-        If a value is outside these.
-    """
-
-    width: int
+    width: int  # values of a vector
+    # with ``cosine`` the network brings vectors to unit length first, so that only their direction
+    # counts; a vector of zeros then has none, and is refused
     metric: Metric = "cosine"
 
     def __post_init__(self) -> None:

@@ -69,20 +69,10 @@ class Vectors:
 
 
 def as_matrix(data: Any, where: str = "vectors") -> NDArray[Any]:
-    """Vectors as an array (n, d) of floating numbers.
+    """Vectors as an array (n, d) of floating numbers, or ``InvalidInputError`` that names the row.
 
-    Parameters
-    ----------
-    data : array_like
-        A NumPy array, memory-mapped or not; a torch tensor; a pandas or Polars frame of numbers,
-        or column of lists; an Arrow column of lists, or table of numbers; a list of lists.
-    where : str
-        Names the data in messages.
-
-    Raises
-    ------
-    InvalidInputError
-        If it is no table of floating numbers, all rows of one width; names the row that differs.
+    They may be a NumPy array, memory-mapped or not; a torch tensor; a pandas or Polars frame of
+    numbers, or column of lists; an Arrow column of lists, or table of numbers; a list of lists.
     """
     if hasattr(data, "toarray"):
         raise InvalidInputError(
@@ -282,11 +272,7 @@ def _arrow_vectors(schema: Any, spec: str, options: ReadOptions) -> str | None:
 
 
 def _vector_column(
-    names: Sequence[str],
-    vectors: Set[str],
-    encoded: Set[str],
-    spec: str,
-    options: ReadOptions,
+    names: Sequence[str], vectors: Set[str], encoded: Set[str], spec: str, options: ReadOptions
 ) -> str | None:
     """The column of vectors that was asked for, or that is known by its name.
 

@@ -68,37 +68,9 @@ def create_sharded(
 ) -> Made:
     """Encode a source on a Ray cluster into a new sharded index, or go on with a killed run.
 
-    Parameters
-    ----------
-    folder : Path
-        The new index's folder; the machine that runs this and those that encode must reach it.
-    model : Path
-        Model directory or exported file, readable on every node.
-    source : str
-        As for ``open_source``; readable on every node.
-    shards : int
-        Number of shards; each holds the same share of the source, in its order.
-    address : str, optional
-        Ray's address; see :func:`hashlens.distributed.cluster.connect`.
-    workers : int, optional
-        Encoding actors; by default one per GPU of the cluster, or one per CPU where it has none.
-    batch_size : int, optional
-        Images in each run of the network; by default as many as memory allows.
-    progress : callable, optional
-        Called with the number of images done, and of all images.
-
-    Returns
-    -------
-    Made
-
-    Raises
-    ------
-    InvalidInputError
-        If there are fewer images than shards.
-    SourceError
-        If the source cannot be opened.
-    IndexStoreError
-        If the folder holds an index already, or an unfinished one of another source or model.
+    This machine and those that encode must reach ``folder``, ``model`` and ``source``. ``workers``
+    is by default one per GPU, or per CPU where there is none; ``batch_size`` as many images as
+    memory allows. ``progress`` is called with the images done, and all images.
     """
     encoder = Encoder.load(model)
     _ = encoder.preprocessing  # a model over vectors is refused

@@ -76,22 +76,14 @@ class Shard:
         return opened[1]
 
     def search(
-        self,
-        codes: Codes,
-        features: Features | None,
-        options: SearchOptions,
-        latent: Latent | None,
+        self, codes: Codes, features: Features | None, options: SearchOptions, latent: Latent | None
     ) -> SearchResult:
         """``search_encoded`` of this shard."""
         found = self._index.search_encoded(codes, features, self._own(options), latent)
         return SearchResult(global_ids(self.position, found.ids), found.distances)
 
     def hits(
-        self,
-        codes: Codes,
-        features: Features | None,
-        options: SearchOptions,
-        latent: Latent | None,
+        self, codes: Codes, features: Features | None, options: SearchOptions, latent: Latent | None
     ) -> tuple[list[list[Hit]], SearchTrace]:
         """``search_hits`` of this shard, and what the search did."""
         trace = SearchTrace()
@@ -220,20 +212,8 @@ class ShardedIndex(Index):
     ``es``, and all modes within a radius, give what one index gives. Without one, ``hds`` and
     ``acs`` order the pools of all shards, which hold the pool of one index and more, so that their
     results are at least as near. A change is published as a new version; see ``snapshots``. An
-    instance may be used from many threads.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the manifest is.
-    encoder : EncoderLike, optional
-        Needed to add or search images rather than codes.
-    shards : Shards, optional
-        What asks them; by default they are opened in this process.
-    write : callable, optional
-        Has another process make a change: takes the method's name and its arguments.
-    require_all : bool
-        Raise when a shard does not answer, rather than answer without it.
+    instance may be used from many threads. ``shards`` asks them, by default in this process;
+    ``write`` has another process make a change, given the method's name and its arguments.
     """
 
     def __init__(

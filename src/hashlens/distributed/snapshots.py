@@ -229,11 +229,6 @@ def publishing(folder: Path) -> Iterator[Publication]:
     """Change a sharded index: the next version is published when the block ends, or not at all.
 
     One process at a time may do so.
-
-    Raises
-    ------
-    IndexStoreError
-        If another process is at it, or it cannot be written.
     """
     lock, owner = FileLock(folder / LOCK_NAME), folder / f"{LOCK_NAME}.owner"
     with file_errors(folder):
@@ -384,11 +379,7 @@ def fetch_shards(uri: str, target: Path, shards: Collection[int]) -> None:
 
 
 def reshard(
-    old: Path,
-    new: Path,
-    shards: int | None,
-    *,
-    progress: Callable[[int], None] | None = None,
+    old: Path, new: Path, shards: int | None, *, progress: Callable[[int], None] | None = None
 ) -> int:
     """Write an index, in shards or not, as a new one of so many shards; None: as one index.
 

@@ -35,15 +35,7 @@ from hashlens.evaluation.metrics import (
 )
 from hashlens.machine import cores
 from hashlens.report.progress import ProgressBar
-from hashlens.types import (
-    MODES,
-    EncodedImages,
-    Ids,
-    Mode,
-    Searcher,
-    SearchOptions,
-    default_pool,
-)
+from hashlens.types import MODES, EncodedImages, Ids, Mode, Searcher, SearchOptions, default_pool
 
 LOOKUP_RADIUS = 2  # the customary radius of "precision within radius"
 _BLOCK = 256
@@ -55,36 +47,20 @@ _TIMED_QUERIES, _TIMED_K, _TIMED_SECONDS = 100, 10, 10.0
 
 @dataclass(frozen=True)
 class ModeScores:
-    """Means over all queries, for one way to search.
+    """Means over all queries, for one way to search."""
 
-    Attributes
-    ----------
-    mean_average_precision : float
-        ``average_precision`` at 1,000, ties in the order of ids.
-    expected_mean_average_precision : float
-        The same in expectation over ties.
-    precision : mapping of int to float
-        Precision at k, of a search for k.
-    ms_per_query : float
-        Median time of one query alone, ten results, in milliseconds.
-    nearest : ndarray of shape (q, 10), int64
-        Rows of the database, nearest first; -1 where there are fewer.
-    distances : ndarray of shape (q, 10), float32
-        Their distances: Hamming for ``bcs``, asymmetric for ``acs``, Euclidean otherwise.
-    precision_at_recall : ndarray of shape (20,), float64
-        At each of ``RECALL_LEVELS``: the precision-recall curve.
-    more : mapping of str to float
-        Further scores by name: ``map@all``; ``map@K`` and ``ndcg@K`` where asked for or where
-        images have several labels; what is measured of this mode alone.
-    """
-
-    mean_average_precision: float
-    expected_mean_average_precision: float
-    precision: Mapping[int, float] = field(repr=False)
-    ms_per_query: float
+    mean_average_precision: float  # ``average_precision`` at 1,000, ties in the order of ids
+    expected_mean_average_precision: float  # the same in expectation over ties
+    precision: Mapping[int, float] = field(repr=False)  # precision at k, of a search for k
+    ms_per_query: float  # median time of one query alone, ten results, in milliseconds
+    # (q, 10): rows of the database, nearest first; -1 where there are fewer
     nearest: Ids = field(repr=False)
+    # (q, 10): their distances: Hamming for ``bcs``, asymmetric for ``acs``, Euclidean otherwise
     distances: NDArray[np.float32] = field(repr=False)
+    # (20,): at each of ``RECALL_LEVELS``: the precision-recall curve
     precision_at_recall: Scores = field(repr=False)
+    # further scores by name: ``map@all``; ``map@K`` and ``ndcg@K`` where asked for or where images
+    # have several labels; what is measured of this mode alone
     more: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,14 +12,7 @@ from pathlib import Path
 
 from hashlens.errors import IndexStoreError
 from hashlens.files import is_written_aside, make_folder, written_aside
-from hashlens.index.layout import (
-    BLOCK_BYTES,
-    DATABASE,
-    UPLOADS,
-    ArrayFile,
-    Folder,
-    read_checksums,
-)
+from hashlens.index.layout import BLOCK_BYTES, DATABASE, UPLOADS, ArrayFile, Folder, read_checksums
 from hashlens.index.store import Store, Transaction, file_errors, require_free, write_head
 
 _TRIES = 5

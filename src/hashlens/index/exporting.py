@@ -240,10 +240,7 @@ def _with_texts(view: View) -> Iterator[tuple[Ids, tuple[list[str | None], ...]]
     for positions in _pieces(view.snapshot.living()):
         piece = rows.fetchmany(len(positions))
         require_intact_rows(piece)
-        yield (
-            positions,
-            tuple([load_text(row[column]) for row in piece] for column in (1, 2, 3)),
-        )
+        yield (positions, tuple([load_text(row[column]) for row in piece] for column in (1, 2, 3)))
 
 
 def _clean(text: str | None) -> str | None:

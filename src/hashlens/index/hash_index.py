@@ -20,11 +20,7 @@ from hashlens.index import exporting, writing
 from hashlens.index.copying import copy_index
 from hashlens.index.layout import FEATURE_TYPES, FORMAT_VERSION, Meta
 from hashlens.index.protocol import Hits, Index
-from hashlens.index.rows import (
-    check_encoded,
-    check_ids,
-    require_same_model,
-)
+from hashlens.index.rows import check_encoded, check_ids, require_same_model
 from hashlens.index.snapshot import Snapshot, View
 from hashlens.index.store import Store, find_damage
 from hashlens.index.syncing import FolderSync, relocate
@@ -169,11 +165,6 @@ class HashIndex(Index):
 
         Reading follows a folder that is replaced by another one by itself. Changes are refused
         from then on, because ids may mean other images; call this once the caller knows.
-
-        Returns
-        -------
-        bool
-            Whether it is another index than the one that was opened or accepted last.
         """
         return self.store.accept_replacement()
 

@@ -143,18 +143,6 @@ class Index(Searcher, Protocol):
 
         The mode that was best on the model's validation images, where the encoder knows it;
         otherwise ``hds``. An index without features takes ``acs`` instead of ``hds`` and ``es``.
-
-        Parameters
-        ----------
-        latent : bool
-            Whether the query's latent values are known, as those of an image are; of an id only
-            bits are, and ``bcs`` takes the place of ``acs``.
-        radius : int, optional
-            With one, ``hds`` takes the place of ``es``.
-
-        Returns
-        -------
-        {"hds", "acs", "bcs", "es"}
         """
         best: Mode = getattr(self.encoder, "mode", None) or "hds"
         if best in ("hds", "es") and not self.feature_dim:
@@ -237,13 +225,7 @@ class Index(Searcher, Protocol):
         return self.encoder
 
     def to_pandas(self) -> Any:
-        """All images as a pandas ``DataFrame``, with the columns of ``to_arrow``.
-
-        Raises
-        ------
-        HashlensError
-            If pandas or pyarrow is not installed.
-        """
+        """All images as a pandas ``DataFrame``, with the columns of ``to_arrow``."""
         table = self.to_arrow()
         try:
             return table.to_pandas()

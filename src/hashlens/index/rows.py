@@ -18,11 +18,7 @@ from hashlens.index.layout import Meta
 from hashlens.types import Codes, EncoderLike, Ids, Metadata, Record, is_id
 
 # A circular mapping raises RecursionError anyway; checking for one takes time.
-_OPTIONS: dict[str, Any] = {
-    "allow_nan": False,
-    "check_circular": False,
-    "separators": (",", ":"),
-}
+_OPTIONS: dict[str, Any] = {"allow_nan": False, "check_circular": False, "separators": (",", ":")}
 _encode = json.JSONEncoder(ensure_ascii=False, **_OPTIONS).encode
 _encode_ascii = json.JSONEncoder(**_OPTIONS).encode
 

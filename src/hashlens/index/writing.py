@@ -14,14 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
-from hashlens.files import (
-    FileState,
-    Uri,
-    compared,
-    parse_row,
-    path_uri,
-    row_uri,
-)
+from hashlens.files import FileState, Uri, compared, parse_row, path_uri, row_uri
 from hashlens.index.layout import (
     ARRAYS,
     ArrayFile,
@@ -198,11 +191,7 @@ def update_image(
 
 
 def replace_images(
-    store: Store,
-    ids: Ids,
-    codes: Codes,
-    features: NDArray[Any],
-    files: Sequence[FileState | None],
+    store: Store, ids: Ids, codes: Codes, features: NDArray[Any], files: Sequence[FileState | None]
 ) -> None:
     """Give images new codes and features, and what is known of their files, in one commit."""
     with store.writing() as (connection, meta, folder, _):

@@ -11,13 +11,7 @@ from typing import Any
 from hashlens.errors import HashlensError, MissingExtraError, ModelError
 from hashlens.files import make_folder
 from hashlens.models.checkpoint import load_model, replace_model
-from hashlens.models.description import (
-    CARD_NAME,
-    CONFIG_NAME,
-    ModelConfig,
-    read_config,
-    read_twin,
-)
+from hashlens.models.description import CARD_NAME, CONFIG_NAME, ModelConfig, read_config, read_twin
 
 
 def push_model(

@@ -34,30 +34,14 @@ class LatentHashNet(nn.Module):
     F8 depends on the image through H alone, so that the class labels shape the codes. H and F8
     start random. Lin et al., CVPRW 2015, section 3.2.
 
-    Parameters
-    ----------
-    backbone : Module
-        Maps images (n, channels, size, size) to its features (n, width).
-    feature_dim : int
-        Width of the backbone's features.
-    bits : int
-        Units h of the latent layer, 8 to 4096.
-    classes : int
-        Units of the classifier; 0 for a network without one.
-    latent_normalisation : bool
-        Normalise each unit of H over the batch before the sigmoid (batch normalisation with a
-        learned scale and no shift). It keeps the sigmoid away from its flat ends, where many
-        classes or a deep backbone otherwise leave it without gradient, and centres each bit on
-        its own threshold. A saved or exported network has it folded into the linear layer.
-    latent_dropout : float
-        Share of F7 that training leaves out before H.
-    feature_layer : int
-        Units of an F7 of its own between backbone and H: dropout, a linear layer, ReLU. A frozen
-        backbone's features know nothing of the classes; those of a trained F7 do. 0: the
-        backbone's features are F7.
-    plain : bool
-        The paper's network without H: the classifier reads F7. H stays as it was drawn, so that
-        the codes are signs of random projections of F7 (LSH).
+    ``latent_normalisation`` normalises each unit of H over the batch before the sigmoid (with a
+    learned scale and no shift): it keeps the sigmoid away from its flat ends, where many classes or
+    a deep backbone otherwise leave it without gradient, and centres each bit on its own threshold.
+    A saved or exported network has it folded into the linear layer. ``latent_dropout`` is the share
+    of F7 that training leaves out before H. ``feature_layer`` units make an F7 of its own between
+    backbone and H: a frozen backbone's features know nothing of the classes, those of a trained F7
+    do. ``plain`` is the paper's network without H: the classifier reads F7, and H stays as it was
+    drawn, so that the codes are signs of random projections of F7 (LSH).
     """
 
     feature_mean: Tensor | None

@@ -256,10 +256,7 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
 def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRouter:
     """The endpoints of the index's images; writing needs the key."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
-    writing: dict[str, Any] = {
-        "responses": _WRITE,
-        "dependencies": [Depends(require_key(api_key))],
-    }
+    writing: dict[str, Any] = {"responses": _WRITE, "dependencies": [Depends(require_key(api_key))]}
 
     @router.get("", summary="Some images", responses=_refusals(422, 503))
     async def list_images(

@@ -187,11 +187,7 @@ class Engine:
         )
 
     async def search_batch(
-        self,
-        queries: list[tuple[Asked, str]],
-        options: SearchOptions,
-        *,
-        histogram: bool,
+        self, queries: list[tuple[Asked, str]], options: SearchOptions, *, histogram: bool
     ) -> BatchAnswer:
         """Results of queries that have the names given; one that fails says why in its place."""
         outcomes, times = await self._search(queries, options, histogram)
@@ -348,11 +344,7 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 class BatchQueue(Generic[Item, Result]):
     """Runs one item at once, and those that arrive meanwhile as the next batch."""
 
-    def __init__(
-        self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
-        size: int,
-    ) -> None:
+    def __init__(self, run: Callable[[list[Item]], Awaitable[Sequence[Result]]], size: int) -> None:
         self._run = run
         self._size = size
         self._queue: asyncio.Queue[_Waiting[Item, Result]] = asyncio.Queue()

@@ -33,14 +33,7 @@ from hashlens.types import Features
 
 log = logging.getLogger("hashlens.service")
 
-FORMATS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "AVIF": "avif",
-}
+FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "AVIF": "avif"}
 """Formats that are decoded, with the extension they are stored under."""
 
 

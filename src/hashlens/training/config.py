@@ -112,10 +112,7 @@ class TrainingConfig:
     )
     cutout: float = _option(0.0, "Blank a random square with sides of this share", 0, 0.9)
     average: float = _option(
-        0.0,
-        "Decay of the average of weights that is validated and kept; 0: none",
-        0,
-        0.99999,
+        0.0, "Decay of the average of weights that is validated and kept; 0: none", 0, 0.99999
     )
     balanced: bool = _option(False, "Draw every class equally often")
     validation: float | None = _option(

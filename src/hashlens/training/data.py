@@ -379,12 +379,7 @@ class StreamedPixels:
     """Images that threads decode each time they are needed."""
 
     def __init__(
-        self,
-        source: Source,
-        rows: Rows,
-        preprocessing: Preprocessing,
-        *,
-        strict: bool = False,
+        self, source: Source, rows: Rows, preprocessing: Preprocessing, *, strict: bool = False
     ) -> None:
         self._source, self._rows, self._preprocessing = source, rows, preprocessing
         self._strict = strict

@@ -30,43 +30,21 @@ from hashlens.types import Skipped
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a training run.
+    """The result of a training run."""
 
-    Attributes
-    ----------
-    out : Path
-        The model's folder.
-    config : TrainingConfig
-        What decided the run.
-    best_epoch : int
-        Epoch whose weights were kept: the one of the highest validation mAP; 0 without labels.
-    history : tuple of dict
-        Scores of each epoch.
-    training_images, validation_images : int
-        Sizes of the split.
-    skipped : tuple of Skipped
-        Images that could not be read.
-    warnings : tuple of str
-        Notes on the images, and signs that the training did not work.
-    seconds : float
-        Time from decoding to the saved model, of this process.
-    search : mapping
-        The chosen ``feature_scaling`` and ``mode``, and the figures that they were chosen by.
-    fingerprint : str
-        The saved model's; empty in all processes but the first, which saves it.
-    """
-
-    out: Path
-    config: TrainingConfig
+    out: Path  # the model's folder
+    config: TrainingConfig  # what decided the run
+    # epoch whose weights were kept: the one of the highest validation mAP; 0 without labels
     best_epoch: int
-    history: tuple[dict[str, float], ...]
-    training_images: int
+    history: tuple[dict[str, float], ...]  # scores of each epoch
+    training_images: int  # sizes of the split
     validation_images: int
-    skipped: tuple[Skipped, ...]
-    warnings: tuple[str, ...]
-    seconds: float
+    skipped: tuple[Skipped, ...]  # images that could not be read
+    warnings: tuple[str, ...]  # notes on the images, and signs that the training did not work
+    seconds: float  # time from decoding to the saved model, of this process
+    # the chosen ``feature_scaling`` and ``mode``, and the figures that they were chosen by
     search: Mapping[str, Any]
-    fingerprint: str = ""
+    fingerprint: str = ""  # the saved model's; empty in all processes but the first, which saves it
 
 
 def open_run(

@@ -41,11 +41,7 @@ class KeepStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to know."""
-        return {
-            "history": self.history,
-            "best_epoch": self.best_epoch,
-            "best_map": self.best_map,
-        }
+        return {"history": self.history, "best_epoch": self.best_epoch, "best_map": self.best_map}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the interrupted run knew."""

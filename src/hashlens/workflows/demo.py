@@ -82,13 +82,7 @@ def run_demo(
         say(f"3/4 search it with {len(queries):,} held-out images of {queries.spec}")
         return made
 
-    scored = evaluate(
-        encoder,
-        database,
-        queries,
-        make_searcher=on_disk,
-        progress=progress,
-    )
+    scored = evaluate(encoder, database, queries, make_searcher=on_disk, progress=progress)
     say(f"4/4 write the report in {out}")
     page = write_report(scored, out, title=f"Hashlens demo: {data}", commands=NEXT_COMMANDS)
     return DemoResult(scored, model, index, page, time.monotonic() - started)

@@ -44,43 +44,22 @@ MakeSearcher = Callable[[Source, EncodedImages], Searcher]
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """What ``evaluate`` found; ``print`` shows its table.
+    """What ``evaluate`` found; ``print`` shows its table."""
 
-    Attributes
-    ----------
-    evaluation : Evaluation
-        The scores.
-    database, queries : EncodedImages
-        What was searched, and with what; labels are places in ``classes``.
-    classes : tuple of str
-        Class names.
-    database_spec, query_spec : str
-        The sources.
-    fingerprint : str
-        Fingerprint of the model.
-    radius, pool : int or None
-        Hamming radius, or size of the pool, of ``hds`` and ``acs``; both None: the pool depends
-        on k.
-    left_out : int
-        Queries that are themselves in the database, left out of their own results.
-    warnings : tuple of str
-        What a person should know.
-    stored_mode : {"hds", "acs", "bcs", "es"} or None
-        The mode that the model names as its best.
-    """
-
-    evaluation: Evaluation
+    evaluation: Evaluation  # the scores
+    # what was searched, and with what; labels are places in ``classes``
     database: EncodedImages = field(repr=False)
     queries: EncodedImages = field(repr=False)
-    classes: tuple[str, ...]
-    database_spec: str
+    classes: tuple[str, ...]  # class names
+    database_spec: str  # the sources
     query_spec: str
-    fingerprint: str
+    fingerprint: str  # fingerprint of the model
+    # hamming radius, or size of the pool, of ``hds`` and ``acs``; both None: the pool depends on k
     radius: int | None
     pool: int | None
-    left_out: int
-    warnings: tuple[str, ...]
-    stored_mode: Mode | None = None
+    left_out: int  # queries that are themselves in the database, left out of their own results
+    warnings: tuple[str, ...]  # what a person should know
+    stored_mode: Mode | None = None  # the mode that the model names as its best
 
     def __str__(self) -> str:
         advice = f"\n{self.advice}" if self.advice else ""
@@ -490,7 +469,7 @@ def write_report(
                 ]
                 for row, level in enumerate(RECALL_LEVELS)
             ],
-        ),
+        )
     )
     queries, caption = sheet_queries(scored)
     if any(_has_picture(query.uri) for query in queries):  # vectors may have none

@@ -40,9 +40,7 @@ def pairs_of(targets: torch.Tensor) -> Pairs:
     shared = shared / (counts[rows] + counts[columns] - shared).clamp(min=1)
     total, alike = len(similar), similar.sum()
     weights = torch.where(
-        similar > 0,
-        shared * total / alike.clamp(min=1),
-        total / (total - alike).clamp(min=1),
+        similar > 0, shared * total / alike.clamp(min=1), total / (total - alike).clamp(min=1)
     )
     return Pairs(rows, columns, similar, weights)
 
