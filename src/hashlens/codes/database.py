@@ -17,27 +17,16 @@ if TYPE_CHECKING:
 
 
 class CodeBlocks(NamedTuple):
-    """Codes as the kernels read them.
+    """Codes as the kernels read them."""
 
-    Attributes
-    ----------
-    blocks : ndarray of shape (m, w, BLOCK), uint64
-        The codes, words as columns; or one empty block to work in, where ``data`` has the codes.
-    data : ndarray of shape (n * n_bytes,), uint8
-        Packed rows, read-only; empty where ``blocks`` holds the codes.
-    n : int
-        Number of codes.
-    n_bytes : int
-        Bytes per packed code.
-    rings : Rings, optional
-        The codes in clusters; ``blocks`` and ``data`` are empty then.
-    """
-
+    # (m, w, BLOCK): the codes, words as columns; or one empty block to work in, where ``data`` has
+    # the codes
     blocks: NDArray[np.uint64]
+    # (n * n_bytes,): packed rows, read-only; empty where ``blocks`` holds the codes
     data: NDArray[np.uint8]
-    n: int
-    n_bytes: int
-    rings: Rings | None = None
+    n: int  # number of codes
+    n_bytes: int  # bytes per packed code
+    rings: Rings | None = None  # the codes in clusters; ``blocks`` and ``data`` are empty then
 
     @property
     def words(self) -> tuple[int, ...]:
@@ -52,21 +41,11 @@ class CodeBlocks(NamedTuple):
 
 
 class Allowed(NamedTuple):
-    """Which codes may be results: made once for all searches that have this in common.
+    """Which codes may be results: made once for all searches that have this in common."""
 
-    Attributes
-    ----------
-    n : int
-        Codes after the first n of a database are not searched.
-    mask : ndarray of shape (n,) or (0,), bool
-        The codes that may be results; empty: all. Nobody changes it.
-    available : int
-        How many these are.
-    """
-
-    n: int
-    mask: NDArray[np.bool_]
-    available: int
+    n: int  # codes after the first n of a database are not searched
+    mask: NDArray[np.bool_]  # (n,): the codes that may be results; empty: all. Nobody changes it
+    available: int  # how many these are
 
 
 class CodeDatabase:

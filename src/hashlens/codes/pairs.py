@@ -80,21 +80,11 @@ def _all_pairs(words: NDArray[np.uint64], rows: Ids, radius: int, bits: int) -> 
 
 
 class _Distinct(NamedTuple):
-    """Codes without repetitions, and who has them.
+    """Codes without repetitions, and who has them."""
 
-    Attributes
-    ----------
-    words : ndarray of shape (m, w), uint64
-        Distinct codes, sorted.
-    ids : ndarray of shape (n,), int64
-        Ids by code; ascending among equal codes.
-    starts : ndarray of shape (m + 1,), int64
-        Code u belongs to ``ids[starts[u]:starts[u + 1]]``.
-    """
-
-    words: NDArray[np.uint64]
-    ids: Ids
-    starts: NDArray[np.int64]
+    words: NDArray[np.uint64]  # (m, w): distinct codes, sorted
+    ids: Ids  # (n,): ids by code; ascending among equal codes
+    starts: NDArray[np.int64]  # (m + 1,): code u belongs to ``ids[starts[u]:starts[u + 1]]``
 
 
 def _equal_runs(words: NDArray[np.uint64]) -> tuple[Ids, NDArray[np.int64]]:

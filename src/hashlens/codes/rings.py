@@ -51,37 +51,20 @@ _TOGETHER, _KEYS_TOGETHER = 32, 1 << 20
 
 
 class Rings(NamedTuple):
-    """Codes in clusters, and codes added since, as the kernels read them.
+    """Codes in clusters, and codes added since, as the kernels read them."""
 
-    Attributes
-    ----------
-    blocks : ndarray of shape (m, w, BLOCK), uint64
-        Codes, words as columns; each cluster starts at a multiple of GROUP.
-    ids : ndarray of shape (>= m * BLOCK,), int32
-        The id of the code at each position, -1 where there is none.
-    pivots : ndarray of shape (w, BLOCK), uint64
-        The pivots, words as columns.
-    starts : ndarray of shape (p + 1,), int64
-        Cluster c has the groups ``starts[c]:starts[c + 1]``.
-    nearest, farthest : ndarrays of shape (starts[-1],), int64
-        Smallest and largest distance of each group's codes to their pivot.
-    clustered : int
-        Number of codes in clusters: those with the lowest ids.
-    n : int
-        Number of all codes; ids from here on are not there.
-    size : int
-        Positions in use; those past ``starts[-1] * GROUP`` were added later, to no cluster.
-    """
-
+    # (m, w, BLOCK): codes, words as columns; each cluster starts at a multiple of GROUP
     blocks: NDArray[np.uint64]
+    # (>= m * BLOCK,): the id of the code at each position, -1 where there is none
     ids: NDArray[np.int32]
-    pivots: NDArray[np.uint64]
-    starts: NDArray[np.int64]
+    pivots: NDArray[np.uint64]  # (w, BLOCK): the pivots, words as columns
+    starts: NDArray[np.int64]  # (p + 1,): cluster c has the groups ``starts[c]:starts[c + 1]``
+    # (starts[-1],): smallest and largest distance of each group's codes to their pivot
     nearest: NDArray[np.int64]
     farthest: NDArray[np.int64]
-    clustered: int
-    n: int
-    size: int
+    clustered: int  # number of codes in clusters: those with the lowest ids
+    n: int  # number of all codes; ids from here on are not there
+    size: int  # positions in use; those past ``starts[-1] * GROUP`` were added later, to no cluster
 
     @property
     def loose(self) -> int:

@@ -29,18 +29,11 @@ _GATHERED_PART = 8
 
 
 class RadiusResult(NamedTuple):
-    """Results of all queries, one after the other.
+    """Results of all queries, one after the other."""
 
-    Attributes
-    ----------
-    distances : ndarray of shape (m,), uint16
-    ids : ndarray of shape (m,), int64
-    offsets : ndarray of shape (q + 1,), int64
-        Query i's results are ``offsets[i]:offsets[i + 1]``, ordered by (distance, id).
-    """
-
-    distances: NDArray[np.uint16]
-    ids: Ids
+    distances: NDArray[np.uint16]  # (m,)
+    ids: Ids  # (m,)
+    # (q + 1,): query i's results are ``offsets[i]:offsets[i + 1]``, ordered by (distance, id)
     offsets: NDArray[np.int64]
 
 

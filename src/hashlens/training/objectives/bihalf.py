@@ -27,11 +27,6 @@ class BiHalf(nn.Module):
     by bit; backward, dL/dU = dL/dB + gamma (U - B). L is the mean over
     pairs of the squared difference between the cosine of the features and that of the codes
     The features get no gradient. gamma is for the mean over images and bits.
-
-    Parameters
-    ----------
-    gamma : float
-        Weight of the pull of latent values to their bits.
     """
 
     def __init__(self, gamma: float = 0.1) -> None:

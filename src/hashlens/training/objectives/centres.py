@@ -23,20 +23,6 @@ def hash_centres(bits: int, classes: int, generator: torch.Generator) -> torch.T
 
     Of up to 100 draws the one is kept with the fewest constant bits, then the farthest closest
     pair, then the most different bits. With thousands of classes there are fewer draws.
-
-    Parameters
-    ----------
-    bits : int
-        Length of a code.
-    classes : int
-        Number of centres.
-    generator : torch.Generator
-        Seeds the draws.
-
-    Returns
-    -------
-    tensor of shape (classes, bits), float32
-        0 and 1.
     """
     rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
     matrix = hadamard(bits)

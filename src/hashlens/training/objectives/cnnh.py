@@ -130,17 +130,6 @@ class Cnnh(nn.Module):
     the class labels as further targets; in the paper they are outputs next to the bits, here F8
     behind them. In CNNH the gradient of F8's loss is stopped before the bits, so that it
     predicts classes and does not change the codes.
-
-    Parameters
-    ----------
-    bits : int
-        Length of a code.
-    classes : int
-        Number of classes.
-    seed : int
-        Of the decomposition.
-    with_labels : bool
-        CNNH+.
     """
 
     codes: torch.Tensor

@@ -31,13 +31,6 @@ class CroVca(nn.Module):
     R = 1/2 log det(I + d / (n eps^2) Z'Z), with Z (n, d) the latent values at unit length;
     here R is divided by the number of bits. The paper's last layer is a batch normalisation:
     ``latent_normalisation``.
-
-    Parameters
-    ----------
-    rate : float
-        Weight of the coding rate per bit.
-    precision : float
-        eps^2.
     """
 
     def __init__(self, rate: float = 0.1, precision: float = 0.5) -> None:

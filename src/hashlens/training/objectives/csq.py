@@ -32,17 +32,6 @@ class CentralSimilarity(nn.Module):
 
     The method has no classifier. F8 is trained on the activations with the gradient stopped, so
     that it predicts classes and does not change the codes.
-
-    Parameters
-    ----------
-    bits : int
-        Length of a code.
-    classes : int
-        Number of classes.
-    seed : int
-        Seeds the centres that are drawn.
-    quantisation : float
-        Weight of L_Q.
     """
 
     centres: torch.Tensor

@@ -30,15 +30,6 @@ class Dch(nn.Module):
     of tanh. The Cauchy cross entropy is w_ij (s_ij log(d / gamma) + log(1 + gamma / d)), the
     Cauchy quantisation loss log(1 + d(|h_i|, 1) / gamma). Here both are means. The weights are
     those of HashNet: with one label per image |S| / |S1| and |S| / |S0|.
-
-    Parameters
-    ----------
-    bits : int
-        Length of a code.
-    gamma : float
-        Scale of the Cauchy distribution, in bits.
-    quantisation : float
-        Weight of the quantisation loss.
     """
 
     def __init__(self, bits: int, gamma: float = 20.0, quantisation: float = 0.1) -> None:

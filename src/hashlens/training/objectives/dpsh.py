@@ -27,11 +27,6 @@ class Dpsh(nn.Module):
     t_ij = u_i . u_j / 2, plus eta times the sum over images of ||b_i - u_i||^2, b_i = sgn(u_i).
     Here both are means (over pairs; over images and bits). Two images are similar if they have a
     label in common.
-
-    Parameters
-    ----------
-    quantisation : float
-        eta, for means.
     """
 
     def __init__(self, quantisation: float = 0.1) -> None:

@@ -27,13 +27,6 @@ class GreedyHash(nn.Module):
 
     F8 reads sigmoid(sgn(H)), an affine map of the signs, so that the trained network's own scores,
     made from sigmoid(H), agree with it where |H| = 1.
-
-    Parameters
-    ----------
-    label_smoothing : float
-        Share of a label spread over all classes.
-    penalty : float
-        Weight of the distance from -1 and 1.
     """
 
     def __init__(self, label_smoothing: float = 0.0, penalty: float = 0.1) -> None:

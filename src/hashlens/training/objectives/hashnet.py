@@ -27,17 +27,6 @@ class HashNet(nn.Module):
     g = tanh(beta h) and weights that even out similar and dissimilar pairs. beta grows in
     training, so that g becomes the sign of h: beta = sqrt(1 + 0.005 t) after t batches, in stages
     of 200 and not above 10; a = 10 / bits.
-
-    Parameters
-    ----------
-    bits : int
-        Length of a code.
-    growth : float
-        0.005 in the above.
-    stage : int
-        Batches with one beta.
-    largest : float
-        Most that beta becomes.
     """
 
     steps: torch.Tensor

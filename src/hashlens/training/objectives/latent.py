@@ -22,11 +22,6 @@ class Latent(nn.Module):
     Retrieval", CVPR Workshops 2015, section 3.1: no term on the codes; the sigmoid and the
     classifier behind it make the activations gather near 0 and 1 by themselves. Under the name
     ``softmax`` F8 reads F7 instead, as in the network that the paper starts from.
-
-    Parameters
-    ----------
-    label_smoothing : float
-        Share of a label spread over all classes.
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:

@@ -28,17 +28,6 @@ class OrthoHash(nn.Module):
     s cos(v_i, o_j) for the other classes, with s = sqrt(bits) and a target o_c in {-1, 1}^bits
     for each class. Turning v to its target is also what quantises it. Several labels: the margin
     is taken from each of them, and the loss is the mean over them.
-
-    Parameters
-    ----------
-    bits : int
-        Length of a code.
-    classes : int
-        Number of classes.
-    seed : int
-        Seeds the targets that are drawn.
-    margin : float
-        m.
     """
 
     centres: torch.Tensor

@@ -28,15 +28,6 @@ class Ssdh(nn.Module):
     - E1: the classification loss;
     - E2 = (1 / K) ||a_n - 0.5||^2, which pushes each activation to 0 or 1;
     - E3 = (mean_k(a_nk) - 0.5)^2, so that half of a code's bits are ones.
-
-    Parameters
-    ----------
-    label_smoothing : float
-        Share of a label spread over all classes.
-    push : float
-        Weight of E2.
-    balance : float
-        Weight of E3.
     """
 
     def __init__(
