@@ -128,6 +128,8 @@ def list_names(source: str, folder: str, shards: int) -> int:
     """
     images = open_source(source)
     total = len(images)
+    for left in (Path(folder) / NAMES).iterdir():  # of a run that was killed here
+        left.unlink()
     if shards > total:
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
     bounds = np.linspace(0, total, shards + 1).astype(int).tolist()

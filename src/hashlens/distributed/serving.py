@@ -194,7 +194,12 @@ class ServedShards:
         return self._handles[position].ask.remote(*call)
 
     def _may_ask(self, position: int) -> bool:
-        """Whether a shard is not resting; of those who find its rest over, the first tries it."""
+        """Whether a shard is not resting; of those who find its rest over, the first tries it.
+
+        A shard that came after the application was started has no deployment, and is missing.
+        """
+        if position >= len(self._handles):
+            return False
         with self._lock:
             until = self._resting.get(position)
             if until is None:
