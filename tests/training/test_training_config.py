@@ -24,11 +24,7 @@ def test_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
         ("bits", 4097, "8 to 4096, got 4097"),
         ("bits", 48.5, "expected a whole number, 8 to 4096, got 48.5"),
         ("bits", True, "expected a whole number, 8 to 4096, got True"),
-        (
-            "objective",
-            "hinge",
-            re.escape(f"one of {', '.join(objectives())}, got 'hinge'"),
-        ),
+        ("objective", "hinge", re.escape(f"one of {', '.join(objectives())}, got 'hinge'")),
         ("schedule", "linear", "one of step, onecycle, cosine, got 'linear'"),
         ("epochs", 0, "epochs: expected a whole number, 1 or more, got 0"),
         ("validation", 0.0, "validation: expected a number, 0.001 to 0.9, got 0"),
