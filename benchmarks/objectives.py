@@ -66,9 +66,8 @@ def main() -> None:
     found = {f"{name} {bits}": cells for name, bits, cells in rows}
     about = {"machine": f"{cores()} cores, {processor_name()}", "versions": versions("torch")}
     (asked.out / "objectives.json").write_text(json.dumps({"cells": found, **about}, indent=1))
-    print(
-        "\n| method | bits | validation | mAP@1000 | mAP@all | seconds |\n|---|---|---|---|---|---|"
-    )
+    print("\n| method | bits | validation mAP@1000 | mAP@1000 | mAP@all | radius 2 | seconds |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for row in sorted(rows, key=lambda row: (row[1], -mean(row[2], "validation"))):
         print(line(*row))
 

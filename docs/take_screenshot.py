@@ -1,7 +1,7 @@
 """Take the README's picture of the search page.
 
-hashlens serve cifar10.idx &
-python docs/take_screenshot.py "http://127.0.0.1:8080/?id=12&radius=12" docs/images/page.png
+hashlens serve groceries.idx --hide-files &
+python docs/take_screenshot.py "http://127.0.0.1:8080/?id=2100&mode=hds" docs/images/page.jpg
 """
 
 from __future__ import annotations
