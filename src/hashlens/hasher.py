@@ -169,13 +169,7 @@ class Hasher(Parameters):
 
     @classmethod
     def load(cls, path: str | Path) -> Hasher:
-        """Read what :meth:`save`, or ``hashlens train`` over vectors, wrote.
-
-        Raises
-        ------
-        ModelError
-            If there is no model, it is damaged, or takes images.
-        """
+        """Read what :meth:`save`, or ``hashlens train`` over vectors, wrote."""
         path = Path(path)
         config, _ = read_config(path)
         taken = config.preprocessing

@@ -16,7 +16,6 @@ from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.objectives import create_objective, objectives
 from hashlens.training.objectives.bihalf import half_signs
 from hashlens.training.objectives.centres import hadamard, hash_centres
-from hashlens.training.objectives.crovca import coding_rate
 
 N, H, C = 12, 16, 5
 
@@ -266,32 +265,6 @@ def test_orthohash_is_the_cosine_softmax_with_a_margin(several: bool) -> None:
     assert found == pytest.approx(np.mean(terms), rel=1e-4)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_crovca_is_agreement_of_class_mates_and_the_coding_rate(several: bool) -> None:
-    _, output, _ = _given(several)
-    # Two images of each class: then the view is not drawn, but known.
-    targets = torch.arange(N) // 2
-    wide = torch.nn.functional.one_hot(targets).bool() if several else targets
-    losses = create_objective("crovca")(output, wide, nn.Linear(H, N // 2))
-    z = output.latent.double().numpy()
-    terms = []
-    for i in range(N):
-        for one, other in ((i, i ^ 1), (i ^ 1, i)):
-            a, b = 1 / (1 + np.exp(-z[one])), z[other] >= 0
-            terms.append(-np.mean(np.where(b, np.log(a), np.log(1 - a))))
-    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
-    eigenvalues = np.linalg.eigvalsh(unit.T @ unit)
-    rate = 0.5 * np.sum(np.log(1 + H / (N * 0.5) * eigenvalues))
-    expected = np.mean(terms) - 0.1 * rate / H
-    assert (losses.total - losses.classification).item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_crovca_without_its_second_term_would_let_bits_collapse() -> None:
-    one = torch.randn(1, H).repeat(N, 1)
-    spread = torch.randn(N, H)
-    assert float(coding_rate(spread, 0.5)) > 1.5 * float(coding_rate(one, 0.5))
-
-
 @given(st.integers(1, 40), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_half_of_each_bit_is_one(images: int, seed: int) -> None:
@@ -329,7 +302,7 @@ def test_bihalf_keeps_cosines_and_its_gradient_is_that_at_the_codes() -> None:
     assert float(latent.grad[3, 5]) == pytest.approx(wanted, rel=1e-2, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dpsh", "hashnet", "dch", "orthohash", "crovca", "bihalf"])
+@pytest.mark.parametrize("name", ["dpsh", "hashnet", "dch", "orthohash", "bihalf"])
 def test_odd_batches_have_finite_losses_and_gradients(name: str) -> None:
     objective = create_objective(name, bits=H, classes=C)
     for labels in (torch.tensor([2]), torch.tensor([2, 2]), torch.tensor([1, 2])):
@@ -363,6 +336,6 @@ def test_several_labels_an_image(net: LatentHashNet, output: LatentOutput, name:
 def test_unknown_objective() -> None:
     with pytest.raises(
         InvalidInputError,
-        match=r"one of bihalf, cnnh, cnnh\+, crovca, csq, dch, dpsh, greedyhash, .*'hinge'",
+        match=r"one of bihalf, cnnh, cnnh\+, csq, dch, dpsh, greedyhash, .*'hinge'",
     ):
         create_objective("hinge", bits=H, classes=C)

@@ -26,13 +26,7 @@ class Parameters:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Self:
-        """Change arguments of the constructor; the method is to be fitted again.
-
-        Raises
-        ------
-        InvalidInputError
-            If there is no such argument, or codes cannot have this length.
-        """
+        """Change arguments of the constructor; the method is to be fitted again."""
         known = self.get_params()
         unknown = sorted(params.keys() - known.keys())
         if unknown:
@@ -60,13 +54,6 @@ class HashMethod(Parameters, ABC):
     """Learns hash functions from features, then turns features into codes.
 
     The conventions of scikit-learn hold: a method can be cloned, pickled and put into a pipeline.
-
-    Parameters
-    ----------
-    bits : int
-        Length h of a code.
-    seed : int
-        Seed of all random choices; equal seeds and features give equal codes.
     """
 
     def __init__(self, bits: int, *, seed: int = 0) -> None:

@@ -264,23 +264,7 @@ def pairs_in_tiles(
     columns: Any, tiles: Any, earlier: Any, words: Any, limit: np.uint64,
     left: Any, right: Any, distances: Any,
 ) -> int:  # fmt: skip
-    """Find the pairs nearer than ``limit`` in rectangles of comparisons; return how many.
-
-    Parameters
-    ----------
-    columns : ndarray of shape (w, m), uint64
-        Codes, words as columns, with GROUP unused codes at the end.
-    tiles : ndarray of shape (t, 4), int64
-        Rows from, to, columns from, to; only pairs with row < column are compared.
-    earlier : ndarray of shape (p, w), uint64
-        Masks of parts; pairs that agree in one of them are left out.
-    words : tuple of length w
-        Gives w to the compiler.
-    limit : int
-        One more than the largest distance of a pair.
-    left, right, distances : ndarrays of shape (c,), int64, int64, uint16
-        Results; as long as there are comparisons.
-    """
+    """Find the pairs nearer than ``limit`` in rectangles of comparisons; return how many."""
     query = np.empty(len(words), np.uint64)
     count = 0
     for t in range(len(tiles)):

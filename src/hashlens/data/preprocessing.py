@@ -174,13 +174,7 @@ class VectorInput:
         return (self.width,)
 
     def stack(self, vectors: Sequence[Any], first: int = 0) -> NDArray[np.float32]:
-        """Vectors as one array; the first of them is named by ``first`` in messages.
-
-        Raises
-        ------
-        InvalidInputError
-            If one has another width or is not of floating numbers; names its row.
-        """
+        """Vectors as one array; the first of them is named by ``first`` in messages."""
         for row, vector in enumerate(vectors, first):
             dtype, shape = getattr(vector, "dtype", None), getattr(vector, "shape", None)
             if shape != (self.width,) or getattr(dtype, "kind", "") != "f":

@@ -238,13 +238,7 @@ class ShardedIndex(Index):
     def open(
         cls, path: str | Path, encoder: EncoderLike | None = None, *, read_only: bool = False
     ) -> ShardedIndex:
-        """Open a sharded index in this process; it needs no cluster.
-
-        Raises
-        ------
-        IndexStoreError
-            If there is no sharded index, or the encoder is not the one whose codes it holds.
-        """
+        """Open a sharded index in this process; it needs no cluster."""
         index = cls(Path(path).absolute(), encoder, read_only=read_only)
         own = index.fingerprint
         if encoder is not None and encoder.fingerprint != own:

@@ -266,22 +266,7 @@ def precision_within_radius(sizes: Any, relevant: Any, radius: int) -> Scores:
 
 
 def check_labels(labels: Any, count: int, name: str) -> LabelArray:
-    """Return labels as an array that fits ``count`` images, or raise.
-
-    Parameters
-    ----------
-    labels : array_like of shape (n,), int, or (n, classes), bool
-        One class per image (-1: none), or a row of classes.
-    count : int
-        Number of images.
-    name : str
-        What to call them in an error message.
-
-    Raises
-    ------
-    InvalidInputError
-        If shape or dtype is neither of the two, or n is not ``count``.
-    """
+    """Return labels as an array that fits ``count`` images, or raise."""
     array = np.asarray(labels)
     one = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
     many = array.ndim == 2 and array.dtype == np.bool_
@@ -302,20 +287,7 @@ def shares_label(query: LabelArray, others: LabelArray) -> NDArray[np.bool_]:
 
 
 def shared_labels(query: LabelArray, others: LabelArray) -> NDArray[np.int32]:
-    """How many classes queries and others have in common.
-
-    Parameters
-    ----------
-    query : ndarray of shape (q,), int64, or (q, classes), bool
-        Labels of queries.
-    others : ndarray of shape (n,) or (n, classes)
-        Labels of the same kind.
-
-    Returns
-    -------
-    ndarray of shape (q, n), int32
-        0 wherever either is unlabelled.
-    """
+    """How many classes queries and others have in common."""
     if query.ndim == 1:
         same = (query[:, None] == others[None, :]) & (query >= 0)[:, None]
         return np.asarray(same, dtype=np.int32)
@@ -331,23 +303,7 @@ def counts_by_distance(
     bits: int,
     exclude: Ids | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each query, count the images, and the relevant ones, at each Hamming distance.
-
-    Parameters
-    ----------
-    database, queries : ndarray of shape (n, bytes) and (q, bytes), uint8
-        Packed codes.
-    database_labels, query_labels : ndarray
-        Labels, see ``shares_label``.
-    bits : int
-        Length of a code.
-    exclude : ndarray of shape (q,), int64, optional
-        For each query, a row of the database that is not counted (-1: none).
-
-    Returns
-    -------
-    sizes, relevant : ndarray of shape (q, bits + 1), int64
-    """
+    """For each query, count the images, and the relevant ones, at each Hamming distance."""
     sizes = np.zeros((len(queries), bits + 1), dtype=np.int64)
     good = np.zeros_like(sizes)
     step = max(1, _BLOCK_VALUES // max(1, len(database)))

@@ -312,13 +312,7 @@ class HashIndex(Index):
             return living
 
     def records(self, ids: Iterable[int] | None = None) -> list[Record]:
-        """What is known of images, in the order asked for; of all, by id, without ``ids``.
-
-        Raises
-        ------
-        InvalidInputError
-            If one is not in the index.
-        """
+        """What is known of images, in the order asked for; of all, by id, without ``ids``."""
         with self._last_commit() as view:
             return view.records(ids)
 
@@ -336,24 +330,12 @@ class HashIndex(Index):
             return view.label_counts()
 
     def file_digest(self, image_id: int) -> bytes | None:
-        """Digest of an image's file when it was encoded; None where it came from no file.
-
-        Raises
-        ------
-        InvalidInputError
-            If it is not in the index.
-        """
+        """Digest of an image's file when it was encoded; None where it came from no file."""
         with self._last_commit() as view:
             return view.file_digest(image_id)
 
     def copies(self) -> list[list[int]]:
-        """Groups of images whose files have the same content, by digest.
-
-        Returns
-        -------
-        list of list of int
-            Ids, ascending in each group; groups in the order of their first id.
-        """
+        """Groups of images whose files have the same content, by digest."""
         sql = (
             "SELECT id, digest FROM images WHERE alive AND digest IN (SELECT digest FROM images "
             "WHERE alive AND digest NOT NULL GROUP BY digest HAVING count(*) > 1) ORDER BY id"
@@ -562,13 +544,7 @@ class HashIndex(Index):
             writing.remove_images(self.store, checked)
 
     def compact(self) -> int:
-        """Free the space of removed images; ids stay. Readers go on meanwhile.
-
-        Returns
-        -------
-        int
-            Rows that were dropped.
-        """
+        """Free the space of removed images; ids stay. Readers go on meanwhile."""
         return writing.compact(self.store)
 
     @contextmanager

@@ -176,13 +176,7 @@ class Index(Searcher, Protocol):
         return codes, features, latent
 
     def get(self, image_id: int) -> Record:
-        """What is known of an image.
-
-        Raises
-        ------
-        InvalidInputError
-            If it is not in the index.
-        """
+        """What is known of an image."""
         if not is_id(image_id):
             raise InvalidInputError(
                 f"id: expected one whole number, got {image_id!r:.80}; `records` takes a list"

@@ -134,13 +134,7 @@ class Encoder:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images become the network's input.
-
-        Raises
-        ------
-        ModelError
-            If the model takes vectors.
-        """
+        """How images become the network's input."""
         if isinstance(self.config.preprocessing, VectorInput):
             raise ModelError(
                 f"this model takes vectors of {self.config.preprocessing.width} values, not "
