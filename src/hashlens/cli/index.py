@@ -266,7 +266,7 @@ def reshard_command(
     shards: int | None = typer.Option(None, min=1, help="Shards; left out, one index is made."),
     as_json: bool = JSON,
 ) -> None:
-    """Write an index anew in another number of shards, or as one; nothing is encoded again.
+    """Write an index in another number of shards, or as one; nothing is encoded again.
 
     Images get new ids. Shards of an older form are converted.
 

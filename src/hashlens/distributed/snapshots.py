@@ -49,7 +49,7 @@ FILE_NAME, LOCK_NAME = "shards.json", "shards.lock"
 FORMAT_VERSION = 2
 SHARD_SHIFT = 40
 _LOCAL = (1 << SHARD_SHIFT) - 1
-_BLOCK = 1 << 16  # rows that are written anew at a time
+_BLOCK = 1 << 16  # rows that are written at a time
 
 
 def global_ids(shard: int, local: Ids) -> Ids:
