@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -85,6 +86,33 @@ def link_to_folder(folder: Path) -> Path:
     link = folder.parent.parent / "link"
     link.symlink_to(folder.parent)
     return link / folder.name
+
+
+@pytest.mark.parametrize("swapped_back", [False, True])
+def test_a_folder_that_is_swapped_for_a_link_while_a_file_is_opened_shows_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped_back: bool
+) -> None:
+    """Between finding the file and opening it, and perhaps back again right after."""
+    secret = tmp_path.resolve() / "secret"
+    secret.mkdir()
+    Image.new("L", (9, 9), 1).save(secret / "small.png")
+    aside, real_open = folder.with_name("aside"), os.open
+
+    def opening(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if Path(path) != folder / "small.png":
+            return real_open(path, flags, *more, **options)
+        folder.rename(aside)
+        folder.symlink_to(secret)
+        descriptor = real_open(path, flags, *more, **options)
+        if swapped_back:
+            folder.unlink()
+            aside.rename(folder)
+        return descriptor
+
+    thumbnails = Thumbnails(Limits())
+    with monkeypatch.context() as patch, pytest.raises(Refused):
+        patch.setattr(os, "open", opening)
+        thumbnails.get(str(folder / "small.png"))
 
 
 def test_through_a_link_only_what_was_indexed_is_shown(folder: Path, tmp_path: Path) -> None:

@@ -171,6 +171,9 @@ def _read(place: _Place, uri: str) -> str | bytes:
     try:
         with open(os.open(place.path, os.O_RDONLY | os.O_NONBLOCK | follow), "rb") as file:
             data = file.read(_FILE_BYTES + 1)
+            own = place.digest is not None or os.path.realpath(place.path) == str(place.path)
+            if not own or not os.path.samestat(os.fstat(file.fileno()), place.status):
+                raise _gone()  # another file came there since it was found
     except OSError:
         raise _gone() from None
     if len(data) > _FILE_BYTES:
