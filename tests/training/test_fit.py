@@ -38,13 +38,14 @@ def _train_folder(
 def test_every_objective_learns_digits(
     digits: Source, quick: Quick, tmp_path: Path, objective: str
 ) -> None:
-    config = quick(epochs=15, objective=objective)
+    # Pairs say less in a step than a classifier does.
+    config = quick(epochs=60 if objective in ("dpsh", "hashnet") else 15, objective=objective)
     result = fit(digits, config, tmp_path / "m", progress=False)
     best = next(e for e in result.history if e["epoch"] == result.best_epoch)
     assert best["map"] == max(epoch["map"] for epoch in result.history)
-    # The codes of a network without H are random projections, not learned.
-    assert best["map"] > (0.4 if objective == "softmax" else 0.9)
-    assert best["accuracy"] > 0.9
+    # Labels do not shape the codes of these two.
+    assert best["map"] > (0.4 if objective in ("softmax", "bihalf") else 0.9)
+    assert best["accuracy"] > (0.3 if objective == "bihalf" else 0.9)  # F8 reads its bits alone
     net, saved = load_model(tmp_path / "m")
     assert (saved.bits, saved.fingerprint) == (16, result.fingerprint)
     assert saved.training["validation"]["map"] == best["map"]

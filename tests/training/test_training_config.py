@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from hashlens import InvalidInputError
-from hashlens.training.config import TrainingConfig
+from hashlens.training.config import TrainingConfig, options
 from hashlens.training.objectives import objectives
 
 
@@ -46,3 +46,10 @@ def test_toml_gives_the_same_configuration_back() -> None:
     read = tomllib.loads(config.to_toml())
     assert "epochs" not in read  # left open
     assert TrainingConfig().with_values(read) == config
+
+
+def test_codes_may_be_as_long_as_they_can_be_packed() -> None:
+    from hashlens.codes.packing import MAX_BITS, MIN_BITS
+
+    (bits,) = (option for option in options() if option.name == "bits")
+    assert (bits.low, bits.high) == (MIN_BITS, MAX_BITS)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from hashlens.codes.packing import MAX_BITS, MIN_BITS
 from hashlens.errors import InvalidInputError
 from hashlens.models.backbones import describe_backbones
 from hashlens.training.objectives import objectives
@@ -46,7 +45,7 @@ class TrainingConfig:
     """
 
     recipe: str = _option("small", "Recipe that the values come from")
-    bits: int = _option(48, "Length of a code; 48 if left out", MIN_BITS, MAX_BITS)
+    bits: int = _option(48, "Length of a code; 48 if left out", 8, 4096)
     objective: str = _option("latent", "What is minimised", choices=tuple(objectives()))
     backbone: str | None = _option(None, " or ".join(describe_backbones()))
     weights: str | None = _option(None, "File with weights that the backbone starts from")
