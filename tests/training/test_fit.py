@@ -45,7 +45,8 @@ def test_every_objective_learns_digits(
     assert best["map"] == max(epoch["map"] for epoch in result.history)
     # Labels do not shape the codes of these two.
     assert best["map"] > (0.4 if objective in ("softmax", "bihalf") else 0.9)
-    assert best["accuracy"] > (0.3 if objective == "bihalf" else 0.9)  # F8 reads its bits alone
+    accuracy = 0.3 if objective == "bihalf" else 0.9  # its F8 reads bits that no label shapes
+    assert best["accuracy"] > accuracy
     net, saved = load_model(tmp_path / "m")
     assert (saved.bits, saved.fingerprint) == (16, result.fingerprint)
     assert saved.training["validation"]["map"] == best["map"]
@@ -55,7 +56,7 @@ def test_every_objective_learns_digits(
     pixels = np.stack([saved.preprocessing.pixels(digits.load(i)) for i in range(50)])
     with torch.inference_mode():
         scores = net(torch.from_numpy(saved.preprocessing.normalise(pixels))).scores
-    assert float((scores.argmax(1).numpy() == digits.labels[:50]).mean()) > 0.9
+    assert float((scores.argmax(1).numpy() == digits.labels[:50]).mean()) > accuracy
 
 
 def test_the_same_seed_gives_the_same_model(digits: Source, quick: Quick, tmp_path: Path) -> None:
