@@ -9,7 +9,6 @@ Run: python benchmarks/label_noise.py --data /data/cifar10#train --weights mobil
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import tempfile
 import time
@@ -28,6 +27,7 @@ from hashlens.evaluation.label_noise import (
     leave_one_out_scores,
     suspicion,
 )
+from hashlens.machine import cores
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
 from hashlens.models.description import ModelConfig
@@ -184,7 +184,7 @@ def main() -> None:
     print(
         f"{len(true):,} images, {options.size} px; seeds 0 to "
         f"{options.seeds - 1}; hashlens {__version__}, torch {torch.__version__}, NumPy "
-        f"{np.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores"
+        f"{np.__version__}, Python {platform.python_version()}, {cores()} cores"
     )
 
 

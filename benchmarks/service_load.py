@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import io
 import json
-import os
 import platform
 import random
 import subprocess
@@ -27,6 +26,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from hashlens import HashIndex, open_source
+from hashlens.machine import cores
 
 _PICTURES = 500
 
@@ -174,7 +174,7 @@ def main() -> None:
                 "k": options.k,
                 "memory_at_start_mib": round(started, 1),
                 "server_exit_status": ended,
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": cores(),
                 "python": platform.python_version(),
                 "runs": results,
             },
