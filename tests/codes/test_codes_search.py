@@ -210,6 +210,36 @@ def test_codes_appended_while_others_are_organised_are_kept(
     np.testing.assert_array_equal(database.packed(), codes)
 
 
+def test_no_search_sees_clusters_without_what_was_appended_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes = clustered(np.random.default_rng(9), 60_000, 8, 20)
+    lengths = []
+
+    class Watched(CodeDatabase):
+        """Looks at the database after every change of its state, as another thread might."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if "_codes" in self.__dict__:
+                lengths.append(len(self))
+
+    database = Watched(codes[:50_000])
+    build = rings.build
+
+    def slow_build(*arguments: Any) -> Any:
+        made = build(*arguments)
+        database.append(codes[len(database) :])
+        return made
+
+    monkeypatch.setattr(rings, "MIN_CODES", 2)
+    monkeypatch.setattr(rings, "build", slow_build)
+    assert database.organise()
+    assert lengths == sorted(lengths)
+    assert len(database) == lengths[-1] == 60_000
+    np.testing.assert_array_equal(database.packed(), codes)
+
+
 @pytest.mark.parametrize("n_bytes", [192, 384, 512])
 @pytest.mark.parametrize("in_numpy", [False, True])
 def test_wide_codes_equal_reference(n_bytes: int, in_numpy: bool) -> None:

@@ -111,10 +111,9 @@ class CodeDatabase:
         codes = check_codes(codes)
         check_width(self.n_bytes, codes, "codes")
         with self._changing:
-            self._append(codes)
+            self._append(self._codes, codes)
 
-    def _append(self, codes: Codes) -> None:
-        now = self._codes
+    def _append(self, now: CodeBlocks, codes: Codes) -> None:
         n, rings = now.n + len(codes), now.rings
         used = now.n if rings is None else rings.size
         blocks = _grown(now.blocks if rings is None else rings.blocks, used, len(codes))
@@ -153,8 +152,8 @@ class CodeDatabase:
                 return self._codes.rings is not None
             with self._changing:
                 since = self.packed(np.arange(now.n, len(self)))  # appended meanwhile
-                self._codes = now._replace(blocks=now.blocks[:0], rings=rings)
-                self._append(since)
+                # at once: a search must not see the clusters without what came since
+                self._append(now._replace(blocks=now.blocks[:0], rings=rings), since)
             return True
 
     def prepare(self, queries: int) -> None:
