@@ -115,7 +115,7 @@ class Hasher(Parameters):
         matrix = as_matrix(X, "X")
         if not len(matrix):
             raise InvalidInputError("X: expected at least one vector, got none")
-        source = vector_source(matrix, None if y is None else y, spec="X")
+        source = vector_source(matrix, y, spec="X")
         values: dict[str, Any] = {"bits": self.bits, "seed": self.seed, "metric": self.metric}
         with tempfile.TemporaryDirectory(prefix="hashlens-hasher-") as folder:
             out = Path(folder) / "model"

@@ -454,7 +454,7 @@ class ShardedIndex(Index):
             raise InvalidInputError(f"codes: expected {len(wanted)}, one per id, got {len(codes)}")
 
         def change(publication: Publication) -> None:
-            for position, at, own in self._held_in(publication, wanted):
+            for position, at, own in self._held_in(len(publication.manifest.shards), wanted):
                 values = None if features is None else np.asarray(features)[at]
                 publication.shard(position).replace_encoded(own, codes[at], values)
 
@@ -462,7 +462,9 @@ class ShardedIndex(Index):
 
     def _update(self, image_id: int, changes: dict[str, Any], encoded: EncodedImage | None) -> None:
         def change(publication: Publication) -> None:
-            for position, _, (own,) in self._held_in(publication, np.array([image_id])):
+            for position, _, (own,) in self._held_in(
+                len(publication.manifest.shards), np.array([image_id])
+            ):
                 update_image(publication.shard(position).store, int(own), changes, encoded)
 
         self._publish(change, "_update", image_id, changes, encoded)
@@ -472,7 +474,7 @@ class ShardedIndex(Index):
         wanted = check_ids(ids)
 
         def change(publication: Publication) -> None:
-            for position, _, own in self._held_in(publication, wanted):
+            for position, _, own in self._held_in(len(publication.manifest.shards), wanted):
                 publication.shard(position).remove(own)
 
         self._publish(change, "remove", wanted)
@@ -537,25 +539,20 @@ class ShardedIndex(Index):
         with publishing(self.path) as publication:
             return change(publication)
 
-    def _held_in(
-        self, publication: Publication, ids: Ids
-    ) -> list[tuple[int, NDArray[np.int64], Ids]]:
+    # Asking the shards
+
+    def _held_in(self, shards: int, ids: Ids) -> list[tuple[int, NDArray[np.int64], Ids]]:
         """For each shard that holds some of the ids: which of them, and its own ids."""
+        unknown = ids[(ids < 0) | (ids >> SHARD_SHIFT >= shards)]
+        if len(unknown):
+            raise InvalidInputError(f"id {int(unknown[0])}: no such image in the index")
         held = []
-        for position in range(len(publication.manifest.shards)):
+        for position in range(shards):
             own = local_ids(position, ids)
             at = np.flatnonzero(own >= 0)
             if len(at):
                 held.append((position, at, own[at]))
-        self._require_known(ids, len(publication.manifest.shards))
         return held
-
-    # Asking the shards
-
-    def _require_known(self, ids: Ids, shards: int) -> None:
-        unknown = ids[(ids < 0) | (ids >> SHARD_SHIFT >= shards)]
-        if len(unknown):
-            raise InvalidInputError(f"id {int(unknown[0])}: no such image in the index")
 
     def _names(self, positions: Sequence[int]) -> tuple[str, ...]:
         return tuple(f"shard-{position:04d}" for position in sorted(positions))
@@ -581,12 +578,8 @@ class ShardedIndex(Index):
     def _of_holders(self, name: str, ids: Sequence[int]) -> list[Any]:
         """Ask each shard for those of the ids that it holds; raises if one does not answer."""
         wanted = np.array(ids, np.int64)
-        self._require_known(wanted, len(self.shards))
-        calls = {}
-        for position in range(len(self.shards)):
-            here = wanted[local_ids(position, wanted) >= 0]
-            if len(here):
-                calls[position] = (name, here.tolist())
+        held = self._held_in(len(self.shards), wanted)
+        calls = {position: (name, wanted[at].tolist()) for position, at, _ in held}
         answers = self._shards.ask(calls)
         if answers.missing:
             raise self._unanswered(answers.missing)

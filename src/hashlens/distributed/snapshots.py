@@ -37,6 +37,7 @@ from hashlens.files import (
     remove_abandoned,
     replace_file,
     sync_directory,
+    uri_path,
     written_aside,
 )
 from hashlens.index.hash_index import HashIndex
@@ -189,6 +190,7 @@ class Publication:
                 _extend(self.folder / self.manifest.shards[position].folder, aside)
             else:
                 _create(aside, self.manifest)
+                seal(aside)
             index = HashIndex.open(aside)
             self._stack.callback(index.close)  # before the folder goes, after an error
             self._opened[position] = name, aside, index
@@ -305,9 +307,8 @@ def _create(path: Path, manifest: Manifest) -> None:
         feature_dim=manifest.feature_dim,
         fingerprint=manifest.fingerprint,
         features=manifest.features,
-        model=manifest.model or None,
+        model=uri_path(manifest.model) if manifest.model else None,
     ).close()
-    seal(path)
 
 
 def seal(path: Path) -> None:
@@ -325,6 +326,7 @@ def create_empty(folder: Path, manifest: Manifest, shards: int) -> Manifest:
         name = snapshot_name(position, 1)
         with written_aside(folder / name) as aside:
             _create(aside, manifest)
+            seal(aside)
         made.append(Snapshot(name, 0))
     manifest = replace(manifest, shards=tuple(made))
     write_manifest(folder, manifest)
@@ -389,22 +391,15 @@ def reshard(
     require_free(new)
     parts = [HashIndex.open(folder, read_only=True) for folder in _folders(old)]
     total, meta = sum(map(len, parts)), parts[0].store.meta()
+    made = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model, ())
     if shards is None:
-        HashIndex.create(
-            new,
-            bits=meta.bits,
-            feature_dim=meta.feature_dim,
-            fingerprint=meta.fingerprint,
-            features=meta.features,
-            model=parts[0].model,
-        ).close()
+        _create(new, made)
         with HashIndex.open(new) as whole:
             for codes, features, rows in _rows(parts, progress):
                 append_images(whole.store, codes, features, rows)
         return total
     if not 1 <= shards <= max(total, 1):
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
-    made = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model, ())
     create_empty(new, made, shards)
     ends = np.linspace(0, total, shards + 1).astype(int)[1:].tolist()
     position = done = 0

@@ -25,7 +25,7 @@ class BiHalf(nn.Module):
     Y. Li, J. van Gemert, "Deep Unsupervised Image Hashing by Maximizing Bit Entropy", AAAI 2021:
     forward, the half of a batch with the larger latent values gets +1 and the other half -1, bit
     by bit; backward, dL/dU = dL/dB + gamma (U - B). L is the mean over
-    pairs of the squared difference between the cosine of the features and that of the codes
+    pairs of the squared difference between the cosine of the features and that of the codes.
     The features get no gradient. gamma is for the mean over images and bits.
     """
 

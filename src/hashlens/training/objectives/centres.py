@@ -88,8 +88,7 @@ def _balanced(bits: int, classes: int, rng: np.random.Generator) -> NDArray[np.i
     drawn = np.full((4 * classes, bits), -1, dtype=np.int8)
     drawn[:, : bits // 2] = 1
     found = rng.permutation(np.unique(rng.permuted(drawn, axis=1), axis=0))
-    found = found[np.arange(classes) % len(found)]
-    return found
+    return found[np.arange(classes) % len(found)]
 
 
 def _score(centres: NDArray[np.int8]) -> tuple[int, int, int]:
