@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -54,3 +56,12 @@ def odd_images(tmp_path: Path) -> dict[str, Path]:
 def class_folder(tmp_path: Path) -> Path:
     """A folder with three classes of twelve small colour images each."""
     return write_class_folder(tmp_path / "classes", per_class=12)
+
+
+@pytest.fixture
+def object_store() -> Iterator[Any]:
+    """An empty object store of fsspec's, at ``memory://``: all tests of a process share the one."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    store.rm("/", recursive=True)
+    yield store
+    store.rm("/", recursive=True)

@@ -250,13 +250,10 @@ def test_damaged_lists_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_images_behind_a_uri(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
+def test_images_behind_a_uri(object_store: Any, tmp_path: Path) -> None:
     for i, data in enumerate(BYTES):
-        with fsspec.open(f"memory://shop/photos/{WORDS[i]}/{i}.png", "wb") as file:
-            file.write(data)
-    with fsspec.open("memory://shop/photos/a/readme.txt", "wb") as file:
-        file.write(b"-")
+        object_store.pipe(f"/shop/photos/{WORDS[i]}/{i}.png", data)
+    object_store.pipe("/shop/photos/a/readme.txt", b"-")
     source = open_source("memory://shop/photos")
     assert source.uris[0] == "memory://shop/photos/a/0.png"
     assert source.classes == ("a", "b", "c")
@@ -264,8 +261,7 @@ def test_images_behind_a_uri(tmp_path: Path) -> None:
     assert_same_pictures(source.subset(np.argsort([Path(uri).name for uri in source.uris])))
     assert len(open_source("memory://shop/photos", exclude=["a"])) == 6
     path = table(tmp_path / "x.parquet", image=BYTES, label=WORDS)
-    with fsspec.open("memory://shop/x.parquet", "wb") as file:
-        file.write(path.read_bytes())
+    object_store.pipe("/shop/x.parquet", path.read_bytes())
     remote = open_source("memory://shop/x.parquet")
     assert remote.uris[1] == "memory://shop/x.parquet#1"
     assert_same_pictures(remote)

@@ -168,12 +168,12 @@ def test_bad_requests_are_refused_and_leave_nothing(
     assert not (tmp_path / "index").exists()
 
 
-def test_objects_of_a_store_are_read_ahead(model: Path, tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    store = fsspec.filesystem("memory")
+def test_objects_of_a_store_are_read_ahead(
+    model: Path, object_store: Any, tmp_path: Path
+) -> None:
     for i in range(70):
-        store.pipe(f"/shop/{'cat' if i % 2 else 'dog'}/{i:02}.png", _picture(i))
-    store.pipe("/shop/dog/00.png", b"no picture")
+        object_store.pipe(f"/shop/{'cat' if i % 2 else 'dog'}/{i:02}.png", _picture(i))
+    object_store.pipe("/shop/dog/00.png", b"no picture")
     for name in (encoding.PARTS, encoding.NAMES):
         (tmp_path / name).mkdir()
     assert list_names("memory://shop", str(tmp_path), 2) == 70

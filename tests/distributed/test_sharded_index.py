@@ -315,20 +315,20 @@ def test_a_copy_is_brought_up_to_date(images: dict[str, Any], tmp_path: Path) ->
         index.copy(tmp_path / "full")
 
 
-def test_shards_behind_a_uri_are_fetched(images: dict[str, Any], tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
+def test_shards_behind_a_uri_are_fetched(
+    images: dict[str, Any], object_store: Any, tmp_path: Path
+) -> None:
     make_shards(tmp_path / "a", images, BOUNDS)
-    store = fsspec.filesystem("memory")
-    store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
+    object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
     fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
     assert len(ShardedIndex.open(tmp_path / "b").ids()) == 600
     ShardedIndex.open(tmp_path / "a").add_encoded(**part(images, 0, 5))
-    store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
+    object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
     fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
     assert len(ShardedIndex.open(tmp_path / "b").ids()) == 605
     for _ in range(3):
         ShardedIndex.open(tmp_path / "a").add_encoded(**part(images, 0, 5))
-        store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
+        object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
         fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
     assert len(list((tmp_path / "b").glob("shard-*.v*"))) == 4  # three, and the one before
     with pytest.raises(IndexStoreError, match="cannot be read"):
