@@ -168,9 +168,7 @@ def test_bad_requests_are_refused_and_leave_nothing(
     assert not (tmp_path / "index").exists()
 
 
-def test_objects_of_a_store_are_read_ahead(
-    model: Path, object_store: Any, tmp_path: Path
-) -> None:
+def test_objects_of_a_store_are_read_ahead(model: Path, object_store: Any, tmp_path: Path) -> None:
     for i in range(70):
         object_store.pipe(f"/shop/{'cat' if i % 2 else 'dog'}/{i:02}.png", _picture(i))
     object_store.pipe("/shop/dog/00.png", b"no picture")

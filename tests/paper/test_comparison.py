@@ -13,12 +13,20 @@ from rich.console import Console
 
 from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.baselines import create_method, method_names
-from hashlens.paper.comparison import Comparison, Job, map_table, neural_codes, write_comparison
+from hashlens.paper.comparison import (
+    Comparison,
+    Job,
+    error_table,
+    map_table,
+    neural_codes,
+    write_comparison,
+)
 from hashlens.paper.run import (
     Amounts,
     Piece,
     ResultStore,
     file_name,
+    printed_errors,
     printed_figure,
     printed_map,
     printed_precision,
@@ -192,12 +200,20 @@ def test_printed_figures_are_those_of_the_authors(tmp_path: Path) -> None:
     assert printed_map("cifar10")["Hashlens"][48] == 0.8973
     assert printed_precision("cifar10", 32) == printed_precision("mnist", 48) == {}
     assert printed_figure("mnist", "classification_error", 48) == 0.0047
+    assert printed_errors("mnist")["network in network"] == 0.0047
+    assert printed_errors("cifar10")["network in network, augmented"] == 0.0881
     piece = replace(read_piece("cifar10"), methods=("KSH",))
     kept = {Job("KSH", bits): {"scores": {"map@1000": bits / 100}} for bits in piece.bits}
     run = Comparison(piece, digits_split(), tmp_path, "gist")
     assert map_table(run, kept).rows == [["KSH", 0.12, 0.303, 0.32, 0.346, 0.48, 0.356]]
     other = replace(run, split=replace(run.split, protocol="59000"))
     assert map_table(other, kept).rows == [["KSH", 0.12, None, 0.32, None, 0.48, None]]
+    classified = {Job("Hashlens", 48): {"scores": {"classification_error": 0.1}}}
+    rows = error_table(run, classified).rows
+    assert rows[0] == ["Hashlens", 48, 10.0, None]
+    assert rows[1] == ["stochastic pooling", None, None, pytest.approx(15.13)]
+    assert len(rows) == 9
+    assert len(error_table(other, classified).rows) == 1
 
 
 def test_pieces_compare_every_method_in_the_order_of_the_paper() -> None:

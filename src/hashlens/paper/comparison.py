@@ -36,6 +36,7 @@ from hashlens.paper.run import (
     file_name,
     made_on,
     mode_scores,
+    printed_errors,
     printed_figure,
     printed_map,
     printed_precision,
@@ -396,7 +397,7 @@ def map_table(run: Comparison, kept: Kept) -> Table:
 
 
 def error_table(run: Comparison, kept: Kept) -> Table:
-    """Classification error on the queries, in per cent, of the methods that classify."""
+    """Error in per cent on the queries where methods classify; then printed ones of others."""
     rows: list[list[Cell]] = []
     for job, result in sorted(kept.items(), key=lambda item: (item[0].method, item[0].bits)):
         error = result["scores"]["classification_error"]
@@ -406,6 +407,10 @@ def error_table(run: Comparison, kept: Kept) -> Table:
         if job.method == OURS:
             then = printed_figure(run.piece.name, "classification_error", job.bits)
         rows.append([job.method, job.bits, 100 * error, None if then is None else 100 * then])
+    if rows and _printed_here(run):
+        rows += [
+            [name, None, None, 100 * then] for name, then in printed_errors(run.piece.name).items()
+        ]
     return Table(["method", "bits", "error %", "printed %"], rows, digits=2)
 
 
@@ -440,7 +445,11 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     errors = error_table(run, kept)
     if errors.rows:
         page.heading("Classification error")
-        page.table(errors, "On the queries. The shallow methods do not classify.")
+        page.table(
+            errors,
+            "On the queries. The shallow methods do not classify. Rows without bits: classifiers "
+            "without a latent layer, of that time (Lin, Chen and Yan, Network in network, 2014).",
+        )
     if OURS in piece.methods:
         page.heading("Ways to search with our network")
         page.table(

@@ -151,6 +151,12 @@ def printed_figure(piece: str, figure: str, bits: int) -> float | None:
     return None
 
 
+def printed_errors(piece: str) -> dict[str, float]:
+    """Classification error printed for other classifiers of that time, by classifier."""
+    rows = _printed_rows("classification_errors.csv")
+    return {row["classifier"]: float(row["error"]) for row in rows if row["piece"] == piece}
+
+
 _PACKAGES = ("hashlens", "numpy", "scipy", "torch", "lightning")
 
 
