@@ -1,8 +1,8 @@
 """What H costs and what it gives: a network with H next to one without, on the same images.
 
-``python benchmarks/paper_claims.py MODEL WITHOUT DATABASE QUERIES``: MODEL was trained with the
-objective latent, WITHOUT with softmax and otherwise alike. Prints classification errors; codes of
-the trained H and of H as it was drawn (LSH), all of MODEL's F7; exhaustive search over F7, over
+``python benchmarks/paper_claims.py MODEL [WITHOUT] DATABASE QUERIES``: MODEL was trained with
+the objective latent, WITHOUT with softmax and otherwise alike. Prints classification errors; codes of
+the trained H, of H as it was drawn and of LSH, all of MODEL's F7; exhaustive search over F7, over
 F7 compressed by PCA (neural codes), and over the pooled activations of each block of layers.
 Features of every row but the neural codes are centred and of unit length.
 """
@@ -10,6 +10,7 @@ Features of every row but the neural codes are centred and of unit length.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,21 +20,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hashlens import Encoder, open_source
+from hashlens.baselines import create_method
 from hashlens.codes.packing import pack_bits
 from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.checkpoint import TorchRunner, load_model
 from hashlens.models.encoder import encode_source
 from hashlens.paper.comparison import NEURAL_DIMENSIONS, neural_codes
-from hashlens.types import EncodedImages, Features, Mode
+from hashlens.types import Codes, EncodedImages, Features, Mode
 
 SEEDS = 3
 
 
-def main(model: str, without: str, database_name: str, queries_name: str) -> None:
-    """Encode both sets with both networks, and print one row per question."""
+def main(models: list[str], database_name: str, queries_name: str) -> None:
+    """Encode both sets with each network, and print one row per question."""
     sources = open_source(database_name), open_source(queries_name)
-    for name in (model, without):
+    for name in models:
         net, config = load_model(Path(name))
         net.feature_mean = net.feature_scale = None  # F7 as it is; scaled below
         encoder, pooled = Encoder(config, TorchRunner(net)), hooked(net)
@@ -49,7 +51,7 @@ def main(model: str, without: str, database_name: str, queries_name: str) -> Non
         f7 = centred(database.features, queries.features)
         database, queries = replace(database, features=f7[0]), replace(queries, features=f7[1])
         show("F7, es", database, queries, "es")
-        if name == model:
+        if name == models[0]:
             show("trained H, bcs", database, queries, "bcs")
             random_codes(database, queries, encoder.bits)
         both = np.concatenate(f7)
@@ -84,18 +86,27 @@ def hooked(net: nn.Module) -> list[list[NDArray[np.float32]]]:
 
 
 def random_codes(database: EncodedImages, queries: EncodedImages, bits: int) -> None:
-    """Codes of H as PyTorch draws it, without bias: random projections, LSH of the same F7."""
-    scores = []
-    for seed in range(SEEDS):
+    """Codes of the same F7 by H as PyTorch draws it, without bias, and by the baseline LSH."""
+
+    def initial(seed: int) -> Callable[[Features], Codes]:
         torch.manual_seed(seed)
         drawn = nn.Linear(database.features.shape[1], bits).weight.detach().numpy().T
-        stored, asked = (
-            replace(one, codes=pack_bits(one.features @ drawn >= 0)) for one in (database, queries)
-        )
-        scores.append(scored(stored, asked, "bcs"))
-    mean, spread = np.mean(scores, axis=0), np.std(scores, axis=0)
-    print(f"  {'initial H, bcs':<30} mAP@1000 {mean[0]:.4f} ± {spread[0]:.4f}", end="")
-    print(f"  P@1 {mean[1]:.3f}  P@10 {mean[2]:.3f}")
+        return lambda features: pack_bits(features @ drawn >= 0)
+
+    def lsh(seed: int) -> Callable[[Features], Codes]:
+        return create_method("LSH", bits, seed=seed).fit(database.features).encode
+
+    for name, draw in (("initial H, bcs", initial), ("LSH, bcs", lsh)):
+        scores = []
+        for seed in range(SEEDS):
+            encode = draw(seed)
+            stored, asked = (
+                replace(one, codes=encode(one.features)) for one in (database, queries)
+            )
+            scores.append(scored(stored, asked, "bcs"))
+        mean, spread = np.mean(scores, axis=0), np.std(scores, axis=0)
+        print(f"  {name:<30} mAP@1000 {mean[0]:.4f} ± {spread[0]:.4f}", end="")
+        print(f"  P@1 {mean[1]:.3f}  P@10 {mean[2]:.3f}")
 
 
 def centred(stored: Features, asked: Features) -> tuple[Features, Features]:
@@ -121,4 +132,4 @@ def show(name: str, database: EncodedImages, queries: EncodedImages, mode: Mode)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:-2], *sys.argv[-2:])
