@@ -1,10 +1,10 @@
 """What H costs and what it gives: a network with H next to one without, on the same images.
 
 ``python benchmarks/paper_claims.py MODEL [WITHOUT] DATABASE QUERIES``: MODEL was trained with
-the objective latent, WITHOUT with softmax and otherwise alike. Prints classification errors; codes of
-the trained H, of H as it was drawn and of LSH, all of MODEL's F7; exhaustive search over F7, over
-F7 compressed by PCA (neural codes), and over the pooled activations of each block of layers.
-Features of every row but the neural codes are centred and of unit length.
+the objective latent, WITHOUT with softmax and otherwise alike. Prints classification errors;
+codes of the trained H, of H as it was drawn and of LSH, all of MODEL's F7; exhaustive search over
+F7, over F7 compressed by PCA (neural codes), and over the pooled activations of each block of
+layers. Features of every row but the neural codes are centred and of unit length.
 """
 
 from __future__ import annotations
