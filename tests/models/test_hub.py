@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +22,7 @@ from hashlens import Encoder, ModelError
 from hashlens.cli.main import app
 from hashlens.models.checkpoint import load_model, read_config
 from hashlens.models.hub import pull_model, push_model
+from image_builders import write_class_folder
 
 REPO = "me/codes"
 
@@ -184,3 +188,26 @@ def test_refusals_are_one_line(hub: HubServer, model_dir: Path, tmp_path: Path) 
         assert message in result.stderr
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "shop/photos", "--out", "{}/m"], "no such file or folder; hub:shop/photos:"),
+        (["train", "hub:shop/photos#train", "--out", "{}/m"], "check the name, the split"),
+        (["train", "{}/c", "--backbone", "timm:resnet18", "--freeze-backbone", "--out", "{}/m"],
+         "download model.safetensors of https://huggingface.co/timm/resnet18"),
+        (["pull", REPO, "--out", "{}/m"], "me/codes could not be downloaded"),
+    ],
+)  # fmt: skip
+def test_a_hub_that_does_not_answer_is_asked_once(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    write_class_folder(tmp_path / "c", per_class=4)
+    command = [sys.executable, "-m", "hashlens", *(a.format(tmp_path) for a in arguments)]
+    around = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    run = subprocess.run(command, env=around, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "Retry" not in run.stderr
+    (last,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert words in last

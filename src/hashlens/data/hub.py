@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from hashlens.data.image import RawImage
 from hashlens.data.labels import Labels, labels_from_values
@@ -22,16 +28,48 @@ from hashlens.data.tables import (
 from hashlens.errors import MissingExtraError, SourceError
 from hashlens.files import Uri, row_uri
 
+_ANSWERS_WITHIN = 5.0  # seconds
+
+
+@contextmanager
+def one_try(endpoint: str | None = None) -> Iterator[None]:
+    """Let libraries of the model hub read their caches alone while the hub does not answer.
+
+    Each of them would try for half a minute, and print every try.
+    """
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urlopen(Request(endpoint, method="HEAD"), timeout=_ANSWERS_WITHIN).close()
+        answered = True
+    except HTTPError:
+        answered = True
+    except (OSError, ValueError):
+        answered = False
+    loaded: list[Any] = []
+    if not answered:
+        with suppress(ImportError):
+            loaded.append(import_module("huggingface_hub.constants"))
+        if "datasets" in sys.modules:
+            loaded.append(import_module("datasets.config"))
+    before = [module.HF_HUB_OFFLINE for module in loaded]
+    for module in loaded:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(loaded, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
 
 def open_hub(spec: str, name: str, split: str | None, options: ReadOptions) -> Source:
     """A split of a data set as a source."""
     if os.path.isdir(os.path.expanduser(name)):
         name = os.path.abspath(os.path.expanduser(name))
     if split is None:
+        library = _library()
         try:
-            splits = _library().get_dataset_split_names(name)
-        except MissingExtraError:
-            raise
+            with nullcontext() if os.path.isabs(name) else one_try():
+                splits = library.get_dataset_split_names(name)
         except Exception as error:
             raise _not_loaded(name, error) from error
         if len(splits) != 1:
@@ -91,7 +129,8 @@ class HubImages:
 def _load(name: str, split: str) -> Any:
     datasets = _library()
     try:
-        data = datasets.load_dataset(name, split=split)
+        with nullcontext() if os.path.isabs(name) else one_try():
+            data = datasets.load_dataset(name, split=split)
     except Exception as error:  # network, missing names, damaged files: each has its own kind
         raise _not_loaded(f"{name}#{split}", error) from error
     return data

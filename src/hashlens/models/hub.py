@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hashlens.data.hub import one_try
 from hashlens.errors import HashlensError, MissingExtraError, ModelError
 from hashlens.files import make_folder
 from hashlens.models.checkpoint import load_model, replace_model
@@ -23,7 +24,7 @@ def push_model(
     """
     load_model(directory)
     _, weights = read_config(directory)
-    with _hub(f"{repo} could not be uploaded") as hub:
+    with _hub(f"{repo} could not be uploaded", endpoint) as hub:
         api = hub.HfApi(endpoint=endpoint)
         api.create_repo(repo, private=private, exist_ok=True)
         twin = read_twin(directory)
@@ -51,7 +52,7 @@ def pull_model(
         def download(name: str) -> None:
             hub.hf_hub_download(repo, name, revision=revision, endpoint=endpoint, local_dir=aside)
 
-        with _hub(f"{repo} could not be downloaded") as hub:
+        with _hub(f"{repo} could not be downloaded", endpoint) as hub:
             download(CONFIG_NAME)
             config, weights = read_config(aside)  # refuses any other name than that of safetensors
             download(weights.name)
@@ -64,13 +65,14 @@ def pull_model(
 
 
 @contextmanager
-def _hub(failed: str) -> Iterator[Any]:
+def _hub(failed: str, endpoint: str | None) -> Iterator[Any]:
     try:
         import huggingface_hub
     except ImportError as error:
         raise MissingExtraError("a model hub", "hub") from error
     try:
-        yield huggingface_hub
+        with one_try(endpoint):
+            yield huggingface_hub
     except HashlensError:
         raise
     except Exception as error:  # the hub's and the transport's errors share no base

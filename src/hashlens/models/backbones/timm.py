@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import urlencode
 import torch
 from torch import nn
 
+from hashlens.data.hub import one_try
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import MissingExtraError, ModelError
 from hashlens.models.backbones import (
@@ -82,20 +84,29 @@ def timm(
     published = library.get_pretrained_cfg(model)
     fixed = bool(published and published.fixed_input_size)
     try:
-        module: nn.Module = library.create_model(
-            model,
-            pretrained=pretrained or weights is not None,
-            num_classes=0,
-            in_chans=channels,
-            pretrained_cfg_overlay=stated or None,
-            **({"img_size": size} if size and fixed else {}),
-            **options,
-        )
-    except Exception as error:  # timm and the hub raise errors of every kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        with one_try() if pretrained and weights is None else nullcontext():
+            module: nn.Module = library.create_model(
+                model,
+                pretrained=pretrained or weights is not None,
+                num_classes=0,
+                in_chans=channels,
+                pretrained_cfg_overlay=stated or None,
+                **({"img_size": size} if size and fixed else {}),
+                **options,
+            )
+    except OSError as error:  # the hub's errors are among them
+        where = published.hf_hub_id if published else None
         raise ModelError(
-            f"timm:{model} could not be built ({reason}); check the options in its name, give "
-            "fitting weights with --weights FILE, or start from scratch with --no-pretrained"
+            f"timm:{model}: its published weights are not on this machine and could not be fetched "
+            f"({type(error).__name__}); with a connection, download model.safetensors of "
+            f"https://huggingface.co/{where or 'timm'} and name it with --weights, or start from "
+            "scratch with --no-pretrained"
+        ) from error
+    except Exception as error:  # timm raises errors of every kind
+        raise ModelError(
+            f"timm:{model} could not be built ({_first_line(error)}); check the options in its "
+            "name, give fitting weights with --weights FILE, or start from scratch with "
+            "--no-pretrained"
         ) from error
     preprocessing = _preprocessing(library.data.resolve_model_data_config(module), channels, size)
     name = f"timm:{model}" + (f"?{urlencode(sorted(options.items()))}" if options else "")
@@ -111,6 +122,10 @@ def timm(
             str(settings.get("license") or "not stated"),
         )
     return Backbone(name, module, width, preprocessing, start)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _stated_by_file(metadata: Mapping[str, str]) -> dict[str, Any]:
