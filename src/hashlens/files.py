@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
+with suppress(ImportError):  # Windows has none, and its locks are part of every file system
+    import fcntl
+
 
 class Uri(str):
     """The name of an image as sources write it: absolute, so that an index stores it as it is."""
@@ -108,7 +111,7 @@ class FileState(NamedTuple):
     """How a file looked when its image was encoded."""
 
     size: int  # in bytes
-    mtime_ns: int  # time of the last change of its content, its name or its rights
+    mtime_ns: int  # when it was last changed, see ``changed_ns``
     digest: bytes  # digest of the content, 16 bytes
 
 
@@ -135,8 +138,13 @@ def file_state(path: str | os.PathLike[str]) -> FileState | None:
 
 
 def changed_ns(status: os.stat_result) -> int:
-    """When a file was last changed: also by getting the name of another one, or its times set."""
-    return max(status.st_mtime_ns, status.st_ctime_ns)
+    """A number for when a file was last changed, its content, name or times; to compare only.
+
+    It is the system's own time of the change. Where the file claims a later one, because a clock
+    was set back or runs ahead elsewhere, it is the sum of both, so that either is noticed.
+    """
+    content, change = status.st_mtime_ns, status.st_ctime_ns
+    return change if change >= content else change + content
 
 
 def replace_file(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
@@ -184,6 +192,21 @@ def move(source: Path, target: Path) -> None:
     _sync(source)
     os.replace(source, target)
     sync_directory(target.parent)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def keeps_locks(path: Path) -> bool:
+    """Whether the file system of a file keeps locks; a network's may be mounted without them."""
+    if os.name == "nt" or not path.is_file():
+        return True
+    with open(path, "rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
+    return True
 
 
 def make_folder(folder: Path) -> None:

@@ -83,6 +83,14 @@ class Journal:
         os.write(self._file, (json.dumps(entry) + "\n").encode())
 
 
+def elsewhere(folder: Path) -> Path:
+    """Another path of the same folder."""
+    link = folder.with_name("elsewhere")
+    if not link.is_symlink():
+        link.symlink_to(folder)
+    return link
+
+
 def list_numbers(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.txt"))
 
@@ -92,7 +100,7 @@ def read_numbers(folder: Path) -> dict[str, int]:
 
 
 def write_forever(path: Path, folder: Path, journal_path: Path, seed: int) -> None:
-    """Add, remove, update, replace, compact and sync at random."""
+    """Add, remove, update, replace, compact, sync and relocate at random."""
     writing.IMAGES_PER_COMMIT = 3  # many commits a sync
     rng = random.Random(seed)
     journal = Journal(journal_path)
@@ -103,7 +111,7 @@ def write_forever(path: Path, folder: Path, journal_path: Path, seed: int) -> No
 
 def _one_change(index: HashIndex, folder: Path, rng: random.Random, journal: Journal) -> None:
     alive = [record.id for record in index.records() if not record.uri.startswith("/")]
-    kind = rng.choice(["add", "add", "remove", "update", "replace", "compact", "sync"])
+    kind = rng.choice(["add", "add", "remove", "update", "replace", "compact", "sync", "relocate"])
     if kind in ("remove", "update", "replace") and not alive:
         kind = "add"
     if kind == "add":
@@ -134,6 +142,12 @@ def _one_change(index: HashIndex, folder: Path, rng: random.Random, journal: Jou
         journal.say(op="compact")
         index.compact()
         journal.say(done=True)
+    elif kind == "relocate":
+        if len(alive) < len(index):  # some images are of files
+            journal.say(op="relocate")
+            for old, new in ((folder, elsewhere(folder)), (elsewhere(folder), folder)):
+                index.relocate(old, new)
+            journal.say(done=True)
     else:
         for _ in range(rng.randrange(1, 12)):
             file = folder / f"{rng.randrange(20)}.txt"

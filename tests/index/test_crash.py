@@ -100,7 +100,15 @@ def _check_whole(index: HashIndex) -> None:
 
 
 def _check_synced(index: HashIndex, expected: Expected, folder: Path) -> None:
-    """Synced images are old or new ones, never made up; syncing on ends with the folder."""
+    """Synced images are old or new ones, never made up; syncing on ends with the folder.
+
+    Their folder has one path or the other, never both, after a kill while it was relocated.
+    """
+    moved = [uri for uri in _synced_codes(index) if Path(uri).parent != folder]
+    if moved:
+        assert len(moved) == len(_synced_codes(index))
+        with HashIndex.open(index.path) as writer:
+            writer.relocate(crash_writer.elsewhere(folder), folder)
     held = _synced_codes(index)
     allowed = [expected.synced] if expected.syncing is None else [expected.synced, expected.syncing]
     for uri, code in held.items():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import crash_writer
+import numpy as np
 import pytest
 from pixel_encoder import add_codes
 
-from hashlens import HashIndex, IndexStoreError, SearchOptions
+from hashlens import Hasher, HashIndex, IndexStoreError, SearchOptions
 from hashlens.index import store
 from hashlens.index.snapshot import Snapshot
 
@@ -152,3 +158,67 @@ def test_threads_may_write_through_one_index(tmp_path: Path) -> None:
     assert sorted(index.uris()) == sorted(f"{s} {i}" for s in range(4) for i in range(5))
     assert [record.id for record in index.records()] == list(range(20))
     assert index.verify() == []
+
+
+_WITHOUT_LOCKS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+
+static int answer(const char *name, int file, int command, void *rest) {
+    if (command == F_SETLK || command == F_SETLKW || command == F_GETLK) {
+        errno = ENOLCK;
+        return -1;
+    }
+    return ((int (*)(int, int, ...))dlsym(RTLD_NEXT, name))(file, command, rest);
+}
+
+#define WITHOUT_LOCKS(name)                        \\
+    int name(int file, int command, ...) {         \\
+        va_list list;                              \\
+        va_start(list, command);                   \\
+        void *rest = va_arg(list, void *);         \\
+        va_end(list);                              \\
+        return answer(#name, file, command, rest); \\
+    }
+WITHOUT_LOCKS(fcntl)
+WITHOUT_LOCKS(fcntl64)
+"""
+
+
+def test_a_file_system_without_locks_is_read_and_not_written(
+    index: HashIndex, tmp_path: Path
+) -> None:
+    """As a network's may be mounted: every lock is refused, by a library loaded before libc."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler on Linux")
+    (tmp_path / "locks.c").write_text(_WITHOUT_LOCKS)
+    library = str(tmp_path / "locks.so")
+    build = [compiler, "-shared", "-fPIC", "-o", library, str(tmp_path / "locks.c"), "-ldl"]
+    subprocess.run(build, check=True)
+    add_codes(index, 1)
+    index.close()
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hashlens", *map(str, arguments)]
+        around = {**os.environ, "LD_PRELOAD": library}
+        return subprocess.run(command, env=around, capture_output=True, text=True)
+
+    read = run("index", "info", index.path, "--json")
+    assert json.loads(read.stdout)["images"] == 1, read.stderr
+    for arguments in (("index", "remove", index.path, "0"), ("index", "compact", index.path)):
+        refused = run(*arguments)
+        assert refused.returncode == 1
+        assert "keeps no locks of files" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    assert len(HashIndex.open(index.path)) == 1
+    vectors = np.random.default_rng(0).standard_normal((32, 8), np.float32)
+    np.save(tmp_path / "x.npy", vectors)
+    Hasher(bits=8, method="LSH").fit(vectors).save(tmp_path / "hasher")
+    places = (tmp_path / "new", tmp_path / "x.npy", "--model", tmp_path / "hasher")
+    made = run("index", "create", *places)
+    assert "make the index on a local disk" in made.stderr
+    assert not (tmp_path / "new").exists()

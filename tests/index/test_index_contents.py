@@ -471,16 +471,18 @@ def test_without_an_encoder_images_are_refused(index: HashIndex, pictures: list[
         reader.search(0)
 
 
+@pytest.mark.parametrize("time", [1_600_000_000, 4_000_000_000], ids=["past", "ahead"])
 @pytest.mark.parametrize("swap", ["exchange", "replace"])
 def test_sync_notices_files_of_equal_size_and_time(
-    index: HashIndex, tmp_path: Path, encoder: PixelEncoder, swap: str
+    index: HashIndex, tmp_path: Path, encoder: PixelEncoder, swap: str, time: int
 ) -> None:
+    """Also where files claim to be younger than the clock says, as after it was set back."""
     folder = tmp_path / "photos"
     paths = save_pictures(folder, 3)
     size = max(path.stat().st_size for path in paths)
     for path in paths:  # a PNG may be followed by anything
         path.write_bytes(path.read_bytes().ljust(size, b"\0"))
-        os.utime(path, (1_600_000_000, 1_600_000_000))
+        os.utime(path, (time, time))
     index.sync(folder, paths)
     before = {hit.uri: hit.code for hit in index.search(paths[0], k=3, mode="bcs")}
     first, second, aside = paths[0], paths[1], tmp_path / "aside.png"
@@ -491,7 +493,7 @@ def test_sync_notices_files_of_equal_size_and_time(
     else:
         shutil.copy2(second, aside)
         aside.replace(first)
-    assert first.stat().st_mtime == 1_600_000_000
+    assert first.stat().st_mtime == time
     report = index.sync(folder, paths)
     assert (report.added, report.removed) == (0, 0)
     assert report.updated == (2 if swap == "exchange" else 1)

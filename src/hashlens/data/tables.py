@@ -20,7 +20,7 @@ from hashlens.data.labels import Labels, labels_from_values
 from hashlens.data.remote import open_remote
 from hashlens.data.source import Columns, ImageStore, ReadOptions, Source
 from hashlens.errors import MissingExtraError, SourceError
-from hashlens.files import Uri, is_remote, path_uri, row_uri, uri_path
+from hashlens.files import Uri, changed_ns, is_remote, path_uri, row_uri, uri_path
 
 IMAGE_COLUMNS = (
     *("image", "img", "image_path", "image_file", "file_name", "filename", "file"),
@@ -291,11 +291,11 @@ def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:
         status = os.stat(absolute)
     except OSError:
         return ParquetImages(absolute, column)  # raises with the reason
-    return _opened(absolute, column, status.st_mtime_ns, status.st_size)
+    return _opened(absolute, column, changed_ns(status), status.st_size)
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, column: str | None, mtime: int, size: int) -> ParquetImages:
+def _opened(path: str, column: str | None, changed: int, size: int) -> ParquetImages:
     return ParquetImages(path, column)
 
 

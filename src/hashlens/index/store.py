@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from hashlens.errors import IndexStoreError, TimeLimitError, system_reason
-from hashlens.files import make_folder, remove_abandoned, written_aside
+from hashlens.files import keeps_locks, make_folder, remove_abandoned, written_aside
 from hashlens.index.layout import (
     DATABASE,
     TABLES,
@@ -40,6 +40,7 @@ WRITER_WAIT_SECONDS = 20.0
 _CACHE_KIB = 1 << 16  # of rows and their tree, for each connection; SQLite's own 2 MiB are few
 HEAD = "head"
 _TRIES = 20
+_NO_LOCKS = "the file system keeps no locks of files, so writers could not be kept apart"
 _HEAD_FORMAT = struct.Struct("<QI")
 
 
@@ -136,16 +137,18 @@ class Store:
             remove_abandoned(path.parent)
             with written_aside(path) as aside:
                 aside.mkdir()
+                folder = Folder(aside)
+                write_head(folder, meta.commit)
+                if not keeps_locks(aside / HEAD):
+                    raise IndexStoreError(f"{path}: {_NO_LOCKS}; make the index on a local disk")
                 connection = sqlite3.connect(aside / DATABASE, isolation_level=None)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("BEGIN")
                 create_tables(connection, meta)
                 connection.execute("COMMIT")
                 connection.close()
-                folder = Folder(aside)
                 for array in meta.arrays(folder).values():
                     array.create()
-                write_head(folder, meta.commit)
         return Store(path)
 
     def meta(self) -> Meta:
@@ -258,21 +261,25 @@ class Store:
         raise IndexStoreError(f"{self.path}: is being replaced again and again; try it later")
 
     def _new_connection(self) -> sqlite3.Connection:
-        writable = os.access(self.path, os.W_OK) and os.access(self.database, os.W_OK)
+        locks = keeps_locks(self.path / HEAD)  # no file of SQLite's: closing it frees its locks
+        allowed = os.access(self.path, os.W_OK) and os.access(self.database, os.W_OK)
+        writable = allowed and locks
         log = self.path / f"{DATABASE}-wal"
         if writable:
             mode = "mode=rw"
         elif log.is_file() and log.stat().st_size:
             raise IndexStoreError(
-                f"{log}: holds commits that cannot be read while {self.path} is read-only; wait "
-                "until its writer has closed it, or make it writable and open it once"
+                f"{log}: holds commits that cannot be read while {self.path} "
+                f"{'is read-only' if locks else 'keeps no locks'}; wait until its writer has "
+                f"closed it, or open it once where it {'is writable' if locks else 'keeps them'}"
             )
         else:
             mode = "mode=ro&immutable=1"
             if not self.read_only:
+                remedy = "make the folder writable" if locks else "copy the folder to a local disk"
                 raise IndexStoreError(
-                    f"{self.path}: no permission to write there; open it with read_only=True, or "
-                    "make the folder writable"
+                    f"{self.path}: {_NO_LOCKS if allowed else 'no permission to write there'}; "
+                    f"open it with read_only=True, or {remedy}"
                 )
         self._immutable = not writable
         connection = sqlite3.connect(

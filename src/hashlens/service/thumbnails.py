@@ -20,7 +20,7 @@ from PIL import Image
 from hashlens.data.image import RawImage, decoding_bytes
 from hashlens.data.opening import fetch, load_image
 from hashlens.errors import HashlensError
-from hashlens.files import content_digest, is_remote, parse_row, uri_path
+from hashlens.files import changed_ns, content_digest, is_remote, parse_row, uri_path
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits, Room
 
@@ -134,7 +134,7 @@ class _Place(NamedTuple):
     def version(self, uri: str) -> str:
         """Names the image and the state of its file."""
         status = self.status
-        return f"{uri}\n{status.st_mtime_ns}\n{status.st_size}\n{status.st_ino}"
+        return f"{uri}\n{changed_ns(status)}\n{status.st_size}\n{status.st_ino}"
 
 
 def _find(uri: str, digest: bytes | None) -> _Place | None:
