@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -68,3 +73,57 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         open_source("some-one/some-images")
     assert str(error.value).startswith("some-one/some-images: no such file or folder; ")
     assert "\n" not in str(error.value)
+
+
+class _Liar(BaseHTTPRequestHandler):
+    """Answers as the last part of a data set's name says."""
+
+    def do_GET(self) -> None:
+        asked = next((name for name in ANSWERS if name in self.path), "fine")
+        status, body, headers = ANSWERS.get(asked, (200, b"", {}))
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value or self.path)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+COMMIT = {"X-Repo-Commit": "a" * 40, "ETag": '"b"', "Content-Type": "application/json"}
+ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
+    "missing": (404, b"", {"X-Error-Code": "RepoNotFound"}),
+    "forbidden": (401, b"", {}),
+    "page": (200, b"<html>Sign in</html>", {}),
+    "in-circles": (302, b"", {"Location": ""}),
+    "cut": (200, b"{", {**COMMIT, "Content-Length": "1000"}),
+    "deep": (200, b"[" * 200_000, COMMIT),
+    "null": (200, b'{"siblings": null, "sha": null, "id": null}', COMMIT),
+}
+
+
+def test_a_hub_that_lies_is_one_line_each(tmp_path: Path) -> None:
+    names = [f"shop/{name}" for name in ANSWERS]
+    script = f"""
+from hashlens import SourceError, open_source
+for name in {names!r}:
+    try:
+        open_source(f"hub:{{name}}#train")
+    except SourceError as error:
+        assert len(str(error).splitlines()) == 1, error
+        print(error)
+"""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Liar) as server:
+        Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        around = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", script]
+        run = subprocess.run(command, env=around, capture_output=True, text=True)
+        server.shutdown()
+    assert run.returncode == 0, run.stderr
+    assert [line.split(":")[1] for line in run.stdout.splitlines()] == [f"{n}#train" for n in names]
+    assert "Retry" not in run.stderr

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hamming_reference as reference
-from hashlens import InvalidInputError, Searcher, SearchOptions, pack_bits, unpack_bits
+from hashlens import HashIndex, InvalidInputError, Searcher, SearchOptions, pack_bits, unpack_bits
 from hashlens.index import features as feature_rows
 from hashlens.index.ranking import ArraySearcher
 from hashlens.types import MODES, SearchTrace, default_pool
@@ -251,3 +251,34 @@ def test_rows_from_a_slow_disk_are_asked_for_together(
             found = feature_rows.distances_to_rows(array, rows, np.ones(300, np.float32))
             np.testing.assert_allclose(found, true, rtol=1e-5)
         assert asked == [len(rows) - 32] * times
+
+
+@pytest.mark.slow
+def test_arrays_past_four_gigabytes(tmp_path: Path) -> None:
+    """Offsets past 2^31 and 2^32 bytes: rows on both sides are added, found and verified."""
+    width, part = 2**14, 2_000  # 64 KiB of features per image
+    n = 2**32 // (4 * width) + 3_000
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (n, 8), dtype=np.uint8)
+    rows = np.zeros((part, width), np.float32)
+    with HashIndex.create(
+        tmp_path / "x", bits=64, feature_dim=width, features="float32", fingerprint="aa"
+    ) as index:
+        for start in range(0, n, part):
+            count = min(part, n - start)
+            rows[:, 0] = np.arange(start, start + part)
+            index.add_encoded(codes[start : start + count], rows[:count], ["u"] * count)
+        assert (tmp_path / "x" / "features.1").stat().st_size == 4 * width * n > 2**32
+        border = [2**31 // (4 * width), 2**32 // (4 * width)]
+        asked = np.array([0, border[0] - 1, *border, border[1] + 1, n - 1])
+        queries = np.zeros((len(asked), width), np.float32)
+        queries[:, 0] = asked
+        for mode in ("bcs", "hds", "es"):
+            found = index.search_encoded(codes[asked], queries, SearchOptions(1, mode=mode))
+            assert found.ids[:, 0].tolist() == asked.tolist()
+        assert index.verify() == []
+        index.remove(np.arange(0, n - 1, 2))
+        index.compact()
+        assert index.verify() == []
+        found = index.search_encoded(codes[asked[-1:]], queries[-1:], SearchOptions(1, mode="es"))
+        assert found.ids[0].tolist() == [n - 1]

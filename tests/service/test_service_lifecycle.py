@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from serving import KEY, draw, png, process, running
 from typer.testing import CliRunner
@@ -230,6 +232,58 @@ def test_a_killed_server_has_every_acknowledged_image(
     assert len(acknowledged) >= 25 * kills
     uploads = writable_dir / "uploads"
     assert not [path for path in (uploads, *uploads.iterdir()) if path.stat().st_mode & 0o077]
+
+
+def _add(url: str, seed: int) -> int:
+    answer = httpx.post(
+        f"{url}/v1/images",
+        headers={"Authorization": f"Bearer {KEY}"},
+        files={"image": png(draw("cross", seed))},
+        timeout=60,
+    )
+    assert answer.status_code == 201, answer.text
+    return int(answer.json()["id"])
+
+
+def test_two_services_that_write_to_one_index(writable_dir: Path, onnx_file: Path) -> None:
+    """Each sees at once what the other added, and no id is given twice."""
+    with (
+        process(writable_dir, onnx_file, KEY) as (_, one),
+        process(writable_dir, onnx_file, KEY) as (_, other),
+        ThreadPoolExecutor(4) as clients,
+    ):
+        ids = list(clients.map(_add, [one, other] * 20, range(40)))
+        assert len(set(ids)) == 40
+        for url in (one, other):
+            last = _add(url, 100)
+            for asked in (one, other):
+                data = {"id": str(last), "k": "1"}
+                answer = httpx.post(f"{asked}/v1/search", data=data, timeout=60)
+                assert answer.status_code == 200, answer.text
+                assert httpx.get(f"{asked}/v1/images/{ids[0]}", timeout=60).status_code == 200
+    with HashIndex.open(writable_dir) as index:
+        assert index.verify() == []
+        assert len(index) == 90 + 42
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_requests(writable_dir: Path, onnx_file: Path) -> None:
+    adds, searches, rounds = 5_000, 50_000, 10
+    sizes = []
+    with process(writable_dir, onnx_file, KEY) as (server, url), httpx.Client(timeout=60) as client:
+        memory = psutil.Process(server.pid)
+        for part in range(rounds):
+            for seed in range(part * adds // rounds, (part + 1) * adds // rounds):
+                _add(url, seed)
+            for number in range(searches // rounds):
+                data = {"id": str(number % 90), "k": "10"}
+                assert client.post(f"{url}/v1/search", data=data).status_code == 200
+            sizes.append(memory.memory_info().rss / 2**20)
+    print(f"MiB after each of {rounds} rounds:", *(f"{size:.0f}" for size in sizes))
+    assert sizes[-1] < sizes[1] + 32
+    with HashIndex.open(writable_dir) as index:
+        assert index.verify() == []
+        assert len(index) == 90 + adds
 
 
 @pytest.mark.parametrize(

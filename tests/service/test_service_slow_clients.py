@@ -152,3 +152,18 @@ def test_filters_have_a_bound_and_the_line_names_it(slow: Service) -> None:
     found = _ask(slow, {"price": list(range(256))})
     assert found.status_code == 200
     assert {hit["metadata"]["price"] for hit in found.json()["hits"]} <= set(range(256))
+
+
+def test_two_hundred_idle_connections_hold_up_no_other(large: Path) -> None:
+    """Half say nothing; half send headers letter by letter."""
+    with running(large, None) as service:
+        idle = [connect(service.url) for _ in range(200)]
+        for connection in idle[::2]:
+            connection.sendall(b"GET /v1/info HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+        for letter in b"abcdefgh":
+            for connection in idle[::2]:
+                connection.sendall(bytes([letter]))
+            assert service.client.get("/healthz").status_code == 200
+            assert _ask(service, {}).status_code == 200
+        for connection in idle:
+            connection.close()

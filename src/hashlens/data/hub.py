@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
+from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 from urllib.error import HTTPError
@@ -41,8 +42,8 @@ def one_try(endpoint: str | None = None) -> Iterator[None]:
     try:
         urlopen(Request(endpoint, method="HEAD"), timeout=_ANSWERS_WITHIN).close()
         answered = True
-    except HTTPError:
-        answered = True
+    except HTTPError as error:
+        answered = error.code < HTTPStatus.INTERNAL_SERVER_ERROR
     except (OSError, ValueError):
         answered = False
     loaded: list[Any] = []
