@@ -39,6 +39,13 @@ def animated(width: int, height: int) -> bytes:
     return saved(width, height, "L", "GIF", save_all=True, append_images=frames, disposal=2)
 
 
+def lying_avif(width: int, height: int) -> bytes:
+    """An AVIF whose header tells 64 x 64 pixels; its decoder makes them all, then shrinks them."""
+    data = saved(width, height, "RGB", "AVIF", speed=10, subsampling="4:4:4")
+    place = data.index(b"ispe") + 8
+    return data[:place] + struct.pack(">II", 64, 64) + data[place + 8 :]
+
+
 _PALETTE = chunk(b"PLTE", bytes(768))
 LARGE: dict[str, Callable[[int, int], bytes]] = {
     "webp rgba": partial(saved, mode="RGBA", kind="WEBP", lossless=True),
@@ -46,6 +53,7 @@ LARGE: dict[str, Callable[[int, int], bytes]] = {
     "webp rgb": partial(saved, mode="RGB", kind="WEBP", method=0),
     "avif rgba": partial(saved, mode="RGBA", kind="AVIF", speed=10),
     "avif rgb": partial(saved, mode="RGB", kind="AVIF", speed=10, subsampling="4:4:4"),
+    "avif that lies": lying_avif,
     "png rgb": lambda width, height: png(width, height, 8, 2, 3),
     "png rgba": lambda width, height: png(width, height, 8, 6, 4),
     "png rgba turned": partial(saved, mode="RGBA", kind="PNG", exif=_TURNED),

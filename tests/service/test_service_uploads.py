@@ -98,14 +98,60 @@ def lossless_webp(width: int, height: int) -> bytes:
         lossless_webp(16_000, 3_100),
         png_that_claims(16_000, 3_100, 16, 6),
         png_that_claims(7_000, 7_000, 8, 4),
+        LARGE["avif that lies"](8_000, 8_000),
     ],
-    ids=["webp", "png of 16 bits", "png with transparency"],
+    ids=["webp", "png of 16 bits", "png with transparency", "avif that lies"],
 )
 def test_what_takes_much_memory_to_decode_is_refused_by_its_header(data: bytes) -> None:
     with pytest.raises(Refused, match=r"takes \d+ MiB; at most 400 MiB") as refusal:
         check_header(data, Limits())
     assert refusal.value.status_code == 413
     assert check_header(png_that_claims(7_000, 7_000, 8, 2), Limits()).kind == "PNG"
+
+
+def _avif_box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", len(body) + 8, name) + body
+
+
+@pytest.mark.parametrize("place", ["idat", "behind", "two parts"])
+def test_the_size_of_an_avif_is_found_wherever_its_data_is(place: str) -> None:
+    """The data of Pillow's file, held in the other ways that the format knows."""
+    whole = LARGE["avif that lies"](8_000, 8_000)
+    at = whole.index(b"mdat") + 4
+    coded, head = whole[at:], whole[: whole.index(b"meta") - 4]
+    start = len(head) + 400
+    entries = {
+        "idat": struct.pack(">HHHHII", 1, 1, 0, 1, 0, len(coded)),
+        "behind": struct.pack(">HHHHII", 1, 0, 0, 1, start, len(coded)),
+        "two parts": struct.pack(">HHHHIIII", 1, 0, 0, 2, start, 7, start + 7, len(coded) - 7),
+    }
+    places = _avif_box(b"iloc", struct.pack(">IBBH", 1 << 24, 0x44, 0, 1) + entries[place])
+    kept = whole[whole.index(b"iinf") - 4 : at - 8]  # iinf and iprp
+    first = whole[whole.index(b"hdlr") - 4 : whole.index(b"iloc") - 4]
+    inside = _avif_box(b"idat", coded) if place == "idat" else b""
+    data = head + _avif_box(b"meta", bytes(4) + first + places + kept + inside)
+    assert len(data) < start or place == "idat"
+    data = data if place == "idat" else data.ljust(start, b"\0") + coded
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()  # it is a picture
+    with pytest.raises(Refused, match=r"takes \d+ MiB; at most 400 MiB"):
+        check_header(data, Limits())
+
+
+def test_an_avif_of_many_parts_costs_nothing_to_refuse() -> None:
+    data = LARGE["avif rgb"](64, 64)
+    many = data + b"\x0a\0" * 100_000
+    place = data.index(b"iloc") + 18
+    start = int.from_bytes(data[place : place + 4])
+    many = many.replace(data[place : place + 8], struct.pack(">II", start, len(many) - start))
+    with pytest.raises(Refused, match="far more parts") as refusal:
+        check_header(many, Limits())
+    assert refusal.value.status_code == 422
+    moving = [Image.new("RGB", (64, 64), grey) for grey in ("red", "blue")]
+    buffer = io.BytesIO()
+    moving[0].save(buffer, "AVIF", save_all=True, append_images=moving[1:])
+    with pytest.raises(Refused, match="an AVIF that moves"):
+        check_header(buffer.getvalue(), Limits())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process its memory")

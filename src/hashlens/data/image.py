@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -264,9 +263,9 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 
 
 # What decoders hold of each pixel until a picture is there, in bytes; measured, and rounded up.
-_HELD_BY_DECODER = {"WEBP": 13.0, "AVIF": 9.0, "GIF": 1.0}
-_DEEP_AVIF = 20.0
+_HELD_BY_DECODER = {"WEBP": 13.0, "AVIF": 20.0, "GIF": 1.0}
 _FIXED_BYTES = 8 << 20
+_MOST_AV1_PARTS = 10_000
 
 
 def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None) -> int:
@@ -277,9 +276,9 @@ def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None
     stored = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
     is_plain = image.mode in ("L", "RGB") and not {"transparency", "exif", "xmp"} & {*image.info}
     decoder = _HELD_BY_DECODER.get(image.format or "", 0.0)
-    if image.format == "AVIF" and _is_deep(data):
-        decoder = _DEEP_AVIF
     total = image.width * image.height * (stored + max(decoder, 1.2 if is_plain else 4.8))
+    if image.format == "AVIF":
+        total = max(total, decoder * _av1_pixels(data))
     layers = getattr(image, "layer", [])
     if layers and data.count(b"\xff\xda") > 1:  # of several scans all coefficients are held
         blocks = [across * down for _, across, down, _ in layers]
@@ -287,10 +286,120 @@ def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None
     return int(total) + 2 * len(data) + _FIXED_BYTES
 
 
-def _is_deep(data: bytes) -> bool:
-    """Whether an AVIF says that its pixels have more than 8 bits."""
-    places = (found.end() for found in re.finditer(b"av1C", data))
-    return any(data[at + 2 : at + 3] > b"\x3f" and data[at + 2] & 0x40 for at in places)
+def _av1_pixels(data: bytes) -> int:
+    """Most pixels of a frame in an AVIF; its decoder makes them before it looks at the header.
+
+    The AV1 specification, sections 5.3 to 5.5, and ISO/IEC 14496-12, section 8.11.3 (``iloc``).
+    """
+    meta = _box(data, b"meta")[4:]
+    most = parts = total = 0
+    for coded in _items(data, _box(meta, b"iloc"), _box(meta, b"idat")):
+        at, total = 0, total + len(coded)
+        while at < len(coded):
+            kind, at = coded[at], at + (2 if coded[at] & 4 else 1)
+            size = len(coded) - at
+            if kind & 2:
+                size = shift = 0
+                while at < len(coded) and shift < 35:
+                    size |= (coded[at] & 0x7F) << shift
+                    at, shift = at + 1, shift + 7
+                    if coded[at - 1] < 0x80:
+                        break
+            if kind >> 3 & 15 == 1:
+                most = max(most, _sequence_pixels(coded[at : at + size]))
+            at, parts = at + size, parts + 1
+            if parts > _MOST_AV1_PARTS:
+                break
+        if parts > _MOST_AV1_PARTS or total > 2 * len(data):
+            raise UnreadableImageError("image", "an AVIF in far more parts than a picture has")
+    if _box(data, b"moov"):
+        raise UnreadableImageError("image", "an AVIF that moves; save one of its pictures")
+    return most
+
+
+def _box(data: bytes, name: bytes) -> bytes:
+    """Content of the first box of a name, or nothing."""
+    at = 0
+    while at + 8 <= len(data):
+        size, head = int.from_bytes(data[at : at + 4]), 8
+        if size == 1:
+            size, head = int.from_bytes(data[at + 8 : at + 16]), 16
+        end = at + size if size else len(data)
+        if data[at + 4 : at + 8] == name:
+            return data[at + head : end]
+        at = max(end, at + head)
+    return b""
+
+
+def _items(data: bytes, places: bytes, inside: bytes) -> Iterator[bytes]:
+    """What the items of an AVIF hold, by the content of its boxes ``iloc`` and ``idat``."""
+    read = _Reader(places, 8)
+    version, _ = read(1), read(3)
+    sizes = [read(0.5) for _ in range(4)]
+    for _ in range(read(4 if version == 2 else 2)):
+        if read.is_over():
+            return
+        read(4 if version == 2 else 2)
+        held = inside if version and read(2) & 15 == 1 else data
+        read(2)
+        base, parts = read(sizes[2]), []
+        for _ in range(read(2)):
+            if read.is_over():
+                break
+            read(sizes[3] if version else 0)
+            start, length = base + read(sizes[0]), read(sizes[1])
+            parts.append(held[start : start + length])
+        yield b"".join(parts)
+
+
+def _sequence_pixels(header: bytes) -> int:
+    """Width times height in a sequence header of AV1."""
+    read = _Reader(header, 1)
+    read(4)
+    if read(1):
+        read(5)
+    else:
+        model = delay = 0
+        if read(1):
+            read(64)
+            if read(1):
+                zeros = 0
+                while not read(1) and zeros < 32:
+                    zeros += 1
+                read(zeros)
+            model = read(1)
+            if model:
+                delay = read(5) + 1
+                read(42)
+        shown = read(1)
+        for _ in range(read(5) + 1):
+            read(12)
+            read(1 if read(5) > 7 else 0)
+            if model and read(1):
+                read(2 * delay + 1)
+            if shown and read(1):
+                read(4)
+    bits = read(4) + 1, read(4) + 1
+    return (read(bits[0]) + 1) * (read(bits[1]) + 1)
+
+
+class _Reader:
+    """Reads numbers from bytes, one after the other; nothing but zeros follows their end."""
+
+    def __init__(self, data: bytes, unit: int) -> None:
+        self._data, self._unit, self._at = data, unit, 0
+
+    def __call__(self, size: float) -> int:
+        """The next number, of so many units of bits."""
+        start, self._at = self._at, self._at + int(size * self._unit)
+        part = self._data[start // 8 : -(-self._at // 8)].ljust(
+            -(-self._at // 8) - start // 8, b"\0"
+        )
+        return int.from_bytes(part) >> -self._at % 8 & (1 << self._at - start) - 1
+
+    def is_over(self) -> bool:
+        """Whether all was read."""
+        return self._at >= 8 * len(self._data)
 
 
 def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image:

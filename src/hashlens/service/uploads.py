@@ -72,6 +72,8 @@ def check_header(
                 memory = decoding_bytes(image, data, size_hint)
     except Image.DecompressionBombError:
         raise Refused(413, f"{name}: too many pixels; at most {limits.pixels:,}") from None
+    except UnreadableImageError as error:
+        raise Refused(422, f"{name}: {error.reason}") from None
     except Exception:  # decoders raise anything on hostile bytes
         known = ", ".join(FORMATS)
         raise Refused(422, f"{name}: not an image; expected one of {known}") from None
