@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -12,23 +13,13 @@ from hashlens.cli.opening import (
     make_folder,
     parse_radius,
     passed_over,
-    reading_options,
     show_skipped,
     stored_radius,
 )
-from hashlens.cli.options import (
-    EXCLUDE,
-    IMAGE_COLUMN,
-    JSON,
-    LABEL_COLUMN,
-    MODEL,
-    STRICT,
-    VECTOR_COLUMN,
-    note,
-    tell,
-)
+from hashlens.cli.options import JSON, MODEL, READING, note, reads_sources, tell
 
 
+@reads_sources
 def evaluate_command(
     model: Path = MODEL,
     database: str = typer.Option(
@@ -51,11 +42,7 @@ def evaluate_command(
         metavar="K",
         help="Further cutoffs of mean average precision, next to 1000 and all; may be repeated.",
     ),
-    exclude: list[str] = EXCLUDE,
-    image_column: str | None = IMAGE_COLUMN,
-    label_column: str | None = LABEL_COLUMN,
-    vector_column: str | None = VECTOR_COLUMN,
-    strict: bool = STRICT,
+    reading: dict[str, Any] = READING,
     as_json: bool = JSON,
 ) -> None:
     """Score a model: precision at k, mean average precision and time, for each way to search.
@@ -78,7 +65,6 @@ def evaluate_command(
     encoder = Encoder.load(model)
     if limit == "proposed":
         limit = stored_radius(encoder, model)
-    reading = reading_options(exclude, strict, image_column, label_column, vector_column)
     base, asked = open_source(database, **reading), open_source(queries, **reading)
     scored = evaluate(
         encoder,
@@ -87,7 +73,7 @@ def evaluate_command(
         radius=limit,
         pool=pool,
         map_at=map_at or (),
-        strict=strict,
+        strict=reading["strict"],
         progress=True,
     )
     for warning in scored.warnings:
@@ -100,6 +86,7 @@ def evaluate_command(
     tell(scored.to_dict(), "\n".join(lines), as_json)
 
 
+@reads_sources
 def inspect_command(
     model: Path = MODEL,
     data: str | None = typer.Option(
@@ -108,10 +95,7 @@ def inspect_command(
     ),
     out: Path | None = typer.Option(None, help="Folder for a page with pictures."),
     seed: int = typer.Option(0, help="Chooses the images to compare, if there are many."),
-    exclude: list[str] = EXCLUDE,
-    image_column: str | None = IMAGE_COLUMN,
-    label_column: str | None = LABEL_COLUMN,
-    strict: bool = STRICT,
+    reading: dict[str, Any] = READING,
     as_json: bool = JSON,
 ) -> None:
     """Check a model's codes, and propose a Hamming radius for HDS.
@@ -128,9 +112,8 @@ def inspect_command(
 
     make_folder(out)
     encoder = Encoder.load(model)
-    reading = reading_options(exclude, strict, image_column, label_column)
     source = None if data is None else open_source(data, **reading)
-    inspected = inspect_model(encoder, source, seed=seed, strict=strict, progress=True)
+    inspected = inspect_model(encoder, source, seed=seed, strict=reading["strict"], progress=True)
     show_skipped(inspected.encoded.skipped)
     lines = inspected.findings()
     radii = inspected.inspection.radii
@@ -146,6 +129,7 @@ def inspect_command(
     tell(inspected.to_dict(), "\n".join(lines), as_json)
 
 
+@reads_sources
 def labels_command(
     model: Path = MODEL,
     data: str = typer.Option(
@@ -155,10 +139,7 @@ def labels_command(
         None, help="Folder for the page, a picture sheet and the list of all images as CSV."
     ),
     first: int = typer.Option(20, min=0, help="Number of doubtful images to print."),
-    exclude: list[str] = EXCLUDE,
-    image_column: str | None = IMAGE_COLUMN,
-    label_column: str | None = LABEL_COLUMN,
-    strict: bool = STRICT,
+    reading: dict[str, Any] = READING,
     as_json: bool = JSON,
 ) -> None:
     """Rank labels by how doubtful they are, and show which classes are mixed up.
@@ -174,8 +155,9 @@ def labels_command(
 
     make_folder(out)
     encoder = Encoder.load(model)
-    reading = reading_options(exclude, strict, image_column, label_column)
-    report = examine_labels(encoder, open_source(data, **reading), strict=strict, progress=True)
+    report = examine_labels(
+        encoder, open_source(data, **reading), strict=reading["strict"], progress=True
+    )
     for warning in report.warnings:
         note(f"warning: {warning}")
     show_skipped(report.skipped)

@@ -18,21 +18,19 @@ from hashlens.cli.opening import (
     open_model,
     parse_metadata,
     passed_over,
-    reading_options,
     show_skipped,
     skipped_json,
     with_metadata,
 )
 from hashlens.cli.options import (
     EXCLUDE,
-    IMAGE_COLUMN,
     INDEX,
     INDEX_MODEL,
     JSON,
-    LABEL_COLUMN,
+    READING,
     STRICT,
-    VECTOR_COLUMN,
     note,
+    reads_sources,
     tell,
 )
 from hashlens.cli.search import printable, save_picture
@@ -73,6 +71,7 @@ def _columns(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
+@reads_sources
 def create_command(
     index: Path = typer.Argument(..., help="Folder to make."),
     sources: list[str] = SOURCES,
@@ -84,11 +83,7 @@ def create_command(
     ),
     metadata: list[str] = METADATA,
     metadata_columns: str | None = METADATA_COLUMNS,
-    exclude: list[str] = EXCLUDE,
-    image_column: str | None = IMAGE_COLUMN,
-    label_column: str | None = LABEL_COLUMN,
-    vector_column: str | None = VECTOR_COLUMN,
-    strict: bool = STRICT,
+    reading: dict[str, Any] = READING,
     shards: int | None = typer.Option(
         None, min=1, help="Make an index in so many shards, encoded on a Ray cluster."
     ),
@@ -107,7 +102,7 @@ def create_command(
     if ray is not None and shards is None:
         raise typer.BadParameter("--ray goes with --shards, for example --shards 4")
     if shards is not None:
-        if len(sources or []) != 1 or metadata or strict or features != "float16":
+        if len(sources or []) != 1 or metadata or reading["strict"] or features != "float16":
             raise typer.BadParameter(
                 "--shards takes one SOURCE, without --metadata, --strict or --features"
             )
@@ -118,14 +113,14 @@ def create_command(
 
     if features not in (*FEATURE_TYPES, "none"):
         raise typer.BadParameter(f"--features: expected float16, float32 or none, got {features!r}")
-    reading = reading_options(exclude, strict, image_column, label_column, vector_column)
     columns = _columns(metadata_columns)
     images = with_metadata(open_given(sources or [], columns, **reading), metadata)
     encoder = open_model(model)
     with HashIndex.create(index, encoder, features=features, model=model) as made:
-        _add(made, images, strict, as_json)
+        _add(made, images, reading["strict"], as_json)
 
 
+@reads_sources
 def add_command(
     index: Path = INDEX,
     sources: list[str] = SOURCES,
@@ -133,11 +128,7 @@ def add_command(
     metadata: list[str] = METADATA,
     metadata_columns: str | None = METADATA_COLUMNS,
     model: Path | None = INDEX_MODEL,
-    exclude: list[str] = EXCLUDE,
-    image_column: str | None = IMAGE_COLUMN,
-    label_column: str | None = LABEL_COLUMN,
-    vector_column: str | None = VECTOR_COLUMN,
-    strict: bool = STRICT,
+    reading: dict[str, Any] = READING,
     as_json: bool = JSON,
 ) -> None:
     """Add images that are not in the index yet.
@@ -146,13 +137,12 @@ def add_command(
     """
     if not sources:
         raise typer.BadParameter("expected at least one image, folder or other source")
-    reading = reading_options(exclude, strict, image_column, label_column, vector_column)
     columns = _columns(metadata_columns)
     images = with_metadata(open_given(sources, columns, **reading), metadata)
     if label is not None:
         images = images._replace(labels=[label] * len(images.uris))
     with open_index(index, model, encode=True) as opened:
-        _add(opened, images, strict, as_json)
+        _add(opened, images, reading["strict"], as_json)
 
 
 def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None:

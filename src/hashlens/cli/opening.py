@@ -76,23 +76,6 @@ def open_model(model: Path) -> Encoder:
     return encoder
 
 
-def reading_options(
-    exclude: Sequence[str],
-    strict: bool,
-    image_column: str | None,
-    label_column: str | None,
-    vector_column: str | None = None,
-) -> dict[str, Any]:
-    """The options of a command as those of ``open_source``."""
-    return {
-        "exclude": exclude,
-        "strict": strict,
-        "image_column": image_column,
-        "label_column": label_column,
-        "vector_column": vector_column,
-    }
-
-
 class GivenImages(NamedTuple):
     """Images, or vectors, to add.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import typer
@@ -15,7 +18,6 @@ INDEX_MODEL = typer.Option(
     "--model",
     help="Folder of a model, or an exported .onnx file. [default: the one the index remembers]",
 )
-STRICT = typer.Option(False, "--strict", help="Stop at an unreadable image.")
 EXCLUDE = typer.Option(
     [],
     "--exclude",
@@ -23,19 +25,54 @@ EXCLUDE = typer.Option(
     help="Files and folders to leave out, by name or path below the folder, such as '*.tmp' or "
     "2023/raw; may be repeated.",
 )
-IMAGE_COLUMN = typer.Option(
-    None, "--image-column", help="Column of a table that holds the images. [default: by its name]"
-)
-LABEL_COLUMN = typer.Option(
-    None, "--label-column", help="Column of a table that holds the labels. [default: by its name]"
-)
-VECTOR_COLUMN = typer.Option(
-    None,
-    "--vector-column",
-    help="Column of a table that holds ready vectors, which take the place of images. [default: "
-    "embedding, if there are no images]",
-)
+STRICT = typer.Option(False, "--strict", help="Stop at an unreadable image.")
 JSON = typer.Option(False, "--json", help="Print the result as one JSON object.")
+
+
+def _column(name: str, holds: str, default: str) -> Any:
+    help = f"Column of a table that holds {holds}. [default: {default}]"
+    return typer.Option(None, f"--{name}-column", help=help)
+
+
+_READING = {
+    "exclude": (list[str], EXCLUDE),
+    "image_column": (str | None, _column("image", "the images", "by its name")),
+    "label_column": (str | None, _column("label", "the labels", "by its name")),
+    "vector_column": (
+        str | None,
+        _column(
+            "vector",
+            "ready vectors, which take the place of images",
+            "embedding, if there are no images",
+        ),
+    ),
+    "strict": (bool, STRICT),
+}
+
+READING: dict[str, Any] = {}
+"""Stands where ``reads_sources`` puts the options."""
+
+
+def reads_sources(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``open_source``, in place of its parameter ``reading``."""
+    signature, annotations = inspect.signature(command), dict(command.__annotations__)
+    parameters = []
+    for given in signature.parameters.values():
+        if given.name != "reading":
+            parameters.append(given)
+            continue
+        for name, (kind, option) in _READING.items():
+            parameters.append(given.replace(name=name, default=option, annotation=kind))
+            annotations[name] = kind
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        reading = {name: values.pop(name) for name in _READING}
+        command(reading=reading, **values)
+
+    run.__annotations__ = {name: kind for name, kind in annotations.items() if name != "reading"}
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def tell(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hashlens.cli.opening import passed_over, reading_options
-from hashlens.cli.options import (
-    EXCLUDE,
-    IMAGE_COLUMN,
-    JSON,
-    LABEL_COLUMN,
-    STRICT,
-    VECTOR_COLUMN,
-    note,
-    tell,
-)
+from hashlens.cli.opening import passed_over
+from hashlens.cli.options import JSON, READING, note, reads_sources, tell
 from hashlens.errors import InvalidInputError
 from hashlens.training.config import TrainingConfig
 from hashlens.training.config import options as config_options
@@ -53,6 +44,7 @@ def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @_with_config_options
+@reads_sources
 def train_command(
     source: str | None = typer.Argument(
         None,
@@ -74,11 +66,7 @@ def train_command(
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace the model in --out once the new one is complete."
     ),
-    exclude: list[str] = EXCLUDE,
-    image_column: str | None = IMAGE_COLUMN,
-    label_column: str | None = LABEL_COLUMN,
-    vector_column: str | None = VECTOR_COLUMN,
-    strict: bool = STRICT,
+    reading: dict[str, Any] = READING,
     show_config: bool = typer.Option(
         False, "--show-config", help="Print the configuration as TOML and leave."
     ),
@@ -102,7 +90,6 @@ def train_command(
         if source is not None:
             from hashlens.data.opening import open_source
 
-            reading = reading_options(exclude, strict, image_column, label_column, vector_column)
             images = open_source(source, **reading)
         if unsupervised and (source is None or out is None or show_config):
             from hashlens.training.unsupervised import OPTIONS, unsupervised_config
@@ -124,7 +111,7 @@ def train_command(
             unsupervised=unsupervised,
             resume=resume,
             overwrite=overwrite,
-            strict=strict,
+            strict=reading["strict"],
             devices=devices if devices == "auto" else int(devices),
             nodes=nodes,
             **values,
