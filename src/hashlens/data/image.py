@@ -265,7 +265,7 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 # What decoders hold of each pixel until a picture is there, in bytes; measured, and rounded up.
 _HELD_BY_DECODER = {"WEBP": 13.0, "AVIF": 20.0, "GIF": 1.0}
 _FIXED_BYTES = 8 << 20
-_MOST_AV1_PARTS = 10_000
+_MOST_AV1_PARTS, _SEQUENCE_HEADER = 10_000, 1
 
 
 def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None) -> int:
@@ -294,22 +294,18 @@ def _av1_pixels(data: bytes) -> int:
     meta = _box(data, b"meta")[4:]
     most = parts = total = 0
     for coded in _items(data, _box(meta, b"iloc"), _box(meta, b"idat")):
-        at, total = 0, total + len(coded)
-        while at < len(coded):
-            kind, at = coded[at], at + (2 if coded[at] & 4 else 1)
-            size = len(coded) - at
-            if kind & 2:
-                size = shift = 0
-                while at < len(coded) and shift < 35:
-                    size |= (coded[at] & 0x7F) << shift
-                    at, shift = at + 1, shift + 7
-                    if coded[at - 1] < 0x80:
-                        break
-            if kind >> 3 & 15 == 1:
-                most = max(most, _sequence_pixels(coded[at : at + size]))
-            at, parts = at + size, parts + 1
-            if parts > _MOST_AV1_PARTS:
-                break
+        read, total = _Reader(coded), total + len(coded)
+        while not read.is_over() and parts <= _MOST_AV1_PARTS and total <= 2 * len(data):
+            _, kind, has_extension, has_size, _ = map(read, (1, 4, 1, 1, 1))
+            read(8 * has_extension)
+            size, shift, goes_on = 0, 0, has_size
+            while goes_on and shift < 35:
+                goes_on, part = read(1), read(7)
+                size, shift = size | part << shift, shift + 7
+            if kind == _SEQUENCE_HEADER:
+                most = max(most, _sequence_pixels(read.copy()))
+            read.skip(8 * size if has_size else 8 * len(coded))
+            parts += 1
         if parts > _MOST_AV1_PARTS or total > 2 * len(data):
             raise UnreadableImageError("image", "an AVIF in far more parts than a picture has")
     if _box(data, b"moov"):
@@ -333,69 +329,66 @@ def _box(data: bytes, name: bytes) -> bytes:
 
 def _items(data: bytes, places: bytes, inside: bytes) -> Iterator[bytes]:
     """What the items of an AVIF hold, by the content of its boxes ``iloc`` and ``idat``."""
-    read = _Reader(places, 8)
-    version, _ = read(1), read(3)
-    sizes = [read(0.5) for _ in range(4)]
-    for _ in range(read(4 if version == 2 else 2)):
+    read = _Reader(places)
+    version, _, offset, length, base, index = map(read, (8, 24, 4, 4, 4, 4))
+    wide = 32 if version == 2 else 16
+    for _ in range(read(wide)):
+        read(wide)
+        held = inside if version and read(16) & 15 == 1 else data
+        _, start, count = map(read, (16, 8 * base, 16))
         if read.is_over():
             return
-        read(4 if version == 2 else 2)
-        held = inside if version and read(2) & 15 == 1 else data
-        read(2)
-        base, parts = read(sizes[2]), []
-        for _ in range(read(2)):
-            if read.is_over():
-                break
-            read(sizes[3] if version else 0)
-            start, length = base + read(sizes[0]), read(sizes[1])
-            parts.append(held[start : start + length])
+        parts = []
+        for _ in range(count):
+            _, at, size = map(read, (8 * index if version else 0, 8 * offset, 8 * length))
+            parts.append(held[start + at : start + at + size])
         yield b"".join(parts)
 
 
-def _sequence_pixels(header: bytes) -> int:
+def _sequence_pixels(read: _Reader) -> int:
     """Width times height in a sequence header of AV1."""
-    read = _Reader(header, 1)
-    read(4)
-    if read(1):
+    _, is_reduced = read(4), read(1)
+    if is_reduced:
         read(5)
     else:
-        model = delay = 0
+        has_model = delay = 0
         if read(1):
-            read(64)
-            if read(1):
-                zeros = 0
-                while not read(1) and zeros < 32:
-                    zeros += 1
-                read(zeros)
-            model = read(1)
-            if model:
-                delay = read(5) + 1
-                read(42)
-        shown = read(1)
+            _, ticks_are_equal = read(64), read(1)
+            zeros = 0
+            while ticks_are_equal and not read(1) and zeros < 32:
+                zeros += 1
+            read(zeros)
+            has_model = read(1)
+            if has_model:
+                delay, _ = read(5) + 1, read(42)
+        has_display = read(1)
         for _ in range(read(5) + 1):
-            read(12)
-            read(1 if read(5) > 7 else 0)
-            if model and read(1):
-                read(2 * delay + 1)
-            if shown and read(1):
-                read(4)
-    bits = read(4) + 1, read(4) + 1
-    return (read(bits[0]) + 1) * (read(bits[1]) + 1)
+            _, level = read(12), read(5)
+            read(level > 7)
+            read(2 * delay + 1 if has_model and read(1) else 0)
+            read(4 if has_display and read(1) else 0)
+    across, down = read(4) + 1, read(4) + 1
+    return (read(across) + 1) * (read(down) + 1)
 
 
 class _Reader:
-    """Reads numbers from bytes, one after the other; nothing but zeros follows their end."""
+    """Reads numbers of so many bits from bytes; nothing but zeros follows their end."""
 
-    def __init__(self, data: bytes, unit: int) -> None:
-        self._data, self._unit, self._at = data, unit, 0
+    def __init__(self, data: bytes, at: int = 0) -> None:
+        self._data, self._at = data, at
 
-    def __call__(self, size: float) -> int:
-        """The next number, of so many units of bits."""
-        start, self._at = self._at, self._at + int(size * self._unit)
-        part = self._data[start // 8 : -(-self._at // 8)].ljust(
-            -(-self._at // 8) - start // 8, b"\0"
-        )
-        return int.from_bytes(part) >> -self._at % 8 & (1 << self._at - start) - 1
+    def __call__(self, bits: int) -> int:
+        first, self._at = self._at // 8, self._at + bits
+        part = self._data[first : first + 12].ljust(12, b"\0")
+        return int.from_bytes(part) >> 96 - (self._at - 8 * first) & (1 << bits) - 1
+
+    def skip(self, bits: int) -> None:
+        """Go on behind so many bits."""
+        self._at += bits
+
+    def copy(self) -> _Reader:
+        """Another one that goes on from here."""
+        return _Reader(self._data, self._at)
 
     def is_over(self) -> bool:
         """Whether all was read."""
