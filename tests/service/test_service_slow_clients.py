@@ -129,6 +129,18 @@ def test_clients_that_read_nothing_hold_up_no_other(large: Path) -> None:
             connection.close()
 
 
+def test_two_hundred_clients_that_read_nothing_hold_up_no_other(large: Path) -> None:
+    """With the limits that a service has by default."""
+    with running(large, None) as service:
+        engine = service.app.state.engine
+        silent = [_silent(service) for _ in range(200)]
+        wait_until(lambda: engine.slots.taken > 0)
+        wait_until(lambda: engine.slots.taken == 0, seconds=120)
+        assert [_ask(service, {}, at).status_code for at in range(8)] == [200] * 8
+        for connection in silent:
+            connection.close()
+
+
 def test_a_client_that_reads_nothing_is_hung_up_on(slow: Service) -> None:
     connection = _silent(slow)
 
