@@ -4,6 +4,8 @@ The labels of a share of the images are permuted among these images, several tim
 seeds; each time the report's ranking is made again from the features of a frozen backbone.
 
 Run: python benchmarks/label_noise.py --data /data/cifar10#train --weights mobilenetv2.safetensors
+
+With cleanlab installed, its confident learning stands next to it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 from hashlens import Encoder, __version__, open_source
 from hashlens.evaluation.label_noise import (
     ClassScores,
+    Suspicion,
     feature_neighbours,
     leave_one_out_scores,
     suspicion,
@@ -33,6 +37,7 @@ from hashlens.models.checkpoint import save_model
 from hashlens.models.description import ModelConfig
 from hashlens.models.latent import LatentHashNet
 from hashlens.report.page import Table
+from hashlens.types import Features
 from hashlens.workflows.score import encode
 
 Labels = NDArray[np.int64]
@@ -81,9 +86,26 @@ def neighbour_votes(neighbours: Labels, labels: Labels, classes: int) -> ClassSc
     return np.asarray(counts / np.maximum(known.sum(axis=1), 1)[:, None], np.float64)
 
 
-def score(true: Labels, shown: Labels, scores: ClassScores, first: int) -> Found:
+def by_cleanlab(features: Features, shown: Labels) -> Suspicion:
+    """Confident learning by cleanlab, on out-of-sample probabilities of a logistic regression."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    given = cross_val_predict(model, features, shown, cv=folds, method="predict_proba")
+    doubt = 1 - get_label_quality_scores(shown, given)
+    others = np.where(np.arange(given.shape[1]) == shown[:, None], -1, given).argmax(axis=1)
+    order = np.argsort(-doubt, kind="stable")
+    return Suspicion(doubt, others, find_label_issues(shown, given), order)
+
+
+def score(true: Labels, shown: Labels, ranking: Suspicion, first: int) -> Found:
     """Compare a ranking with the truth."""
-    ranking = suspicion(scores, shown)
     wrong = shown != true
     top = ranking.order[:first]
     ranks = np.empty(len(true))
@@ -108,13 +130,18 @@ def main() -> None:
     parser.add_argument("--backbone", default="timm:mobilenetv2_100?pad_type=same")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--per-class", type=int, help="the first so many images of each class")
     parser.add_argument("--share", type=float, default=0.2)
     parser.add_argument("--first", type=int, default=2_000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--features", type=Path, help="keep the features in this .npy file")
     options = parser.parse_args()
     source = open_source(options.data)
-    source = source.subset(np.arange(min(options.images, len(source))))
+    chosen = np.arange(min(options.images, len(source)))
+    if options.per_class is not None:
+        each = (np.flatnonzero(source.labels == label) for label in range(len(source.classes)))
+        chosen = np.concatenate([rows[: options.per_class] for rows in each])
+    source = source.subset(chosen)
     encoder = frozen_encoder(options.backbone, options.size, options.weights, source.classes)
     if options.features is not None and options.features.exists():
         features = np.load(options.features)
@@ -124,12 +151,16 @@ def main() -> None:
             np.save(options.features, features)
     true, classes = source.labels, len(source.classes)
     neighbours = feature_neighbours(features, 20)
-    methods: dict[str, Callable[[Labels], ClassScores]] = {
-        "report (leave-one-out ridge)": lambda shown: leave_one_out_scores(
-            features, shown, classes
+    methods: dict[str, Callable[[Labels], Suspicion]] = {
+        "report (leave-one-out ridge)": lambda shown: suspicion(
+            leave_one_out_scores(features, shown, classes), shown
         ),
-        "votes of 20 neighbours": lambda shown: neighbour_votes(neighbours, shown, classes),
+        "votes of 20 neighbours": lambda shown: suspicion(
+            neighbour_votes(neighbours, shown, classes), shown
+        ),
     }
+    if find_spec("cleanlab"):
+        methods["cleanlab"] = lambda shown: by_cleanlab(features, shown)
     rows = []
     for name, method in methods.items():
         start = time.perf_counter()

@@ -101,6 +101,16 @@ def test_a_class_that_fits_better_but_badly_does_not_make_a_label_likely_wrong()
     assert confused_pairs(found, [0, 0, 1]) == []
 
 
+def test_few_right_labels_of_few_images_that_are_hard_to_tell_are_called_wrong() -> None:
+    """12 images of each of 10 classes that overlap, as of photographs and weak features."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 12)
+    features = rng.normal(0, 1, (10, 64))[labels] + rng.normal(0, 3.0, (120, 64))
+    found = suspicion(leave_one_out_scores(features.astype(np.float32), labels, 10), labels)
+    assert (found.scores > 0).mean() > 0.4  # another class fits better
+    assert found.likely_wrong.mean() < 0.15
+
+
 def test_ties_are_ordered_by_position() -> None:
     assert suspicion(np.full((4, 2), 0.5), [0, 1, 0, 1]).order.tolist() == [0, 1, 2, 3]
 

@@ -7,12 +7,13 @@ import os
 from dataclasses import asdict
 from itertools import chain, compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hashlens.cli.opening import (
     GivenImages,
+    make_folder,
     open_given,
     open_index,
     open_model,
@@ -38,7 +39,6 @@ from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.report.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from hashlens.index.hash_index import HashIndex
     from hashlens.index.protocol import Index
 
 
@@ -413,80 +413,60 @@ def copy_command(
     tell(result, f"copied {index} with {images} images to {to}", as_json)
 
 
-_GROUPS_SHOWN, _PICTURES_SHOWN = 50, 12
-_MANY = 0.5  # of all images in groups: codes that say so much alike do not mean duplicates
-
-
 def duplicates_command(
     index: Path = INDEX,
     radius: int = typer.Option(2, min=0, help="Bits in which codes may differ; 0: equal codes."),
-    as_json: bool = JSON,
+    out: Path | None = typer.Option(None, help="Folder for a page with the pictures."),
     sheet: Path | None = typer.Option(None, help="Write a sheet of the groups, as PNG or JPEG."),
+    as_json: bool = JSON,
 ) -> None:
-    """Find exact copies, by content, and near-duplicates: groups with nearly equal codes.
+    """Find exact copies, by content, and pictures that look alike.
 
-    Codes that were learned from labels may be equal for a whole class; a note then says so.
+    Of images whose codes are near, the pictures are compared: other sizes, qualities and small
+    crops of a picture are found. The first of each group is the largest file.
 
-    Example: hashlens index duplicates shop.idx --radius 2 --sheet twins.png
+    Example: hashlens index duplicates shop.idx --out twins/
     """
-    with open_index(index, read_only=True) as opened:
-        with ProgressBar("pairs found", None) as progress:
-            found = opened.duplicates(radius, progress=progress)
-        groups = [opened.records(group) for group in found.groups]
-        copies = [opened.records(g) for g in opened.copies()] if is_single(opened) else []
-        total = len(opened)
+    from hashlens.workflows.duplicates import find_duplicates, group_sheet, write_duplicates
+    from hashlens.workflows.score import load_small
+
+    make_folder(out)
+    with (
+        open_index(index, read_only=True) as opened,
+        ProgressBar("pairs found", None) as pairs,
+        ProgressBar("pictures compared", None) as pictures,
+    ):
+        found = find_duplicates(opened, radius, progress=pairs, compared=pictures)
+    groups = found.copies + found.near
     if sheet is not None:
-        _write_group_sheet(sheet, groups)
+        if not groups:
+            raise IndexStoreError(f"{sheet}: no duplicates to draw; try a larger --radius")
+        save_picture(group_sheet(groups, load_small), sheet)
+    page = None if out is None else write_duplicates(found, out, load_small)
+    if found.unread:
+        basis = "near ones are by codes alone" if found.by_codes else "they are left out"
+        note(f"note: {found.unread} pictures could not be read and compared: {basis}")
     if as_json:
-        named = [{"ids": [r.id for r in g], "uris": [r.uri for r in g]} for g in groups]
-        same = [[record.id for record in group] for group in copies]
+        named = [{"ids": [r.id for r in g], "uris": [r.uri for r in g]} for g in found.near]
+        same = [[record.id for record in group] for group in found.copies]
         result = {"radius": radius, "pairs": found.pairs, "copies": same, "groups": named}
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps({**result, "extra": found.extra, "unread": found.unread}))
         return
     # Names below the folder that holds all of them, which is told once.
-    paths = [r.uri for group in groups + copies for r in group]
+    paths = [r.uri for group in groups for r in group]
     base = os.path.dirname(os.path.commonprefix(paths))  # noqa: RUF071
     if base:
         typer.echo(f"in {printable(base)}:")
-    for what, shown in (("copies", copies), ("near", groups)):
+    for what, shown in (("copies", found.copies), ("near", found.near)):
         for group in shown:
             names = (f"{r.id}:{printable(r.uri.removeprefix(base).lstrip('/'))}" for r in group)
             typer.echo(f"{what}  " + "  ".join(names))
-    images = sum(map(len, groups))
-    if copies:
-        extra = sum(map(len, copies)) - len(copies)
-        typer.echo(f"groups of exact copies: {len(copies)}; images that could go: {extra}")
-    if images > _MANY * total:
-        note(
-            f"note: {images} of {total} images are in groups: these codes tell classes apart, not "
-            "pictures; trust the exact copies, or use an index of a model without labels "
-            "(hashlens train --unsupervised)"
-        )
-    typer.echo(f"{len(groups)} groups of {images} images, {found.pairs} pairs within {radius} bits")
-
-
-def is_single(index: Index) -> TypeGuard[HashIndex]:
-    """Whether an index is one folder on this machine, which knows the content of its files."""
-    from hashlens.index.hash_index import HashIndex
-
-    return isinstance(index, HashIndex)
-
-
-def _write_group_sheet(path: Path, groups: list[Any]) -> None:
-    from hashlens.data.opening import load_image
-    from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-
-    if not groups:
-        raise IndexStoreError(f"{path}: no near-duplicates to draw; try a larger --radius")
-    queries = [
-        SheetQuery(
-            first.uri,
-            str(first.id),
-            {"": [Neighbour(r.uri, str(r.id), r.label or "") for r in others[:_PICTURES_SHOWN]]},
-        )
-        for first, *others in groups[:_GROUPS_SHOWN]
-    ]
-    save_picture(picture_sheet(queries, load_image), path)
+    typer.echo(
+        f"groups of exact copies: {len(found.copies)}; of pictures that look alike: "
+        f"{len(found.near)}; images that could go: {found.extra}"
+    )
+    if page is not None:
+        typer.echo(f"page: {page}")
 
 
 def export_command(

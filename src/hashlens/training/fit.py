@@ -152,6 +152,9 @@ def train(
     )
 
 
+_IMAGES_PER_CLASS = 10  # validation images, on average, from which on their mAP says something
+
+
 def is_first_process() -> bool:
     """Whether this process is the one, of all that train together, that prints and writes."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "NODE_RANK"))
@@ -213,7 +216,11 @@ def fit(
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     module = _module(config, backbone, len(source.classes))
-    states = KeepStates(out / RUN)
+    few = len(split.validation) < _IMAGES_PER_CLASS * len(source.classes)
+    if few:
+        line = "best epoch: of the lowest loss, as these validation images are too few to search in"
+        console.print(line, highlight=False, soft_wrap=True)
+    states = KeepStates(out / RUN, by_loss=few)
     detectors = Detectors(states, chance_loss(targets[split.training], config.balanced), console)
     callbacks = [states, detectors, ShowProgress(states, console)]
     trainer = make_trainer(config, out, callbacks, devices, nodes)

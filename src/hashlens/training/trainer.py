@@ -31,23 +31,30 @@ _SECONDS_PER_LINE = 2.0
 
 
 class KeepStates(Callback):
-    """Keeps the best weights by validation score, and the last state to resume from."""
+    """Keeps the best weights by validation, and the last state to resume from.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    The mAP of the validation images decides, or ``by_loss`` their loss: of a few images the mAP is
+    chance, as most find none of their class among the others.
+    """
+
+    def __init__(self, folder: Path, by_loss: bool) -> None:
+        self._folder, self._by_loss = folder, by_loss
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
-        self.best_map = -1.0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to know."""
-        return {"history": self.history, "best_epoch": self.best_epoch, "best_map": self.best_map}
+        return {"history": self.history, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the interrupted run knew."""
         self.history = list(state_dict["history"])
         self.best_epoch = state_dict["best_epoch"]
-        self.best_map = state_dict["best_map"]
+
+    def _score(self, scores: dict[str, float]) -> float:
+        if not self._by_loss:
+            return scores["map"]
+        return -scores["loss"] if math.isfinite(scores["loss"]) else -math.inf
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Keep both states."""
@@ -55,9 +62,11 @@ class KeepStates(Callback):
         if scores is None:
             return
         epoch = trainer.current_epoch + 1
-        self.history.append({"epoch": epoch, "train_loss": loss, **scores._asdict()})
-        if scores.map > self.best_map:
-            self.best_map, self.best_epoch = scores.map, epoch
+        latest = {"epoch": epoch, "train_loss": loss, **scores._asdict()}
+        best = [known for known in self.history if known["epoch"] == self.best_epoch]
+        self.history.append(latest)
+        if not best or self._score(latest) > self._score(best[0]):
+            self.best_epoch = epoch
             if trainer.is_global_zero:
                 write_state(module.judged.state_dict(), self._folder / BEST)
         trainer.save_checkpoint(self._folder / LAST)
@@ -112,7 +121,7 @@ def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool =
 
 def chance_warning(loss: float, chance: float, epoch: int, epochs: int) -> str | None:
     """A warning if a loss has not left chance."""
-    if epoch < min(3, epochs) or (math.isfinite(loss) and loss < 0.97 * chance):
+    if epoch < min(max(3, epochs // 10), epochs) or (math.isfinite(loss) and loss < 0.97 * chance):
         return None
     if not loss <= 3 * chance:  # or not a number
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def examine_labels(
         imbalance(readable),
         unlabelled,
         encoded.skipped,
-        (*source.notes, *_warnings(encoder, source)),
+        (*source.notes, *_warnings(encoder, source), *_few(labels, source.classes)),
     )
 
 
@@ -171,15 +172,27 @@ def _warnings(encoder: Encoder, source: Source) -> tuple[str, ...]:
     )
 
 
+def _few(labels: NDArray[np.int64], classes: Sequence[str]) -> Iterator[str]:
+    counts = np.bincount(labels, minlength=len(classes))
+    few = np.flatnonzero((counts > 0) & (counts < _FEW))
+    if len(few):
+        yield (
+            f"{len(few)} of {len(classes)} classes have fewer than {_FEW} images, such as "
+            f"{classes[few[0]]} ({counts[few[0]]}): which of their labels are wrong is a guess; "
+            "the order of doubt is what helps"
+        )
+
+
+_FEW = 30
 _DRAWN, _DRAWN_NEIGHBOURS, _PAIRS = 24, 6, 10
 
 _METHOD = (
     "A label is doubtful if another class fits the image's features better than the label does. "
     "The fit is measured by a linear classifier of all other images (ridge regression, each image "
     "left out in turn), relative to how well the images of each class fit on average. A label is "
-    "likely wrong if the image also fits the other class as well as that class's own images do on "
-    "average. Not all of these labels are wrong: right labels look wrong too among unusual images, "
-    "and where the features cannot tell two classes apart."
+    "likely wrong if the other class scores three times as high, and fits the image as well as "
+    "that class's own images on average. Not all of these labels are wrong: right labels look "
+    "wrong too among unusual images, and where the features cannot tell two classes apart."
 )
 
 
