@@ -152,7 +152,7 @@ def train(
     )
 
 
-_IMAGES_PER_CLASS = 10  # validation images, on average, from which on their mAP says something
+_IMAGES_PER_CLASS = 5  # validation images, on average, from which on their mAP says something
 
 
 def is_first_process() -> bool:
