@@ -23,8 +23,6 @@ TINY = Workload(
     seconds=0.01,
     recall_n=3000,
     sizes=(1000, 2000),
-    features_n=200,
-    features_dim=16,
 )
 
 
@@ -99,14 +97,13 @@ def test_command_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page = (tmp_path / "search.md").read_text()
     assert all(row["engine"] in page for row in (*results["recall"], *results["growth"]))
     assert "hashlens bench search --quick" in page
-    assert len(search.features_summary(results)) == 2
     assert (tmp_path / "search.png").stat().st_size > 10_000
 
-    again = [*command, "--part", "features"]
+    again = [*command, "--part", "growth"]
     one = json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)
-    assert set(one) == {"plan", "environment", "features"}
+    assert set(one) == {"plan", "environment", "growth"}
     stored = json.loads((tmp_path / "search.json").read_text())
-    assert stored.pop("commands")["features"].endswith("--quick --part features --seed 0")
+    assert stored.pop("commands")["growth"].endswith("--quick --part growth --seed 0")
     assert stored == {**results, **one}
 
 
@@ -116,4 +113,4 @@ def test_wrong_usage() -> None:
     assert "not both" in answer.output
     answer = CliRunner().invoke(app, ["bench", "search", "--part", "all"])
     assert answer.exit_code == 2
-    assert "exact, recall, growth, features" in answer.output
+    assert "exact, recall, growth" in answer.output

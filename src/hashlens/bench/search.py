@@ -1,4 +1,4 @@
-"""The search benchmark: exact engines, approximate ones, growth with n, and Euclidean search."""
+"""The search benchmark: exact engines, approximate ones, and growth with n."""
 
 from __future__ import annotations
 
@@ -26,22 +26,20 @@ from hashlens.report.page import Table
 from hashlens.report.plot import Curve, panels, plot_bars, plot_curves, save_figure
 from hashlens.types import Codes
 
-PARTS = ("exact", "recall", "growth", "features")
+PARTS = ("exact", "recall", "growth")
 ARRAY, DATABASE, SCAN = "hashlens (array)", "hashlens (CodeDatabase)", "hashlens (scan)"
 FLAT, COUNTING = "FAISS IndexBinaryFlat", "FAISS IndexBinaryFlat, use_heap=False"
 SHARDS, USEARCH = "FAISS IndexBinaryShards, threaded", "USearch exact"
 BITS, K, QUERIES = 128, 10, 256
 CLASSES, DISTINCT = 116, 5_000
 FLIPPED = 0.1
-PAPER_TIMES = 971.3
-"""How many times faster than exhaustive search binary codes were, in the paper."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is measured: codes and features, code lengths, queries per call, results per query.
+    """How much is measured: codes, code lengths, queries per call, results per query.
 
     The authors' largest collection has 1,124,087 images. ``seconds`` is the time for each cell of
     the exact comparison. ``recall_n`` codes go into the approximate indexes, which take minutes to
@@ -56,8 +54,6 @@ class Workload:
     seconds: float = 8.0
     recall_n: int = 200_000
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
-    features_n: int = 200_000
-    features_dim: int = 4096
     seed: int = 0
 
     def quick(self) -> Workload:
@@ -69,7 +65,6 @@ class Workload:
             seconds=2.0,
             recall_n=20_000,
             sizes=(10_000, 100_000, 1_000_000),
-            features_n=20_000,
         )
 
     def full(self) -> Workload:
@@ -92,7 +87,6 @@ def run(plan: Workload, say: Say, parts: Sequence[str] = PARTS) -> dict[str, Any
         ],
         "recall": lambda: recall(plan, threads, say),
         "growth": lambda: growth(plan, say),
-        "features": lambda: features(plan, say),
     }
     return {
         "plan": dict(vars(plan)),
@@ -300,30 +294,6 @@ def _growth_at(faiss: Any, plan: Workload, n: int, kind: str) -> list[dict[str, 
     return as_rows(cell, interleaved(contestants, 1, min(plan.seconds, 4.0)))
 
 
-def features(plan: Workload, say: Say) -> list[dict[str, Any]]:
-    """Exhaustive Euclidean search over features against binary codes: the paper's comparison.
-
-    FAISS searches the array in place, with the functions of IndexFlatL2, which would copy it.
-    """
-    faiss = import_faiss()
-    dim = plan.features_dim
-    rows: list[dict[str, Any]] = []
-    base = np.empty((plan.features_n, dim), np.float32)
-    rng = np.random.default_rng(plan.seed)
-    for at in range(0, len(base), 4096):
-        part = base[at : at + 4096]
-        part[:] = rng.random(part.shape, dtype=np.float32)
-    queries = np.random.default_rng(plan.seed + 1).random((32, dim), dtype=np.float32)
-    for n in (plan.features_n // 2, plan.features_n):
-        say(f"Euclidean: {n:,} features of {dim} dimensions")
-        for q in (1, 32):
-            asked = queries[:q]
-            contestants = {"FAISS IndexFlatL2": partial(faiss.knn, asked, base[:n], 10)}
-            cell = {"n": n, "dimensions": dim, "queries": q, "k": 10}
-            rows += as_rows(cell, interleaved(contestants, q, min(plan.seconds, 4.0)))
-    return rows
-
-
 def warm_up(plan: Workload) -> None:
     """Compile what will be timed."""
     for bits in {*plan.bits, 64}:
@@ -431,8 +401,6 @@ def text(results: dict[str, Any]) -> str:
     for part, (title, columns) in _TABLES.items():
         if part in results:
             parts += [f"## {title}", Table.of(results[part], columns).markdown()]
-    if "features" in results and "exact" in results:
-        parts.append("\n".join(features_summary(results)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -452,42 +420,12 @@ _GROWTH = (
     ("codes", "n", ",d"), ("data", "data", "s"), ("engine", "engine", "s"),
     ("ms per query, minimum", "minimum", ".3f"), ("median", "median", ".3f"),
 )  # fmt: skip
-_FEATURES = (
-    ("features", "n", ",d"), ("dimensions", "dimensions", "d"), ("queries", "queries", "d"),
-    ("engine", "engine", "s"), ("ms per query, minimum", "minimum", ".2f"),
-    ("median", "median", ".2f"),
-)  # fmt: skip
 
 _TABLES = {
     "exact": ("Exact search", _EXACT),
     "recall": ("Speed against recall", _RECALL),
     "growth": ("Growth with the number of codes", _GROWTH),
-    "features": ("Exhaustive Euclidean search", _FEATURES),
 }
-
-
-def features_summary(results: dict[str, Any]) -> list[str]:
-    """How many times faster binary codes are than 4096-d features, a sentence for each batch."""
-    plan, lines = results["plan"], []
-    for q in sorted({row["queries"] for row in results["features"]}):
-        es = [row for row in results["features"] if row["queries"] == q]
-        codes = [
-            row
-            for row in results["exact"]
-            if (row["engine"], row["data"]) == (DATABASE, "clustered")
-            and (row["bits"], row["queries"], row["k"]) == (128, q, 10)
-        ]
-        if not codes:
-            continue
-        half, whole = es[0], es[-1]
-        scaled = whole["minimum"] * plan["n"] / whole["n"]
-        lines.append(
-            f"- Batches of {q}: twice the features take {whole['minimum'] / half['minimum']:.2f} "
-            f"times as long, so {plan['n']:,} would take {scaled:,.0f} ms per query; 128-bit codes "
-            f"take {codes[0]['minimum']:.4f} ms, {scaled / codes[0]['minimum']:,.0f} times less "
-            f"(paper: {PAPER_TIMES})."
-        )
-    return lines
 
 
 def _header(results: dict[str, Any]) -> str:

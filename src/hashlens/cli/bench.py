@@ -20,7 +20,7 @@ def search_command(
         False, "--full", help="Up to 100 million codes, and 1,124,087 in every index."
     ),
     part: list[str] = typer.Option(
-        [], help="exact, recall, growth or features; may be repeated. By default all."
+        [], help="exact, recall or growth; may be repeated. By default all."
     ),
     out: Path | None = typer.Option(None, help="Folder for search.md, search.png and search.json."),
     seed: int = typer.Option(0, help="Seed of all data."),
@@ -29,8 +29,7 @@ def search_command(
     """Time Hamming search next to FAISS and USearch.
 
     Exact engines over 1,124,087 clustered codes, taking turns in the same run with the same
-    threads; approximate indexes by speed and recall; growth with the number of codes; exhaustive
-    search over 4096-d features against binary codes.
+    threads; approximate indexes by speed and recall; growth with the number of codes.
 
     Example: hashlens bench search --quick --out results/
     """
