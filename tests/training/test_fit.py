@@ -42,6 +42,8 @@ def test_of_few_validation_images_the_loss_chooses_the_epoch(tmp_path: Path) -> 
     assert result.validation_images == 6
     best = next(e for e in result.history if e["epoch"] == result.best_epoch)
     assert best["loss"] == min(epoch["loss"] for epoch in result.history)
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| epoch chosen by | lowest loss of the validation images |" in card
     first_best = max(result.history, key=lambda epoch: epoch["map"])
     assert first_best["epoch"] != result.best_epoch  # where mAP had chosen another
 

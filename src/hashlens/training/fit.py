@@ -240,6 +240,7 @@ def fit(
         skipped=tuple(inputs.skipped),
         warnings=(*notes, *detectors.warnings),
         search=search,
+        by_loss=few,
         seconds=time.monotonic() - started,
     )
     if not first:

@@ -34,7 +34,8 @@ class TrainingResult:
 
     out: Path  # the model's folder
     config: TrainingConfig  # what decided the run
-    # epoch whose weights were kept: the one of the highest validation mAP; 0 without labels
+    # epoch whose weights were kept: of the highest validation mAP, or the lowest validation loss
+    # where there are few validation images per class (``by_loss``); 0 without labels
     best_epoch: int
     history: tuple[dict[str, float], ...]  # scores of each epoch
     training_images: int  # sizes of the split
@@ -44,6 +45,7 @@ class TrainingResult:
     seconds: float  # time from decoding to the saved model, of this process
     # the chosen ``feature_scaling`` and ``mode``, and the figures that they were chosen by
     search: Mapping[str, Any]
+    by_loss: bool = False
     fingerprint: str = ""  # the saved model's; empty in all processes but the first, which saves it
 
 
@@ -107,7 +109,9 @@ def save_result(
         "images per class": dict(zip(source.classes, counts.tolist(), strict=True)),
         "skipped": len(result.skipped),
         "configuration": asdict(config),
-        "epoch chosen by": "highest mAP of the validation codes among themselves",
+        "epoch chosen by": "lowest loss of the validation images"
+        if result.by_loss
+        else "highest mAP of the validation codes among themselves",
         "best epoch": result.best_epoch,
         "validation": {
             "map": scores["map"],
