@@ -34,7 +34,7 @@ def test_train_and_its_json(tmp_path: Path) -> None:
     assert "holds a model" in again.stderr
     done = _run("digits#train", "--out", out, *_QUICK.split(), "--resume")
     assert done.exit_code == 1
-    assert "nothing to resume" in done.stderr
+    assert "this run is complete; to train on" in done.stderr
     told = _run("digits#train", "--out", out, *_QUICK.split(), "--overwrite")
     assert f"next: hashlens index create INDEX 'digits#train' --model {out}\n" in told.stdout
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from hashlens import ModelError, SourceError, open_source
+from hashlens import InvalidInputError, ModelError, SourceError, open_source
 from hashlens.data.source import Source
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import TrainingConfig
-from hashlens.training.fit import fit
+from hashlens.training.fit import fit, take_over
 from hashlens.training.folder import TrainingResult, open_run
 from hashlens.training.objectives import objectives
 from hashlens.training.recipes import configure
@@ -327,3 +327,46 @@ def test_the_latent_layer_starts_as_the_recipe_says(folder: Path, tmp_path: Path
     latent = load_model(tmp_path / "m")[0].latent
     assert float(latent.weight.detach().std()) == pytest.approx(0.005, rel=0.1)
     assert bool((latent.bias == 1).all())
+
+
+@pytest.mark.parametrize("backbone", ["resnet9?width=4", "smallcnn"])
+def test_training_on_from_a_model_of_ones_own(tmp_path: Path, backbone: str) -> None:
+    """A new class comes in between; what both models know is taken over, by name."""
+    for name in ("a", "b", "c"):
+        write_class_folder(tmp_path / name, per_class=12)
+    folder = tmp_path / "a"
+    first = _train_folder(folder, tmp_path / "m", epochs=3, backbone=backbone)
+    classes = sorted(path.name for path in folder.iterdir())
+    (folder / classes[0]).rename(folder / "zebra")
+    shutil.copytree(tmp_path / "b" / classes[1], folder / "newcomer")
+    source = open_source(str(folder))
+    config, reasons = configure("auto", {"start": str(tmp_path / "m"), "epochs": 2}, source)
+    assert (config.backbone, config.bits) == (first.config.backbone, first.config.bits)
+    assert config.learning_rate == first.config.learning_rate  # as there are new classes
+    assert "2 new classes" in reasons[0]
+    again = configure("auto", {"start": str(tmp_path / "m")}, open_source(str(tmp_path / "c")))[0]
+    assert again.learning_rate == pytest.approx(first.config.learning_rate / 5)
+    net, described = load_model(tmp_path / "m")
+    own, _ = load_model(tmp_path / "m")
+    for layer in (own.latent, own.classifier, *own.backbone.modules()):
+        for value in layer.parameters(recurse=False):
+            torch.nn.init.normal_(value)
+    take_over(own, net, described.classes, [described.classes[2], "zebra", described.classes[1]])
+    assert torch.equal(own.latent.weight, net.latent.weight)
+    assert torch.equal(own.classifier.weight[0], net.classifier.weight[2])
+    assert torch.equal(own.classifier.bias[2], net.classifier.bias[1])
+    assert not torch.equal(own.classifier.weight[1], net.classifier.weight[0])
+    fit(source, config, tmp_path / "on", progress=False)
+    trained, saved = load_model(tmp_path / "on")
+    assert saved.classes == source.classes
+    assert saved.start_origin == f"model {first.fingerprint[:12]}"
+    pairs = zip(trained.backbone.parameters(), net.backbone.parameters(), strict=True)
+    assert all(torch.nn.functional.cosine_similarity(x.ravel(), y.ravel(), 0) > 0.5
+               for x, y in pairs if x.ndim > 1)  # fmt: skip
+
+
+def test_training_on_keeps_the_structure(digits: Source, quick: Quick, tmp_path: Path) -> None:
+    fit(digits, quick(epochs=1), tmp_path / "m", progress=False)
+    for values in ({"bits": 24}, {"backbone": "resnet9"}, {"size": 32}):
+        with pytest.raises(InvalidInputError, match="and stays so; leave it out"):
+            configure("auto", {"start": str(tmp_path / "m"), **values}, digits)

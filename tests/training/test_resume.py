@@ -109,7 +109,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(unbroken: Path, tmp_path: 
         assert resumed.training["validation"][name] == pytest.approx(value, abs=1e-3)
     # Steps and rates are those of one run.
     assert _rates(out) == _rates(unbroken)
-    with pytest.raises(ModelError, match="nothing to resume"):
+    with pytest.raises(ModelError, match="this run is complete; to train on, give --from"):
         fit(source, config, out, resume=True, progress=False)
 
 

@@ -41,7 +41,8 @@ class TrainingConfig:
     """Everything that decides a training run, besides the images.
 
     ``None`` means that images and hardware decide (``training.recipes``). In a resolved
-    configuration only ``weights``, and ``size`` where the backbone's own is taken, may be None.
+    configuration only ``weights``, ``start``, and ``size`` where it is the backbone's own, may be
+    None.
     """
 
     recipe: str = _option("small", "Recipe that the values come from")
@@ -49,6 +50,12 @@ class TrainingConfig:
     objective: str = _option("latent", "What is minimised", choices=tuple(objectives()))
     backbone: str | None = _option(None, " or ".join(describe_backbones()))
     weights: str | None = _option(None, "File with weights that the backbone starts from")
+    start: str | None = _option(
+        None,
+        "Folder of a model to train on from, with its own options and, where no class is new, a "
+        "fifth of its rate",
+        flag="--from",
+    )
     pretrained: bool | None = _option(None, "Start from the backbone's published weights")
     freeze_backbone: bool | None = _option(
         None,

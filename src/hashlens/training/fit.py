@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
 from hashlens.machine import keep_freed_memory
-from hashlens.models.backbones import Backbone, create_backbone
+from hashlens.models.backbones import Backbone, StartWeights, create_backbone
+from hashlens.models.checkpoint import load_model
+from hashlens.models.description import ModelConfig
 from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.choice import choose_search
@@ -185,7 +188,12 @@ def fit(
     console = _console(progress)
     # The same weights at the start in every process and every repetition.
     torch.manual_seed(config.seed)
-    backbone = _backbone(config, image_facts(source).channels if source.vectors is None else 3)
+    start = load_model(Path(config.start)) if config.start else None
+    if start is None:
+        channels = image_facts(source).channels if source.vectors is None else 3
+        backbone = _backbone(config, channels)
+    else:
+        backbone = backbone_of(*start)
     taken = backbone.preprocessing
     state = None
     if first:
@@ -215,7 +223,7 @@ def fit(
         *(f"note: {note}" for note in notes),
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    module = _module(config, backbone, len(source.classes))
+    module = _module(config, backbone, source.classes, start)
     few = len(split.validation) < _IMAGES_PER_CLASS * len(source.classes)
     if few:
         line = "best epoch: of the lowest loss, as these validation images are too few to search in"
@@ -265,7 +273,39 @@ def _backbone(config: TrainingConfig, channels: int) -> Backbone:
     )
 
 
-def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashModule:
+def backbone_of(net: LatentHashNet, described: ModelConfig) -> Backbone:
+    """The backbone of a model, with its weights."""
+    layer = net.feature_layer or net.latent
+    start = StartWeights(f"model {described.fingerprint[:12]}", described.start_licence)
+    name, preprocessing = described.backbone, described.preprocessing
+    return Backbone(name, net.backbone, layer.in_features, preprocessing, start)
+
+
+def take_over(
+    net: LatentHashNet, start: LatentHashNet, known: Sequence[str], classes: Sequence[str]
+) -> None:
+    """Copy the layers above the backbone; of F8 the rows of classes that both know, by name."""
+    for layer, old in ((net.feature_layer, start.feature_layer), (net.latent, start.latent)):
+        if layer is not None and old is not None:
+            layer.load_state_dict(old.state_dict())
+    for new, old in (
+        (net.classifier, start.classifier),
+        (net.feature_classifier, start.feature_classifier),
+    ):
+        if new is not None and old is not None:
+            rows = [row for row, name in enumerate(classes) if name in known]
+            same = [known.index(classes[row]) for row in rows]
+            with torch.no_grad():
+                new.weight[rows], new.bias[rows] = old.weight[same], old.bias[same]
+
+
+def _module(
+    config: TrainingConfig,
+    backbone: Backbone,
+    names: Sequence[str],
+    start: tuple[LatentHashNet, ModelConfig] | None,
+) -> HashModule:
+    classes = len(names)
     torch.manual_seed(config.seed)
     net = LatentHashNet(
         backbone.module,
@@ -280,6 +320,8 @@ def _module(config: TrainingConfig, backbone: Backbone, classes: int) -> HashMod
     if config.latent_std and net.latent.weight.requires_grad:
         nn.init.normal_(net.latent.weight, std=config.latent_std)
         nn.init.constant_(net.latent.bias, config.latent_bias)
+    if start is not None:
+        take_over(net, start[0], start[1].classes, names)
     freeze_first(net.backbone, 1.0 if config.freeze_backbone else config.frozen_share)
     objective = create_objective(
         config.objective,

@@ -60,8 +60,8 @@ def open_run(
         _check_same(run, source, config)
         remove_abandoned(run)
         return run / LAST if (run / LAST).is_file() else None
-    if resume and (out / CONFIG_NAME).exists():
-        raise ModelError(f"{out}: this run is complete; there is nothing to resume")
+    if resume:
+        kept_config(out)  # raises where the run is complete
     if overwrite:
         shutil.rmtree(run, ignore_errors=True)
         shutil.rmtree(out / "logs", ignore_errors=True)
@@ -81,12 +81,16 @@ def open_run(
 
 
 def kept_config(out: Path) -> TrainingConfig | None:
-    """Configuration of the unfinished run in a folder; None where there is no run.
+    """Configuration of the unfinished run in a folder; None where there is neither run nor model.
 
     A key that an older version did not write has its default.
     """
     path = out / RUN / "config.toml"
     if not path.is_file():
+        if (out / CONFIG_NAME).exists():
+            raise ModelError(
+                f"{out}: this run is complete; to train on, give --from {out} and another --out"
+            )
         return None
     try:
         return TrainingConfig().with_values(tomllib.loads(path.read_text(encoding="utf-8")))

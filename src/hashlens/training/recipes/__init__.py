@@ -18,7 +18,8 @@ from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.machine import has_cuda, multiplies_bfloat16
 from hashlens.models.backbones import has_published_weights, vectors_name
-from hashlens.training.config import TrainingConfig
+from hashlens.models.description import read_config
+from hashlens.training.config import TrainingConfig, options
 
 RECIPES = ("auto", "small", "finetune", "paper", "vectors")
 SMALL_SIDE = 64
@@ -73,6 +74,8 @@ def configure(
 ) -> tuple[TrainingConfig, list[str]]:
     """A configuration that leaves nothing open, and the reasons for what was chosen."""
     reasons = []
+    if values.get("start"):
+        return train_on(values, images)
     if isinstance(images, Source) and images.vectors is not None:
         recipe = "vectors" if recipe == "auto" else recipe
         if recipe in ("small", "finetune", "paper"):
@@ -96,6 +99,37 @@ def configure(
             "--train-backbone"
         )
     return config, reasons + why
+
+
+_AGAIN = 0.2  # of a model's own rate, where its classes are all known: what was learned should stay
+_STRUCTURE = ("bits", "backbone", "size", "feature_layer", "weights", "pretrained", "metric")
+
+
+def train_on(
+    values: Mapping[str, Any], images: Source | ImageFacts
+) -> tuple[TrainingConfig, list[str]]:
+    """The configuration of a model of one's own, to train on from it, and what is other."""
+    start = Path(values["start"])
+    described = read_config(start)[0]
+    own = described.training.get("configuration")
+    if not isinstance(own, dict):
+        raise InvalidInputError(f"from: {start} was not trained with labels; give another model")
+    own = {option.name: own[option.name] for option in options() if option.name in own}
+    for name in _STRUCTURE:
+        if values.get(name) not in (None, own.get(name)):
+            raise InvalidInputError(
+                f"{name}: is {own.get(name)} in {start}, and stays so; leave it out, or train "
+                "without --from"
+            )
+    classes = images.classes if isinstance(images, Source) else ()
+    new = [name for name in classes if name not in described.classes]
+    rate = own["learning_rate"] * (1.0 if new else _AGAIN)
+    again = {"weights": None, "pretrained": False, "learning_rate": rate}
+    config = TrainingConfig().with_values({**own, **again, **values})
+    rate = config.learning_rate
+    return config, [
+        f"from {start}: its own options, a learning rate of {rate:g}, and {len(new)} new classes"
+    ]
 
 
 def vectors_backbone(source: Source, values: Mapping[str, Any]) -> str:
