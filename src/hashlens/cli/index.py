@@ -270,6 +270,45 @@ def reshard_command(
     tell(result, f"{new} holds {images} images in {shards or 'no'} shards", as_json)
 
 
+def reencode_command(
+    index: Path = INDEX,
+    model: Path = typer.Option(..., help="Folder of the new model, or an exported .onnx file."),
+    as_json: bool = JSON,
+) -> None:
+    """Give an index the codes of another model; the old index stays next to it, as INDEX.before.
+
+    Labels and metadata stay; images get new ids. Searches go on meanwhile, and a service goes on
+    with the new index if it has the new model. Stopped, the same command goes on.
+
+    Example: hashlens index reencode shop.idx --model model-2/
+    """
+    from hashlens.distributed.snapshots import is_sharded
+    from hashlens.workflows.reencode import reencode
+
+    if is_sharded(index):
+        raise IndexStoreError(
+            f"{index}: an index in shards is made again with `hashlens index create --shards`"
+        )
+    with ProgressBar("encoding", None) as progress:
+        done = reencode(index, open_model(model), model, progress=progress.reach)
+    show_skipped([] if as_json else done.skipped)
+    result = {
+        "index": str(done.new),
+        "images": done.images,
+        "before": None if done.before is None else str(done.before),
+        "skipped": skipped_json(done.skipped),
+    }
+    text = f"{done.new} holds {done.images} images; the index before is {done.before}"
+    if done.before is None:
+        text = (
+            f"{len(done.skipped)} images cannot be read: {index} stays as it was, and {done.new} "
+            f"holds the other {done.images}; remove those images from {index}, and run this again"
+        )
+    tell(result, text, as_json)
+    if done.before is None:
+        raise typer.Exit(1)
+
+
 def relocate_command(
     index: Path = INDEX,
     old: Path = typer.Argument(..., help="Folder where the files were."),
@@ -498,6 +537,7 @@ def export_command(
 index_app.command("create")(create_command)
 index_app.command("add")(add_command)
 index_app.command("sync")(sync_command)
+index_app.command("reencode")(reencode_command)
 index_app.command("relocate")(relocate_command)
 index_app.command("remove")(remove_command)
 index_app.command("update")(update_command)

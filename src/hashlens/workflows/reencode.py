@@ -1,0 +1,99 @@
+"""``hashlens index reencode``: the images of an index with another model, switched at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from hashlens.errors import IndexStoreError
+from hashlens.files import sync_directory
+from hashlens.index.hash_index import HashIndex
+from hashlens.index.layout import UPLOADS
+from hashlens.index.store import file_errors
+from hashlens.types import EncoderLike, Record, Skipped
+
+
+class Reencoded(NamedTuple):
+    """An index with other codes; ``before`` is where the old one is, None where both stayed."""
+
+    images: int
+    skipped: tuple[Skipped, ...]
+    new: Path
+    before: Path | None
+
+
+def reencode(
+    path: Path,
+    encoder: EncoderLike,
+    model: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reencoded:
+    """Encode an index's images into a new index next to it, and exchange the two at the end.
+
+    Labels and metadata stay, ids are new. A run that was stopped goes on. Images that were added
+    or removed meanwhile are followed. With images that cannot be read nothing is exchanged.
+    """
+    if getattr(encoder, "vectors", None) is not None:
+        raise IndexStoreError(
+            f"{path}: holds vectors, which an index does not keep; make a new one of them with "
+            "`hashlens index create`"
+        )
+    new, before = (path.with_name(path.name + ending) for ending in (".new", ".before"))
+    with file_errors(path):
+        if before.exists() and new.exists() and not path.exists():  # stopped while exchanging
+            os.rename(new, path)
+    if before.exists():
+        raise IndexStoreError(f"{before}: is there already, from the last time; move it away")
+    skipped: tuple[Skipped, ...] = ()
+    with HashIndex.open(path, read_only=True) as old, _opened(new, old, encoder, model) as made:
+        while missing := _without(old.records(), (record.uri for record in made.records())):
+            first = len(made)
+
+            def encoded(_: int, first: int = first, total: int = len(missing)) -> None:
+                if progress is not None:
+                    progress(len(made) - first, total)
+
+            report = made.add(
+                [record.uri for record in missing],
+                [record.label for record in missing],
+                [dict(record.metadata) for record in missing],
+                progress=encoded,
+            )
+            skipped = report.skipped
+            if skipped:
+                break
+        gone = _without(made.records(), (record.uri for record in old.records()))
+        made.remove([record.id for record in gone])
+        images = len(made)
+    if skipped:
+        return Reencoded(images, skipped, new, None)
+    with file_errors(path):
+        if (path / UPLOADS).is_dir():  # their names stay, as the folder's name does
+            shutil.copytree(path / UPLOADS, new / UPLOADS, dirs_exist_ok=True)
+        os.rename(path, before)
+        os.rename(new, path)
+        sync_directory(path.parent)
+    return Reencoded(images, (), path, before)
+
+
+def _opened(new: Path, old: HashIndex, encoder: EncoderLike, model: Path) -> HashIndex:
+    if new.exists():
+        return HashIndex.open(new, encoder)
+    features = old.info().features if old.feature_dim else "none"
+    return HashIndex.create(new, encoder, features=features, model=model)
+
+
+def _without(records: Iterable[Record], uris: Iterable[str]) -> list[Record]:
+    """The records whose URI is not among these; one that is there twice counts twice."""
+    known, left = Counter(uris), []
+    for record in records:
+        if known[record.uri]:
+            known[record.uri] -= 1
+        else:
+            left.append(record)
+    return left
