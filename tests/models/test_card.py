@@ -24,6 +24,14 @@ def test_states_data_figures_and_licence(model_dir: Path) -> None:
         },
     )
     card = model_card(config)
+    assert card.startswith(
+        "---\nlibrary_name: hashlens\ntags: [image-retrieval, learning-to-hash]\n"
+        "pipeline_tag: image-feature-extraction\nlicense: apache-2.0\nbase_model: timm/x.y\n"
+        "metrics: [mean_average_precision, accuracy]\n---\n"
+    )
+    other = replace(config, start_licence="not stated", training={"source": "hub:me/shoes#train"})
+    assert "license:" not in model_card(other)
+    assert "\ndatasets: [me/shoes]\n---\n" in model_card(other)
     for row in (
         "| bits | 20 |",
         "| backbone | resnet9?width=2 |",

@@ -17,6 +17,7 @@ from PIL import Image
 from hashlens import Encoder, ModelError, open_source, unpack_bits
 from hashlens.models import export
 from hashlens.models.checkpoint import load_model, save_model, update_config
+from hashlens.models.description import read_config
 from hashlens.models.encoder import METADATA_KEY
 from hashlens.models.export import export_onnx, write_twin
 
@@ -247,3 +248,15 @@ def test_no_twin_where_bits_differ(
     Image.fromarray(_noise(1, 16)[0]).save(tmp_path / "noise" / "0.png")
     assert write_twin(model, open_source(str(tmp_path / "noise"))).startswith("no ONNX twin")
     assert not list(model.glob("*.onnx"))
+
+
+def test_other_programs_read_the_description_in_plain_keys(model_dir: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    export_onnx(model_dir, tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+    found = session.get_modelmeta().custom_metadata_map
+    config, _ = read_config(model_dir)
+    assert found["bits"] == str(config.bits)
+    assert found["backbone"] == config.backbone
+    assert found["fingerprint"] == config.fingerprint

@@ -211,3 +211,19 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     assert "Retry" not in run.stderr
     (last,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert words in last
+
+
+def test_a_model_is_loaded_by_its_name(hub: HubServer, model_dir: Path, tmp_path: Path) -> None:
+    """From the hub, then from the cache while the hub does not answer; without torch for a twin."""
+    push_model(model_dir, REPO, endpoint=_address(hub))
+    script = "from hashlens import Encoder; print(Encoder.load('hub:me/codes').fingerprint)"
+    fingerprint = load_model(model_dir)[1].fingerprint
+    for address in (_address(hub), "http://127.0.0.1:9"):
+        around = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf")}
+        command = [sys.executable, "-c", script]
+        run = subprocess.run(command, env=around, capture_output=True, text=True)
+        assert run.stdout.strip() == fingerprint, run.stderr
+        assert "Retry" not in run.stderr
+    script = script.replace("me/codes", "me/other")
+    run = subprocess.run([sys.executable, "-c", script], env=around, capture_output=True, text=True)
+    assert "hub:me/other could not be downloaded" in run.stderr.splitlines()[-1]

@@ -211,7 +211,7 @@ def model_card(config: ModelConfig) -> str:
     what = "a vector" if isinstance(config.preprocessing, VectorInput) else "an image"
     given = "vectors" if what == "a vector" else "images"
     parts = [
-        "---\nlibrary_name: hashlens\ntags: [image-retrieval, learning-to-hash]\n---",
+        _front_matter(config),
         f"# Hashlens model, {config.bits} bits",
         f"Turns {what} into a binary code and a feature vector, to search for similar ones "
         "(Lin et al., CVPR Workshops 2015). Use it with\n\n"
@@ -231,6 +231,23 @@ def model_card(config: ModelConfig) -> str:
         "of another kind can do worse."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(config: ModelConfig) -> str:
+    """What model hubs read of a card."""
+    lines = ["library_name: hashlens", "tags: [image-retrieval, learning-to-hash]"]
+    if not isinstance(config.preprocessing, VectorInput):
+        lines.append("pipeline_tag: image-feature-extraction")
+    if re.fullmatch(r"[a-z0-9.-]+", config.start_licence):  # an identifier, not a sentence
+        lines.append(f"license: {config.start_licence}")
+    if config.start_origin.startswith("timm "):
+        lines.append(f"base_model: timm/{config.start_origin.removeprefix('timm ')}")
+    source = str(config.training.get("source", ""))
+    if source.startswith("hub:"):
+        lines.append(f"datasets: [{source.removeprefix('hub:').partition('#')[0]}]")
+    if "validation" in config.training:
+        lines.append("metrics: [mean_average_precision, accuracy]")
+    return "\n".join(("---", *lines, "---"))
 
 
 def _network(config: ModelConfig) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class Encoder:
         Parameters
         ----------
         path : str or Path
-            What ``hashlens train`` or ``hashlens export`` wrote.
+            What ``hashlens train`` or ``hashlens export`` wrote, or ``hub:OWNER/NAME``, what
+            ``hashlens push`` uploaded, with ``@REVISION`` if wanted.
         device : str, optional
             PyTorch device of a model directory, such as "cpu" or "cuda", which leaves the twin
             aside, as ``HASHLENS_RUNTIME=torch`` in the environment does. By default a GPU where
@@ -80,6 +81,10 @@ class Encoder:
         MissingExtraError
             If a directory without a twin is given and torch is not installed.
         """
+        if str(path).startswith("hub:"):
+            from hashlens.models.hub import cached_model
+
+            path = cached_model(str(path).removeprefix("hub:"))
         path = Path(path)
         if path.suffix == ".onnx":
             return cls(*load_onnx(path))

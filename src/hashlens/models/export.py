@@ -146,8 +146,11 @@ def _described(exported: Path, config: ModelConfig) -> tuple[bytes, Runner]:
     import onnx
 
     proto = onnx.load(exported)
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(config.to_dict(), ensure_ascii=False)
+    described = config.to_dict()
+    plain = {key: str(described[key]) for key in ("bits", "feature_dim", "backbone", "fingerprint")}
+    whole = {METADATA_KEY: json.dumps(described, ensure_ascii=False)}
+    for key, value in {**whole, **plain}.items():
+        proto.metadata_props.add(key=key, value=value)
     data: bytes = proto.SerializeToString()
     finished = exported.with_name("finished.onnx")
     finished.write_bytes(data)

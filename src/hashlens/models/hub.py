@@ -11,7 +11,6 @@ from typing import Any
 from hashlens.data.hub import one_try
 from hashlens.errors import HashlensError, MissingExtraError, ModelError
 from hashlens.files import make_folder
-from hashlens.models.checkpoint import load_model, replace_model
 from hashlens.models.description import CARD_NAME, CONFIG_NAME, ModelConfig, read_config, read_twin
 
 
@@ -22,6 +21,8 @@ def push_model(
 
     The token is that of ``hf auth login`` or of the variable ``HF_TOKEN``.
     """
+    from hashlens.models.checkpoint import load_model
+
     load_model(directory)
     _, weights = read_config(directory)
     with _hub(f"{repo} could not be uploaded", endpoint) as hub:
@@ -45,6 +46,8 @@ def pull_model(
     repo: str, directory: Path, *, revision: str | None = None, endpoint: str | None = None
 ) -> ModelConfig:
     """Download a model; one that is there already stays until the new one is whole and checked."""
+    from hashlens.models.checkpoint import replace_model
+
     make_folder(directory.parent)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.parent) as folder:
         aside = Path(folder)
@@ -62,6 +65,25 @@ def pull_model(
                 download(CARD_NAME)
         replace_model(directory, aside)
     return config
+
+
+def cached_model(name: str) -> Path:
+    """The folder of a model ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` in the hub's own cache.
+
+    What has changed there is fetched; where the hub does not answer, what is here is taken.
+    """
+    repo, _, revision = name.partition("@")
+
+    with _hub(f"hub:{name} could not be downloaded", None) as hub:
+
+        def download(file: str) -> Path:
+            return Path(hub.hf_hub_download(repo, file, revision=revision or None))
+
+        folder = download(CONFIG_NAME).parent
+        download(read_config(folder)[1].name)
+        if twin := read_twin(folder):
+            download(twin.path.name)
+    return folder
 
 
 @contextmanager
