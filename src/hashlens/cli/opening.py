@@ -26,6 +26,7 @@ _CONDITION = re.compile(
     r"(?P<key>.+?)(?P<gap> *)(?P<sign>>=|<=|=|>|<)(?P=gap)(?P<value>.*)", re.DOTALL
 )
 _SKIPPED_SHOWN = 20
+_LOOKED_AT = 10_000  # images whose metadata are looked through for a key
 
 
 def open_index(
@@ -237,6 +238,16 @@ def unknown_words(index: Index, where: Mapping[str, Any]) -> list[str]:
             like = ", ".join(by_folded[each] for each in near)
             told.append(
                 f"no image has the label {word!r}" + (f"; like it are {like}" if like else "")
+            )
+    keys = {key for key in where if key != "label"}
+    if keys:
+        looked_at = index.records(index.ids()[:_LOOKED_AT])
+        known = dict.fromkeys(key for record in looked_at for key in record.metadata)
+        for key in sorted(keys - known.keys()):
+            like = ", ".join(list(known)[:10])
+            told.append(
+                f"none of the first {len(looked_at):,} images has metadata {key!r}"
+                + (f"; they have {like}" if like else "")
             )
     return told
 
