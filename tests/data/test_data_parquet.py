@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,20 @@ def test_a_damaged_row_group_names_its_images(tmp_path: Path) -> None:
     source.load(0)
     with pytest.raises(ImageError, match=f"{path}#5: row group 1 is damaged"):
         source.load(5)
+
+
+def test_a_table_that_is_cut_while_it_is_open_ends_nothing(tmp_path: Path) -> None:
+    """Were it mapped, reading behind its end would end the process with SIGBUS."""
+    path = str(write_table(tmp_path / "x.parquet", images=[bytes(200_000)] * 9, group=1))
+    script = (
+        "import os; from hashlens import SourceError; from hashlens.data import tables\n"
+        f"store = tables.ParquetImages({path!r}); os.truncate({path!r}, 100)\n"
+        "try: store.read(8)\n"
+        "except SourceError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "row group 8 is damaged" in done.stdout
 
 
 def test_rows_without_bytes_and_rows_that_are_not_there(tmp_path: Path) -> None:

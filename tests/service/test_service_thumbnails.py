@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -114,6 +116,68 @@ def test_a_folder_that_is_swapped_for_a_link_while_a_file_is_opened_shows_nothin
         patch.setattr(os, "open", opening)
         with pytest.raises(Refused):
             thumbnails.get(str(folder / "small.png"))
+
+
+def write_rows(path: Path, value: int | str) -> None:
+    """A table of one picture: of a shade, or in the file of a name."""
+    buffer = io.BytesIO()
+    if isinstance(value, int):
+        Image.new("L", (9, 9), value).save(buffer, "PNG")
+    cell = value if isinstance(value, str) else buffer.getvalue()
+    pq.write_table(pa.table({"image": [cell]}), path)
+
+
+@pytest.mark.parametrize("swapped_back", [False, True])
+def test_a_folder_that_is_swapped_while_a_table_is_opened_shows_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped_back: bool
+) -> None:
+    secret = tmp_path.resolve() / "secret"
+    secret.mkdir()
+    write_rows(folder / "rows.parquet", 200)
+    write_rows(secret / "rows.parquet", 1)
+    aside, real_stat, real_open = folder.with_name("aside"), os.stat, pq.ParquetFile
+    tables = []
+
+    def looking(path: Any, **options: Any) -> Any:
+        """The first look at the table after it was found, right before it is opened."""
+        if str(path) == str(folder / "rows.parquet") and not aside.exists():
+            folder.rename(aside)
+            folder.symlink_to(secret)
+        return real_stat(path, **options)
+
+    def opening(*arguments: Any, **options: Any) -> Any:
+        tables.append(real_open(*arguments, **options))
+        if swapped_back:
+            folder.unlink()
+            aside.rename(folder)
+        return tables[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", looking)
+        patch.setattr(pq, "ParquetFile", opening)
+        with pytest.raises(Refused):
+            Thumbnails(Limits()).get(f"{folder / 'rows.parquet'}#0")
+    assert len(tables) == 1
+    if swapped_back:
+        shown = Thumbnails(Limits()).get(f"{folder / 'rows.parquet'}#0")
+        assert opened(shown.data).getpixel((0, 0)) == 200
+
+
+def test_a_file_that_a_row_names_is_shown_unless_it_leads_through_a_link(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_rows(folder / "rows.parquet", "../cats/large.jpg")
+    row = f"{folder / 'rows.parquet'}#0"
+    assert opened(Thumbnails(Limits()).get(row).data).size == (320, 160)
+    assert Thumbnails(Limits()).original(row).data == (folder / "large.jpg").read_bytes()
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.jpg")
+    (folder / "large.jpg").unlink()
+    (folder / "large.jpg").symlink_to(tmp_path / "secret.jpg")
+    write_rows(folder / "circle.parquet", "circle.parquet#0")
+    for uri in (row, f"{folder / 'circle.parquet'}#0"):
+        for show in (Thumbnails(Limits()).get, Thumbnails(Limits()).original):
+            with pytest.raises(Refused):
+                show(uri)
 
 
 def test_through_a_link_only_what_was_indexed_is_shown(folder: Path, tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ class ParquetImages:
         self._asked = column
         self._lock = threading.Lock()
         self._groups: OrderedDict[int, Any] = OrderedDict()
-        self._file = open_file(path)
+        self._file, self.status = open_file(path)
         metadata = self._file.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
@@ -406,15 +406,20 @@ def near(name: str, table: str | Path) -> Path | Uri:
     return beside if beside.exists() else uri_path(name)
 
 
-def open_file(path: str) -> Any:
-    """A parquet file, here or behind a URI, whose schema is known."""
+def open_file(path: str) -> tuple[Any, os.stat_result | None]:
+    """A parquet file, here or behind a URI, whose schema is known; what the system says of it."""
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("reading parquet files", "parquet") from error
-    file = open_remote(path) if is_remote(path) else path
+    if is_remote(path):
+        file, status = open_remote(path), None
     try:
-        return pq.ParquetFile(file, memory_map=file is path)
+        if not is_remote(path):  # not mapped: a mapped file that is cut ends the process
+            file = pa.OSFile(path)
+            status = os.fstat(file.fileno())
+        return pq.ParquetFile(file), status
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file; check the path") from error
     except PermissionError as error:

@@ -207,7 +207,7 @@ def open_npy(spec: str, path: Path, options: ReadOptions) -> Source:
 
 def open_tables(spec: str, paths: Sequence[Path | str], options: ReadOptions) -> Source:
     """Parquet files that belong together: of vectors, where a column holds some, or of images."""
-    files = [open_file(os.fspath(path)) for path in paths]
+    files = [open_file(os.fspath(path))[0] for path in paths]
     schema = files[0].schema_arrow
     column = _arrow_vectors(schema, spec, options)
     if column is None:

@@ -19,8 +19,9 @@ from PIL import Image
 
 from hashlens.data.image import RawImage, decoding_bytes
 from hashlens.data.opening import fetch, load_image
+from hashlens.data.tables import open_parquet
 from hashlens.errors import HashlensError
-from hashlens.files import changed_ns, content_digest, is_remote, parse_row, uri_path
+from hashlens.files import Row, changed_ns, content_digest, is_remote, parse_row, uri_path
 from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits, Room
 
@@ -59,8 +60,7 @@ class Thumbnails:
             if found is not None:
                 self._kept.move_to_end(version)
                 return found
-        source = uri if place is None else _read(place, uri)
-        made = self._make(source, f'"{hashlib.sha256(version.encode()).hexdigest()[:24]}"')
+        made = self._make(place, uri, f'"{hashlib.sha256(version.encode()).hexdigest()[:24]}"')
         with self._lock:
             if version not in self._kept:
                 self._kept[version] = made
@@ -73,21 +73,20 @@ class Thumbnails:
     def original(self, uri: str, digest: bytes | None = None) -> Thumbnail:
         """The image's own bytes, or a PNG of it where browsers do not show its kind."""
         place = _find(uri, digest)
-        source = uri if place is None else _read(place, uri)
         try:
-            data = source if isinstance(source, bytes) else fetch(source).raw
+            data = _read(place, uri)
             kind = _media_type(data) if isinstance(data, bytes) else None
             if kind is None or not isinstance(data, bytes):
                 buffer, kind = io.BytesIO(), "image/png"
-                load_image(source).save(buffer, "PNG")
+                load_image(data).save(buffer, "PNG")
                 data = buffer.getvalue()
         except (HashlensError, OSError, ValueError):
             raise _gone() from None
         return Thumbnail(data, kind, "")
 
-    def _make(self, source: str | bytes, etag: str) -> Thumbnail:
+    def _make(self, place: _Place | None, uri: str, etag: str) -> Thumbnail:
         try:
-            raw = fetch(source).raw
+            raw = _read(place, uri)
             with self._room.take(_decoding_bytes(raw, self._side)):
                 image = load_image(raw, size_hint=self._side)
                 is_small = max(image.size) <= _SMALL
@@ -128,7 +127,7 @@ class _Place(NamedTuple):
 
     path: Path  # the image's file, or the file of which it is a row
     status: os.stat_result  # of that file now
-    is_row: bool  # whether the file holds many images
+    row: Row | None  # where the file holds many images
     digest: bytes | None  # of the bytes that the file must have; None where its path is its own
 
     def version(self, uri: str) -> str:
@@ -148,10 +147,9 @@ def _find(uri: str, digest: bytes | None) -> _Place | None:
     row = None if os.path.lexists(uri) else parse_row(uri)
     if is_remote(uri) or (row is not None and not row.is_in_file):
         return None
-    is_row = row is not None
     path = uri_path(uri if row is None else row.table)
     linked = os.path.realpath(path) != str(path)
-    if linked and (is_row or digest is None or os.path.abspath(path) != str(path)):
+    if linked and (row is not None or digest is None or os.path.abspath(path) != str(path)):
         log.warning("no thumbnail of %s: it leads through a link; index the real path", path)
         raise _gone()
     try:
@@ -160,13 +158,34 @@ def _find(uri: str, digest: bytes | None) -> _Place | None:
         raise _gone() from None
     if not stat.S_ISREG(status.st_mode):
         raise _gone()
-    return _Place(path, status, is_row, digest if linked else None)
+    return _Place(path, status, row, digest if linked else None)
 
 
-def _read(place: _Place, uri: str) -> str | bytes:
-    """Bytes of an image's own file; the URI of a row."""
-    if place.is_row:
-        return uri
+def _read(place: _Place | None, uri: str) -> RawImage:
+    """What an image is decoded from."""
+    if place is None:
+        return fetch(uri).raw
+    if place.row is None:
+        return _read_file(place)
+    raw = _read_row(place, place.row)
+    if not isinstance(raw, Path):
+        return raw
+    named = _find(os.path.abspath(raw), None)  # a file that a row names is looked up as all are
+    if named is None or named.row is not None:
+        raise _gone()
+    return _read_file(named)
+
+
+def _read_row(place: _Place, row: Row) -> RawImage:
+    """What a row of a table holds, if the table that was opened is the one that was found."""
+    table = open_parquet(place.path, row.column)
+    if table.status is None or not os.path.samestat(table.status, place.status):
+        raise _gone()
+    return table.read(row.row)
+
+
+def _read_file(place: _Place) -> bytes:
+    """Bytes of an image's own file, if it is the one that was found."""
     follow = 0 if place.digest else os.O_NOFOLLOW
     try:
         with open(os.open(place.path, os.O_RDONLY | os.O_NONBLOCK | follow), "rb") as file:
