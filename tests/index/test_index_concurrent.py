@@ -16,8 +16,10 @@ import crash_writer
 import numpy as np
 import pytest
 from pixel_encoder import add_codes
+from typer.testing import CliRunner
 
 from hashlens import Hasher, HashIndex, IndexStoreError, SearchOptions
+from hashlens.cli.main import app
 from hashlens.index import store
 from hashlens.index.snapshot import Snapshot
 
@@ -185,6 +187,11 @@ static int answer(const char *name, int file, int command, void *rest) {
     }
 WITHOUT_LOCKS(fcntl)
 WITHOUT_LOCKS(fcntl64)
+
+int flock(int file, int operation) {
+    errno = ENOLCK;
+    return -1;
+}
 """
 
 
@@ -201,16 +208,21 @@ def test_a_file_system_without_locks_is_read_and_not_written(
     subprocess.run(build, check=True)
     add_codes(index, 1)
     index.close()
+    shards = tmp_path / "shards"
+    reshard = ["index", "reshard", str(index.path), str(shards), "--shards", "1"]
+    made = CliRunner().invoke(app, reshard)
+    assert made.exit_code == 0, made.output
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hashlens", *map(str, arguments)]
         around = {**os.environ, "LD_PRELOAD": library}
         return subprocess.run(command, env=around, capture_output=True, text=True)
 
-    read = run("index", "info", index.path, "--json")
-    assert json.loads(read.stdout)["images"] == 1, read.stderr
-    for arguments in (("index", "remove", index.path, "0"), ("index", "compact", index.path)):
-        refused = run(*arguments)
+    for path in (index.path, shards):
+        read = run("index", "info", path, "--json")
+        assert json.loads(read.stdout)["images"] == 1, read.stderr
+    for command in (("remove", index.path, 0), ("compact", index.path), ("remove", shards, 0)):
+        refused = run("index", *command)
         assert refused.returncode == 1
         assert "keeps no locks of files" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1

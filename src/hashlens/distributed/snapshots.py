@@ -33,6 +33,7 @@ from hashlens.data.remote import located
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import (
     FileState,
+    keeps_locks,
     make_folder,
     remove_abandoned,
     replace_file,
@@ -42,7 +43,7 @@ from hashlens.files import (
 )
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import ARRAYS, DATABASE
-from hashlens.index.store import file_errors, require_free
+from hashlens.index.store import NO_LOCKS, file_errors, require_free
 from hashlens.index.writing import NewImage, append_images
 from hashlens.types import Codes, Ids
 
@@ -233,6 +234,8 @@ def publishing(folder: Path) -> Iterator[Publication]:
     One process at a time may do so.
     """
     lock, owner = FileLock(folder / LOCK_NAME), folder / f"{LOCK_NAME}.owner"
+    if not keeps_locks(folder / FILE_NAME):
+        raise IndexStoreError(f"{folder}: {NO_LOCKS}; copy the folder to a local disk")
     with file_errors(folder):
         try:
             lock.acquire(timeout=0)

@@ -40,7 +40,7 @@ WRITER_WAIT_SECONDS = 20.0
 _CACHE_KIB = 1 << 16  # of rows and their tree, for each connection; SQLite's own 2 MiB are few
 HEAD = "head"
 _TRIES = 20
-_NO_LOCKS = "the file system keeps no locks of files, so writers could not be kept apart"
+NO_LOCKS = "the file system keeps no locks of files, so writers could not be kept apart"
 _HEAD_FORMAT = struct.Struct("<QI")
 
 
@@ -140,7 +140,7 @@ class Store:
                 folder = Folder(aside)
                 write_head(folder, meta.commit)
                 if not keeps_locks(aside / HEAD):
-                    raise IndexStoreError(f"{path}: {_NO_LOCKS}; make the index on a local disk")
+                    raise IndexStoreError(f"{path}: {NO_LOCKS}; make the index on a local disk")
                 connection = sqlite3.connect(aside / DATABASE, isolation_level=None)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("BEGIN")
@@ -278,7 +278,7 @@ class Store:
             if not self.read_only:
                 remedy = "make the folder writable" if locks else "copy the folder to a local disk"
                 raise IndexStoreError(
-                    f"{self.path}: {_NO_LOCKS if allowed else 'no permission to write there'}; "
+                    f"{self.path}: {NO_LOCKS if allowed else 'no permission to write there'}; "
                     f"open it with read_only=True, or {remedy}"
                 )
         self._immutable = not writable
