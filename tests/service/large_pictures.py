@@ -46,6 +46,53 @@ def lying_avif(width: int, height: int) -> bytes:
     return data[:place] + struct.pack(">II", 64, 64) + data[place + 8 :]
 
 
+def _box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", len(body) + 8, name) + body
+
+
+def grid_avif(width: int, height: int, mode: str = "RGB", *, is_scaled: bool = False) -> bytes:
+    """An AVIF of two by two parts that its decoder puts together, then shrinks to 64 x 64 pixels.
+
+    Where it is scaled, each part holds 64 x 64 pixels, which the decoder makes more.
+    """
+    across, down = (width + 1) // 2, (height + 1) // 2
+    size = (64, 64) if is_scaled else (across, down)
+    whole = saved(*size, mode, "AVIF", speed=10, subsampling="4:4:4")
+    coded = whole[whole.index(b"mdat") + 4 :]
+    config = whole[whole.index(b"av1C") - 4 :]
+    config = config[: int.from_bytes(config[:4])]
+    grid = struct.pack(">BBBBII", 0, 1, 1, 1, width, height)
+    parts = range(2, 6)
+    sizes = [_box(b"ispe", struct.pack(">III", 0, *each)) for each in ((64, 64), (across, down))]
+    deep = _box(b"pixi", bytes(4) + bytes([3, 8, 8, 8]))
+    uses = struct.pack(">IIHBBB", 0, 5, 1, 2, 1, 3)
+    uses += b"".join(struct.pack(">HBBBB", part, 3, 2, 3, 0x84) for part in parts)
+    kinds = [b"grid", *[b"av01"] * 4]
+    entries = [
+        _box(b"infe", struct.pack(">IHH", 2 << 24, at + 1, 0) + kind + b"\0")
+        for at, kind in enumerate(kinds)
+    ]
+
+    def head(start: int) -> bytes:
+        places = struct.pack(">IBBH", 0, 0x44, 0, 5)
+        places += struct.pack(">HHHII", 1, 0, 1, start, len(grid))
+        for at, part in enumerate(parts):
+            begin = start + len(grid) + at * len(coded)
+            places += struct.pack(">HHHII", part, 0, 1, begin, len(coded))
+        boxes = (
+            _box(b"hdlr", bytes(8) + b"pict" + bytes(13)),
+            _box(b"pitm", struct.pack(">IH", 0, 1)),
+            _box(b"iloc", places),
+            _box(b"iinf", struct.pack(">IH", 0, 5) + b"".join(entries)),
+            _box(b"iref", bytes(4) + _box(b"dimg", struct.pack(">6H", 1, 4, *parts))),
+            _box(b"iprp", _box(b"ipco", b"".join((*sizes, deep, config))) + _box(b"ipma", uses)),
+        )
+        brands = _box(b"ftyp", b"avif" + bytes(4) + b"avifmif1miaf")
+        return brands + _box(b"meta", bytes(4) + b"".join(boxes))
+
+    return head(len(head(0)) + 8) + _box(b"mdat", grid + 4 * coded)
+
+
 _PALETTE = chunk(b"PLTE", bytes(768))
 LARGE: dict[str, Callable[[int, int], bytes]] = {
     "webp rgba": partial(saved, mode="RGBA", kind="WEBP", lossless=True),
@@ -54,6 +101,8 @@ LARGE: dict[str, Callable[[int, int], bytes]] = {
     "avif rgba": partial(saved, mode="RGBA", kind="AVIF", speed=10),
     "avif rgb": partial(saved, mode="RGB", kind="AVIF", speed=10, subsampling="4:4:4"),
     "avif that lies": lying_avif,
+    "avif grid that lies": grid_avif,
+    "avif parts that lie": partial(grid_avif, is_scaled=True),
     "png rgb": lambda width, height: png(width, height, 8, 2, 3),
     "png rgba": lambda width, height: png(width, height, 8, 6, 4),
     "png rgba turned": partial(saved, mode="RGBA", kind="PNG", exif=_TURNED),

@@ -99,8 +99,10 @@ def lossless_webp(width: int, height: int) -> bytes:
         png_that_claims(16_000, 3_100, 16, 6),
         png_that_claims(7_000, 7_000, 8, 4),
         LARGE["avif that lies"](8_000, 8_000),
+        LARGE["avif grid that lies"](8_000, 8_000),
+        LARGE["avif parts that lie"](8_000, 8_000),
     ],
-    ids=["webp", "png of 16 bits", "png with transparency", "avif that lies"],
+    ids=["webp", "png of 16 bits", "png with transparency", "avif", "avif grid", "avif parts"],
 )
 def test_what_takes_much_memory_to_decode_is_refused_by_its_header(data: bytes) -> None:
     with pytest.raises(Refused, match=r"takes \d+ MiB; at most 400 MiB") as refusal:
@@ -138,12 +140,25 @@ def test_the_size_of_an_avif_is_found_wherever_its_data_is(place: str) -> None:
         check_header(data, Limits())
 
 
-def test_an_avif_of_many_parts_costs_nothing_to_refuse() -> None:
-    data = LARGE["avif rgb"](64, 64)
-    many = data + b"\x0a\0" * 100_000
+def _avif_with(added: bytes, side: int) -> bytes:
+    """An AVIF of one colour whose data goes on with what is given."""
+    data = LARGE["avif rgb"](side, side)
     place = data.index(b"iloc") + 18
     start = int.from_bytes(data[place : place + 4])
-    many = many.replace(data[place : place + 8], struct.pack(">II", start, len(many) - start))
+    longer = struct.pack(">II", start, len(data) + len(added) - start)
+    return data.replace(data[place : place + 8], longer) + added
+
+
+def test_frames_that_an_avif_may_hold_at_once_count() -> None:
+    """Its decoder keeps up to eight, as later ones may refer to them."""
+    data = _avif_with(b"", 1000)
+    frames = data[data.index(b"mdat") + 4 :]
+    told = [check_header(_avif_with(more, 1000), Limits()) for more in (b"", 8 * frames)]
+    assert told[1].decoding_bytes > 3 * told[0].decoding_bytes
+
+
+def test_an_avif_of_many_parts_costs_nothing_to_refuse() -> None:
+    many = _avif_with(b"\x0a\0" * 100_000, 64)
     with pytest.raises(Refused, match="far more parts") as refusal:
         check_header(many, Limits())
     assert refusal.value.status_code == 422

@@ -265,7 +265,7 @@ def _from_array(array: NDArray[Any], name: str) -> Image.Image:
 # What decoders hold of each pixel until a picture is there, in bytes; measured, and rounded up.
 _HELD_BY_DECODER = {"WEBP": 13.0, "AVIF": 20.0, "GIF": 1.0}
 _FIXED_BYTES = 8 << 20
-_MOST_AV1_PARTS, _SEQUENCE_HEADER = 10_000, 1
+_MOST_AV1_PARTS, _SEQUENCE_HEADER, _FRAMES = 10_000, 1, (3, 6)
 
 
 def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None) -> int:
@@ -287,14 +287,22 @@ def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None
 
 
 def _av1_pixels(data: bytes) -> int:
-    """Most pixels of a frame in an AVIF; its decoder makes them before it looks at the header.
+    """Most pixels that an AVIF has its decoder make before it looks at the header's size.
 
-    The AV1 specification, sections 5.3 to 5.5, and ISO/IEC 14496-12, section 8.11.3 (``iloc``).
+    They are those of a frame, of each size that a box names, to which a frame is scaled, and of
+    a grid, whose parts are held next to it. Frames that refer to others are held with these.
+
+    The AV1 specification, sections 5.3 to 5.5; ISO/IEC 14496-12, section 8.11.3 (``iloc``);
+    ISO/IEC 23008-12, sections 6.5.3 (``ispe``) and 6.6.2.3 (``grid``).
     """
     meta = _box(data, b"meta")[4:]
-    most = parts = total = 0
+    sizes = _boxes(_box(_box(meta, b"iprp"), b"ipco"), b"ispe")
+    most = max((_area(size[4:12]) for size in sizes), default=0)
+    parts = total = 0
     for coded in _items(data, _box(meta, b"iloc"), _box(meta, b"idat")):
-        read, total = _Reader(coded), total + len(coded)
+        if len(coded) in (8, 12) and coded[0] == 0:
+            most = max(most, 3 * _area(coded[4:]) // 2)
+        read, total, pixels, frames = _Reader(coded), total + len(coded), 0, 1
         while not read.is_over() and parts <= _MOST_AV1_PARTS and total <= 2 * len(data):
             _, kind, has_extension, has_size, _ = map(read, (1, 4, 1, 1, 1))
             read(8 * has_extension)
@@ -302,10 +310,12 @@ def _av1_pixels(data: bytes) -> int:
             while goes_on and shift < 35:
                 goes_on, part = read(1), read(7)
                 size, shift = size | part << shift, shift + 7
+            frames += kind in _FRAMES
             if kind == _SEQUENCE_HEADER:
-                most = max(most, _sequence_pixels(read.copy()))
+                pixels = max(pixels, _sequence_pixels(read.copy()))
             read.skip(8 * size if has_size else 8 * len(coded))
             parts += 1
+        most = max(most, pixels * max(frames, 2) // 2)
         if parts > _MOST_AV1_PARTS or total > 2 * len(data):
             raise UnreadableImageError("image", "an AVIF in far more parts than a picture has")
     if _box(data, b"moov"):
@@ -313,8 +323,19 @@ def _av1_pixels(data: bytes) -> int:
     return most
 
 
+def _area(size: bytes) -> int:
+    """Width times height, of which each takes half of the bytes."""
+    half = len(size) // 2
+    return int.from_bytes(size[:half]) * int.from_bytes(size[half:])
+
+
 def _box(data: bytes, name: bytes) -> bytes:
     """Content of the first box of a name, or nothing."""
+    return next(_boxes(data, name), b"")
+
+
+def _boxes(data: bytes, name: bytes) -> Iterator[bytes]:
+    """Contents of the boxes of a name."""
     at = 0
     while at + 8 <= len(data):
         size, head = int.from_bytes(data[at : at + 4]), 8
@@ -322,9 +343,8 @@ def _box(data: bytes, name: bytes) -> bytes:
             size, head = int.from_bytes(data[at + 8 : at + 16]), 16
         end = at + size if size else len(data)
         if data[at + 4 : at + 8] == name:
-            return data[at + head : end]
+            yield data[at + head : end]
         at = max(end, at + head)
-    return b""
 
 
 def _items(data: bytes, places: bytes, inside: bytes) -> Iterator[bytes]:
