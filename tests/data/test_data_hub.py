@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -79,8 +80,19 @@ class _Liar(BaseHTTPRequestHandler):
     """Answers as the last part of a data set's name says."""
 
     def do_GET(self) -> None:
-        asked = next((name for name in ANSWERS if name in self.path), "fine")
+        path, _, _ = self.path.partition("?")
+        asked = next((name for name in (*ANSWERS, *FILES) if name in path), "fine")
         status, body, headers = ANSWERS.get(asked, (200, b"", {}))
+        if asked in FILES and path.endswith("/train.parquet"):
+            status, body, headers = FILES[asked]
+            headers = {"X-Repo-Commit": "a" * 40, "ETag": f'"{asked}"', **headers}
+        elif asked in FILES and path.startswith("/api/"):
+            file = {"type": "file", "oid": "b" * 40, "size": 900, "path": "train.parquet"}
+            whole = {"id": asked, "sha": "a" * 40, "siblings": [{"rfilename": "train.parquet"}]}
+            listed = "/tree/" in path or "/paths-info/" in path
+            status, body, headers = 200, json.dumps([file] if listed else whole).encode(), COMMIT
+        elif asked in FILES:
+            status, headers = 404, {"X-Error-Code": "EntryNotFound"}
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value or self.path)
@@ -89,6 +101,10 @@ class _Liar(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -100,14 +116,27 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "forbidden": (401, b"", {}),
     "page": (200, b"<html>Sign in</html>", {}),
     "in-circles": (302, b"", {"Location": ""}),
-    "cut": (200, b"{", {**COMMIT, "Content-Length": "1000"}),
     "deep": (200, b"[" * 200_000, COMMIT),
     "null": (200, b'{"siblings": null, "sha": null, "id": null}', COMMIT),
 }
 
 
+FILES: dict[str, tuple[int, bytes, dict[str, str]]] = {
+    "half-a-file": (200, b"PAR1" + bytes(500), {"Content-Length": "900"}),
+    "short-file": (200, b"PAR1" + bytes(500), {}),
+    "sign-in": (200, b"<html>Sign in</html>", {}),
+    "no-bytes": (200, b"", {}),
+    "huge-file": (200, b"PAR1", {"Content-Length": str(10**15), "X-Linked-Size": str(10**15)}),
+    "round-and-round": (302, b"", {"Location": ""}),
+    "file-of-this-machine": (302, b"", {"Location": "file:///etc/passwd"}),
+    "file-gone": (404, b"", {"X-Error-Code": "EntryNotFound"}),
+    "other-table": (200, b"a,b\n1,2\n", {}),
+}
+"""Answers to the question for the one file of a data set whose list of files is right."""
+
+
 def test_a_hub_that_lies_is_one_line_each(tmp_path: Path) -> None:
-    names = [f"shop/{name}" for name in ANSWERS]
+    names = [f"shop/{name}" for name in (*ANSWERS, *FILES)]
     script = f"""
 from hashlens import SourceError, open_source
 for name in {names!r}:
