@@ -312,8 +312,8 @@ def _av1_pixels(data: bytes) -> int:
                 size, shift = size | part << shift, shift + 7
             frames += kind in _FRAMES
             if kind == _SEQUENCE_HEADER:
-                pixels = max(pixels, _sequence_pixels(read.copy()))
-            read.skip(8 * size if has_size else 8 * len(coded))
+                pixels = max(pixels, _sequence_pixels(_Reader(coded, read.at)))
+            read.at += 8 * size if has_size else 8 * len(coded)
             parts += 1
         most = max(most, pixels * max(frames, 2) // 2)
         if parts > _MOST_AV1_PARTS or total > 2 * len(data):
@@ -395,24 +395,16 @@ class _Reader:
     """Reads numbers of so many bits from bytes; nothing but zeros follows their end."""
 
     def __init__(self, data: bytes, at: int = 0) -> None:
-        self._data, self._at = data, at
+        self._data, self.at = data, at
 
     def __call__(self, bits: int) -> int:
-        first, self._at = self._at // 8, self._at + bits
+        first, self.at = self.at // 8, self.at + bits
         part = self._data[first : first + 12].ljust(12, b"\0")
-        return int.from_bytes(part) >> 96 - (self._at - 8 * first) & (1 << bits) - 1
-
-    def skip(self, bits: int) -> None:
-        """Go on behind so many bits."""
-        self._at += bits
-
-    def copy(self) -> _Reader:
-        """Another one that goes on from here."""
-        return _Reader(self._data, self._at)
+        return int.from_bytes(part) >> 96 - (self.at - 8 * first) & (1 << bits) - 1
 
     def is_over(self) -> bool:
         """Whether all was read."""
-        return self._at >= 8 * len(self._data)
+        return self.at >= 8 * len(self._data)
 
 
 def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image:
