@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -14,12 +15,14 @@ from urllib.parse import urlencode
 import httpx
 import numpy as np
 import pytest
-from serving import Service, running
+from serving import Service, process, running
 from test_service_lifecycle import connect, wait_until
 
 from hashlens import HashIndex, IndexStoreError, SearchOptions
 from hashlens.errors import TimeLimitError
 from hashlens.index.store import TimeLimit
+from hashlens.service import engine as serving_engine
+from hashlens.service import server
 from hashlens.service.limits import Limits
 
 IMAGES = 60_000
@@ -96,6 +99,27 @@ def test_a_costly_filter_is_stopped_and_others_are_answered(slow: Service) -> No
     assert _ask(slow, {"price": 7}).status_code == 200
 
 
+def test_a_service_with_a_search_past_its_time_is_not_ready(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold, real = threading.Event(), serving_engine.search
+
+    def stuck(*arguments: Any, **options: Any) -> Any:
+        assert hold.wait(60)
+        return real(*arguments, **options)
+
+    with running(large, None, Limits(search_seconds=0.1)) as service:
+        monkeypatch.setattr(serving_engine, "search", stuck)
+        ready = service.client.get
+        assert ready("/readyz").status_code == 200
+        asking = threading.Thread(target=_ask, args=(service, {"price": 7}))
+        asking.start()
+        wait_until(lambda: ready("/readyz").status_code == 503)
+        hold.set()
+        asking.join()
+        assert ready("/readyz").status_code == 200
+
+
 def test_a_client_that_hangs_up_stops_its_search(large: Path) -> None:
     with running(large, None, Limits(search_seconds=600)) as service:
         engine = service.app.state.engine
@@ -164,6 +188,46 @@ def test_filters_have_a_bound_and_the_line_names_it(slow: Service) -> None:
     found = _ask(slow, {"price": list(range(256))})
     assert found.status_code == 200
     assert {hit["metadata"]["price"] for hit in found.json()["hits"]} <= set(range(256))
+
+
+def test_who_waits_when_the_service_leaves_is_told(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[httpx.Response] = []
+    monkeypatch.setattr(server, "_GRACE_SECONDS", 0.2)
+    with running(large, None, Limits(search_seconds=600)) as service:
+        engine = service.app.state.engine
+        asking = threading.Thread(target=lambda: answers.append(_ask(service, COSTLY)))
+        asking.start()
+        wait_until(lambda: engine.slots.taken > 0)
+    asking.join()
+    assert (answers[0].status_code, answers[0].json()["detail"]) == (
+        503,
+        "the service stops; ask again later",
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_queue_of_costly_filters(writable_dir: Path, onnx_file: Path) -> None:
+    """Each may take 10 s; together they would take minutes."""
+    with HashIndex.open(writable_dir) as index:
+        codes, features = index.encoded([0])[1:]
+        uris = [f"{i}.jpg" for i in range(IMAGES)]
+        metadata = [{"price": i, "words": "some " * 80} for i in range(IMAGES)]
+        many = (np.repeat(each, IMAGES, axis=0) for each in (codes, features))
+        index.add_encoded(*many, uris, metadata=metadata)
+    with process(writable_dir, onnx_file) as (serving, url):
+        clients = [connect(url) for _ in range(60)]
+        for at, client in enumerate(clients):  # what was computed for one serves no other
+            where = {key: [*values[:-1], 100 + at] for key, values in COSTLY.items()}
+            client.sendall(_search(id="0", mode="bcs", where=json.dumps(where)))
+        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(35) == 0  # 30 s, and what it takes to stop
+        answers = {client.recv(1000).split(b" ", 2)[1] for client in clients}
+        assert answers == {b"200", b"503"}
+        for client in clients:
+            client.close()
 
 
 def test_two_hundred_idle_connections_hold_up_no_other(large: Path) -> None:

@@ -89,10 +89,12 @@ class Door:
                 async with contextlib.AsyncExitStack() as arriving:
                     await arriving.enter_async_context(self._bodies.take())
                     await self._app(scope, self._bounded(receive, arriving), send_out)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if started:
                 raise
-            if not isinstance(error, Refused | BodyError):
+            if isinstance(error, asyncio.CancelledError):
+                error = Refused(503, "the service stops; ask again later", Retry_After="5")
+            elif not isinstance(error, Refused | BodyError):
                 log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
                 error = Refused(500, "internal error; the server's log says more")
             await answer_refusal(error)(scope, receive, send_out)
