@@ -132,8 +132,7 @@ class _Place(NamedTuple):
 
     def version(self, uri: str) -> str:
         """Names the image and the state of its file."""
-        status = self.status
-        return f"{uri}\n{changed_ns(status)}\n{status.st_size}\n{status.st_ino}"
+        return f"{uri}\n{changed_ns(self.status)}\n{self.status.st_size}\n{self.status.st_ino}"
 
 
 def _find(uri: str, digest: bytes | None) -> _Place | None:
