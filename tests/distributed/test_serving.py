@@ -19,6 +19,7 @@ import pytest
 from hashlens import HashIndex, IndexStoreError, InvalidInputError, SearchOptions
 from hashlens.distributed.serving import ServedShards, build
 from hashlens.distributed.sharded import ShardedIndex
+from hashlens.distributed.snapshots import read_manifest
 
 from .sharded_folders import make_shards, numbered, part
 
@@ -94,11 +95,11 @@ def test_front_ends_answer_as_one_index_does(client: Any, one: HashIndex) -> Non
             assert got == wanted
 
 
-def test_replicas_share_the_calls(client: Any) -> None:
-    handle = _handle("Shard-0000")
+def test_replicas_share_the_calls(client: Any, folder: Path) -> None:
+    handle, published = _handle("Shard-0000"), read_manifest(folder).shards[0].folder
 
     def call(_: int) -> int:
-        return int(handle.ask.remote("process").result(timeout_s=60))
+        return int(handle.ask.remote(published, "process").result(timeout_s=60))
 
     with ThreadPoolExecutor(8) as threads:
         answered = list(threads.map(call, range(60)))
@@ -199,6 +200,20 @@ def test_errors_of_a_shard_are_said_as_they_are(client: Any, folder: Path) -> No
         index.search_encoded(np.zeros((1, 2), np.uint8), None, SearchOptions(3, mode="es"))
     with pytest.raises(InvalidInputError, match="image in the index"):
         index.get(399 + 10_000)
+
+
+def test_a_new_shard_is_served_by_the_running_application(
+    client: Any, folder: Path, images: dict[str, Any]
+) -> None:
+    from ray import serve
+
+    index = ShardedIndex.open(folder)
+    index.add_shard()
+    (new,) = index.add_encoded(**part(images, 0, 1))
+    assert new >> 40 == 2
+    _until(lambda: client.get(f"/v1/images/{new}").status_code == 200)
+    _until(lambda: client.post("/v1/search", data={"id": "3"}).json()["missing"] == [], 60)
+    serve.delete(f"{APP}-Shard-0002")
 
 
 def test_nothing_is_left_when_the_application_is_deleted(client: Any) -> None:

@@ -18,11 +18,13 @@ from hashlens import (
     IndexStoreError,
     InvalidInputError,
     SearchOptions,
+    SourceError,
     unpack_bits,
 )
-from hashlens.distributed.sharded import ShardedIndex, merge
+from hashlens.distributed import snapshots
+from hashlens.distributed.sharded import Answers, OpenShards, Shard, ShardedIndex, merge
 from hashlens.distributed.snapshots import (
-    fetch_shards,
+    fetch_manifest,
     publishing,
     read_manifest,
     reshard,
@@ -230,6 +232,64 @@ def test_a_reader_goes_on_while_versions_are_published(
     assert kept == named
 
 
+def test_a_search_that_began_on_a_version_ends_on_it(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    """A version is published between what two shards are asked: both answer from one version."""
+    make_shards(tmp_path, images, [0, 300, 600])
+    writer = ShardedIndex.open(tmp_path)
+
+    class PublishingBetween(OpenShards):
+        def ask(self, calls: Any, *, patient: bool = False) -> Answers:
+            values = {}
+            for position in calls:
+                values |= super().ask({position: calls[position]}).values
+                writer.remove([(1 << 40) + position])
+            return Answers(values)
+
+    index = ShardedIndex(tmp_path, shards=PublishingBetween(tmp_path))
+    assert len(index.ids()) == 600
+    assert len(ShardedIndex.open(tmp_path).ids()) == 598
+
+
+def test_a_copy_is_whole_though_two_versions_follow_meanwhile(
+    images: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shards(tmp_path / "a", images, BOUNDS)
+    index = ShardedIndex.open(tmp_path / "a")
+    followed = []
+
+    def read_and_be_late(folder: Path) -> Any:
+        manifest = read_manifest(folder)
+        if not followed:
+            followed.append(manifest)
+            for _ in range(2):
+                index.add_encoded(**part(images, 0, 1))
+            assert not (folder / manifest.shards[1].folder).exists()
+        return manifest
+
+    monkeypatch.setattr(snapshots, "read_manifest", read_and_be_late)
+    assert index.copy(tmp_path / "b") == 602
+    copied = ShardedIndex.open(tmp_path / "b")
+    assert len(copied.ids()) == 602
+    assert copied.verify() == []
+
+
+def test_changes_of_several_are_one_version_and_a_wrong_one_is_its_own(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    make_shards(tmp_path, images, BOUNDS)
+    index = ShardedIndex.open(tmp_path)
+    before = index.manifest.version
+    assert index.together([("remove", ([i],)) for i in range(20)]) == [None] * 20
+    assert (index.manifest.version, len(index)) == (before + 1, 580)
+    first, wrong, last = index.together(
+        [("remove", ([20],)), ("remove", ([3],)), ("remove", ([21],))]
+    )
+    assert (first, last, len(index)) == (None, None, 578)
+    assert isinstance(wrong, InvalidInputError)
+
+
 def test_an_older_version_reads_as_before_though_files_are_shared(
     images: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -319,20 +379,17 @@ def test_shards_behind_a_uri_are_fetched(
     images: dict[str, Any], object_store: Any, tmp_path: Path
 ) -> None:
     make_shards(tmp_path / "a", images, BOUNDS)
-    object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
-    fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
-    assert len(ShardedIndex.open(tmp_path / "b").ids()) == 600
-    ShardedIndex.open(tmp_path / "a").add_encoded(**part(images, 0, 5))
-    object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
-    fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
-    assert len(ShardedIndex.open(tmp_path / "b").ids()) == 605
-    for _ in range(3):
-        ShardedIndex.open(tmp_path / "a").add_encoded(**part(images, 0, 5))
+    index, copy = ShardedIndex.open(tmp_path / "a"), tmp_path / "b"
+    for added in range(0, 20, 5):
         object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
-        fetch_shards("memory://shop.idx", tmp_path / "b", [0, 1, 2])
-    assert len(list((tmp_path / "b").glob("shard-*.v*"))) == 4  # three, and the one before
-    with pytest.raises(IndexStoreError, match="cannot be read"):
-        fetch_shards("memory://nowhere", tmp_path / "c", [0])
+        fetch_manifest("memory://shop.idx", copy)
+        parts = [Shard(str(copy), position, "memory://shop.idx") for position in range(3)]
+        for shard, published in zip(parts, read_manifest(copy).shards, strict=True):
+            assert len(shard.ask(published.folder, "ids")) == published.images
+        assert read_manifest(copy).images == 600 + added
+        index.add_encoded(**part(images, 0, 5))
+    with pytest.raises(SourceError, match="cannot be read"):
+        fetch_manifest("memory://nowhere", tmp_path / "c")
 
 
 def test_resharding_keeps_images_and_what_is_known(images: dict[str, Any], tmp_path: Path) -> None:

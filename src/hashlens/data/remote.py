@@ -18,7 +18,7 @@ def open_remote(uri: str) -> Any:
     try:
         return system.open(path, "rb")
     except Exception as error:  # each file system raises its own kinds
-        raise _unread(uri, error) from error
+        raise unread(uri, error) from error
 
 
 def read_remote(uri: str, most: int) -> bytes:
@@ -29,7 +29,7 @@ def read_remote(uri: str, most: int) -> bytes:
     except SourceError:
         raise
     except Exception as error:
-        raise _unread(uri, error) from error
+        raise unread(uri, error) from error
     if len(data) > most:
         raise SourceError(f"{uri}: over the limit of {most:,} bytes")
     return data
@@ -41,7 +41,7 @@ def list_remote(uri: str) -> list[tuple[Uri, tuple[str, ...]]]:
     try:
         found = system.find(root)
     except Exception as error:
-        raise _unread(uri, error) from error
+        raise unread(uri, error) from error
     head, chain, rest = uri.partition("::")
     head = head if head.endswith("://") else f"{head.rstrip('/')}/"
     root = root.strip("/")
@@ -68,7 +68,7 @@ def located(uri: str) -> tuple[Any, str]:
     except ImportError as error:
         raise SourceError(f"{uri}: {_first_line(error)}") from error
     except Exception as error:
-        raise _unread(uri, error) from error
+        raise unread(uri, error) from error
     return system, str(path)
 
 
@@ -79,7 +79,8 @@ def _archive(uri: str) -> Any:
     return fsspec.core.url_to_fs(uri)[0]
 
 
-def _unread(uri: str, error: Exception) -> SourceError:
+def unread(uri: str, error: Exception) -> SourceError:
+    """What to tell of a file system's own error."""
     reason = "no such file" if isinstance(error, FileNotFoundError) else _first_line(error)
     return SourceError(f"{uri}: cannot be read ({reason}); check the name, the rights and the net")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hashlens.errors import HashlensError, MissingExtraError
@@ -57,3 +59,20 @@ def connect(address: str | None = None) -> Any:
             "`ray start --head`, or use --ray local"
         ) from error
     return ray
+
+
+@contextmanager
+def plain_errors(ray: Any) -> Iterator[None]:
+    """Say in one line what failed on the cluster; our own errors as they are."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        while not isinstance(cause, HashlensError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, HashlensError):
+            raise cause from None
+        said = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+        raise HashlensError(
+            f"a task of the cluster failed: {said}; what is done is kept: run the command again"
+        ) from error

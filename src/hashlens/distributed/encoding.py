@@ -23,7 +23,7 @@ from hashlens.codes.packing import code_bytes
 from hashlens.data.image import MAX_FILE_BYTES
 from hashlens.data.opening import open_source
 from hashlens.data.remote import read_remote
-from hashlens.distributed.cluster import connect
+from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
     Manifest,
     Snapshot,
@@ -32,7 +32,7 @@ from hashlens.distributed.snapshots import (
     snapshot_name,
     write_manifest,
 )
-from hashlens.errors import IndexStoreError, InvalidInputError, SourceError
+from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, SourceError
 from hashlens.files import is_remote, make_folder, path_uri, replace_file, written_aside
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import peak_memory
@@ -81,20 +81,22 @@ def create_sharded(
     if "images" not in plan:
         listed = ray.remote(list_names).options(num_cpus=0)
         try:
-            images = ray.get(listed.remote(source, str(folder), shards))
-        except ray.exceptions.RayTaskError as error:
+            with plain_errors(ray):
+                images = ray.get(listed.remote(source, str(folder), shards))
+        except HashlensError:
             shutil.rmtree(folder)
-            raise error.cause from None
+            raise
         plan["images"] = images
         replace_file(folder / PLAN_NAME, json.dumps(plan))
     done = _images_of(folder, [path.stem for path in (folder / PARTS).glob("*.npz")])
     done += sum(_built(folder, shard) or 0 for shard in range(shards))
-    for count in chain([0], _encode_parts(ray, folder, model, workers, batch_size)):
-        done += count
-        if progress is not None:
-            progress(done, plan["images"])
-    build = ray.remote(write_shard).options(num_cpus=1)
-    ray.get([build.remote(str(folder), str(model.resolve()), shard) for shard in range(shards)])
+    with plain_errors(ray):
+        for count in chain([0], _encode_parts(ray, folder, model, workers, batch_size)):
+            done += count
+            if progress is not None:
+                progress(done, plan["images"])
+        build = ray.remote(write_shard).options(num_cpus=1)
+        ray.get([build.remote(str(folder), str(model.resolve()), shard) for shard in range(shards)])
     return _finish(folder, model, encoder, shards)
 
 

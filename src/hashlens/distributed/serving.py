@@ -13,8 +13,9 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hashlens.distributed.cluster import load_ray
 from hashlens.distributed.sharded import Answers, Shard, ShardedIndex
-from hashlens.distributed.snapshots import fetch_shards, read_manifest
+from hashlens.distributed.snapshots import Manifest, fetch_manifest, read_manifest
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
 from hashlens.files import is_remote, uri_path
 from hashlens.models.description import require_own_place
@@ -74,7 +75,7 @@ def build(args: dict[str, str]) -> Any:
         name = ".".join(map(str, first["loc"]))
         raise InvalidInputError(f"{name}: {first['msg'].lower()}, got {args.get(name)!r}") from None
     with tempfile.TemporaryDirectory(prefix="hashlens-shards-") as folder:
-        shards = len(read_manifest(Path(local_copy(options.index, folder, []))).shards)
+        shards = len(read_manifest(local_copy(options.index, folder)).shards)
     key = read_key()
     if key and is_remote(options.index):
         raise InvalidInputError(
@@ -82,38 +83,52 @@ def build(args: dict[str, str]) -> Any:
             "unset HASHLENS_API_KEY, or serve a folder that all machines share"
         )
     deployment: Any = serve.deployment
-    scaled: dict[str, Any] = {"num_replicas": options.replicas}
-    if options.max_replicas > options.replicas:
-        limits = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
-        scaled = {"autoscaling_config": limits}
-    served = [
-        deployment(
-            ServedShard,
-            name=f"Shard-{position:04d}",
-            max_ongoing_requests=_REQUESTS,
-            health_check_period_s=5,
-            health_check_timeout_s=10,
-            ray_actor_options={"num_cpus": 0},
-            **scaled,
-        ).bind(options.index, position)
-        for position in range(shards)
-    ]
-    writer = deployment(Writer, max_ongoing_requests=_REQUESTS, ray_actor_options={"num_cpus": 0})
+    writer = deployment(
+        Writer,
+        max_ongoing_requests=_REQUESTS,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": 0},
+    )
     front_end = deployment(
         serve.ingress(lambda: _front_end(options, key, shards))(),
         name="FrontEnd",
         num_replicas=options.front_ends,
         max_ongoing_requests=_REQUESTS,
     )
-    return front_end.bind(writer.bind(options.index), *served)
+    served = [_served(options, position) for position in range(shards)]
+    return front_end.bind(writer.bind(options, shards), *served)
 
 
-def local_copy(index: str, folder: str, shards: Sequence[int]) -> str:
-    """The index's folder; of a URI, ``folder``, with these shards copied into it."""
+def _name(position: int) -> str:
+    return f"Shard-{position:04d}"
+
+
+def _served(options: ServeOptions, position: int) -> Any:
+    """The deployment of one shard."""
+    from ray import serve
+
+    scaled: dict[str, Any] = {"num_replicas": options.replicas}
+    if options.max_replicas > options.replicas:
+        limits = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
+        scaled = {"autoscaling_config": limits}
+    deployment: Any = serve.deployment
+    return deployment(
+        ServedShard,
+        name=_name(position),
+        max_ongoing_requests=_REQUESTS,
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        ray_actor_options={"num_cpus": 0},
+        **scaled,
+    ).bind(options.index, position)
+
+
+def local_copy(index: str, folder: str) -> Path:
+    """The index's folder; of a URI, ``folder``, with the manifest in it."""
     if not is_remote(index):
-        return str(Path(index).absolute())
-    fetch_shards(index, Path(folder), shards)
-    return folder
+        return Path(index).absolute()
+    fetch_manifest(index, Path(folder))
+    return Path(folder)
 
 
 class ServedShard:
@@ -122,41 +137,79 @@ class ServedShard:
     def __init__(self, index: str, position: int) -> None:
         self._source, self._position = index, position
         self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shard-")
-        self._shard = Shard(local_copy(index, self._copy.name, [position]), position)
-        self._shard.check_health()
+        folder = local_copy(index, self._copy.name)
+        self._shard = Shard(str(folder), position, index if is_remote(index) else None)
+        self._follow()
 
-    async def ask(self, name: str, *arguments: Any) -> Any:
-        """Call a method of :class:`Shard` by its name."""
-        return await asyncio.to_thread(self._shard.ask, name, *arguments)
+    async def ask(self, *call: Any) -> Any:
+        """As :meth:`Shard.ask`."""
+        return await asyncio.to_thread(self._shard.ask, *call)
 
     async def check_health(self) -> None:
-        """Raise where the shard cannot be read: Serve then starts another replica.
+        """Open the newest version ahead; what is open goes on where storage does not answer."""
+        with suppress(HashlensError, OSError):
+            await asyncio.to_thread(self._follow)
 
-        Of a URI, a version that was published meanwhile is copied first.
-        """
-        await asyncio.to_thread(local_copy, self._source, self._copy.name, [self._position])
-        await asyncio.to_thread(self._shard.check_health)
+    def _follow(self) -> None:
+        shards = read_manifest(local_copy(self._source, self._copy.name)).shards
+        self._shard.ask(shards[self._position].folder, "info")
 
 
 class Writer:
     """The one process that changes the index, for all front ends."""
 
-    def __init__(self, index: str) -> None:
-        self._index = index
+    def __init__(self, options: ServeOptions, shards: int) -> None:
+        self._options, self._shards = options, shards
+        self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shards-")
         self._writing = asyncio.Lock()
+        self._waiting: list[tuple[tuple[str, tuple[Any, ...]], asyncio.Future[Any]]] = []
 
     async def write(self, name: str, *arguments: Any) -> Any:
-        """Call a method of :class:`ShardedIndex` that changes something."""
+        """Call a method of :class:`ShardedIndex` that changes something.
+
+        Changes that come while one is made are published together afterwards, as one version.
+        """
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(((name, arguments), outcome))
         async with self._writing:
-            index = ShardedIndex.open(self._index)
-            return await asyncio.to_thread(getattr(index, name), *arguments)
+            if self._waiting:
+                taken, self._waiting = self._waiting, []
+                index = ShardedIndex.open(self._options.index)
+                found = await asyncio.to_thread(index.together, [call for call, _ in taken])
+                for (_, future), each in zip(taken, found, strict=True):
+                    future.set_result(each)
+        result = await outcome
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def check_health(self) -> None:
+        """Start the shards that came since the application was started, each as its own."""
+        with suppress(HashlensError, OSError):
+            await asyncio.to_thread(self._start_new)
+
+    def _start_new(self) -> None:
+        from ray import serve
+
+        app = serve.get_replica_context().app_name
+        shards = len(read_manifest(local_copy(self._options.index, self._copy.name)).shards)
+        for position in range(self._shards, shards):
+            name = f"{app}-{_name(position)}"
+            if name not in serve.status().applications:
+                serve.run(_served(self._options, position), name=name, route_prefix=None)
+        self._shards = shards
 
 
 class ServedShards:
-    """Asks the deployments of the shards, each within the deadline."""
+    """Asks the deployments of the shards, each within the deadline.
 
-    def __init__(self, handles: list[Any], deadline: float) -> None:
-        self._handles, self._deadline = handles, deadline
+    ``later`` finds the handle of a shard that came after them, or raises.
+    """
+
+    def __init__(
+        self, handles: list[Any], deadline: float, later: Callable[[int], Any] | None = None
+    ) -> None:
+        self._handles, self._deadline, self._later = handles, deadline, later
         self._resting: dict[int, float] = {}  # until when a shard that did not answer is left out
         self._lock = threading.Lock()
 
@@ -166,10 +219,16 @@ class ServedShards:
         values: dict[int, Any] = {}
         asked = {position: call for position, call in calls.items() if self._may_ask(position)}
         ends = time.monotonic() + (_PATIENT_SECONDS if patient else self._deadline)
-        waiting = {position: self._send(position, call) for position, call in asked.items()}
+        waiting: dict[int, Any] = {}
+        for position, call in asked.items():
+            with suppress(Exception):  # no such deployment yet: tried once more below
+                waiting[position] = None
+                waiting[position] = self._send(position, call)
         for position, response in waiting.items():
             for again in (True, False):
                 try:
+                    if response is None:
+                        response = self._send(position, asked[position])
                     values[position] = response.result(timeout_s=max(0.0, ends - time.monotonic()))
                     break
                 except ray.exceptions.RayTaskError as error:
@@ -182,7 +241,7 @@ class ServedShards:
                 except Exception:  # a replica that died; Serve's errors share no base
                     if not again:
                         break
-                    response = self._send(position, asked[position])
+                    response = None
             with self._lock:
                 if position in values:
                     self._resting.pop(position, None)
@@ -191,15 +250,12 @@ class ServedShards:
         return Answers(values, tuple(sorted(set(calls) - set(values))))
 
     def _send(self, position: int, call: tuple[Any, ...]) -> Any:
+        while position >= len(self._handles) and self._later is not None:
+            self._handles.append(self._later(len(self._handles)))
         return self._handles[position].ask.remote(*call)
 
     def _may_ask(self, position: int) -> bool:
-        """Whether a shard is not resting; of those who find its rest over, the first tries it.
-
-        A shard that came after the application was started has no deployment, and is missing.
-        """
-        if position >= len(self._handles):
-            return False
+        """Whether a shard is not resting; of those who find its rest over, the first tries it."""
         with self._lock:
             until = self._resting.get(position)
             if until is None:
@@ -238,14 +294,22 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
             ) from error
 
     def open_index() -> ShardedIndex:
-        folder = Path(local_copy(options.index, tempfile.mkdtemp(), []))
+        folder = local_copy(options.index, tempfile.mkdtemp())
         stored = read_manifest(folder).model
         model = options.model or (uri_path(stored) if stored else None)
         if model is not None and not options.model:
             require_own_place(model, folder)
         encoder = None if model is None else Encoder.load(model)
-        handles = [handle(f"Shard-{position:04d}") for position in range(shards)]
-        asked = ServedShards(handles, options.deadline)
+        handles = [handle(_name(position)) for position in range(shards)]
+
+        def later(position: int) -> Any:
+            return serve.get_app_handle(f"{app_name}-{_name(position)}")
+
+        asked = ServedShards(handles, options.deadline, later)
+        if is_remote(options.index):
+            threading.Thread(
+                target=_follow, args=(options.index, folder, asked), daemon=True
+            ).start()
         return ShardedIndex(
             folder, encoder, shards=asked, write=write, require_all=options.require_all
         )
@@ -257,3 +321,16 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
     return create_app(
         index, index.encoder, Limits(), api_key=key, host_names=None if "*" in names else names
     )
+
+
+def _follow(uri: str, folder: Path, asked: ServedShards) -> None:
+    """Go on to each new version behind a URI, once its shards have copied their snapshots."""
+
+    def ready(manifest: Manifest) -> None:
+        calls = {p: (shard.folder, "info") for p, shard in enumerate(manifest.shards)}
+        asked.ask(calls, patient=True)
+
+    while True:
+        time.sleep(_REST_SECONDS)
+        with suppress(HashlensError, OSError):  # storage that is away is tried again
+            fetch_manifest(uri, folder, ready)

@@ -6,7 +6,7 @@ import heapq
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +22,7 @@ from hashlens.distributed.snapshots import (
     Publication,
     Snapshot,
     copy_shards,
+    fetch_snapshot,
     global_ids,
     local_ids,
     publishing,
@@ -52,42 +53,48 @@ from hashlens.types import (
 
 
 class Shard:
-    """One shard, opened read-only; its answers have ids of the whole index.
+    """One shard, read-only; its answers have ids of the whole index.
 
-    When another version is published, the next call is answered by it; calls under way end on the
-    one that they began with.
+    A call names the snapshot that it asks, so that all shards answer from one version. The last
+    two stay open. ``source`` is a URI that snapshots which are not in the folder are copied from.
     """
 
-    def __init__(self, folder: str, position: int) -> None:
-        self._folder, self.position = Path(folder), position
-        self._manifest = ManifestFile(self._folder)
-        self._opened: tuple[str, HashIndex] | None = None
+    def __init__(self, folder: str, position: int, source: str | None = None) -> None:
+        self._folder, self.position, self._source = Path(folder), position, source
+        self._opened: dict[str, HashIndex] = {}
+        self._lock = threading.Lock()
 
-    def ask(self, name: str, *arguments: Any) -> Any:
-        """Call one of the methods below by its name."""
-        return getattr(self, name)(*arguments)
+    def ask(self, snapshot: str, name: str, *arguments: Any) -> Any:
+        """Call one of the methods below, or of ``HashIndex``, on a snapshot."""
+        index, own = self._open(snapshot), getattr(self, f"_{name}", None)
+        try:
+            return own(index, *arguments) if own else getattr(index, name)(*arguments)
+        except (IndexStoreError, OSError):
+            self._opened.pop(snapshot, None)  # storage that is back is opened again
+            raise
 
-    @property
-    def _index(self) -> HashIndex:
-        name = self._manifest.current().shards[self.position].folder
-        opened = self._opened
-        if opened is None or opened[0] != name:
-            opened = self._opened = name, HashIndex.open(self._folder / name, read_only=True)
-        return opened[1]
+    def _open(self, snapshot: str) -> HashIndex:
+        with self._lock:
+            if snapshot not in self._opened:
+                if self._source is not None:
+                    fetch_snapshot(self._source, self._folder, snapshot, set(self._opened))
+                index = HashIndex.open(self._folder / snapshot, read_only=True)
+                for old in list(self._opened)[:-1]:
+                    del self._opened[old]
+                self._opened[snapshot] = index
+            return self._opened[snapshot]
 
-    def search(
-        self, codes: Codes, features: Features | None, options: SearchOptions, latent: Latent | None
+    def _search(
+        self, index: HashIndex, codes: Any, features: Any, options: SearchOptions, latent: Any
     ) -> SearchResult:
-        """``search_encoded`` of this shard."""
-        found = self._index.search_encoded(codes, features, self._own(options), latent)
+        found = index.search_encoded(codes, features, self._own(options), latent)
         return SearchResult(global_ids(self.position, found.ids), found.distances)
 
-    def hits(
-        self, codes: Codes, features: Features | None, options: SearchOptions, latent: Latent | None
+    def _hits(
+        self, index: HashIndex, codes: Any, features: Any, options: SearchOptions, latent: Any
     ) -> tuple[list[list[Hit]], SearchTrace]:
-        """``search_hits`` of this shard, and what the search did."""
         trace = SearchTrace()
-        found = self._index.search_hits(codes, features, self._own(options), latent, trace)
+        found = index.search_hits(codes, features, self._own(options), latent, trace)
         return [[self._global(hit) for hit in hits] for hits in found], trace
 
     def _own(self, options: SearchOptions) -> SearchOptions:
@@ -98,68 +105,44 @@ class Shard:
     def _global(self, named: Any) -> Any:
         return named._replace(id=named.id + (self.position << SHARD_SHIFT))
 
-    def _local(self, ids: Sequence[int]) -> list[int]:
+    def _local(self, ids: Sequence[int] | None) -> list[int] | None:
+        if ids is None:
+            return None
         own: list[int] = local_ids(self.position, np.array(ids, np.int64)).tolist()
         return own
 
-    def histogram(
-        self, code: Codes, where: Mapping[str, Any] | None, exclude: int | None
-    ) -> NDArray[np.int64]:
-        """Number of images at each Hamming distance from a code."""
-        (own,) = self._local([-1 if exclude is None else exclude])
-        return self._index.histogram(code, where, None if own < 0 else own)
+    def _histogram(self, index: HashIndex, code: Codes, where: Any, exclude: int | None) -> Any:
+        own = local_ids(self.position, np.array([-1 if exclude is None else exclude]))[0]
+        return index.histogram(code, where, None if own < 0 else int(own))
 
-    def ids(self) -> Ids:
-        """Ids of all living images, ascending."""
-        return global_ids(self.position, self._index.ids())
+    def _ids(self, index: HashIndex) -> Ids:
+        return global_ids(self.position, index.ids())
 
-    def records(self, ids: Sequence[int] | None) -> list[Record]:
-        """Records of images that are here; of all without ``ids``."""
-        found = self._index.records(None if ids is None else self._local(ids))
-        return [self._global(record) for record in found]
+    def _records(self, index: HashIndex, ids: Sequence[int] | None) -> list[Record]:
+        return [self._global(record) for record in index.records(self._local(ids))]
 
-    def encoded(self, ids: Sequence[int] | None) -> tuple[Ids, Codes, NDArray[Any]]:
-        """Ids, codes and features of images that are here; of all without ``ids``."""
-        found, *arrays = self._index.encoded(None if ids is None else self._local(ids))
-        return (global_ids(self.position, found), *arrays)  # type: ignore[return-value]
+    def _encoded(self, index: HashIndex, ids: Sequence[int] | None) -> tuple[Any, ...]:
+        found, *arrays = index.encoded(self._local(ids))
+        return (global_ids(self.position, found), *arrays)
 
-    def file_digest(self, ids: Sequence[int]) -> bytes | None:
-        """Digest of the file of one image that is here."""
-        return self._index.file_digest(self._local(ids)[0])
+    def _file_digest(self, index: HashIndex, ids: Sequence[int]) -> bytes | None:
+        return index.file_digest(int(local_ids(self.position, np.array(ids))[0]))
 
-    def uris(self) -> dict[str, list[int]]:
-        """Ids of the images that have each URI."""
-        return {
-            uri: global_ids(self.position, np.array(ids, np.int64)).tolist()
-            for uri, ids in self._index.uris().items()
-        }
+    def _uris(self, index: HashIndex) -> dict[str, list[int]]:
+        first = self.position << SHARD_SHIFT
+        return {uri: [first + own for own in ids] for uri, ids in index.uris().items()}
 
-    def label_counts(self) -> dict[str | None, int]:
-        """Living images with each label."""
-        return self._index.label_counts()
-
-    def info(self) -> dict[str, Any]:
-        """``IndexInfo`` as a dictionary."""
-        return asdict(self._index.info())
-
-    def to_arrow(self) -> Any:
-        """``HashIndex.to_arrow`` of this shard."""
-        table = self._index.to_arrow()
+    def _to_arrow(self, index: HashIndex) -> Any:
+        table = index.to_arrow()
         ids = global_ids(self.position, table["id"].to_numpy())
         return table.set_column(0, table.schema.field("id"), [ids])
 
-    def verify(self) -> tuple[list[str], int]:
-        """Lines for what is damaged in this shard, and the number of rows that were read."""
+    def _verify(self, index: HashIndex) -> tuple[list[str], int]:
         rows: list[int] = []
-        return self._index.verify(rows.append), sum(rows)
+        return index.verify(rows.append), sum(rows)
 
-    def process(self) -> int:
-        """The process that answers."""
+    def _process(self, index: HashIndex) -> int:
         return os.getpid()
-
-    def check_health(self) -> None:
-        """Raise where the shard cannot be read; Ray Serve asks regularly."""
-        self._index.store.meta()
 
 
 class Answers(NamedTuple):
@@ -173,7 +156,7 @@ class Shards(Protocol):
     """Asks shards, here or elsewhere."""
 
     def ask(self, calls: Mapping[int, tuple[Any, ...]], *, patient: bool = False) -> Answers:
-        """Call methods of :class:`Shard` by name; ``patient`` for what reads a whole shard."""
+        """Call ``Shard.ask`` for each position; ``patient`` for what reads a whole shard."""
         ...
 
 
@@ -282,7 +265,7 @@ class ShardedIndex(Index):
         return self.manifest.fingerprint
 
     def info(self) -> IndexInfo:
-        parts = [IndexInfo(**part) for part in self._ask_some("info").values()]
+        parts: list[IndexInfo] = list(self._ask_some("info").values())
         sums = ("images", "removed", "bytes_on_disk")
         totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
         return replace(parts[0], path=str(self.path), commit=self.manifest.version, **totals)
@@ -510,23 +493,25 @@ class ShardedIndex(Index):
         """Copy it, as it is now, to a new folder, or bring an earlier copy up to date."""
         return copy_shards(self.path, Path(path))
 
-    def sync(
-        self,
-        folder: str | Path,
-        paths: Sequence[Path],
-        labels: Sequence[Any] | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-        strict: bool = False,
-        kept: Sequence[Path] = (),
-        verify_content: bool = False,
-    ) -> SyncReport:
+    def sync(self, *arguments: Any, **options: Any) -> SyncReport:
         """Refused: a sharded index is changed by ``add`` and ``remove``."""
         raise IndexStoreError(
             f"{self.path}: an index in shards cannot be synced with a folder; use "
             "`hashlens index add` and `hashlens index remove`, or make one index of it with "
             "`hashlens index reshard`"
         )
+
+    def together(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """Make changes of several callers as one version; a result or an error for each."""
+        try:
+            with publishing(self.path) as self._own.publication:
+                return [getattr(self, name)(*arguments) for name, arguments in calls]
+        except Exception as error:  # nothing was published: whose it is, is found one by one
+            if len(calls) == 1:
+                return [error]
+        finally:
+            self._own.publication = None
+        return [outcome for call in calls for outcome in self.together([call])]
 
     def _publish(self, change: Callable[[Publication], Any], name: str, *arguments: Any) -> Any:
         """Make a change here, or have the process make it that makes all changes."""
@@ -557,10 +542,21 @@ class ShardedIndex(Index):
     def _names(self, positions: Sequence[int]) -> tuple[str, ...]:
         return tuple(f"shard-{position:04d}" for position in sorted(positions))
 
+    def _ask(self, calls_of: Callable[[int], dict[int, Any]], patient: bool = False) -> Answers:
+        """Ask shards, all at one version; of the next one if this one is gone meanwhile."""
+        while True:
+            manifest = self.manifest
+            calls = calls_of(len(manifest.shards))
+            named = {p: (manifest.shards[p].folder, *call) for p, call in calls.items()}
+            try:
+                return self._shards.ask(named, patient=patient)
+            except IndexStoreError:
+                if self.manifest.version == manifest.version:
+                    raise
+
     def _some(self, *call: Any, patient: bool = False) -> Answers:
         """The answers of the shards that answer; raises if all must, or none does."""
-        calls = dict.fromkeys(range(len(self.shards)), call)
-        answers = self._shards.ask(calls, patient=patient)
+        answers = self._ask(lambda shards: dict.fromkeys(range(shards), call), patient)
         if answers.missing and (self.require_all or not answers.values):
             raise self._unanswered(answers.missing)
         return answers
@@ -578,9 +574,12 @@ class ShardedIndex(Index):
     def _of_holders(self, name: str, ids: Sequence[int]) -> list[Any]:
         """Ask each shard for those of the ids that it holds; raises if one does not answer."""
         wanted = np.array(ids, np.int64)
-        held = self._held_in(len(self.shards), wanted)
-        calls = {position: (name, wanted[at].tolist()) for position, at, _ in held}
-        answers = self._shards.ask(calls)
+        answers = self._ask(
+            lambda shards: {
+                position: (name, wanted[at].tolist())
+                for position, at, _ in self._held_in(shards, wanted)
+            }
+        )
         if answers.missing:
             raise self._unanswered(answers.missing)
         return list(answers.values.values())

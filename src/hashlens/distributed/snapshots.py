@@ -12,6 +12,7 @@ The id of an image is the shard's number in the upper bits and the shard's own i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -29,7 +30,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hashlens.data.remote import located
+from hashlens.data.remote import located, unread
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import (
     FileState,
@@ -167,8 +168,8 @@ class ManifestFile:
         try:
             status = (self._folder / FILE_NAME).stat()
             seen = (status.st_ino, status.st_mtime_ns)
-        except FileNotFoundError:
-            seen = (-1, -1)  # reading it says what is wrong
+        except OSError:  # storage that is away; reading it the first time says so
+            seen = (-1, -1) if self._read is None else self._read[0]
         if self._read is None or self._read[0] != seen:
             self._read = (seen, read_manifest(self._folder))
         return self._read[1]
@@ -281,19 +282,12 @@ def _extend(old: Path, new: Path) -> None:
     """A copy of a snapshot that may be changed; append-only files are shared by hard links."""
     new.mkdir()
     for path in old.iterdir():
-        if path.name.startswith(DATABASE):
-            continue
         if path.is_dir():
             shutil.copytree(path, new / path.name, copy_function=_link)
         elif path.name.partition(".")[0] in ARRAYS:
             _link(path, new / path.name)
-        else:
+        else:  # the database is whole: its log was ended
             shutil.copy2(path, new / path.name)
-    with (
-        closing(sqlite3.connect(f"{(old / DATABASE).as_uri()}?mode=ro", uri=True)) as source,
-        closing(sqlite3.connect(new / DATABASE)) as target,
-    ):
-        source.backup(target)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -353,34 +347,67 @@ def copy_shards(source: Path, target: Path) -> int:
         )
     with file_errors(target):
         make_folder(target)
-        for shard in manifest.shards:
-            if not (target / shard.folder).is_dir():
-                with written_aside(target / shard.folder) as aside:
-                    shutil.copytree(source / shard.folder, aside)
+        while True:
+            try:
+                for shard in manifest.shards:
+                    if not (target / shard.folder).is_dir():
+                        with written_aside(target / shard.folder) as aside:
+                            _copy_held(source / shard.folder, aside)
+                break
+            except FileNotFoundError:  # removed meanwhile, where two versions followed
+                before, manifest = manifest, read_manifest(source)
+                if before == manifest:
+                    raise
         _switch(target, manifest)
     return manifest.images
 
 
-def fetch_shards(uri: str, target: Path, shards: Collection[int]) -> None:
-    """Copy the manifest behind a URI, and the snapshots of some shards, through fsspec."""
+def _copy_held(source: Path, target: Path) -> None:
+    """Copy a folder of immutable files, all open from the start: they may be removed meanwhile."""
+    with ExitStack() as stack:
+        opened = [
+            (path, stack.enter_context(path.open("rb")))
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+        ]
+        if not opened:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(source))
+        target.mkdir()
+        for path, file in opened:
+            goal = target / path.relative_to(source)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            with goal.open("wb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+
+
+def fetch_manifest(uri: str, target: Path, ready: Callable[[Manifest], None] | None = None) -> None:
+    """Copy the manifest behind a URI into a folder; if it is new, after ``ready`` was called."""
     target.mkdir(parents=True, exist_ok=True)
-    system, root = located(uri)
-
-    def get(name: str, goal: Path) -> None:
-        with written_aside(goal) as aside:
-            try:
-                system.get(f"{root}/{name}", str(aside), recursive=goal.name != FILE_NAME)
-            except Exception as error:  # each file system raises its own kinds
-                raise IndexStoreError(f"{uri}/{name}: cannot be read ({error})") from error
-
     with tempfile.TemporaryDirectory(dir=target) as aside:
-        get(FILE_NAME, Path(aside) / FILE_NAME)
+        _get(uri, FILE_NAME, Path(aside) / FILE_NAME)
         manifest = read_manifest(Path(aside))
-    for position in shards:
-        name = manifest.shards[position].folder
-        if not (target / name).is_dir():
-            get(name, target / name)
-    _switch(target, manifest)
+    if not is_sharded(target) or read_manifest(target) != manifest:
+        if ready is not None:
+            ready(manifest)
+        write_manifest(target, manifest)
+
+
+def fetch_snapshot(uri: str, target: Path, name: str, kept: Collection[str]) -> None:
+    """Copy a snapshot behind a URI, if it is not there; others but ``kept`` are removed."""
+    if not (target / name).is_dir():
+        _get(uri, name, target / name)
+        for path in target.glob(f"{name.partition('.')[0]}.v*"):  # of the same shard
+            if path.name != name and path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _get(uri: str, name: str, goal: Path) -> None:
+    system, root = located(uri)
+    with written_aside(goal) as aside:
+        try:
+            system.get(f"{root}/{name}", str(aside), recursive=name != FILE_NAME)
+        except Exception as error:  # each file system raises its own kinds
+            raise unread(f"{uri.rstrip('/')}/{name}", error) from error
 
 
 def reshard(
