@@ -37,7 +37,7 @@ ALLOWED = {
     "hasher": _LIBRARY,
     "service": _LIBRARY,
     "distributed": _LIBRARY | {"service"},
-    "bench": _PRODUCT | {"distributed"},
+    "bench": _PRODUCT,
     "cli": _PRODUCT | {"bench", "service", "distributed"},
     "__main__": {"cli"},
 }
