@@ -252,3 +252,15 @@ def test_an_error_that_is_not_about_memory_is_raised(model: Path, tmp_path: Path
     worker._encoder._runner = Broken()
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         worker({"item": ["0000-000000"]})
+
+
+def test_a_local_cluster_is_never_another_that_runs_here(cluster: Any) -> None:
+    """Ray remembers the last cluster of a machine, also one that has died since."""
+    program = (
+        "from hashlens.distributed.cluster import connect\n"
+        "print(connect('local').get_runtime_context().gcs_address)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() not in ("", cluster.address)

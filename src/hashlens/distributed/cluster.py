@@ -45,7 +45,7 @@ def connect(address: str | None = None) -> Any:
         if not address or address == LOCAL:
             os.environ.pop("RAY_ADDRESS", None)
             stay_on_loopback()
-            ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+            ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises what it is, or Exception itself

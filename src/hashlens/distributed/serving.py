@@ -152,7 +152,7 @@ class ServedShard:
 
     def _follow(self) -> None:
         shards = read_manifest(local_copy(self._source, self._copy.name)).shards
-        self._shard.ask(shards[self._position].folder, "info")
+        self._shard.ask(shards[self._position].folder, "process")
 
 
 class Writer:
@@ -327,7 +327,7 @@ def _follow(uri: str, folder: Path, asked: ServedShards) -> None:
     """Go on to each new version behind a URI, once its shards have copied their snapshots."""
 
     def ready(manifest: Manifest) -> None:
-        calls = {p: (shard.folder, "info") for p, shard in enumerate(manifest.shards)}
+        calls = {p: (shard.folder, "process") for p, shard in enumerate(manifest.shards)}
         asked.ask(calls, patient=True)
 
     while True:
