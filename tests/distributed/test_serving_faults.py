@@ -1,21 +1,20 @@
-"""Nodes, the controller and storage are lost: searches end in time, and are whole again after."""
+"""Nodes and the controller are lost: searches end in time, and are whole again after."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hashlens import HashlensError, SearchOptions
+from hashlens import SearchOptions
 from hashlens.distributed.serving import ServedShard, ServedShards
 from hashlens.distributed.sharded import ShardedIndex
 
-from .sharded_folders import make_shards, part
+from .sharded_folders import make_shards
 
 pytestmark = pytest.mark.slow
 
@@ -100,19 +99,3 @@ def test_searches_go_on_while_the_controller_is_restarted(served: tuple[ShardedI
         assert not _search(index).partial
     _until(lambda: serve.status().applications["fault-0"].status == "RUNNING")
     assert not _search(index).partial
-
-
-def test_storage_that_was_gone_is_used_again_when_it_is_back(
-    served: tuple[ShardedIndex, Any], images: dict[str, Any], tmp_path: Path
-) -> None:
-    index, _ = served
-    assert not _search(index).partial
-    (tmp_path / "index").rename(tmp_path / "away")
-    ended = time.monotonic() + 15  # several health checks
-    while time.monotonic() < ended:
-        with suppress(HashlensError):  # in time, whole or refused
-            _search(index)
-    (tmp_path / "away").rename(tmp_path / "index")
-    (new,) = ShardedIndex.open(tmp_path / "index").add_encoded(**part(images, 0, 1))
-    _until(lambda: not _search(index).partial)
-    assert index.get(int(new)).uri == "/pictures/0.jpg"
