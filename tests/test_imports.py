@@ -37,7 +37,7 @@ ALLOWED = {
     "hasher": _LIBRARY,
     "service": _LIBRARY,
     "distributed": _LIBRARY | {"service"},
-    "bench": _PRODUCT,
+    "bench": _PRODUCT | {"distributed"},
     "cli": _PRODUCT | {"bench", "service", "distributed"},
     "__main__": {"cli"},
 }

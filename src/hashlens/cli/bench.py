@@ -89,3 +89,24 @@ def encode_command(
             f"{forward.fast:,.0f}), {forward.bits_equal:.3%} of bits equal  {name}"
         )
     tell(speed.to_dict(), "\n".join(lines), as_json)
+
+
+@bench_app.command("shards")
+def shards_command(
+    folder: Path | None = typer.Option(
+        None, help="Where the indexes are made and kept; by default a folder that is removed."
+    ),
+    images: int = typer.Option(1_000_000, min=1000, help="Images, in 1, 2, 4 and 8 shards."),
+    out: Path | None = typer.Option(None, help="Folder for shards.md and shards.json."),
+    as_json: bool = JSON,
+) -> None:
+    """Measure search over shards in one process and on Ray Serve, next to one index.
+
+    Example: hashlens bench shards --out results/
+    """
+    from hashlens.bench.shards import run, text, write
+
+    results = run(folder, images)
+    if out is not None:
+        note(f"page: {write(results, out, f'hashlens bench shards --images {images}')}")
+    tell(results, text(results), as_json)

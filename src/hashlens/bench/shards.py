@@ -1,11 +1,7 @@
-"""What shards cost a search, in one process and on Ray Serve, next to one index.
-
-python benchmarks/shards.py --out docs/results
-"""
+"""``hashlens bench shards``: what shards cost a search, in one process and on Ray Serve."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -126,18 +122,16 @@ def _times(searched: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def write(results: dict[str, Any], out: Path) -> None:
-    """Write shards.json, and shards.md up to what else was measured."""
+def write(results: dict[str, Any], out: Path, command: str) -> Path:
+    """Write shards.md and shards.json; return the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "shards.json", json.dumps(results, indent=1) + "\n")
+    replace_file(out / "shards.json", json.dumps({**results, "command": command}, indent=1) + "\n")
     page = out / "shards.md"
-    rest = page.read_text().partition("\n## ") if page.is_file() else ("", "", "")
     replace_file(
         page,
         f"""# Search over shards
 
-Made by `python benchmarks/shards.py --images {results["images"]} --out {out}`; the figures are in
-[shards.json](shards.json).
+Made by `{command}`; the figures are in [shards.json](shards.json).
 
 - {machine_line(results["environment"])}
 - {results["images"]:,} random codes of 64 bits with 64-d features, seed 0; `hds` with a pool of
@@ -146,8 +140,9 @@ Made by `python benchmarks/shards.py --images {results["images"]} --out {out}`; 
   process.
 
 {text(results)}
-{"".join(rest[1:])}""",
+""",
     )
+    return page
 
 
 def text(results: dict[str, Any]) -> str:
@@ -157,15 +152,3 @@ def text(results: dict[str, Any]) -> str:
         ("asking process, CPU ms", "cpu", ".2f"),
     )  # fmt: skip
     return Table.of(results["measured"], columns).markdown()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, help="where the indexes are made and kept")
-    parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--out", type=Path, help="folder for shards.md and shards.json")
-    given = parser.parse_args()
-    measured = run(given.folder, given.images)
-    print(text(measured))
-    if given.out is not None:
-        write(measured, given.out)
