@@ -53,7 +53,7 @@ def path_uri(path: str | os.PathLike[str]) -> Uri:
     return Uri(absolute)
 
 
-_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://.*", re.DOTALL)
+_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://.*", re.DOTALL | re.IGNORECASE)
 
 
 def is_remote(uri: str) -> bool:

@@ -261,3 +261,12 @@ def test_images_in_no_file_have_thumbnails_too() -> None:
     pytest.importorskip("sklearn")
     made = Thumbnails(Limits()).get("digits#7")
     assert opened(made.data).size == (8, 8)
+
+
+@pytest.mark.parametrize("scheme", ["nowhere", "NOWHERE"])
+def test_an_image_at_a_remote_uri_is_called_remote(
+    scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Refused, match=f"remote {scheme}://"):
+        Thumbnails(Limits()).get(f"{scheme}://bucket/photo.jpg")
+    assert "link" not in caplog.text
