@@ -33,11 +33,11 @@ ALLOWED = {
     "models": _FLOOR | {"codes", "data"},
     "training": _LEARNING | {"evaluation", "baselines"},
     "workflows": _LIBRARY,
-    "paper": _LIBRARY | {"workflows"},
+    "paper": _LIBRARY | {"workflows", "hasher"},
     "hasher": _LIBRARY,
     "service": _LIBRARY,
     "distributed": _LIBRARY | {"service"},
-    "bench": _PRODUCT | {"distributed"},
+    "bench": _PRODUCT | {"distributed", "hasher"},
     "cli": _PRODUCT | {"bench", "service", "distributed"},
     "__main__": {"cli"},
 }

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import typer
 
 from hashlens.cli.options import JSON, tell
@@ -171,6 +172,50 @@ def products_command(
     table = ways_table(scores["ways"], NAMES).text()
     text = f"{summary(run, scores)}\n{table}\nreport: {page}"
     tell({"piece": "products", "report": str(page), **kept}, text, as_json)
+
+
+@reproduce_app.command("field")
+def field_command(
+    database: str = typer.Argument(help="Images that are searched, and that methods learn from."),
+    queries: str = typer.Argument(help="Images to search with."),
+    out: Path = typer.Option(Path("runs/reproduce-field"), help="Where results are kept."),
+    backbone: str = typer.Option("timm:tf_efficientnet_lite2", help="As for hashlens train."),
+    weights: Path | None = typer.Option(None, help="The backbone's published weights."),
+    size: int | None = typer.Option(None, help="Pixels of an image's side."),
+    methods: str | None = _METHODS,
+    bits: str = typer.Option("16,32,48,64", help="Code lengths, comma-separated."),
+    seeds: int = typer.Option(3, min=1, help="Repetitions, with seeds 0, 1, ..."),
+    images: int | None = typer.Option(None, min=2, help="Only the first so many of DATABASE."),
+    asked: int | None = typer.Option(None, min=1, help="Only the first so many of QUERIES."),
+    training: int | None = typer.Option(None, min=2, help="Images to learn from, drawn."),
+    taught: str | None = typer.Option(None, help="Column of the labels that methods learn."),
+    unseen: int = typer.Option(0, min=0, help="Classes left out of learning, then searched for."),
+    tune: bool = typer.Option(False, "--tune", help="Train the whole network; for a GPU."),
+    epochs: int | None = _EPOCHS,
+    as_json: bool = JSON,
+) -> None:
+    """Compare all objectives and shallow methods on one network, frozen or fine-tuned.
+
+    Example: hashlens reproduce field grocery#train grocery#test --weights lite2.safetensors
+    """
+    from hashlens.data.opening import open_source
+    from hashlens.paper.field import FieldRun, field_table, write_field
+
+    searched, asking = open_source(database), open_source(queries)
+    searched = searched.subset(np.arange(len(searched))[:images])
+    asking = asking.subset(np.arange(len(asking))[:asked])
+    learned = open_source(database, label_column=taught).labels[:images] if taught else None
+    run = FieldRun(
+        searched, asking, backbone, size, weights, out, methods.split(",") if methods else (),
+        [int(each) for each in bits.split(",")], seeds, training, learned, unseen, tune, epochs,
+        _console(),
+    )  # fmt: skip
+    _say(run.console, run.describe())
+    found = run.run()
+    page = write_field(run, found, _typed())
+    results = [{**cell._asdict(), **kept["scores"]} for cell, kept in found.items()]
+    text = f"{field_table(found).text()}\nreport: {page}"
+    tell({"piece": "field", "report": str(page), "results": results}, text, as_json)
 
 
 _PRODUCTS_TIME = (

@@ -1,0 +1,316 @@
+"""``hashlens reproduce field``: objectives and shallow methods on one network, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from hashlens.baselines import create_method, method_names
+from hashlens.data.labels import split_validation
+from hashlens.data.source import Source
+from hashlens.errors import HashlensError, InvalidInputError, SourceError
+from hashlens.evaluation.scoring import score_searcher
+from hashlens.hasher import Hasher
+from hashlens.index.ranking import ArraySearcher
+from hashlens.models.backbones import create_backbone
+from hashlens.models.encoder import Encoder
+from hashlens.paper.run import ResultStore, made_on, short_digest, train_once, training_config
+from hashlens.report.page import Page, Table
+from hashlens.report.plot import Curve, plot_curves
+from hashlens.report.progress import ProgressBar
+from hashlens.training.objectives import objectives
+from hashlens.types import EncodedImages, Features, Ids, Mode
+from hashlens.workflows.score import encode
+
+FEATURES = "features"
+"""The features themselves, compared by the cosine: what codes are measured against."""
+
+SCORES = ("map@1000", "map@all", "precision_within_radius_2")
+_HELD_OUT = 0.1
+
+
+class Cell(NamedTuple):
+    """One method at one code length, with one seed."""
+
+    seed: int
+    bits: int
+    method: str
+
+
+class _Side(NamedTuple):
+    """Vectors of a source's images, at unit length, and the classes that are searched for."""
+
+    vectors: Features
+    labels: Ids
+
+
+@dataclass(frozen=True)
+class FieldRun:
+    """What is compared; finished cells are kept in ``out`` and not measured again.
+
+    Methods learn from nine tenths of the database, or of ``training`` images of it; the last tenth
+    searches the others for the score "validation". ``taught``, where given, has the label that
+    methods learn of each image of the database, in place of the one that is searched for. With
+    ``unseen``, so many classes, drawn by the seed, take no part in learning, and only their images
+    are queries. With ``tune`` the network learns too: each objective's own; shallow methods and
+    ``features`` take F7 of the network that learned by ``softmax``.
+    """
+
+    database: Source
+    queries: Source
+    backbone: str
+    size: int | None
+    weights: Path | None
+    out: Path
+    methods: Sequence[str] = ()
+    bits: Sequence[int] = (16, 32, 48, 64)
+    seeds: int = 3
+    training: int | None = None
+    taught: NDArray[np.int64] | None = None
+    unseen: int = 0
+    tune: bool = False
+    epochs: int | None = None
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def cells(self) -> list[Cell]:
+        """In the order in which they are measured: every method once, before other seeds."""
+        known = [*objectives(), *method_names(), FEATURES]
+        if unknown := [name for name in self.methods if name not in known]:
+            raise InvalidInputError(
+                f"methods: expected some of {', '.join(known)}, got {unknown[0]!r}"
+            )
+        names = self.methods or known
+        return [Cell(s, b, name) for s in range(self.seeds) for b in self.bits for name in names]
+
+    def run(self) -> dict[Cell, dict[str, Any]]:
+        """Measure what is missing; a cell that fails says why."""
+        store, cells = ResultStore(self.out / "results"), self.cells()
+        kept = {cell: store.get(cell.method, self._configuration(cell)) for cell in cells}
+        found = {cell: one for cell, one in kept.items() if one is not None}
+        if len(found) < len(cells):
+            if not self.tune:
+                _ = self._sides  # a wrong backbone stops the run, and is no cell's error
+            bar = ProgressBar("cells", len(cells), done=len(found), console=self.console)
+            with bar:
+                for cell in cells:
+                    if cell not in found:
+                        configuration = self._configuration(cell)
+                        found[cell] = store.put(cell.method, configuration, self._measure(cell))
+                        bar(1)
+        return {cell: found[cell] for cell in cells if cell in found}
+
+    def describe(self) -> str:
+        """What is compared, in words."""
+        text = (
+            f"{len(self.database):,} images of {self.database.spec} are searched, "
+            f"{len(self.queries):,} of {self.queries.spec} are queries; network {self.backbone}, "
+            f"{'fine-tuned by each objective' if self.tune else 'frozen'}"
+        )
+        if self.training:
+            text += f"; methods learn from {self.training:,} images at most"
+        if self.taught is not None:
+            text += "; methods learn other labels than those that are searched for"
+        if self.unseen:
+            text += f"; {self.unseen} classes are not learned, and only these are queries"
+        return text + "."
+
+    def _configuration(self, cell: Cell) -> dict[str, Any]:
+        taught = None if self.taught is None else short_digest(self.taught.tolist())
+        weights = None if self.weights is None else self.weights.name
+        return {
+            **cell._asdict(),
+            "sources": [self.database.spec, self.queries.spec],
+            "images": [len(self.database), len(self.queries)],
+            "network": [self.backbone, self.size, weights, self.tune, self.epochs],
+            "learning": [self.training, taught, self.unseen],
+        }
+
+    @cached_property
+    def _sides(self) -> tuple[_Side, _Side]:
+        from hashlens.training.data import feature_inputs
+
+        base = create_backbone(self.backbone, size=self.size, weights=self.weights)
+        self.out.mkdir(parents=True, exist_ok=True)
+        sides = []
+        for name, source in (("database", self.database), ("queries", self.queries)):
+            if source.label_matrix is not None or len(source.labelled) < len(source):
+                raise SourceError(f"{source.spec}: expected one label for every image")
+            inputs = feature_inputs(
+                source, base.preprocessing, base.module,
+                self.out / f"features-{name}.safetensors", strict=True, console=self.console,
+            )  # fmt: skip
+            values = inputs.pixels.gather(np.arange(len(inputs.rows)))[0].numpy()
+            values /= np.linalg.norm(values, axis=1, keepdims=True)
+            sides.append(_Side(values.astype(np.float32), self._numbers(source)))
+        return sides[0], sides[1]
+
+    def _numbers(self, source: Source) -> Ids:
+        """Labels as the database numbers them."""
+        places = {name: i for i, name in enumerate(self.database.classes)}
+        of_class = np.array([places.get(name, -1) for name in source.classes], np.int64)
+        return of_class[source.labels]
+
+    def _measure(self, cell: Cell) -> dict[str, Any]:
+        numbers, asked = self._numbers(self.database), self._numbers(self.queries)
+        rows, queries = np.arange(len(numbers)), np.arange(len(asked))
+        rng = np.random.default_rng(cell.seed)
+        if self.unseen:
+            left_out = rng.choice(np.unique(numbers), self.unseen, replace=False)
+            rows, queries = rows[~np.isin(numbers, left_out)], queries[np.isin(asked, left_out)]
+        rows = np.sort(rng.permutation(rows)[: self.training])
+        learned, held_out = (rows[i] for i in split_validation(numbers[rows], _HELD_OUT, cell.seed))
+        try:
+            seconds, database, asking = self._encoded(cell, learned)
+        except HashlensError as error:
+            return {"error": str(error)}
+        asking = asking.rows(queries)
+        ways: list[Mode] = [] if cell.method == FEATURES else ["bcs"]
+        if self.unseen or self.taught is not None or not ways:
+            ways += ["es"] if asking.latent is None else ["es", "acs"]
+        chosen = _scores(database.rows(learned), database.rows(held_out), cell.bits, ways[:1])
+        validation = chosen[ways[0]]["map@1000"]
+        found = _scores(database, asking, cell.bits, ways)
+        return {"ways": found, "validation": validation, "seconds": seconds}
+
+    def _encoded(self, cell: Cell, learned: Ids) -> tuple[float, EncodedImages, EncodedImages]:
+        """Seconds of learning, and both sides as the method encodes them."""
+        if self.tune:
+            trained = cell.method if cell.method in objectives() else "softmax"
+            seconds, encoder = self._tuned(trained, cell, learned)
+            both = [
+                encode(encoder, source, strict=True, progress=True)
+                for source in (self.database, self.queries)
+            ]
+            vectors = [one.features for one in both]
+            if trained == cell.method:
+                return (seconds, *self._renumbered(both))
+        else:
+            vectors = [side.vectors for side in self._sides]
+        taught = self._numbers(self.database) if self.taught is None else self.taught
+        began = time.perf_counter()
+        if cell.method in objectives():
+            hasher = Hasher(cell.bits, method=cell.method, seed=cell.seed, epochs=self.epochs)
+            hasher.fit(vectors[0][learned], taught[learned])
+            seconds = time.perf_counter() - began
+            batches = [list(hasher.encode_batches(part, strict=True)) for part in vectors]
+            both = [
+                EncodedImages(
+                    np.concatenate([batch.codes for batch in part]),
+                    np.concatenate([batch.features for batch in part]),
+                    np.zeros(0, np.int64),
+                    latent=np.concatenate([batch.latent for batch in part]),
+                )
+                for part in batches
+            ]
+        elif cell.method == FEATURES:
+            none = [np.zeros((len(part), cell.bits // 8), np.uint8) for part in vectors]
+            seconds, both = 0.0, _untaught(none, vectors)
+        else:
+            method = create_method(cell.method, cell.bits, seed=cell.seed)
+            method.fit(vectors[0][learned], taught[learned])
+            seconds = time.perf_counter() - began
+            both = _untaught([method.encode(part) for part in vectors], vectors)
+        return (seconds, *self._renumbered(both))
+
+    def _renumbered(self, both: Sequence[EncodedImages]) -> tuple[EncodedImages, EncodedImages]:
+        """Both sides with the labels that are searched for."""
+        first, second = (
+            EncodedImages(one.codes, one.features, self._numbers(source), latent=one.latent)
+            for one, source in zip(both, (self.database, self.queries), strict=True)
+        )
+        return first, second
+
+    def _tuned(self, objective: str, cell: Cell, learned: Ids) -> tuple[float, Encoder]:
+        """A network that learned by an objective; a run that was interrupted is continued."""
+        values = {"objective": objective, "bits": cell.bits, "seed": cell.seed,
+                  "backbone": self.backbone, "size": self.size, "epochs": self.epochs,
+                  "weights": None if self.weights is None else str(self.weights)}  # fmt: skip
+        images = self.database.subset(learned)
+        if self.taught is not None:
+            raise InvalidInputError("fine-tuning: learns the labels of the images; leave it out")
+        given = {name: value for name, value in values.items() if value is not None}
+        config = training_config(given, images)
+        digest = short_digest([config.to_toml(), images.spec, learned.tolist()])
+        encoder, seconds = train_once(images, config, self.out / f"model-{digest}")
+        return seconds, encoder
+
+
+def _untaught(codes: Sequence[Any], vectors: Sequence[Features]) -> list[EncodedImages]:
+    none = np.zeros(0, np.int64)
+    return [EncodedImages(one, part, none) for one, part in zip(codes, vectors, strict=True)]
+
+
+def _scores(
+    database: EncodedImages, queries: EncodedImages, bits: int, ways: Sequence[Mode]
+) -> dict[str, dict[str, float | None]]:
+    searcher = ArraySearcher(database.codes, database.features)
+    found = score_searcher(searcher, database, queries, bits=bits, modes=ways).modes
+    return {
+        mode: {"map@1000": one.mean_average_precision, **{s: one.more.get(s) for s in SCORES[1:]}}
+        for mode, one in found.items()
+    }
+
+
+_WAYS = {"bcs": "codes", "acs": "latent", "es": "features"}
+
+
+def field_table(found: Mapping[Cell, Mapping[str, Any]]) -> Table:
+    """Mean and standard deviation over the seeds, best on validation first at each length."""
+    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for cell, kept in found.items():
+        groups.setdefault((cell.bits, cell.method), []).append(kept["scores"])
+    measured = {key: own for key, own in groups.items() if "error" not in own[0]}
+    ways = [way for way in _WAYS if any(way in own[0]["ways"] for own in measured.values())]
+    columns = [(way, score) for way in ways for score in (SCORES if way == "bcs" else SCORES[:2])]
+    rows = []
+    for (bits, method), own in sorted(
+        groups.items(), key=lambda one: (one[0][0], -_mean(one[1], "validation"), one[0][1])
+    ):
+        if "error" in own[0]:
+            rows.append([method, str(bits), own[0]["error"], *[""] * (len(columns) + 1)])
+            continue
+        values = [[one["ways"].get(way, {}).get(score) for one in own] for way, score in columns]
+        shown = [_spread(each) for each in ([one["validation"] for one in own], *values)]
+        rows.append([method, str(bits), *shown, f"{_mean(own, 'seconds'):.1f} ({len(own)})"])
+    named = [f"{_WAYS[way]}, {score.replace('_', ' ')}" for way, score in columns]
+    headers = ["method", "bits", "validation mAP@1000", *named, "seconds (seeds)"]
+    return Table(headers, rows)
+
+
+def _mean(cells: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(np.mean([one.get(key, 0.0) for one in cells]))
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f} ± {np.std(known):.3f}" if known else "–"
+
+
+def write_field(run: FieldRun, found: Mapping[Cell, Mapping[str, Any]], command: str) -> Path:
+    """Write report.html, report.md and the picture; returns the page."""
+    page = Page(run.out, "Methods on one network", run.describe())
+    missing = len(run.cells()) - len(found)
+    page.paragraph(f"{len(found)} of {len(found) + missing} cells are measured.")
+    page.table(field_table(found), made_on(next(iter(found.values()))))
+    curves: dict[str, dict[int, list[float]]] = {}
+    for cell, kept in found.items():
+        if "bcs" in kept["scores"].get("ways", {}):
+            own = curves.setdefault(cell.method, {}).setdefault(cell.bits, [])
+            own.append(kept["scores"]["ways"]["bcs"]["map@1000"])
+    lines = {
+        name: Curve(sorted(own), [float(np.mean(own[bits])) for bits in sorted(own)])
+        for name, own in curves.items()
+    }
+    if lines:
+        figure = plot_curves(lines, ends=True, xlabel="bits", ylabel="mAP@1000 of codes")
+        page.figure(figure, "map_by_bits", "Mean average precision by code length")
+    page.commands(command)
+    return page.write()
