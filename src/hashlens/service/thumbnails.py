@@ -92,7 +92,7 @@ class Thumbnails:
                 is_small = max(image.size) <= _SMALL
                 image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
         except (HashlensError, OSError, ValueError):
-            raise _gone(source) from None
+            raise _gone(uri) from None
         buffer = io.BytesIO()
         if is_small:
             image.save(buffer, "PNG", optimize=True)
@@ -118,9 +118,9 @@ def _decoding_bytes(raw: RawImage, side: int) -> int:
     return sys.maxsize
 
 
-def _gone(source: str | bytes = b"") -> Refused:
-    if isinstance(source, str) and is_remote(source):
-        scheme = source.partition("://")[0]
+def _gone(uri: str = "") -> Refused:
+    if is_remote(uri):
+        scheme = uri.partition("://")[0]
         return Refused(404, f"the image is at a remote {scheme}:// URI that cannot be read here")
     return Refused(404, "the image's file cannot be read any more")
 
