@@ -212,6 +212,7 @@ def test_what_a_list_leaves_open_is_said(tmp_path: Path) -> None:
         (WORDS, ("a", "b", "c"), None),
         (["1 0 0", "0 1 1", "0 0 0"] * 3, ("0", "1", "2"), [[1, 0, 0], [0, 1, 1], [0, 0, 0]] * 3),
         (["3 4", "3", "9"] * 3, ("3", "4", "9"), [[1, 1, 0], [1, 0, 0], [0, 0, 1]] * 3),
+        (["0 0 1 0", "0 1 0 0", "1 0 0 0"] * 3, ("0", "1", "2"), None),  # one-hot: one class each
         ([""] * 9, (), None),
     ],
 )
@@ -239,6 +240,8 @@ def test_list_files(
         ("x.jsonl", b"{file\n", "line 1 is not JSON"),
         ("x.jsonl", b"[1]\n", "line 1: expected an object"),
         ("x.txt", b"a.png 1\nnothing\n", "line 2: expected a path and labels, got nothing"),
+        ("x.txt", b"a.png 0 1 0\nb.png 0 1\n", "line 2: expected 3 flags 0 or 1, .* got 2"),
+        ("x.txt", b"a.png\nb.png 0 1 1\n", "line 1: expected 3 flags 0 or 1, .* got 0"),
     ],
 )
 def test_damaged_lists_are_one_line(

@@ -171,7 +171,15 @@ def _paths(path: Path, lines: Sequence[str]) -> ImageList:
     if not any(rests):
         return ImageList(path, names, None, {})
     widths = {len(rest) for rest in rests}
-    if len(widths) == 1 and max(widths) > 1 and {w for rest in rests for w in rest} <= {"0", "1"}:
+    flags = {word for rest in rests for word in rest} <= {"0", "1"}
+    if flags and max(widths) > 2 and len(widths) > 1:
+        wide = max(widths)
+        short = next(i for i, rest in enumerate(rests) if len(rest) != wide)
+        raise SourceError(
+            f"{path}: line {short + 1}: expected {wide} flags 0 or 1, one for each class as in "
+            f"other lines, got {len(rests[short])}"
+        )
+    if flags and len(widths) == 1 and max(widths) > 1:
         several = [[i for i, flag in enumerate(rest) if flag == "1"] for rest in rests]
     else:
         flat = iter(_typed([word for rest in rests for word in rest]))
