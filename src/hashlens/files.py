@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
-with suppress(ImportError):  # Windows has none, and its locks are part of every file system
+try:
     import fcntl
+except ImportError:  # Windows has none, and its locks are part of every file system
+    fcntl = None  # type: ignore[assignment]
 
 
 class Uri(str):
@@ -199,7 +201,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 def keeps_locks(path: Path) -> bool:
     """Whether the file system of a file keeps locks; a network's may be mounted without them."""
-    if os.name == "nt" or not path.is_file():
+    if fcntl is None or not path.is_file():
         return True
     with open(path, "rb") as file:
         try:

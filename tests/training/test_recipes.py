@@ -13,7 +13,7 @@ from hashlens.training.recipes import RECIPES, ImageFacts, configure, recipe_val
 DIGITS = ImageFacts(images=1437, side=8, channels=1, cuda=False, bf16=False)
 CIFAR = ImageFacts(images=50_000, side=32, channels=3, cuda=False, bf16=True)
 PHOTOS = ImageFacts(images=3000, side=640, channels=3, cuda=False, bf16=False, rate=1.0)
-OPEN = {"weights"}
+OPEN = {"start", "weights"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
