@@ -53,6 +53,22 @@ def test_images_labels_and_metadata_stay(path: Path, files: list[str], tmp_path:
         reencode(path, NEW, model)
 
 
+def test_pictures_that_a_service_was_given_come_along(
+    path: Path, files: list[str], tmp_path: Path
+) -> None:
+    uploads = path / "uploads"
+    uploads.mkdir(mode=0o700)
+    (uploads / "given.png").write_bytes(Path(files[50]).read_bytes())
+    (uploads / ".new-half").write_bytes(b"half")
+    with HashIndex.open(path, OLD) as old:
+        old.add([uploads / "given.png"])
+    assert reencode(path, NEW, tmp_path / "new").skipped == ()
+    assert [each.name for each in uploads.iterdir()] == ["given.png"]  # what is not whole stays
+    assert uploads.stat().st_mode & 0o777 == 0o700
+    with HashIndex.open(path, NEW) as made:
+        assert made.search(uploads / "given.png", k=1)[0].uri == str(uploads / "given.png")
+
+
 def test_what_cannot_be_read_stays_in_the_old_index(
     path: Path, files: list[str], tmp_path: Path
 ) -> None:

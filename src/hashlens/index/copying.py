@@ -43,7 +43,7 @@ def copy_index(store: Store, path: Path) -> int:
                 with written_aside(path) as aside:
                     aside.mkdir()
                     _copy(transaction, files, aside)
-                    _copy_uploads(store.path / UPLOADS, aside / UPLOADS)
+                    copy_uploads(store.path / UPLOADS, aside / UPLOADS)
             (images,) = transaction.connection.execute(
                 "SELECT COUNT(*) FROM images WHERE alive"
             ).fetchone()
@@ -73,11 +73,12 @@ def _copy(
     write_head(Folder(aside), meta.commit)
 
 
-def _copy_uploads(folder: Path, target: Path) -> None:
+def copy_uploads(folder: Path, target: Path) -> None:
     """Pictures that a service was given: each file was whole before a commit named it."""
     if not folder.is_dir():
         return
-    target.mkdir()
+    target.mkdir(exist_ok=True)
+    shutil.copymode(folder, target)
     for entry in os.scandir(folder):
         if entry.is_file() and not is_written_aside(entry.name):
             shutil.copy2(entry.path, target / entry.name)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from hashlens.errors import IndexStoreError
-from hashlens.files import sync_directory
+from hashlens.files import move
+from hashlens.index.copying import copy_uploads
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import UPLOADS
 from hashlens.index.store import file_errors
@@ -46,7 +46,7 @@ def reencode(
     new, before = (path.with_name(path.name + ending) for ending in (".new", ".before"))
     with file_errors(path):
         if before.exists() and new.exists() and not path.exists():  # stopped while exchanging
-            os.rename(new, path)
+            move(new, path)
     if before.exists():
         raise IndexStoreError(f"{before}: is there already, from the last time; move it away")
     skipped: tuple[Skipped, ...] = ()
@@ -73,11 +73,9 @@ def reencode(
     if skipped:
         return Reencoded(images, skipped, new, None)
     with file_errors(path):
-        if (path / UPLOADS).is_dir():  # their names stay, as the folder's name does
-            shutil.copytree(path / UPLOADS, new / UPLOADS, dirs_exist_ok=True)
+        copy_uploads(path / UPLOADS, new / UPLOADS)  # their names stay, as the folder's does
         os.rename(path, before)
-        os.rename(new, path)
-        sync_directory(path.parent)
+        move(new, path)
     return Reencoded(images, (), path, before)
 
 
