@@ -10,7 +10,6 @@ from PIL import Image, ImageFilter
 
 from hashlens import HashIndex
 from hashlens.workflows.duplicates import find_duplicates, write_duplicates
-from hashlens.workflows.score import load_small
 
 
 def photograph(seed: int) -> Image.Image:
@@ -50,7 +49,7 @@ def test_pictures_decide_where_codes_are_equal(index: HashIndex, tmp_path: Path)
     for group in found.near:
         sizes = [Path(record.uri).stat().st_size for record in group]
         assert sizes == sorted(sizes, reverse=True)
-    page = write_duplicates(found, tmp_path / "out", load_small).read_text()
+    page = write_duplicates(found, tmp_path / "out").read_text()
     assert "smaller.jpg" in page
     assert "3 images could go" in page
     assert Image.open(tmp_path / "out" / "near.png").width > 200

@@ -467,7 +467,6 @@ def duplicates_command(
     Example: hashlens index duplicates shop.idx --out twins/
     """
     from hashlens.workflows.duplicates import find_duplicates, group_sheet, write_duplicates
-    from hashlens.workflows.score import load_small
 
     make_folder(out)
     with (
@@ -480,8 +479,8 @@ def duplicates_command(
     if sheet is not None:
         if not groups:
             raise IndexStoreError(f"{sheet}: no duplicates to draw; try a larger --radius")
-        save_picture(group_sheet(groups, load_small), sheet)
-    page = None if out is None else write_duplicates(found, out, load_small)
+        save_picture(group_sheet(groups), sheet)
+    page = None if out is None else write_duplicates(found, out)
     if found.unread:
         basis = "near ones are by codes alone" if found.by_codes else "they are left out"
         note(f"note: {found.unread} pictures could not be read and compared: {basis}")

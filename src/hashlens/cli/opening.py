@@ -26,7 +26,7 @@ _CONDITION = re.compile(
     r"(?P<key>.+?)(?P<gap> *)(?P<sign>>=|<=|=|>|<)(?P=gap)(?P<value>.*)", re.DOTALL
 )
 _SKIPPED_SHOWN = 20
-_LOOKED_AT = 10_000  # images whose metadata are looked through for a key
+_MOST_READ, _READ_AT_ONCE = 10_000, 200  # images whose metadata are searched for a key
 
 
 def open_index(
@@ -241,12 +241,17 @@ def unknown_words(index: Index, where: Mapping[str, Any]) -> list[str]:
             )
     keys = {key for key in where if key != "label"}
     if keys:
-        looked_at = index.records(index.ids()[:_LOOKED_AT])
-        known = dict.fromkeys(key for record in looked_at for key in record.metadata)
+        ids = index.ids()[:_MOST_READ]
+        known: dict[str, None] = {}
+        for start in range(0, len(ids), _READ_AT_ONCE):  # most keys are in the first records
+            for record in index.records(ids[start : start + _READ_AT_ONCE]):
+                known.update(dict.fromkeys(record.metadata))
+            if keys <= known.keys():
+                break
         for key in sorted(keys - known.keys()):
             like = ", ".join(list(known)[:10])
             told.append(
-                f"none of the first {len(looked_at):,} images has metadata {key!r}"
+                f"none of the first {len(ids):,} images has metadata {key!r}"
                 + (f"; they have {like}" if like else "")
             )
     return told

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from http import HTTPStatus
 from importlib import import_module
@@ -69,7 +69,7 @@ def open_hub(spec: str, name: str, split: str | None, options: ReadOptions) -> S
     if split is None:
         library = _library()
         try:
-            with nullcontext() if os.path.isabs(name) else one_try():
+            with _reaching(name):
                 splits = library.get_dataset_split_names(name)
         except Exception as error:
             raise _not_loaded(name, error) from error
@@ -101,6 +101,11 @@ def _columns(data: Any, where: str, options: ReadOptions) -> tuple[str, str | No
     return (find_column(names, IMAGE_COLUMNS, where, asked), label_column(names, where, options))
 
 
+def _reaching(name: str) -> AbstractContextManager[None]:
+    """A block that may ask the hub; a folder, whose path is absolute, needs none."""
+    return nullcontext() if os.path.isabs(name) else one_try()
+
+
 class HubImages:
     """One split of a data set on a hub. Pickles as its name."""
 
@@ -130,7 +135,7 @@ class HubImages:
 def _load(name: str, split: str) -> Any:
     datasets = _library()
     try:
-        with nullcontext() if os.path.isabs(name) else one_try():
+        with _reaching(name):
             data = datasets.load_dataset(name, split=split)
     except Exception as error:  # network, missing names, damaged files: each has its own kind
         raise _not_loaded(f"{name}#{split}", error) from error

@@ -287,7 +287,7 @@ def decoding_bytes(image: Image.Image, data: bytes, size_hint: int | None = None
 
 
 def _av1_pixels(data: bytes) -> int:
-    """Most pixels that an AVIF has its decoder make before it looks at the header's size.
+    """Most pixels that an AVIF has its decoder make before it checks the header's size.
 
     They are those of a frame, of each size that a box names, to which a frame is scaled, and of
     a grid, whose parts are held next to it. Frames that refer to others are held with these.

@@ -413,13 +413,12 @@ def open_file(path: str) -> tuple[Any, os.stat_result | None]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("reading parquet files", "parquet") from error
-    if is_remote(path):
-        file, status = open_remote(path), None
+    remote = open_remote(path) if is_remote(path) else None
     try:
-        if not is_remote(path):  # not mapped: a mapped file that is cut ends the process
-            file = pa.OSFile(path)
-            status = os.fstat(file.fileno())
-        return pq.ParquetFile(file), status
+        if remote is not None:
+            return pq.ParquetFile(remote), None
+        file = pa.OSFile(path)  # not mapped: a mapped file that is cut ends the process
+        return pq.ParquetFile(file), os.fstat(file.fileno())
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file; check the path") from error
     except PermissionError as error:

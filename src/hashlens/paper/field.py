@@ -45,13 +45,6 @@ class Cell(NamedTuple):
     method: str
 
 
-class _Side(NamedTuple):
-    """Vectors of a source's images, at unit length, and the classes that are searched for."""
-
-    vectors: Features
-    labels: Ids
-
-
 @dataclass(frozen=True)
 class FieldRun:
     """What is compared; finished cells are kept in ``out`` and not measured again.
@@ -97,7 +90,7 @@ class FieldRun:
         found = {cell: one for cell, one in kept.items() if one is not None}
         if len(found) < len(cells):
             if not self.tune:
-                _ = self._sides  # a wrong backbone stops the run, and is no cell's error
+                _ = self._vectors  # a wrong backbone stops the run, and is no cell's error
             bar = ProgressBar("cells", len(cells), done=len(found), console=self.console)
             with bar:
                 for cell in cells:
@@ -134,7 +127,8 @@ class FieldRun:
         }
 
     @cached_property
-    def _sides(self) -> tuple[_Side, _Side]:
+    def _vectors(self) -> list[Features]:
+        """Features of database and queries, at unit length."""
         from hashlens.training.data import feature_inputs
 
         base = create_backbone(self.backbone, size=self.size, weights=self.weights)
@@ -149,8 +143,8 @@ class FieldRun:
             )  # fmt: skip
             values = inputs.pixels.gather(np.arange(len(inputs.rows)))[0].numpy()
             values /= np.linalg.norm(values, axis=1, keepdims=True)
-            sides.append(_Side(values.astype(np.float32), self._numbers(source)))
-        return sides[0], sides[1]
+            sides.append(values.astype(np.float32))
+        return sides
 
     def _numbers(self, source: Source) -> Ids:
         """Labels as the database numbers them."""
@@ -193,7 +187,7 @@ class FieldRun:
             if trained == cell.method:
                 return (seconds, *self._renumbered(both))
         else:
-            vectors = [side.vectors for side in self._sides]
+            vectors = self._vectors
         taught = self._numbers(self.database) if self.taught is None else self.taught
         began = time.perf_counter()
         if cell.method in objectives():

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from hashlens.index.protocol import Index
 from hashlens.report.page import Page
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 from hashlens.types import Ids, Record
+from hashlens.workflows.score import load_small
 
 _SIDE = 16  # pixels of the small grey pictures that are compared
 _ALIKE = 0.9  # correlation of two of them: 0.93 to 1 for other sizes, qualities and small crops
@@ -119,7 +119,7 @@ def _bytes(uri: str) -> int:
         return 0
 
 
-def group_sheet(groups: Sequence[Group], load: Callable[[str], Any]) -> Image.Image:
+def group_sheet(groups: Sequence[Group]) -> Image.Image:
     """Each group as a row: the image to keep, then the others."""
     queries = [
         SheetQuery(
@@ -130,7 +130,7 @@ def group_sheet(groups: Sequence[Group], load: Callable[[str], Any]) -> Image.Im
         )
         for keep, *others in groups[:_DRAWN]
     ]
-    return picture_sheet(queries, load)
+    return picture_sheet(queries, load_small)
 
 
 def _caption(record: Record) -> str:
@@ -138,7 +138,7 @@ def _caption(record: Record) -> str:
     return f"{record.id}" + (f", {size / 1000:,.0f} kB" if size else "")
 
 
-def write_duplicates(found: Duplicates, out: Path, load: Callable[[str], Any]) -> Path:
+def write_duplicates(found: Duplicates, out: Path) -> Path:
     """Write duplicates.html with the pictures side by side; the page's path."""
     page = Page(
         out,
@@ -151,8 +151,6 @@ def write_duplicates(found: Duplicates, out: Path, load: Callable[[str], Any]) -
     ):
         if groups:
             page.heading(f"{heading} ({len(groups):,})")
-            page.picture(
-                group_sheet(groups, load), name, heading, f"The first {_DRAWN} groups at most."
-            )
+            page.picture(group_sheet(groups), name, heading, f"The first {_DRAWN} groups at most.")
             page.commands("\n".join(r.uri for _, *others in groups for r in others))
     return page.write("duplicates")
