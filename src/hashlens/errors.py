@@ -12,6 +12,11 @@ def system_reason(error: OSError) -> str:
     return error.strerror.lower() if error.strerror else str(error)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of another library's message; the error's kind where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class HashlensError(Exception):
     """Base of every error that Hashlens raises on purpose."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -15,18 +14,9 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from hashlens.data.image import RawImage
-from hashlens.data.labels import Labels, labels_from_values
 from hashlens.data.source import Columns, ReadOptions, Source
-from hashlens.data.tables import (
-    IMAGE_COLUMNS,
-    MemoryImages,
-    find_column,
-    label_column,
-    labelled_source,
-    plain_columns,
-    raw_image,
-)
-from hashlens.errors import MissingExtraError, SourceError
+from hashlens.data.tables import IMAGE_COLUMNS, MemoryImages, find_column, raw_image, table_source
+from hashlens.errors import MissingExtraError, SourceError, first_line
 from hashlens.files import Uri, row_uri
 
 _ANSWERS_WITHIN = 5.0  # seconds
@@ -78,27 +68,26 @@ def open_hub(spec: str, name: str, split: str | None, options: ReadOptions) -> S
             raise SourceError(f"{spec}: several splits; name one: {choices}")
         split = str(splits[0])
     store, data = HubImages(name, split, options.image_column), _load(name, split)
-    image, label = _columns(data, f"hub:{name}#{split}", options)
-    labels = _labels(data, label, f"hub:{name}#{split}")
-    return labelled_source(spec, store, labels, partial(_others, data, image, label))
+    where = f"hub:{name}#{split}"
+    image, schema = _image_column(data, where, options), data.features.arrow_schema
+    return table_source(spec, store, image, partial(_read, data), schema, options, where)
 
 
 def open_dataset(data: Any, options: ReadOptions) -> Source:
     """A ``datasets.Dataset`` as a source."""
     spec = f"datasets.Dataset of {len(data):,} rows"
-    image, label = _columns(data, spec, options)
+    image, schema = _image_column(data, spec, options), data.features.arrow_schema
     store = MemoryImages(data, partial(_value, _undecoded(data, image, spec), image), is_quick=True)
-    labels = _labels(data, label, spec)
-    return labelled_source(spec, store, labels, partial(_others, data, image, label))
+    return table_source(spec, store, image, partial(_read, data), schema, options)
 
 
-def _columns(data: Any, where: str, options: ReadOptions) -> tuple[str, str | None]:
-    """The columns of the images, by name or as the only one of that type, and of the labels."""
+def _image_column(data: Any, where: str, options: ReadOptions) -> str:
+    """The column of the images, by its name or as the only one of that type."""
     names, asked = data.column_names, options.image_column
     typed = [name for name in names if isinstance(data.features[name], _library().Image)]
     if asked is None and len(typed) == 1:
         asked = typed[0]
-    return (find_column(names, IMAGE_COLUMNS, where, asked), label_column(names, where, options))
+    return find_column(names, IMAGE_COLUMNS, where, asked)
 
 
 def _reaching(name: str) -> AbstractContextManager[None]:
@@ -127,7 +116,7 @@ class HubImages:
         if not 0 <= row < len(data):
             raise SourceError(f"expected a row from 0 to {len(data) - 1}, got {row}")
         where = f"hub:{self.name}#{self.split}"
-        column, _ = _columns(data, where, self._options)
+        column = _image_column(data, where, self._options)
         return raw_image(_value(_load_undecoded(self.name, self.split, column), column, row))
 
 
@@ -162,23 +151,11 @@ def _value(data: Any, column: str, row: int) -> Any:
     return data[row][column]
 
 
-def _others(data: Any, image: str, label: str | None) -> Columns:
-    """The columns that can be metadata."""
-    names = plain_columns(data.features.arrow_schema, {image, label})
-    if not names:
+def _read(data: Any, columns: Sequence[str]) -> Columns:
+    if not columns:
         return {}
-    table = data.select_columns(names).with_format("arrow")[:]
-    return {name: table.column(name).to_pylist() for name in names}
-
-
-def _labels(data: Any, column: str | None, where: str) -> Labels:
-    if column is None:
-        columns = ", ".join(data.column_names)
-        return Labels.none(len(data), f"{where} has no column 'label' (columns: {columns})")
-    values = data.select_columns([column]).with_format("arrow")[:].column(column)
-    features = {"info": {"features": {"label": data.features.to_dict()[column]}}}
-    metadata = json.dumps(features).encode()
-    return labels_from_values(values.to_pylist(), f"{where}, column '{column}'", metadata)
+    table = data.select_columns(list(columns)).with_format("arrow")[:]
+    return {name: table.column(name).to_pylist() for name in columns}
 
 
 def _library() -> Any:
@@ -190,7 +167,7 @@ def _library() -> Any:
 
 
 def _not_loaded(asked: str, error: Exception) -> SourceError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return SourceError(
-        f"hub:{asked}: could not be loaded ({reason}); check the name, the split and the network"
+        f"hub:{asked}: could not be loaded ({first_line(error)}); check the name, the split and "
+        "the network"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from hashlens.errors import MissingExtraError, SourceError
+from hashlens.errors import MissingExtraError, SourceError, first_line
 from hashlens.files import Uri
 
 
@@ -66,7 +66,7 @@ def located(uri: str) -> tuple[Any, str]:
             return _archive(f"{scheme}://{chain}{rest}"), inside
         system, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
-        raise SourceError(f"{uri}: {_first_line(error)}") from error
+        raise SourceError(f"{uri}: {first_line(error)}") from error
     except Exception as error:
         raise unread(uri, error) from error
     return system, str(path)
@@ -81,9 +81,5 @@ def _archive(uri: str) -> Any:
 
 def unread(uri: str, error: Exception) -> SourceError:
     """What to tell of a file system's own error."""
-    reason = "no such file" if isinstance(error, FileNotFoundError) else _first_line(error)
+    reason = "no such file" if isinstance(error, FileNotFoundError) else first_line(error)
     return SourceError(f"{uri}: cannot be read ({reason}); check the name, the rights and the net")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,7 +19,7 @@ from hashlens.data.image import RawImage
 from hashlens.data.labels import Labels, labels_from_values
 from hashlens.data.remote import open_remote
 from hashlens.data.source import Columns, ImageStore, ReadOptions, Source
-from hashlens.errors import MissingExtraError, SourceError
+from hashlens.errors import MissingExtraError, SourceError, first_line
 from hashlens.files import Uri, changed_ns, is_remote, path_uri, row_uri, uri_path
 
 IMAGE_COLUMNS = (
@@ -41,25 +41,45 @@ def open_parquet_source(
     store = stores[0] if len(stores) == 1 else JoinedImages(stores)
     if len(store) == 0:
         raise SourceError(f"{paths[0]}: no rows; expected at least one image")
-    schema = stores[0].schema
+    first, schema = stores[0], stores[0].schema
     if any(other.schema.names != schema.names for other in stores[1:]):
         raise SourceError(f"{spec}: its {len(stores)} files have different columns")
-    label = label_column(schema.names, stores[0].path, options)
-    labels = Labels.none(len(store), _no_labels(stores[0].path, schema.names))
-    if label is not None:
-        values = [value for part in stores for value in part.values(label)[label].to_pylist()]
-        metadata = (schema.metadata or {}).get(b"huggingface")
-        labels = labels_from_values(values, f"{stores[0].path}, column '{label}'", metadata, label)
-    others = plain_columns(schema, {stores[0].column, label})
-    return labelled_source(spec, store, labels, partial(_read_columns, stores, others))
+    read = partial(_read_columns, stores)
+    return table_source(spec, store, first.column, read, schema, options, where=first.path)
 
 
 def _read_columns(stores: Sequence[ParquetImages], names: Sequence[str]) -> Columns:
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    for store in stores if names else ():
-        for name, values in store.values(*names).items():
-            columns[name] += values.to_pylist()
-    return columns
+    tables = [store.values(names) for store in stores]
+    return {name: [v for t in tables for v in t.column(name).to_pylist()] for name in names}
+
+
+def table_source(
+    spec: str,
+    store: ImageStore,
+    image: str,
+    read: Callable[[Sequence[str]], Columns],
+    schema: Any,
+    options: ReadOptions,
+    where: str = "",
+) -> Source:
+    """Images of the column ``image``, with labels and metadata that ``read`` gives by column.
+
+    ``schema`` is the table's Arrow schema, or for a data frame the list of its columns.
+    """
+    where = where or spec
+    names = getattr(schema, "names", schema)
+    label = label_column(names, where, options)
+    if label is None:
+        columns = ", ".join(names)
+        labels = Labels.none(len(store), f"{where} has no column 'label' (columns: {columns})")
+    else:
+        metadata = (getattr(schema, "metadata", None) or {}).get(b"huggingface")
+        values = read([label])[label]
+        labels = labels_from_values(values, f"{where}, column '{label}'", metadata, label)
+    others = [name for name in names if name not in (image, label)]
+    if schema is not names:
+        others = plain_columns(schema, {image, label})
+    return labelled_source(spec, store, labels, partial(read, others))
 
 
 def plain_columns(schema: Any, taken: set[str | None]) -> list[str]:
@@ -81,16 +101,17 @@ def open_frame(frame: Any, options: ReadOptions) -> Source:
     names = [str(name) for name in frame.columns]
     image = find_column(names, IMAGE_COLUMNS, spec, options.image_column)
     store = MemoryImages(frame, frame[image].iloc.__getitem__, is_quick=True)
-    label = label_column(names, spec, options)
-    labels = Labels.none(len(frame), _no_labels(spec, names))
-    if label is not None:
-        missing = frame[label].isna().tolist()
-        values = [None if gone else one for gone, one in zip(missing, frame[label], strict=True)]
-        labels = labels_from_values(values, f"{spec}, '{label}'")
-    others = [name for name in names if name not in (image, label)]
-    return labelled_source(
-        spec, store, labels, lambda: {name: frame[name].tolist() for name in others}
-    )
+
+    def read(columns: Sequence[str]) -> Columns:
+        return {name: _cells(frame[name]) for name in columns}
+
+    return table_source(spec, store, image, read, names, options)
+
+
+def _cells(column: Any) -> list[Any]:
+    """Values of a column of a data frame; None where one is missing."""
+    missing = column.isna().tolist()
+    return [None if gone else one for gone, one in zip(missing, column.tolist(), strict=True)]
 
 
 def open_arrow(table: Any, options: ReadOptions) -> Source:
@@ -98,16 +119,11 @@ def open_arrow(table: Any, options: ReadOptions) -> Source:
     spec = f"pyarrow.Table of {len(table):,} rows"
     image = find_column(table.column_names, IMAGE_COLUMNS, spec, options.image_column)
     store = MemoryImages(table, partial(_scalar, table.column(image)), is_quick=True)
-    label = label_column(table.column_names, spec, options)
-    labels = Labels.none(len(table), _no_labels(spec, table.column_names))
-    if label is not None:
-        metadata = (table.schema.metadata or {}).get(b"huggingface")
-        values = table.column(label).to_pylist()
-        labels = labels_from_values(values, f"{spec}, '{label}'", metadata, label)
-    others = plain_columns(table.schema, {image, label})
-    return labelled_source(
-        spec, store, labels, lambda: {name: table.column(name).to_pylist() for name in others}
-    )
+
+    def read(columns: Sequence[str]) -> Columns:
+        return {name: table.column(name).to_pylist() for name in columns}
+
+    return table_source(spec, store, image, read, table.schema, options)
 
 
 def label_column(names: Iterable[str], where: str, options: ReadOptions) -> str | None:
@@ -115,10 +131,6 @@ def label_column(names: Iterable[str], where: str, options: ReadOptions) -> str 
     if options.label_column is None and not {n.lower() for n in names} & set(LABEL_COLUMNS):
         return None
     return find_column(names, LABEL_COLUMNS, where, options.label_column)
-
-
-def _no_labels(where: str, names: Sequence[str]) -> str:
-    return f"{where} has no column 'label' (columns: {', '.join(names)})"
 
 
 def open_pairs(pairs: Any) -> Source:
@@ -200,9 +212,7 @@ class MemoryImages:
     def uri(self, row: int) -> Uri:
         """Path of the image's file, or ``memory:NUMBER#ROW``."""
         if self._is_quick:
-            value = self._value(row)
-            if isinstance(value, dict) and value.get("bytes") is None:
-                value = value.get("path")
+            value = _held(self._value(row))
             if isinstance(value, str | os.PathLike):
                 return Uri(value) if is_remote(str(value)) else path_uri(value)
         return row_uri(self.table, row)
@@ -224,10 +234,16 @@ def store_in_memory(table: str) -> MemoryImages:
         ) from None
 
 
+def _held(cell: Any) -> Any:
+    """What a cell holds; the library datasets writes ``bytes``, ``path`` or both."""
+    if not isinstance(cell, dict):
+        return cell
+    return cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+
+
 def raw_image(value: Any) -> RawImage:
     """An image as a cell of a table, or a torch Dataset, holds it."""
-    if isinstance(value, dict):  # as the library datasets writes it
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    value = _held(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str | os.PathLike):
@@ -331,17 +347,14 @@ class ParquetImages:
         if not 0 <= row < len(self):
             raise SourceError(f"expected a row from 0 to {len(self) - 1}, got {row}")
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        value = self._group(group)[row - int(self._starts[group])].as_py()
-        if isinstance(value, dict):  # as the library datasets writes it
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        value = _held(self._group(group)[row - int(self._starts[group])].as_py())
         if value is None:
             raise SourceError("no image bytes in this row")
         return bytes(value) if isinstance(value, bytes) else near(value, self.path)
 
-    def values(self, *columns: str) -> dict[str, Any]:
-        """Other columns, whole, by name."""
-        table = self._file.read(columns=list(columns))
-        return dict(zip(table.column_names, table.columns, strict=True))
+    def values(self, columns: Sequence[str]) -> Any:
+        """Other columns, whole, as an Arrow table."""
+        return self._file.read(columns=list(columns))
 
     def _group(self, group: int) -> Any:
         with self._lock:
@@ -351,7 +364,7 @@ class ParquetImages:
             try:
                 column = self._file.read_row_group(group, columns=[self.column])
             except Exception as error:  # pyarrow raises its own kinds on damaged pages
-                raise SourceError(f"row group {group} is damaged ({_first_line(error)})") from error
+                raise SourceError(f"row group {group} is damaged ({first_line(error)})") from error
             values = column.column(self.column).combine_chunks()
             self._groups[group] = values
             held = sum(kept.nbytes for kept in self._groups.values())
@@ -424,8 +437,4 @@ def open_file(path: str) -> tuple[Any, os.stat_result | None]:
     except PermissionError as error:
         raise SourceError(f"{path}: no permission to read this file") from error
     except Exception as error:  # pyarrow raises its own kinds on damaged files
-        raise SourceError(f"{path}: not a whole parquet file ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{path}: not a whole parquet file ({first_line(error)})") from error
