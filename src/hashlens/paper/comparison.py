@@ -27,6 +27,7 @@ from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder
 from hashlens.paper.gist import gist
 from hashlens.paper.run import (
+    KS,
     OBJECTIVES,
     OURS,
     Piece,
@@ -53,7 +54,6 @@ from hashlens.training.config import TrainingConfig
 from hashlens.types import Codes, EncodedImages, Features, Ids, Mode
 from hashlens.workflows.score import encode
 
-KS = (1, 5, 10, 50, *range(100, 1001, 100))
 NEURAL_DIMENSIONS = 128
 _SHEET_QUERIES, _SHEET_NEAREST = 3, 5
 _TRAINED_SECONDS = 120.0  # encoding and searching with a model that is given
@@ -178,14 +178,14 @@ class Comparison:
         if queries.scores is not None:
             error = top_class_error(queries.scores, queries.labels)
         scores: dict[str, Any] = {
-            **mode_scores(found.modes["bcs"], KS),
+            **mode_scores(found.modes["bcs"]),
             "classification_error": error,
             "fit_seconds": fit_seconds,
             "encode_seconds": encode_seconds,
             "sheet": self._sheet(found, whole.codes, job.bits),
         }
         if euclidean:
-            scores["ways"] = {mode: mode_scores(found.modes[mode], KS) for mode in modes}
+            scores["ways"] = {mode: mode_scores(found.modes[mode]) for mode in modes}
             scores["ways"]["neural codes"] = self._neural_codes(whole)
         scores["seconds"] = time.monotonic() - started
         return scores
@@ -249,7 +249,7 @@ class Comparison:
         dimensions = min(NEURAL_DIMENSIONS, whole.features.shape[1], len(train))
         compressed = replace(whole, features=neural_codes(whole.features, train, dimensions))
         found = self._search(compressed, 8 * whole.codes.shape[1], ("es",))
-        return mode_scores(found.modes["es"], KS) | {"dimensions": dimensions}
+        return mode_scores(found.modes["es"]) | {"dimensions": dimensions}
 
     def _sheet(self, found: Evaluation, codes: Codes, bits: int) -> list[dict[str, Any]]:
         """A few queries, the same for every method, with their nearest images."""

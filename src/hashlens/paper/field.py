@@ -22,7 +22,15 @@ from hashlens.hasher import Hasher
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.backbones import create_backbone
 from hashlens.models.encoder import Encoder
-from hashlens.paper.run import ResultStore, made_on, short_digest, train_once, training_config
+from hashlens.paper.run import (
+    ResultStore,
+    joined,
+    made_on,
+    plain_features,
+    short_digest,
+    train_once,
+    training_config,
+)
 from hashlens.report.page import Page, Table
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
@@ -129,21 +137,14 @@ class FieldRun:
     @cached_property
     def _vectors(self) -> list[Features]:
         """Features of database and queries, at unit length."""
-        from hashlens.training.data import feature_inputs
-
         base = create_backbone(self.backbone, size=self.size, weights=self.weights)
-        self.out.mkdir(parents=True, exist_ok=True)
         sides = []
         for name, source in (("database", self.database), ("queries", self.queries)):
             if source.label_matrix is not None or len(source.labelled) < len(source):
                 raise SourceError(f"{source.spec}: expected one label for every image")
-            inputs = feature_inputs(
-                source, base.preprocessing, base.module,
-                self.out / f"features-{name}.safetensors", strict=True, console=self.console,
-            )  # fmt: skip
-            values = inputs.pixels.gather(np.arange(len(inputs.rows)))[0].numpy()
-            values /= np.linalg.norm(values, axis=1, keepdims=True)
-            sides.append(values.astype(np.float32))
+            kept = self.out / f"features-{name}.safetensors"
+            values = plain_features(source, base, kept, self.console)
+            sides.append(values / np.linalg.norm(values, axis=1, keepdims=True))
         return sides
 
     def _numbers(self, source: Source) -> Ids:
@@ -162,7 +163,7 @@ class FieldRun:
         rows = np.sort(rng.permutation(rows)[: self.training])
         learned, held_out = (rows[i] for i in split_validation(numbers[rows], _HELD_OUT, cell.seed))
         try:
-            seconds, database, asking = self._encoded(cell, learned)
+            seconds, (database, asking) = self._encoded(cell, learned)
         except HashlensError as error:
             return {"error": str(error)}
         asking = asking.rows(queries)
@@ -174,53 +175,34 @@ class FieldRun:
         found = _scores(database, asking, cell.bits, ways)
         return {"ways": found, "validation": validation, "seconds": seconds}
 
-    def _encoded(self, cell: Cell, learned: Ids) -> tuple[float, EncodedImages, EncodedImages]:
+    def _encoded(self, cell: Cell, learned: Ids) -> tuple[float, list[EncodedImages]]:
         """Seconds of learning, and both sides as the method encodes them."""
+        sides, learns = (self.database, self.queries), cell.method in objectives()
+        labels = [self._numbers(source) for source in sides]
         if self.tune:
-            trained = cell.method if cell.method in objectives() else "softmax"
-            seconds, encoder = self._tuned(trained, cell, learned)
-            both = [
-                encode(encoder, source, strict=True, progress=True)
-                for source in (self.database, self.queries)
-            ]
-            vectors = [one.features for one in both]
-            if trained == cell.method:
-                return (seconds, *self._renumbered(both))
+            seconds, encoder = self._tuned(cell.method if learns else "softmax", cell, learned)
+            encoded = [encode(encoder, source, strict=True, progress=True) for source in sides]
+            if learns:
+                return seconds, [joined([e], own) for e, own in zip(encoded, labels, strict=True)]
+            vectors = [one.features for one in encoded]
         else:
             vectors = self._vectors
-        taught = self._numbers(self.database) if self.taught is None else self.taught
-        began = time.perf_counter()
-        if cell.method in objectives():
+        taught = labels[0] if self.taught is None else self.taught
+        began, seconds = time.perf_counter(), 0.0
+        if learns:
             hasher = Hasher(cell.bits, method=cell.method, seed=cell.seed, epochs=self.epochs)
             hasher.fit(vectors[0][learned], taught[learned])
             seconds = time.perf_counter() - began
             batches = [list(hasher.encode_batches(part, strict=True)) for part in vectors]
-            both = [
-                EncodedImages(
-                    np.concatenate([batch.codes for batch in part]),
-                    np.concatenate([batch.features for batch in part]),
-                    np.zeros(0, np.int64),
-                    latent=np.concatenate([batch.latent for batch in part]),
-                )
-                for part in batches
-            ]
-        elif cell.method == FEATURES:
-            none = [np.zeros((len(part), cell.bits // 8), np.uint8) for part in vectors]
-            seconds, both = 0.0, _untaught(none, vectors)
+            return seconds, list(map(joined, batches, labels))
+        if cell.method == FEATURES:
+            codes = [np.zeros((len(part), cell.bits // 8), np.uint8) for part in vectors]
         else:
             method = create_method(cell.method, cell.bits, seed=cell.seed)
             method.fit(vectors[0][learned], taught[learned])
             seconds = time.perf_counter() - began
-            both = _untaught([method.encode(part) for part in vectors], vectors)
-        return (seconds, *self._renumbered(both))
-
-    def _renumbered(self, both: Sequence[EncodedImages]) -> tuple[EncodedImages, EncodedImages]:
-        """Both sides with the labels that are searched for."""
-        first, second = (
-            EncodedImages(one.codes, one.features, self._numbers(source), latent=one.latent)
-            for one, source in zip(both, (self.database, self.queries), strict=True)
-        )
-        return first, second
+            codes = [method.encode(part) for part in vectors]
+        return seconds, list(map(EncodedImages, codes, vectors, labels))
 
     def _tuned(self, objective: str, cell: Cell, learned: Ids) -> tuple[float, Encoder]:
         """A network that learned by an objective; a run that was interrupted is continued."""
@@ -235,11 +217,6 @@ class FieldRun:
         digest = short_digest([config.to_toml(), images.spec, learned.tolist()])
         encoder, seconds = train_once(images, config, self.out / f"model-{digest}")
         return seconds, encoder
-
-
-def _untaught(codes: Sequence[Any], vectors: Sequence[Features]) -> list[EncodedImages]:
-    none = np.zeros(0, np.int64)
-    return [EncodedImages(one, part, none) for one, part in zip(codes, vectors, strict=True)]
 
 
 def _scores(

@@ -16,15 +16,18 @@ from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.scoring import score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
-from hashlens.models.backbones import Backbone, create_backbone
+from hashlens.models.backbones import create_backbone
 from hashlens.models.encoder import Encoder
 from hashlens.paper.run import (
+    KS,
     Products,
     ResultStore,
     SheetRow,
     draw_sheet,
+    joined,
     made_on,
     mode_scores,
+    plain_features,
     printed_figure,
     short_digest,
     train_once,
@@ -93,7 +96,6 @@ def changed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return copy
 
 
-KS = (1, 5, 10, 50, *range(100, 1001, 100))
 PLAIN, WITHOUT_H = "plain", "without h"
 _SHEET_QUERIES, _SHEET_NEAREST = 4, 5
 
@@ -184,26 +186,17 @@ class ProductsRun:
         grown = self.collection
         if self.scale is not None:
             grown = grow(self.collection, self.scale, self.seed)
-        found = encode(encoder, self.collection, strict=True, progress=True)
+        found = self._encode(encoder, grown)
         held_out = self.split()[1]
         accuracy = None
         if found.scores is not None and encoder.classes == self.collection.classes:
             error = top_class_error(found.scores[held_out], grown.labels[held_out])
             accuracy = None if error is None else 1 - error
-        copies = self._encode_copies(encoder, grown)
-        codes = np.concatenate([found.codes, *(copy.codes for copy in copies)])
-        features = np.concatenate([found.features, *(copy.features for copy in copies)])
-        assert found.latent is not None  # an Encoder gives latent values
-        copied = [copy.latent for copy in copies if copy.latent is not None]
-        latent = np.concatenate([found.latent, *copied])
-        whole = EncodedImages(codes, features, grown.labels, latent=latent)
-        ways, sheets = self._search(whole, encoder.bits)
-        others = {PLAIN: self._plain_features(grown), WITHOUT_H: self._features_without_h(grown)}
-        for name, compared in others.items():
-            if compared is not None:
-                bare = EncodedImages(codes, compared, grown.labels)
-                more, other = self._search(bare, encoder.bits, name)
-                ways, sheets = {**more, **ways}, {**other, **sheets}
+        ways, sheets = self._search(found, encoder.bits)
+        for name, features in self._other_features(grown).items():
+            bare = EncodedImages(found.codes, features, grown.labels)
+            more, other = self._search(bare, encoder.bits, name)
+            ways, sheets = {**more, **ways}, {**other, **sheets}
         return {
             "bits": encoder.bits,
             "accuracy": accuracy,
@@ -213,17 +206,21 @@ class ProductsRun:
             "nearest": sheets,
         }
 
-    def _encode_copies(self, encoder: Encoder, grown: Source) -> list[EncodedBatch]:
-        """Encode what was grown; copies exist only while they are read."""
+    def _encode(self, encoder: Encoder, grown: Source) -> EncodedImages:
+        """Encode the collection, and what was grown; copies exist only while they are read.
+
+        Class scores are those of the collection alone.
+        """
+        found = encode(encoder, self.collection, strict=True, progress=True)
         rows = range(len(self.collection), len(grown))
-        if not len(rows):
-            return []
-        found = []
+        if not rows:
+            return found
+        parts: list[EncodedBatch | EncodedImages] = [found]
         with ProgressBar("encode copies", len(rows), unit="images", console=self.console) as bar:
             for batch in encoder.encode_batches(map(grown.load, rows), strict=True):
-                found.append(batch)
+                parts.append(batch)
                 bar(len(batch.codes))
-        return found
+        return replace(joined(parts, grown.labels), scores=found.scores)
 
     def _search(
         self, whole: EncodedImages, bits: int, other: str | None = None
@@ -243,7 +240,7 @@ class ProductsRun:
         )
         names = {mode: other or mode for mode in found.modes}
         shown = slice(None, None, max(1, len(rows) // _SHEET_QUERIES))
-        scores = {names[mode]: mode_scores(value, KS) for mode, value in found.modes.items()}
+        scores = {names[mode]: mode_scores(value) for mode, value in found.modes.items()}
         nearest = {
             names[mode]: value.nearest[shown][:_SHEET_QUERIES, :_SHEET_NEAREST].tolist()
             for mode, value in found.modes.items()
@@ -252,44 +249,21 @@ class ProductsRun:
         codes = [whole.codes[row].tobytes().hex() for row in queries]
         return scores, nearest | {"queries": queries.tolist(), "codes": codes}
 
-    def _plain_features(self, grown: Source) -> Features | None:
-        """F7 of the published backbone, not trained on the collection and without H."""
-        backbone = self._published()
-        if backbone is None:
-            return None
-        self.out.mkdir(parents=True, exist_ok=True)  # no model was trained into it
-        from hashlens.training.data import feature_inputs
-
-        inputs = feature_inputs(
-            grown,
-            backbone.preprocessing,
-            backbone.module,
-            self.out / f"plain-{len(grown)}.safetensors",
-            strict=True,
-            console=self.console,
-        )
-        rows = np.arange(len(grown))
-        features: Features = inputs.pixels.gather(rows)[0].numpy().astype(np.float32)
-        return features
-
-    def _features_without_h(self, grown: Source) -> Features | None:
-        """F7 of a network that was trained on the classes without H."""
-        if self.without_h is None:
-            return None
-        encoder = Encoder.load(self.without_h)
-        found = encode(encoder, self.collection, strict=True, progress=True).features
-        copies = self._encode_copies(encoder, grown)
-        return np.concatenate([found, *(copy.features for copy in copies)])
-
-    def _published(self) -> Backbone | None:
-        if self.weights is None:
-            return None
-        values = {"recipe": "finetune", "weights": str(self.weights)}
-        if "backbone" in self.settings.training:
-            values["backbone"] = self.settings.training["backbone"]
-        config = training_config(values, self.collection)
-        assert config.backbone is not None  # resolved
-        return create_backbone(config.backbone, size=config.size, weights=self.weights)
+    def _other_features(self, grown: Source) -> dict[str, Features]:
+        """F7 of other networks: the published backbone, and one that was trained without H."""
+        found = {}
+        if self.weights is not None:
+            values = {"recipe": "finetune", "weights": str(self.weights)}
+            if "backbone" in self.settings.training:
+                values["backbone"] = self.settings.training["backbone"]
+            config = training_config(values, self.collection)
+            assert config.backbone is not None  # resolved
+            backbone = create_backbone(config.backbone, size=config.size, weights=self.weights)
+            kept = self.out / f"plain-{len(grown)}.safetensors"
+            found[PLAIN] = plain_features(grown, backbone, kept, self.console)
+        if self.without_h is not None:
+            found[WITHOUT_H] = self._encode(Encoder.load(self.without_h), grown).features
+        return found
 
 
 NAMES = {

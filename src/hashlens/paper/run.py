@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 
 from hashlens.baselines import method_names
 from hashlens.codes.packing import unpack_bits
@@ -24,11 +26,13 @@ from hashlens.data.source import Source
 from hashlens.evaluation.scoring import ModeScores
 from hashlens.files import replace_file
 from hashlens.machine import hardware, versions
+from hashlens.models.backbones import Backbone
 from hashlens.models.description import CONFIG_NAME
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Table
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 from hashlens.training.config import TrainingConfig
+from hashlens.types import EncodedBatch, EncodedImages, Features
 
 OURS = "Hashlens"
 """Name of this implementation's own method in tables; the authors call theirs DLBHC."""
@@ -230,10 +234,40 @@ def train_once(images: Source, config: TrainingConfig, out: Path) -> tuple[Encod
     return Encoder.load(out), time.monotonic() - started
 
 
-def mode_scores(scores: ModeScores, ks: Sequence[int]) -> dict[str, Any]:
+def plain_features(source: Source, backbone: Backbone, kept: Path, console: Console) -> Features:
+    """F7 of a backbone as it is, (n, d); read from the file ``kept`` if it is there."""
+    from hashlens.training.data import feature_inputs
+
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    network = backbone.module
+    inputs = feature_inputs(
+        source, backbone.preprocessing, network, kept, strict=True, console=console
+    )
+    features: Features = inputs.pixels.gather(np.arange(len(inputs.rows)))[0].numpy()
+    return features.astype(np.float32)
+
+
+def joined(
+    parts: Sequence[EncodedBatch | EncodedImages], labels: NDArray[np.int64]
+) -> EncodedImages:
+    """Codes, features and latent values of several batches, with the labels of all images."""
+    latent = [part.latent for part in parts if part.latent is not None]
+    return EncodedImages(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.features for part in parts]),
+        labels,
+        latent=np.concatenate(latent) if latent else None,
+    )
+
+
+KS = (1, 5, 10, 50, *range(100, 1001, 100))
+"""Cutoffs of precision in results and curves."""
+
+
+def mode_scores(scores: ModeScores) -> dict[str, Any]:
     """The scores of one way to search, as they are kept."""
     return {
-        "precision": {str(k): scores.precision[k] for k in ks},
+        "precision": {str(k): scores.precision[k] for k in KS},
         "map@1000": scores.mean_average_precision,
         "map@1000_ties": scores.expected_mean_average_precision,
         "ms_per_query": scores.ms_per_query,
@@ -277,20 +311,15 @@ class SheetRow(NamedTuple):
 
 def draw_sheet(images: Source, rows: Sequence[SheetRow], bits: int, tile: int) -> Image.Image:
     """Draw queries with their nearest images; all are rows of ``images``."""
-
-    def name(row: int) -> str:
-        return images.label_name(row) or ""
-
-    def drawn(
-        query: int, code: str, nearest: Mapping[str, Sequence[tuple[int, str]]]
-    ) -> SheetQuery:
+    names = [images.label_name(row) or "" for row in range(len(images))]
+    queries = []
+    for query, code, nearest in rows:
         same = images.labels == images.labels[query]
         tiles = {
-            method: [Neighbour(str(row), name(row), text, bool(same[row])) for row, text in found]
+            method: [Neighbour(str(row), names[row], text, bool(same[row])) for row, text in found]
             for method, found in nearest.items()
         }
         packed = np.frombuffer(bytes.fromhex(code), np.uint8)[None]
-        return SheetQuery(str(query), name(query), tiles, unpack_bits(packed, bits)[0])
-
-    queries = [drawn(*row) for row in rows]
+        bare = unpack_bits(packed, bits)[0]
+        queries.append(SheetQuery(str(query), names[query], tiles, bare))
     return picture_sheet(queries, lambda row: images.load(int(row)), tile=tile)

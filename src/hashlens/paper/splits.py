@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.data.image import RawImage
-from hashlens.data.source import ImageStore, Source
+from hashlens.data.source import Source
+from hashlens.data.tables import JoinedImages
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.paper.run import Amounts
 from hashlens.types import Ids
@@ -72,27 +72,6 @@ class PaperSplit:
         )
 
 
-@dataclass(frozen=True)
-class JoinedImages:
-    """The images of two stores, one after the other."""
-
-    first: ImageStore
-    second: ImageStore
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.second)
-
-    def uri(self, row: int) -> str:
-        """As the image's own store names it."""
-        held = len(self.first)
-        return self.first.uri(row) if row < held else self.second.uri(row - held)
-
-    def read(self, row: int) -> RawImage:
-        """As the image's own store reads it."""
-        held = len(self.first)
-        return self.first.read(row) if row < held else self.second.read(row - held)
-
-
 def make_split(
     train: Source, test: Source, protocol: str, amounts: Amounts, seed: int
 ) -> PaperSplit:
@@ -125,7 +104,7 @@ def _join(train: Source, test: Source) -> Source:
     return replace(
         train,
         spec=f"{train.spec} and {test.spec}",
-        store=JoinedImages(train.store, test.store),
+        store=JoinedImages([train.store, test.store]),
         rows=np.concatenate([train.rows, len(train.store) + test.rows]),
         labels=np.concatenate([train.labels, other]).astype(np.int64),
         notes=(*train.notes, *test.notes),
@@ -135,15 +114,12 @@ def _join(train: Source, test: Source) -> Source:
 def _paper_rows(
     labels: NDArray[np.int64], n_train: int, amounts: Amounts, rng: np.random.Generator
 ) -> Rows:
-    database, queries = np.arange(n_train), np.arange(n_train, len(labels))
-    if amounts.database is not None and amounts.database < len(database):
-        database = _draw(database, labels, amounts.database, rng)
-    train = database
-    if amounts.training is not None and amounts.training < len(database):
-        train = _draw(database, labels, amounts.training, rng)
-    if amounts.queries is not None and amounts.queries < len(queries):
-        queries = _draw(queries, labels, amounts.queries, rng)
-    return Rows(train, database, queries)
+    def at_most(rows: Ids, count: int | None) -> Ids:
+        return rows if count is None else _draw(rows, labels, min(count, len(rows)), rng)
+
+    database = at_most(np.arange(n_train), amounts.database)
+    train = at_most(database, amounts.training)
+    return Rows(train, database, at_most(np.arange(n_train, len(labels)), amounts.queries))
 
 
 def _drawn_rows(
@@ -161,9 +137,9 @@ def _drawn_rows(
     return Rows(train, database, queries)
 
 
-def _draw(rows: Ids, labels: NDArray[np.int64], count: int | None, rng: np.random.Generator) -> Ids:
+def _draw(rows: Ids, labels: NDArray[np.int64], count: int, rng: np.random.Generator) -> Ids:
     """``count`` of the rows, evenly over the classes, in their order."""
-    if count is None or count == len(rows):
+    if count == len(rows):
         return rows
     kinds = np.unique(labels[rows])
     shares = np.full(len(kinds), count // len(kinds))
