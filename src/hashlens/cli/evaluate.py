@@ -16,7 +16,7 @@ from hashlens.cli.opening import (
     show_skipped,
     stored_radius,
 )
-from hashlens.cli.options import JSON, MODEL, READING, note, reads_sources, tell
+from hashlens.cli.options import GROUP, JSON, MODEL, note, reads_sources, tell
 
 
 @reads_sources
@@ -42,7 +42,7 @@ def evaluate_command(
         metavar="K",
         help="Further cutoffs of mean average precision, next to 1000 and all; may be repeated.",
     ),
-    reading: dict[str, Any] = READING,
+    reading: dict[str, Any] = GROUP,
     as_json: bool = JSON,
 ) -> None:
     """Score a model: precision at k, mean average precision and time, for each way to search.
@@ -95,7 +95,7 @@ def inspect_command(
     ),
     out: Path | None = typer.Option(None, help="Folder for a page with pictures."),
     seed: int = typer.Option(0, help="Chooses the images to compare, if there are many."),
-    reading: dict[str, Any] = READING,
+    reading: dict[str, Any] = GROUP,
     as_json: bool = JSON,
 ) -> None:
     """Check a model's codes, and propose a Hamming radius for HDS.
@@ -139,7 +139,7 @@ def labels_command(
         None, help="Folder for the page, a picture sheet and the list of all images as CSV."
     ),
     first: int = typer.Option(20, min=0, help="Number of doubtful images to print."),
-    reading: dict[str, Any] = READING,
+    reading: dict[str, Any] = GROUP,
     as_json: bool = JSON,
 ) -> None:
     """Rank labels by how doubtful they are, and show which classes are mixed up.

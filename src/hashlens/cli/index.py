@@ -25,10 +25,10 @@ from hashlens.cli.opening import (
 )
 from hashlens.cli.options import (
     EXCLUDE,
+    GROUP,
     INDEX,
     INDEX_MODEL,
     JSON,
-    READING,
     STRICT,
     note,
     reads_sources,
@@ -83,7 +83,7 @@ def create_command(
     ),
     metadata: list[str] = METADATA,
     metadata_columns: str | None = METADATA_COLUMNS,
-    reading: dict[str, Any] = READING,
+    reading: dict[str, Any] = GROUP,
     shards: int | None = typer.Option(
         None, min=1, help="Make an index in so many shards, encoded on a Ray cluster."
     ),
@@ -128,7 +128,7 @@ def add_command(
     metadata: list[str] = METADATA,
     metadata_columns: str | None = METADATA_COLUMNS,
     model: Path | None = INDEX_MODEL,
-    reading: dict[str, Any] = READING,
+    reading: dict[str, Any] = GROUP,
     as_json: bool = JSON,
 ) -> None:
     """Add images that are not in the index yet.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, TypeAlias
 
 import typer
+
+Command: TypeAlias = Callable[..., None]
 
 MODEL = typer.Argument(..., help="Folder of a model, or an exported .onnx file.")
 MODEL_FOLDER = typer.Argument(..., help="Folder of a model.")
@@ -34,7 +36,7 @@ def _column(name: str, holds: str, default: str) -> Any:
     return typer.Option(None, f"--{name}-column", help=help)
 
 
-_READING = {
+READING = {
     "exclude": (list[str], EXCLUDE),
     "image_column": (str | None, _column("image", "the images", "by its name")),
     "label_column": (str | None, _column("label", "the labels", "by its name")),
@@ -49,30 +51,42 @@ _READING = {
     "strict": (bool, STRICT),
 }
 
-READING: dict[str, Any] = {}
-"""Stands where ``reads_sources`` puts the options."""
+GROUP: dict[str, Any] = {}
+"""Stands where ``takes`` puts the options of a group."""
 
 
-def reads_sources(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of ``open_source``, in place of its parameter ``reading``."""
-    signature, annotations = inspect.signature(command), dict(command.__annotations__)
-    parameters = []
-    for given in signature.parameters.values():
-        if given.name != "reading":
-            parameters.append(given)
-            continue
-        for name, (kind, option) in _READING.items():
-            parameters.append(given.replace(name=name, default=option, annotation=kind))
-            annotations[name] = kind
+def takes(**groups: Mapping[str, tuple[Any, Any]]) -> Callable[[Command], Command]:
+    """Give a command groups of options (type and option by name).
 
-    @wraps(command)
-    def run(**values: Any) -> None:
-        reading = {name: values.pop(name) for name in _READING}
-        command(reading=reading, **values)
+    Each takes the place of the parameter of its name, and reaches the command as a dictionary.
+    """
 
-    run.__annotations__ = {name: kind for name, kind in annotations.items() if name != "reading"}
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return run
+    def given(command: Command) -> Command:
+        signature, annotations = inspect.signature(command), dict(command.__annotations__)
+        parameters = []
+        for one in signature.parameters.values():
+            if one.name not in groups:
+                parameters.append(one)
+                continue
+            del annotations[one.name]
+            for name, (kind, option) in groups[one.name].items():
+                parameters.append(one.replace(name=name, default=option, annotation=kind))
+                annotations[name] = kind
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            held = {group: {name: values.pop(name) for name in groups[group]} for group in groups}
+            command(**held, **values)
+
+        run.__annotations__ = annotations
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return given
+
+
+reads_sources = takes(reading=READING)
+"""Gives a command the options of ``open_source``, in place of its parameter ``reading``."""
 
 
 def tell(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -12,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hashlens.cli.opening import passed_over
-from hashlens.cli.options import JSON, READING, note, reads_sources, tell
+from hashlens.cli.options import GROUP, JSON, READING, note, takes, tell
 from hashlens.errors import InvalidInputError
-from hashlens.training.config import TrainingConfig
+from hashlens.training.config import Option, TrainingConfig
 from hashlens.training.config import options as config_options
 
 if TYPE_CHECKING:
@@ -22,29 +20,21 @@ if TYPE_CHECKING:
     from hashlens.training.folder import TrainingResult
 
 
-def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every field of ``TrainingConfig``; they reach ``**values``."""
-    signature = inspect.signature(command)
-    own = list(signature.parameters.values())
-    *own, _ = own  # **values
-    derived = []
-    for option in config_options():
-        if option.name == "recipe":
-            continue  # an option of its own, which also takes files
-        help = f"{option.help}."
-        if option.choices:
-            help = f"{option.help}: {', '.join(option.choices)}."
-        elif option.values:
-            help = f"{option.help}. [{option.values}]"
-        default = typer.Option(None, option.flag, help=help)
-        derived.append(own[0].replace(name=option.name, default=default))
-        command.__annotations__[option.name] = option.kind | None
-    command.__signature__ = signature.replace(parameters=[*own[:3], *derived, *own[3:]])  # type: ignore[attr-defined]
-    return command
+def _config_option(option: Option) -> tuple[Any, Any]:
+    """The command's option for a field of ``TrainingConfig``."""
+    help = f"{option.help}."
+    if option.choices:
+        help = f"{option.help}: {', '.join(option.choices)}."
+    elif option.values:
+        help = f"{option.help}. [{option.values}]"
+    return option.kind | None, typer.Option(None, option.flag, help=help)
 
 
-@_with_config_options
-@reads_sources
+# The recipe has an option of its own, which also takes files.
+_CONFIG = {one.name: _config_option(one) for one in config_options() if one.name != "recipe"}
+
+
+@takes(reading=READING, values=_CONFIG)
 def train_command(
     source: str | None = typer.Argument(
         None,
@@ -55,6 +45,7 @@ def train_command(
     recipe: str = typer.Option(
         "auto", help="auto, small, finetune, paper, vectors, or a .toml file."
     ),
+    values: dict[str, Any] = GROUP,
     unsupervised: bool = typer.Option(
         False,
         "--unsupervised",
@@ -66,12 +57,11 @@ def train_command(
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace the model in --out once the new one is complete."
     ),
-    reading: dict[str, Any] = READING,
+    reading: dict[str, Any] = GROUP,
     show_config: bool = typer.Option(
         False, "--show-config", help="Print the configuration as TOML and leave."
     ),
     as_json: bool = JSON,
-    **values: Any,
 ) -> None:
     """Train hash codes on labelled images, or on vectors.
 
