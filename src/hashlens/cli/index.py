@@ -71,6 +71,7 @@ def _columns(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
+@index_app.command("create")
 @reads_sources
 def create_command(
     index: Path = typer.Argument(..., help="Folder to make."),
@@ -120,6 +121,7 @@ def create_command(
         _add(made, images, reading["strict"], as_json)
 
 
+@index_app.command("add")
 @reads_sources
 def add_command(
     index: Path = INDEX,
@@ -180,6 +182,7 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
     tell(result, f"{text}; {index.path} holds {len(index)} images", as_json)
 
 
+@index_app.command("sync")
 def sync_command(
     index: Path = INDEX,
     folder: Path = typer.Argument(..., help="Folder of images; sub-folders name classes."),
@@ -250,26 +253,7 @@ def create_in_shards(
     tell(result, text, as_json)
 
 
-def reshard_command(
-    old: Path = typer.Argument(..., metavar="OLD", help="An index, in shards or not."),
-    new: Path = typer.Argument(..., metavar="NEW", help="Folder to make."),
-    shards: int | None = typer.Option(None, min=1, help="Shards; left out, one index is made."),
-    as_json: bool = JSON,
-) -> None:
-    """Write an index in another number of shards, or as one; nothing is encoded again.
-
-    Images get new ids. Shards of an older form are converted.
-
-    Example: hashlens index reshard shop.idx shop-8.idx --shards 8
-    """
-    from hashlens.distributed.snapshots import reshard
-
-    with ProgressBar("writing", None, unit="images") as progress:
-        images = reshard(old, new, shards, progress=progress)
-    result = {"index": str(new), "images": images, "shards": shards}
-    tell(result, f"{new} holds {images} images in {shards or 'no'} shards", as_json)
-
-
+@index_app.command("reencode")
 def reencode_command(
     index: Path = INDEX,
     model: Path = typer.Option(..., help="Folder of the new model, or an exported .onnx file."),
@@ -309,6 +293,7 @@ def reencode_command(
         raise typer.Exit(1)
 
 
+@index_app.command("relocate")
 def relocate_command(
     index: Path = INDEX,
     old: Path = typer.Argument(..., help="Folder where the files were."),
@@ -328,6 +313,7 @@ def relocate_command(
     tell(result, f"relocated {changed} images{ending}", as_json)
 
 
+@index_app.command("remove")
 def remove_command(
     index: Path = INDEX,
     images: list[str] = typer.Argument(
@@ -365,6 +351,7 @@ def remove_command(
     tell(result, f"removed {len(ids)}; {index} holds {left} images", as_json)
 
 
+@index_app.command("update")
 def update_command(
     index: Path = INDEX,
     image_id: int = typer.Argument(..., metavar="ID", help="An image of the index."),
@@ -393,6 +380,7 @@ def update_command(
     tell(record._asdict(), f"updated {image_id}: {printable(str(record._asdict()))}", as_json)
 
 
+@index_app.command("info")
 def info_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     """Say what an index holds.
 
@@ -408,6 +396,7 @@ def info_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     tell({**info, "labels": named, "unlabelled": unlabelled}, "\n".join(lines), as_json)
 
 
+@index_app.command("verify")
 def verify_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     """Read every byte against its checksum, and name what is damaged.
 
@@ -423,6 +412,7 @@ def verify_command(index: Path = INDEX, as_json: bool = JSON) -> None:
         raise typer.Exit(1)
 
 
+@index_app.command("compact")
 def compact_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     """Free the space of removed images; searches go on meanwhile.
 
@@ -437,6 +427,7 @@ def compact_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     tell(result, text, as_json)
 
 
+@index_app.command("copy")
 def copy_command(
     index: Path = INDEX,
     to: Path = typer.Argument(..., metavar="TO", help="New folder for the copy."),
@@ -452,6 +443,28 @@ def copy_command(
     tell(result, f"copied {index} with {images} images to {to}", as_json)
 
 
+@index_app.command("reshard")
+def reshard_command(
+    old: Path = typer.Argument(..., metavar="OLD", help="An index, in shards or not."),
+    new: Path = typer.Argument(..., metavar="NEW", help="Folder to make."),
+    shards: int | None = typer.Option(None, min=1, help="Shards; left out, one index is made."),
+    as_json: bool = JSON,
+) -> None:
+    """Write an index in another number of shards, or as one; nothing is encoded again.
+
+    Images get new ids. Shards of an older form are converted.
+
+    Example: hashlens index reshard shop.idx shop-8.idx --shards 8
+    """
+    from hashlens.distributed.snapshots import reshard
+
+    with ProgressBar("writing", None, unit="images") as progress:
+        images = reshard(old, new, shards, progress=progress)
+    result = {"index": str(new), "images": images, "shards": shards}
+    tell(result, f"{new} holds {images} images in {shards or 'no'} shards", as_json)
+
+
+@index_app.command("duplicates")
 def duplicates_command(
     index: Path = INDEX,
     radius: int = typer.Option(2, min=0, help="Bits in which codes may differ; 0: equal codes."),
@@ -507,6 +520,7 @@ def duplicates_command(
         typer.echo(f"page: {page}")
 
 
+@index_app.command("export")
 def export_command(
     index: Path = INDEX,
     out: Path = typer.Argument(..., help="File or folder to write; must not exist."),
@@ -531,19 +545,3 @@ def export_command(
         images = len(opened)
     result = {"index": str(index), "out": str(out), "format": format, "images": images}
     tell(result, f"wrote {images} images to {out}", as_json)
-
-
-index_app.command("create")(create_command)
-index_app.command("add")(add_command)
-index_app.command("sync")(sync_command)
-index_app.command("reencode")(reencode_command)
-index_app.command("relocate")(relocate_command)
-index_app.command("remove")(remove_command)
-index_app.command("update")(update_command)
-index_app.command("info")(info_command)
-index_app.command("verify")(verify_command)
-index_app.command("compact")(compact_command)
-index_app.command("copy")(copy_command)
-index_app.command("reshard")(reshard_command)
-index_app.command("duplicates")(duplicates_command)
-index_app.command("export")(export_command)

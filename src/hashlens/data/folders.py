@@ -7,15 +7,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from hashlens.data.image import looks_like_image, plugin_suffixes
+from hashlens.data.labels import labels_from_values
 from hashlens.data.source import FileImages, ReadOptions, Source
+from hashlens.data.tables import labelled_source
 from hashlens.errors import SourceError, system_reason
 from hashlens.files import compared, path_uri
 
@@ -147,20 +147,10 @@ def open_folder(
     root = Path(os.path.abspath(folder))
     parts = [path.relative_to(root).parts for path in listing.paths]
     found = folder_classes(spec, parts, all_classes=all_classes)
-    names = sorted({name for name in found.names if name is not None})
-    position = {name: i for i, name in enumerate(names)}
-    labels = np.array([-1 if n is None else position[n] for n in found.names], np.int64)
-    store = FileImages(tuple(path_uri(path) for path in listing.paths))
-    notes = (*_notes(root, found, names), *listing.notes())
-    return Source(
-        spec,
-        tuple(names),
-        labels,
-        store,
-        np.arange(len(parts)),
-        notes=notes,
-        passed_over=dict(listing.passed_over),
-    )
+    labels = labels_from_values(found.names, spec)
+    source = labelled_source(spec, FileImages(tuple(map(path_uri, listing.paths))), labels)
+    notes = (*_notes(root, found, labels.classes), *listing.notes())
+    return replace(source, notes=notes, passed_over=dict(listing.passed_over))
 
 
 class FolderClasses(NamedTuple):

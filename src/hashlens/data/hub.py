@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from hashlens.data.image import RawImage
-from hashlens.data.source import Columns, ReadOptions, Source
+from hashlens.data.source import Columns, ReadOptions, Source, check_row
 from hashlens.data.tables import IMAGE_COLUMNS, MemoryImages, find_column, raw_image, table_source
 from hashlens.errors import MissingExtraError, SourceError, first_line
 from hashlens.files import Uri, row_uri
@@ -52,11 +52,14 @@ def one_try(endpoint: str | None = None) -> Iterator[None]:
             module.HF_HUB_OFFLINE = value
 
 
-def open_hub(spec: str, name: str, split: str | None, options: ReadOptions) -> Source:
-    """A split of a data set as a source."""
+def open_hub(spec: str, name: str, options: ReadOptions) -> Source:
+    """A data set of the hub, ``NAME`` or ``NAME#SPLIT``, as a source."""
+    name, mark, split = name.partition("#")
+    if not name or (mark and not split):
+        raise SourceError(f"{spec}: expected hub:NAME or hub:NAME#SPLIT")
     if os.path.isdir(os.path.expanduser(name)):
         name = os.path.abspath(os.path.expanduser(name))
-    if split is None:
+    if not split:
         library = _library()
         try:
             with _reaching(name):
@@ -68,7 +71,7 @@ def open_hub(spec: str, name: str, split: str | None, options: ReadOptions) -> S
             raise SourceError(f"{spec}: several splits; name one: {choices}")
         split = str(splits[0])
     store, data = HubImages(name, split, options.image_column), _load(name, split)
-    where = f"hub:{name}#{split}"
+    where = store.table
     image, schema = _image_column(data, where, options), data.features.arrow_schema
     return table_source(spec, store, image, partial(_read, data), schema, options, where)
 
@@ -99,8 +102,8 @@ class HubImages:
     """One split of a data set on a hub. Pickles as its name."""
 
     def __init__(self, name: str, split: str, column: str | None = None) -> None:
-        self.name = name
-        self.split = split
+        self.name, self.split = name, split
+        self.table = f"hub:{name}#{split}"
         self._options = ReadOptions(image_column=column)
 
     def __len__(self) -> int:
@@ -108,16 +111,14 @@ class HubImages:
 
     def uri(self, row: int) -> Uri:
         """``hub:NAME#SPLIT#ROW``."""
-        return row_uri(f"hub:{self.name}#{self.split}", row)
+        return row_uri(self.table, row)
 
     def read(self, row: int) -> RawImage:
         """Encoded bytes of one row, or its file."""
         data = _load(self.name, self.split)
-        if not 0 <= row < len(data):
-            raise SourceError(f"expected a row from 0 to {len(data) - 1}, got {row}")
-        where = f"hub:{self.name}#{self.split}"
-        column = _image_column(data, where, self._options)
-        return raw_image(_value(_load_undecoded(self.name, self.split, column), column, row))
+        check_row(row, len(data))
+        column = _image_column(data, self.table, self._options)
+        return raw_image(_load_undecoded(self.name, self.split, column)[row][column])
 
 
 @lru_cache(maxsize=4)
@@ -125,10 +126,9 @@ def _load(name: str, split: str) -> Any:
     datasets = _library()
     try:
         with _reaching(name):
-            data = datasets.load_dataset(name, split=split)
+            return datasets.load_dataset(name, split=split)
     except Exception as error:  # network, missing names, damaged files: each has its own kind
         raise _not_loaded(f"{name}#{split}", error) from error
-    return data
 
 
 @lru_cache(maxsize=4)

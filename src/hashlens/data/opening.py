@@ -20,7 +20,7 @@ from hashlens.data.image import RawImage, UnreadableImageError, decode, image_na
 from hashlens.data.labels import labels_from_values, split_validation
 from hashlens.data.lists import FOLDER_TABLE, LIST_SUFFIXES, join_list, open_list, read_list
 from hashlens.data.remote import list_remote
-from hashlens.data.source import FileImages, ImageStore, ReadOptions, Source
+from hashlens.data.source import FileImages, ImageStore, ReadOptions, Source, check_row
 from hashlens.data.tables import (
     labelled_source,
     open_arrow,
@@ -125,7 +125,7 @@ def open_source(
     if text == "digits" or text.startswith("digits#"):
         return _open_digits(text)
     if text.startswith("hub:"):
-        return _open_hub(text, text.removeprefix("hub:"), options)
+        return open_hub(text, text.removeprefix("hub:"), options)
     if is_remote(text):
         return _open_remote(text, options)
     path = uri_path(text)
@@ -137,7 +137,7 @@ def open_source(
     name = base if mark else text
     if _HUB_NAME.fullmatch(name) and not _looks_local(name):
         try:
-            return _open_hub(text, text, options)
+            return open_hub(text, text, options)
         except SourceError as error:
             raise SourceError(f"{text}: no such file or folder; {error}") from error
     raise SourceError(f"{_shown(text)}: no such file or folder; {_SHAPES}")
@@ -226,13 +226,6 @@ def _looks_local(name: str) -> bool:
 
 def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _open_hub(spec: str, name: str, options: ReadOptions) -> Source:
-    name, mark, split = name.partition("#")
-    if not name or (mark and not split):
-        raise SourceError(f"{spec}: expected hub:NAME or hub:NAME#SPLIT")
-    return open_hub(spec, name, split or None, options)
 
 
 def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
@@ -371,8 +364,7 @@ class DigitImages:
     def read(self, row: int) -> RawImage:
         """Pixels of one digit, (8, 8) uint8."""
         pixels = _digits()[0]
-        if not 0 <= row < len(pixels):
-            raise SourceError(f"digits: expected a row from 0 to {len(pixels) - 1}, got {row}")
+        check_row(row, len(pixels), "digits: ")
         image: NDArray[np.uint8] = pixels[row]
         return image
 

@@ -55,6 +55,12 @@ def _plain_cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float | list) else str(value)
 
 
+def check_row(row: int, rows: int, where: str = "") -> None:
+    """Refuse a row that a store does not have."""
+    if not 0 <= row < rows:
+        raise SourceError(f"{where}expected a row from 0 to {rows - 1}, got {row}")
+
+
 class ImageStore(Protocol):
     """Where a source's images are. Stores are cheap to hold and to pickle."""
 

@@ -18,7 +18,7 @@ from PIL import Image
 from hashlens.data.image import RawImage
 from hashlens.data.labels import Labels, labels_from_values
 from hashlens.data.remote import open_remote
-from hashlens.data.source import Columns, ImageStore, ReadOptions, Source
+from hashlens.data.source import Columns, ImageStore, ReadOptions, Source, check_row
 from hashlens.errors import MissingExtraError, SourceError, first_line
 from hashlens.files import Uri, changed_ns, is_remote, path_uri, row_uri, uri_path
 
@@ -103,15 +103,12 @@ def open_frame(frame: Any, options: ReadOptions) -> Source:
     store = MemoryImages(frame, frame[image].iloc.__getitem__, is_quick=True)
 
     def read(columns: Sequence[str]) -> Columns:
-        return {name: _cells(frame[name]) for name in columns}
+        held = ((name, frame[name]) for name in columns)
+        return {
+            name: cells.astype(object).where(cells.notna(), None).tolist() for name, cells in held
+        }
 
     return table_source(spec, store, image, read, names, options)
-
-
-def _cells(column: Any) -> list[Any]:
-    """Values of a column of a data frame; None where one is missing."""
-    missing = column.isna().tolist()
-    return [None if gone else one for gone, one in zip(missing, column.tolist(), strict=True)]
 
 
 def open_arrow(table: Any, options: ReadOptions) -> Source:
@@ -219,8 +216,7 @@ class MemoryImages:
 
     def read(self, row: int) -> RawImage:
         """What the row holds: encoded bytes, a file, or pixels."""
-        if not 0 <= row < len(self):
-            raise SourceError(f"expected a row from 0 to {len(self) - 1}, got {row}")
+        check_row(row, len(self))
         return raw_image(self._value(row))
 
 
@@ -344,8 +340,7 @@ class ParquetImages:
 
     def read(self, row: int) -> RawImage:
         """Encoded bytes of one row, or the file that it names."""
-        if not 0 <= row < len(self):
-            raise SourceError(f"expected a row from 0 to {len(self) - 1}, got {row}")
+        check_row(row, len(self))
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         value = _held(self._group(group)[row - int(self._starts[group])].as_py())
         if value is None:
