@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -13,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.packing import unpack_bits
-from hashlens.data.opening import load_image
+from hashlens.data.opening import can_open, load_image
 from hashlens.data.source import Source
-from hashlens.errors import ImageError, InvalidInputError, SourceError
+from hashlens.errors import InvalidInputError, SourceError
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import cores
 from hashlens.models.encoder import Encoder
@@ -79,9 +81,8 @@ def measure_encoding(
         raise SourceError(f"{source.spec}: no image can be read, so there is nothing to measure")
     with ThreadPoolExecutor(cores()) as pool:
         start = perf_counter()
-        pictures = list(
-            pool.map(lambda uri: load_image(uri, size_hint=preprocessing.size_hint), uris)
-        )
+        load = partial(load_image, size_hint=preprocessing.size_hint)
+        pictures = list(pool.map(load, uris))
         decoded = perf_counter()
         pixels = np.stack(list(pool.map(preprocessing.pixels, pictures)))
         for batch in _batches(pixels, batch_size):
@@ -109,16 +110,8 @@ def measure_encoding(
 
 def _readable(uris: list[str], size_hint: int) -> list[str]:
     """Those that open; also reads each file once, so that all stages see a warm disk."""
-
-    def opens(uri: str) -> bool:
-        try:
-            load_image(uri, size_hint=size_hint)
-        except ImageError:
-            return False
-        return True
-
     with ThreadPoolExecutor(cores()) as pool:
-        return [uri for uri, good in zip(uris, pool.map(opens, uris), strict=True) if good]
+        return list(compress(uris, pool.map(partial(can_open, size_hint=size_hint), uris)))
 
 
 def _batches(pixels: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:

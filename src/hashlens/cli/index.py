@@ -148,21 +148,17 @@ def add_command(
 
 
 def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None:
-    uris, labels = images.uris, images.labels
-    known, new = set(index.uris()), []
-    for place, uri in enumerate(uris):
-        if uri not in known:
-            new.append(place)
-            known.add(uri)
-    is_new = [False] * len(uris)
-    for place in new:
-        is_new[place] = True
-    with ProgressBar("adding", len(new)) as progress:
+    known, is_new = set(index.uris()), []
+    for uri in images.uris:
+        is_new.append(uri not in known)
+        known.add(uri)
+    there = is_new.count(False)
+    with ProgressBar("adding", len(is_new) - there) as progress:
         report = index.add(
             compress(chain.from_iterable(images.inputs), is_new),
-            [labels[place] for place in new],
-            [images.metadata[place] for place in new],
-            uris=[uris[place] for place in new],
+            list(compress(images.labels, is_new)),
+            list(compress(images.metadata, is_new)),
+            uris=list(compress(images.uris, is_new)),
             progress=progress,
             strict=strict,
         )
@@ -172,12 +168,12 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
         "added": len(report.ids),
         "skipped": skipped_json(report.skipped),
         "passed_over": dict(images.passed_over),
-        "already_there": len(uris) - len(new),
+        "already_there": there,
         "images": len(index),
     }
     text = f"added {len(report.ids)}, skipped {len(report.skipped)}"
-    if len(new) < len(uris):
-        text += f", {len(uris) - len(new)} were there already"
+    if there:
+        text += f", {there} were there already"
     text += passed_over(images.passed_over)
     tell(result, f"{text}; {index.path} holds {len(index)} images", as_json)
 

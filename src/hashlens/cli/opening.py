@@ -118,7 +118,7 @@ def open_given(
             )
         source = open_source(spec, **options)
         for line in source.notes:
-            typer.echo(f"note: {line}", err=True)
+            note(f"note: {line}")
         found.passed_over.update(source.passed_over)
         found.uris.extend(source.uris)
         found.labels.extend(source.label_name(i) for i in range(len(source)))
@@ -149,10 +149,9 @@ def make_folder(out: Path | None) -> None:
 def show_skipped(skipped: Sequence[Skipped]) -> None:
     """List unreadable images on standard error."""
     for image in skipped[:_SKIPPED_SHOWN]:
-        typer.echo(f"skipped {image.name}: {image.reason}", err=True)
+        note(f"skipped {image.name}: {image.reason}")
     if len(skipped) > _SKIPPED_SHOWN:
-        more = len(skipped) - _SKIPPED_SHOWN
-        typer.echo(f"skipped {more} more; --json lists all", err=True)
+        note(f"skipped {len(skipped) - _SKIPPED_SHOWN} more; --json lists all")
 
 
 def passed_over(counts: Mapping[str, int]) -> str:
@@ -185,10 +184,9 @@ def with_metadata(images: GivenImages, given: Sequence[str]) -> GivenImages:
                 metadata[i] |= plain_cells(read.columns, row)
                 if read.labels is not None and read.labels[row] is not None and labels[i] is None:
                     labels[i] = str(read.labels[row])
-        typer.echo(
+        note(
             f"note: {file}: found {named} of {len(rows)} images, {unknown} of its "
-            f"{len(read.names)} rows name no image here, or several",
-            err=True,
+            f"{len(read.names)} rows name no image here, or several"
         )
     return images._replace(metadata=metadata, labels=labels)
 
@@ -294,5 +292,5 @@ def stored_radius(encoder: Encoder, model: str | Path | None) -> int:
             f"{model}: no radius is stored with this model; run `hashlens inspect MODEL` "
             f"with its folder{again}, or give --radius a number"
         )
-    typer.echo(f"radius: {encoder.radius} bits, as stored with the model", err=True)
+    note(f"radius: {encoder.radius} bits, as stored with the model")
     return encoder.radius

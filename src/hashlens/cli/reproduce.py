@@ -71,7 +71,7 @@ def _comparison(name: str, about: str) -> None:
             spoken_time,
             write_comparison,
         )
-        from hashlens.paper.run import read_piece
+        from hashlens.paper.run import read_piece, say
         from hashlens.paper.splits import make_split
 
         piece = _only(read_piece(name, quick=quick), methods, bits, epochs)
@@ -91,8 +91,8 @@ def _comparison(name: str, about: str) -> None:
                 f"model: no part of this run has {unused[0]} bits; leave it out"
             )
         split = run.split.describe()
-        _say(run.console, split)
-        _say(
+        say(run.console, split)
+        say(
             run.console,
             f"{len(run.jobs())} runs, about {spoken_time(run.expected_seconds())} on two cores "
             f"without a GPU; results are kept in {run.out} and not computed again.",
@@ -152,25 +152,25 @@ def products_command(
     """
     from hashlens.data.opening import open_source
     from hashlens.paper.products import NAMES, ProductsRun, summary, write_products
-    from hashlens.paper.run import read_products, ways_table
+    from hashlens.paper.run import read_products, say, ways_table
 
     settings = read_products(quick=quick)
-    if bits is not None:
-        settings = replace(settings, bits=bits)
     changes = {"epochs": epochs, "backbone": backbone}
     training = {name: value for name, value in changes.items() if value is not None}
-    settings = replace(settings, training={**settings.training, **training})
+    training = {**settings.training, **training}
+    length = settings.bits if bits is None else bits
+    settings = replace(settings, bits=length, training=training)
     console = _console()
     run = ProductsRun(
         open_source(source), settings, out, model, weights, without_h, scale, seed, console
     ).prepared()
-    _say(console, run.describe())
-    _say(console, _PRODUCTS_TIME)
+    say(console, run.describe())
+    say(console, _PRODUCTS_TIME)
     kept = run.run()
     page = write_products(run, kept, _typed())
     scores = kept["scores"]
     table = ways_table(scores["ways"], NAMES).text()
-    text = f"{summary(run, scores)}\n{table}\nreport: {page}"
+    text = f"{summary(scores)}\n{table}\nreport: {page}"
     tell({"piece": "products", "report": str(page), **kept}, text, as_json)
 
 
@@ -200,6 +200,7 @@ def field_command(
     """
     from hashlens.data.opening import open_source
     from hashlens.paper.field import FieldRun, field_table, write_field
+    from hashlens.paper.run import say
 
     searched, asking = open_source(database), open_source(queries)
     searched = searched.subset(np.arange(len(searched))[:images])
@@ -210,7 +211,7 @@ def field_command(
         [int(each) for each in bits.split(",")], seeds, training, learned, unseen, tune, epochs,
         _console(),
     )  # fmt: skip
-    _say(run.console, run.describe())
+    say(run.console, run.describe())
     found = run.run()
     page = write_field(run, found, _typed())
     results = [{**cell._asdict(), **kept["scores"]} for cell, kept in found.items()]
@@ -233,10 +234,6 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _only(piece: Piece, methods: str | None, bits: str | None, epochs: int | None) -> Piece:

@@ -67,7 +67,11 @@ def search_command(
     images = _with_folders(images) if images else []
     queries: list[Any] = [_query(image) for image in images]
     if vector is not None:
-        rows = _vectors(vector)
+        import numpy as np
+
+        from hashlens.data.vectors import as_matrix, load_npy
+
+        rows = as_matrix(np.atleast_2d(load_npy(vector)), str(vector))
         queries += list(rows)
         images = [*images, *(f"{vector}#{row}" for row in range(len(rows)))]
     encode = limit == "proposed" or not all(isinstance(query, int) for query in queries)
@@ -131,15 +135,6 @@ def _with_folders(images: list[str]) -> list[str]:
     if not given:
         raise SourceError(f"{', '.join(images)}: no images found there to search by")
     return given
-
-
-def _vectors(path: Path) -> Any:
-    """The rows of a file of vectors."""
-    import numpy as np
-
-    from hashlens.data.vectors import as_matrix, load_npy
-
-    return as_matrix(np.atleast_2d(load_npy(path)), str(path))
 
 
 def _query(text: str) -> str | int:

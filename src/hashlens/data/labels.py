@@ -34,17 +34,19 @@ class Labels(NamedTuple):
 
 
 def labels_from_values(
-    values: Sequence[Any], where: str, metadata: bytes | None = None, column: str = "label"
+    values: Sequence[Any], where: str, names: Sequence[Any] | None = None
 ) -> Labels:
     """Read labels: whole numbers, words, yes or no, or lists of these; None is unlabelled.
 
-    ``metadata`` is the JSON of a table's schema, which may name the classes of ``column``.
+    ``names`` are those of the classes, where a table has them.
     """
-    names = _class_names(metadata, column, where)
+    words = tuple(compared(str(name)) for name in names or ()) or None
+    if words is not None and len(set(words)) != len(words):
+        raise SourceError(f"{where}: class names repeat; expected each name once")
     if not any(isinstance(value, list | tuple) for value in values):
-        return _flat_labels(values, names, where)
+        return _flat_labels(values, words, where)
     several = [value if isinstance(value, list | tuple) else [value] for value in values]
-    flat = _flat_labels([one for each in several for one in each or ()], names, where)
+    flat = _flat_labels([one for each in several for one in each or ()], words, where)
     rows = np.repeat(np.arange(len(several)), [len(each or ()) for each in several])
     return _multi_label(flat, rows.astype(np.int64), len(several))
 
@@ -114,12 +116,11 @@ def _multi_label(flat: Labels, rows: NDArray[np.int64], count: int) -> Labels:
     return Labels(flat.classes, first, matrix)
 
 
-def _class_names(metadata: bytes | None, column: str, where: str) -> tuple[str, ...] | None:
-    """Names of a ClassLabel, or of lists of them, in the schema's JSON."""
-    if metadata is None:
-        return None
+def class_names(schema: Any, column: str) -> list[Any] | None:
+    """Names of a ClassLabel, or of lists of them, in the metadata of an Arrow schema."""
     try:
-        feature = json.loads(metadata)["info"]["features"].get(column)
+        metadata = json.loads(schema.metadata[b"huggingface"])
+        feature = metadata["info"]["features"].get(column)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if isinstance(feature, list) and feature:
@@ -127,15 +128,10 @@ def _class_names(metadata: bytes | None, column: str, where: str) -> tuple[str, 
     if isinstance(feature, Mapping) and isinstance(feature.get("feature"), Mapping):
         feature = feature["feature"]
     names = feature.get("names") if isinstance(feature, Mapping) else None
-    if not isinstance(names, list) or not names:
-        return None
-    words = tuple(compared(str(name)) for name in names)
-    if len(set(words)) != len(words):
-        raise SourceError(f"{where}: class names repeat; expected each name once")
-    return words
+    return names if isinstance(names, list) else None
 
 
-def require_labels(source: Source, *, classes: int = 2, images: int = 2) -> None:
+def require_labels(source: Source, *, images: int = 2) -> None:
     """Refuse a source that no classifier can be trained on."""
     counts = class_counts(source)
     if not counts.any():
@@ -145,9 +141,9 @@ def require_labels(source: Source, *, classes: int = 2, images: int = 2) -> None
             f"one{note}; put each class into a sub-folder of its own, or train with --unsupervised"
         )
     present = np.flatnonzero(counts)
-    if len(present) < classes:
+    if len(present) < 2:
         raise SourceError(
-            f"{source.spec}: this needs at least {classes} classes, got {len(present)} "
+            f"{source.spec}: this needs at least 2 classes, got {len(present)} "
             f"('{source.classes[present[0]]}'); add images of another class, or train with "
             "--unsupervised"
         )

@@ -42,19 +42,16 @@ class ImageList(NamedTuple):
     labels: list[Any] | None
     columns: Columns
 
-    def read_labels(self) -> Labels:
-        """The labels, as those of a table."""
-        if self.labels is None:
-            return Labels.none(len(self.names), f"{self.path} has no column 'label'")
-        return labels_from_values(self.labels, f"{self.path}, labels")
-
 
 def open_list(spec: str, path: Path, options: ReadOptions) -> Source:
     """The images that a file lists, as a source."""
     read = read_list(path, options)
     places = [near(name, path) for name in read.names]
     store = FileImages(tuple(p if isinstance(p, str) else path_uri(p) for p in places))
-    return labelled_source(spec, store, read.read_labels(), lambda: read.columns)
+    labels = Labels.none(len(store), f"{path} has no column 'label'")
+    if read.labels is not None:
+        labels = labels_from_values(read.labels, f"{path}, labels")
+    return labelled_source(spec, store, labels, lambda: read.columns)
 
 
 def read_list(path: Path, options: ReadOptions | None = None) -> ImageList:
@@ -64,19 +61,22 @@ def read_list(path: Path, options: ReadOptions | None = None) -> ImageList:
     if path.suffix.lower() not in TABLE_SUFFIXES and _PATH.fullmatch(lines[0]) is not None:
         return _paths(path, lines)
     columns = _columns(path, text, lines)
-    image = find_column(columns, _KEYS, str(path), options.image_column or _first(columns))
-    names = [str(value) for value in columns[image]]
+    is_known = any(name.lower() in _KEYS for name in columns)
+    first = None if is_known else next(iter(columns))
+    image = find_column(columns, _KEYS, str(path), options.image_column or first)
     label = options.label_column
     if label is None:
-        known = [name for name in columns if name.lower() in LABEL_COLUMNS and name != image]
         others = [name for name in columns if name != image]
+        known = [name for name in others if name.lower() in LABEL_COLUMNS]
         if not known and path.stem.lower().startswith("label"):
             known = others
-        label = known[0] if known else None
-    if label is not None and label not in columns:
+        label = next(iter(known), None)
+    elif label not in columns:
         find_column(columns, LABEL_COLUMNS, str(path), label)  # says what there is
+    names = [str(value) for value in columns[image]]
+    labels = None if label is None else columns[label]
     rest = {name: values for name, values in columns.items() if name not in (image, label)}
-    return ImageList(path, names, None if label is None else list(columns[label]), rest)
+    return ImageList(path, names, labels, rest)
 
 
 def read_columns(path: Path) -> Columns:
@@ -101,12 +101,6 @@ def _columns(path: Path, text: str, lines: Sequence[str]) -> dict[str, list[Any]
     if path.suffix.lower() == ".jsonl":
         return _json_columns(path, lines)
     return _csv_columns(path, text)
-
-
-def _first(columns: Columns) -> str | None:
-    """The first column, if none is known by its name to hold the images."""
-    known = any(name.lower() in _KEYS for name in columns)
-    return None if known else next(iter(columns))
 
 
 def _csv_columns(path: Path, text: str) -> dict[str, list[Any]]:
@@ -208,16 +202,13 @@ def match_images(read: ImageList, uris: Sequence[str]) -> tuple[NDArray[np.int64
         found = [i for i in places if ends[i] in exact]
         if not found:
             tail = f"/{wanted}"
-            found = [i for i in places if ends[i].endswith(tail) or _stem(ends[i]).endswith(tail)]
+            bare = {i: os.path.splitext(ends[i])[0] for i in places}
+            found = [i for i in places if ends[i].endswith(tail) or bare[i].endswith(tail)]
         if len(found) == 1:
             rows[found[0]] = row
         else:
             unknown += 1
     return rows, unknown
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(path)[0]
 
 
 def join_list(source: Source, read: ImageList) -> Source:

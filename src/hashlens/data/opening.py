@@ -30,7 +30,7 @@ from hashlens.data.tables import (
     store_in_memory,
 )
 from hashlens.data.vectors import open_npy, open_tables, open_vector_table, vector_source
-from hashlens.errors import MissingExtraError, SourceError
+from hashlens.errors import ImageError, MissingExtraError, SourceError
 from hashlens.files import (
     FileState,
     Row,
@@ -146,6 +146,15 @@ def open_source(
 def load_image(image: ImageInput, *, size_hint: int | None = None) -> Image.Image:
     """Decode one image from a path, URI, bytes or pixels; see ``decode``."""
     return decode(fetch(image).raw, image_name(image), size_hint=size_hint)
+
+
+def can_open(image: ImageInput, *, size_hint: int | None = None) -> bool:
+    """Whether ``load_image`` opens it."""
+    try:
+        load_image(image, size_hint=size_hint)
+    except ImageError:
+        return False
+    return True
 
 
 class Fetched(NamedTuple):

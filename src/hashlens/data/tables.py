@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hashlens.data.image import RawImage
-from hashlens.data.labels import Labels, labels_from_values
+from hashlens.data.labels import Labels, class_names, labels_from_values
 from hashlens.data.remote import open_remote
 from hashlens.data.source import Columns, ImageStore, ReadOptions, Source, check_row
 from hashlens.errors import MissingExtraError, SourceError, first_line
@@ -73,9 +72,8 @@ def table_source(
         columns = ", ".join(names)
         labels = Labels.none(len(store), f"{where} has no column 'label' (columns: {columns})")
     else:
-        metadata = (getattr(schema, "metadata", None) or {}).get(b"huggingface")
-        values = read([label])[label]
-        labels = labels_from_values(values, f"{where}, column '{label}'", metadata, label)
+        given, known = read([label])[label], class_names(schema, label)
+        labels = labels_from_values(given, f"{where}, column '{label}'", known)
     others = [name for name in names if name not in (image, label)]
     if schema is not names:
         others = plain_columns(schema, {image, label})
@@ -144,10 +142,9 @@ def open_pairs(pairs: Any) -> Source:
     labels = [_plain(label) for label in _pair_labels(pairs)]
     inner = getattr(pairs, "dataset", None)  # of a torch.utils.data.Subset
     names = getattr(pairs, "classes", getattr(inner, "classes", None))
-    feature = {"names": list(names)} if isinstance(names, Sequence) else {}
-    metadata = json.dumps({"info": {"features": {"label": feature}}}, default=str).encode()
+    names = names if isinstance(names, Sequence) else None
     store = MemoryImages(pairs, partial(_image_of_pair, pairs), is_quick=False)
-    return labelled_source(spec, store, labels_from_values(labels, f"{spec}, labels", metadata))
+    return labelled_source(spec, store, labels_from_values(labels, f"{spec}, labels", names))
 
 
 def labelled_source(

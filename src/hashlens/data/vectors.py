@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.data.image import RawImage
-from hashlens.data.labels import Labels, labels_from_values
+from hashlens.data.labels import Labels, class_names, labels_from_values
 from hashlens.data.lists import TABLE_SUFFIXES, read_columns
 from hashlens.data.source import Columns, ReadOptions, Source
 from hashlens.data.tables import (
@@ -90,11 +90,11 @@ def as_matrix(data: Any, where: str = "vectors") -> NDArray[Any]:
         data = np.asarray(data)
     if not isinstance(data, np.ndarray) or data.dtype == object:
         data = _stacked(list(data), where)
-    if data.ndim != 2 or not data.shape[1]:
-        if data.ndim == 2:
-            raise InvalidInputError(
-                f"{where}: 0 feature(s) (shape={data.shape}) while a minimum of 1 is required."
-            )
+    if data.ndim == 2 and not data.shape[1]:
+        raise InvalidInputError(
+            f"{where}: 0 feature(s) (shape={data.shape}) while a minimum of 1 is required."
+        )
+    if data.ndim != 2:
         raise InvalidInputError(
             f"{where}: expected shape (n, d), got {data.shape}. Reshape your data: one vector is "
             "x.reshape(1, -1)"
@@ -143,13 +143,13 @@ def vector_source(
     table: str = "memory:0",
     columns: Columns | None = None,
     options: ReadOptions | None = None,
-    metadata: bytes | None = None,
+    schema: Any = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
     """Vectors (n, d), as for :func:`as_matrix`, as a source.
 
     ``labels`` has a word, a number or a list of these for each; otherwise ``columns``, what a table
-    says of the vectors, may have a column of labels, and ``metadata`` its names of classes.
+    says of the vectors, may have a column of labels, and the Arrow ``schema`` its names of classes.
     """
     matrix = as_matrix(data, spec)
     if not len(matrix):
@@ -173,7 +173,8 @@ def vector_source(
             raise InvalidInputError(
                 f"labels: expected {len(matrix)}, one for each vector, got {len(values)}"
             )
-        found = labels_from_values(values, f"{spec}, labels", metadata, label or "label")
+        known = class_names(schema, label) if label is not None else None
+        found = labels_from_values(values, f"{spec}, labels", known)
     uri = _uri_column(rest)
     names = None if uri is None else list(map(str, rest.pop(uri)))
     source = labelled_source(spec, Vectors(matrix, table, names), found, lambda: rest)
@@ -253,7 +254,7 @@ def _of_arrow(table: Any, column: str, spec: str, name: str, options: ReadOption
         table=name,
         columns=columns,
         options=options,
-        metadata=(table.schema.metadata or {}).get(b"huggingface"),
+        schema=table.schema,
         notes=_notes(column, columns),
     )
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
@@ -19,7 +18,6 @@ from hashlens.baselines import create_method
 from hashlens.baselines.base import principal_components
 from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError
 from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.files import replace_file
@@ -41,6 +39,7 @@ from hashlens.paper.run import (
     printed_figure,
     printed_map,
     printed_precision,
+    say,
     short_digest,
     train_once,
     training_config,
@@ -54,6 +53,7 @@ from hashlens.training.config import TrainingConfig
 from hashlens.types import Codes, EncodedImages, Features, Ids, Mode
 from hashlens.workflows.score import encode
 
+KINDS = ("pixels", "gist")
 NEURAL_DIMENSIONS = 128
 _SHEET_QUERIES, _SHEET_NEAREST = 3, 5
 _TRAINED_SECONDS = 120.0  # encoding and searching with a model that is given
@@ -86,8 +86,8 @@ Kept: TypeAlias = Mapping[Job, Mapping[str, Any]]
 class Comparison:
     """One run of a piece on a split; features, models and results are kept in ``out``.
 
-    Shallow methods work on ``features`` (see ``read_features``); ``models`` are trained models of
-    our method, by their bits.
+    Shallow methods work on ``features``: pixels, gist, or F7 of a model. ``models`` are trained
+    models of our method, by their bits.
     """
 
     piece: Piece
@@ -117,14 +117,15 @@ class Comparison:
             what = f"[{position}/{len(jobs)}] {job.method}, {job.bits} bits"
             found, spent = self._kept(job), "kept from before"
             if found is None:
-                self._say(f"{what} ...")
+                say(self.console, f"{what} ...")
                 found = self._store.put(job.name, self.configuration(job), self.score(job))
                 left -= self._expected(job)
                 spent = spoken_time(found["scores"]["seconds"])
             kept[job], scores = found, found["scores"]
-            self._say(
+            say(
+                self.console,
                 f"{what}: precision@1000 {scores['precision']['1000']:.3f}, mAP@1000 "
-                f"{scores['map@1000']:.3f} ({spent}); about {spoken_time(max(left, 0))} left"
+                f"{scores['map@1000']:.3f} ({spent}); about {spoken_time(max(left, 0))} left",
             )
         return kept
 
@@ -154,7 +155,9 @@ class Comparison:
             started = time.monotonic()
             found = encode(encoder, images, strict=True, progress=not self.console.quiet)
             spent = time.monotonic() - started
-            scores = self._own_classes(found.scores, encoder.classes)
+            scores, classes = None, images.classes
+            if found.scores is not None and set(encoder.classes) == set(classes):
+                scores = found.scores[:, [encoder.classes.index(name) for name in classes]]
             return Timed(replace(found, scores=scores), seconds, spent)
         features = self._features
         started = time.monotonic()
@@ -220,22 +223,30 @@ class Comparison:
 
     @cached_property
     def _features(self) -> Features:
-        return read_features(
-            self.features,
-            self.split.images,
-            self.piece.size,
-            self.piece.channels,
-            self.out / "features",
-            self.console,
-        )
-
-    def _own_classes(
-        self, scores: NDArray[np.float32] | None, classes: tuple[str, ...]
-    ) -> NDArray[np.float32] | None:
-        """A model's scores in the order of the split's classes; None if it knows others."""
-        if scores is None or set(classes) != set(self.split.images.classes):
-            return None
-        return scores[:, [classes.index(name) for name in self.split.images.classes]]
+        """What the shallow methods work on: pixels, GIST, or a model's F7, (n, d) float32."""
+        kind, images, size = self.features, self.split.images, self.piece.size
+        if kind not in KINDS:
+            if not Path(kind).exists():
+                raise InvalidInputError(
+                    f"features: expected {', '.join(KINDS)}, or a model's folder, got {kind!r}"
+                )
+            return encode(Encoder.load(kind), images, strict=True, progress=True).features
+        channels = self.piece.channels
+        unit = Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
+        with ProgressBar("decoding", len(images), console=self.console) as bar:
+            pixels = decode_source(images, unit, strict=True, progress=bar).pixels
+        if kind == "pixels":
+            return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+        kept = self.out / "features" / f"gist-{digest}.npy"
+        if kept.is_file():
+            found: Features = np.load(kept)
+            return found
+        with ProgressBar("GIST", len(images), console=self.console) as bar:
+            found = gist(pixels, progress=bar)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, lambda aside: np.save(aside, found))
+        return found
 
     def _search(self, whole: EncodedImages, bits: int, modes: tuple[Mode, ...]) -> Evaluation:
         rows = self.split.rows
@@ -274,9 +285,6 @@ class Comparison:
             return _TRAINED_SECONDS
         return float(self.piece.seconds.get(job.method, 0.0))
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
 
 def neural_codes(features: Features, train: Ids, dimensions: int) -> Features:
     """Features compressed by a PCA of the training rows, (n, dimensions), for Euclidean search.
@@ -293,36 +301,6 @@ def _unit_length(features: Features) -> Features:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     scaled: Features = np.divide(features, length, out=np.zeros_like(features), where=length > 0)
     return scaled
-
-
-KINDS = ("pixels", "gist")
-
-
-def read_features(
-    kind: str, images: Source, size: int, channels: Literal[1, 3], cache: Path, console: Console
-) -> Features:
-    """Features of all images, shape (n, d), float32."""
-    if kind not in KINDS:
-        if not Path(kind).exists():
-            raise InvalidInputError(
-                f"features: expected {', '.join(KINDS)}, or a model's folder, got {kind!r}"
-            )
-        return encode(Encoder.load(kind), images, strict=True, progress=True).features
-    unit = Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
-    with ProgressBar("decoding", len(images), console=console) as bar:
-        pixels = decode_source(images, unit, strict=True, progress=bar).pixels
-    if kind == "pixels":
-        return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
-    digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
-    kept = cache / f"gist-{digest}.npy"
-    if kept.is_file():
-        found: NDArray[np.float32] = np.load(kept)
-        return found
-    with ProgressBar("GIST", len(images), console=console) as bar:
-        found = gist(pixels, progress=bar)
-    cache.mkdir(parents=True, exist_ok=True)
-    replace_file(kept, lambda aside: np.save(aside, found))
-    return found
 
 
 def spoken_time(seconds: float) -> str:
@@ -357,20 +335,12 @@ def precision_table(run: Comparison, kept: Kept) -> Table:
     rows: list[list[Cell]] = []
     for method in run.piece.methods:
         scores = kept[Job(method, bits)]["scores"]
-        found = scores["precision"]
-        then = printed.get(method, {}).get(1000)
-        compare: list[Cell] = [then, None if then is None else f"{found['1000'] - then:+.3f}"]
-        rows.append(
-            [
-                method,
-                *(found[str(k)] for k in _PRECISION_AT),
-                *(compare if printed else []),
-                scores["map@1000"],
-                scores["map@1000_ties"],
-                f"{scores['fit_seconds']:.1f}",
-                f"{scores['encode_seconds']:.1f}",
-            ]
-        )
+        found, then = scores["precision"], printed.get(method, {}).get(1000)
+        rows.append([method, *(found[str(k)] for k in _PRECISION_AT)])
+        if printed:
+            rows[-1] += [then, None if then is None else f"{found['1000'] - then:+.3f}"]
+        rows[-1] += [scores["map@1000"], scores["map@1000_ties"]]
+        rows[-1] += [f"{scores[part]:.1f}" for part in ("fit_seconds", "encode_seconds")]
     return Table(headers, rows, digits=3)
 
 
@@ -378,21 +348,13 @@ def map_table(run: Comparison, kept: Kept) -> Table:
     """Mean average precision at 1,000 by code length, measured and printed."""
     lengths = sorted(run.piece.bits)
     printed = printed_map(run.piece.name) if _printed_here(run) else {}
-    headers = ["method"]
-    for bits in lengths:
-        headers += [f"{bits} bits", "printed"]
-    rows: list[list[Cell]] = [
-        [method]
-        + [
-            value
-            for bits in lengths
-            for value in (
-                kept[Job(method, bits)]["scores"]["map@1000"],
-                printed.get(method, {}).get(bits),
-            )
-        ]
-        for method in run.piece.methods
-    ]
+    headers = ["method", *(text for bits in lengths for text in (f"{bits} bits", "printed"))]
+    rows: list[list[Cell]] = []
+    for method in run.piece.methods:
+        rows.append([method])
+        for bits in lengths:
+            measured = kept[Job(method, bits)]["scores"]["map@1000"]
+            rows[-1] += [measured, printed.get(method, {}).get(bits)]
     return Table(headers, rows, digits=3)
 
 

@@ -78,10 +78,9 @@ def _frequencies(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return np.hypot(across, down).astype(np.float32), np.arctan2(down, across).astype(np.float32)
 
 
-def _even_contrast(grey: NDArray[np.float32], cycles: float = 4.0) -> NDArray[np.float32]:
+def _even_contrast(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logarithm, minus its low frequencies, divided by the local contrast."""
-    size = grey.shape[1]
-    margin = 5
+    size, margin, cycles = grey.shape[1], 5, 4.0
     darkest = grey.min(axis=(1, 2), keepdims=True)
     extent = np.maximum(grey.max(axis=(1, 2), keepdims=True) - darkest, 1.0)
     scaled = np.log1p(255 * (grey - darkest) / extent)

@@ -276,7 +276,7 @@ NAMES = {
 }
 
 
-def summary(run: ProductsRun, scores: dict[str, Any]) -> str:
+def summary(scores: dict[str, Any]) -> str:
     """Code length and accuracy, with what the number means."""
     text = f"{scores['bits']}-bit codes. "
     if scores["accuracy"] is None:
@@ -297,7 +297,7 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
     """Write report.html and report.md with curves and pictures; returns the page."""
     scores = kept["scores"]
     page = Page(run.out, "Search in a collection", run.describe())
-    page.paragraph(summary(run, scores))
+    page.paragraph(summary(scores))
     if scores["trained_here"]:
         page.paragraph(
             "As in the paper, the queries come from the collection that the network was trained "

@@ -301,6 +301,11 @@ def made_on(kept: Mapping[str, Any]) -> str:
     return f"{kept['hardware']}; {packages}."
 
 
+def say(console: Console, text: str) -> None:
+    """Print a line as it is, however wide the terminal is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class SheetRow(NamedTuple):
     """A query with its code in hexadecimal, and for each method the nearest rows with captions."""
 

@@ -76,7 +76,9 @@ def run_demo(
     encoder = Encoder.load(model)
 
     def on_disk(source: Source, encoded: EncodedImages) -> HashIndex:
-        made = _new_index(index, encoder, model)
+        if (index / "index.sqlite").is_file():  # of an earlier demo
+            shutil.rmtree(index)
+        made = HashIndex.create(index, encoder, model=model)
         names = [source.label_name(position) for position in encoded.positions.tolist()]
         made.add_encoded(encoded.codes, encoded.features, encoded.uris, names)
         say(f"3/4 search it with {len(queries):,} held-out images of {queries.spec}")
@@ -120,9 +122,3 @@ def _has_parts(folder: Path) -> bool:
     return all((folder / f"{part}.parquet").is_file() for part in ("train", "test")) or all(
         (folder / part).is_dir() for part in ("train", "test")
     )
-
-
-def _new_index(path: Path, encoder: Encoder, model: Path) -> HashIndex:
-    if (path / "index.sqlite").is_file():  # of an earlier demo
-        shutil.rmtree(path)
-    return HashIndex.create(path, encoder, model=model)

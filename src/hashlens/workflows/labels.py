@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.data.image import MAX_FILE_BYTES
-from hashlens.data.labels import Imbalance, imbalance, require_labels
+from hashlens.data.labels import imbalance, require_labels
 from hashlens.data.remote import read_remote
 from hashlens.data.source import Source
 from hashlens.errors import SourceError
@@ -40,24 +40,20 @@ NEIGHBOURS = 10
 class ExaminedLabels:
     """What was found about n labelled images.
 
-    ``pairs`` are the classes that are mixed up, most images first; ``neighbours`` (n, k) the
-    nearest other images by features; ``agreement`` and ``code_agreement`` (n,) the share of the
-    nearest, by features and by codes, that have the image's own label; ``conflicts`` groups of
-    identical files whose labels differ. ``unlabelled`` images are left out, ``skipped`` could not
-    be read.
+    ``images`` are those that have a label and could be read, ``pairs`` the classes that are mixed
+    up, most images first; ``neighbours`` (n, k) the nearest other images by features;
+    ``agreement`` and ``code_agreement`` (n,) the share of the nearest, by features and by codes,
+    that have the image's own label; ``conflicts`` groups of identical files whose labels differ.
+    ``unlabelled`` images are left out, ``skipped`` could not be read.
     """
 
-    spec: str
-    classes: tuple[str, ...]
-    uris: tuple[str, ...]
-    labels: NDArray[np.int64]
+    images: Source
     found: Suspicion
     pairs: list[ConfusedPair]
     neighbours: Ids
     agreement: NDArray[np.float64]
     code_agreement: NDArray[np.float64]
     conflicts: list[list[int]]
-    balance: Imbalance
     unlabelled: int
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
@@ -70,9 +66,9 @@ class ExaminedLabels:
     def image(self, row: int) -> dict[str, Any]:
         """What is known of one image, as JSON takes it."""
         return {
-            "image": self.uris[row],
-            "label": self.classes[int(self.labels[row])],
-            "looks_like": self.classes[int(self.found.looks_like[row])],
+            "image": self.images.uris[row],
+            "label": self.images.label_name(row),
+            "looks_like": self.images.classes[int(self.found.looks_like[row])],
             "likely_wrong": bool(self.found.likely_wrong[row]),
             "doubt": round(float(self.found.scores[row]), 4),
             "neighbours_agree": round(float(self.agreement[row]), 4),
@@ -82,25 +78,25 @@ class ExaminedLabels:
     def to_dict(self, first: int) -> dict[str, Any]:
         """One JSON object, with the ``first`` most doubtful images."""
         return {
-            "source": self.spec,
-            "images": len(self.labels),
+            "source": self.images.spec,
+            "images": len(self.images),
             "unlabelled": self.unlabelled,
-            "classes": list(self.classes),
-            "imbalance": self.balance._asdict(),
+            "classes": list(self.images.classes),
+            "imbalance": imbalance(self.images)._asdict(),
             "likely_wrong": self.likely_wrong,
-            "confused": [self._pair(pair) for pair in self.pairs],
+            "confused": [
+                {
+                    "label": self.images.classes[pair.label],
+                    "looks_like": self.images.classes[pair.looks_like],
+                    "images": pair.images,
+                    "share": round(pair.share, 4),
+                }
+                for pair in self.pairs
+            ],
             "first": [self.image(row) for row in self.found.order[:first].tolist()],
             "conflicts": [[self.image(row) for row in group] for group in self.conflicts],
             "skipped": [{"image": one.name, "reason": one.reason} for one in self.skipped],
             "warnings": list(self.warnings),
-        }
-
-    def _pair(self, pair: ConfusedPair) -> dict[str, Any]:
-        return {
-            "label": self.classes[pair.label],
-            "looks_like": self.classes[pair.looks_like],
-            "images": pair.images,
-            "share": round(pair.share, 4),
         }
 
 
@@ -113,7 +109,6 @@ def examine_labels(
             f"{source.spec}: its images have several labels each; expected one label per image"
         )
     require_labels(source)
-    unlabelled = len(source) - len(source.labelled)
     labelled = source.subset(source.labelled)
     encoded = encode(encoder, labelled, strict=strict, progress=progress)
     readable = labelled.subset(encoded.positions)
@@ -124,18 +119,14 @@ def examine_labels(
     nearest = feature_neighbours(encoded.features, NEIGHBOURS)
     by_code = code_neighbours(encoded.codes, NEIGHBOURS)
     return ExaminedLabels(
-        source.spec,
-        source.classes,
-        encoded.uris,
-        labels,
+        readable,
         found,
         confused_pairs(found, labels),
         nearest,
         _agreement(nearest, labels),
         _agreement(by_code, labels),
         [group for group in same_files(readable) if len(set(labels[group].tolist())) > 1],
-        imbalance(readable),
-        unlabelled,
+        len(source) - len(source.labelled),
         encoded.skipped,
         (*source.notes, *_warnings(encoder, source), *_few(labels, source.classes)),
     )
@@ -198,9 +189,10 @@ _METHOD = (
 
 def summary(report: ExaminedLabels) -> str:
     """Lines for a terminal: counts, and the pairs of classes that are mixed up most."""
+    images, wrong = report.images, report.likely_wrong
     lines = [
-        f"{report.spec}: {len(report.labels):,} labelled images of {len(report.classes)} classes; "
-        f"{report.likely_wrong:,} labels ({_percent(report)}) are likely wrong"
+        f"{images.spec}: {len(images):,} labelled images of {len(images.classes)} classes; "
+        f"{wrong:,} labels ({100 * wrong / len(images):.1f} %) are likely wrong"
     ]
     if report.conflicts:
         lines.append(f"{len(report.conflicts)} groups of identical files with different labels")
@@ -209,16 +201,13 @@ def summary(report: ExaminedLabels) -> str:
     return "\n".join(lines)
 
 
-def _percent(report: ExaminedLabels) -> str:
-    return f"{100 * report.likely_wrong / len(report.labels):.1f} %"
-
-
 def _pair_table(report: ExaminedLabels, count: int) -> Table:
+    classes = report.images.classes
     return Table(
         ["label → looks like", "images", "of the label"],
         [
             [
-                f"{report.classes[pair.label]} → {report.classes[pair.looks_like]}",
+                f"{classes[pair.label]} → {classes[pair.looks_like]}",
                 pair.images,
                 f"{100 * pair.share:.1f} %",
             ]
@@ -230,7 +219,7 @@ def _pair_table(report: ExaminedLabels, count: int) -> Table:
 def write_label_page(report: ExaminedLabels, out: Path) -> Path:
     """Write labels.html, labels.md, labels.png, doubtful.csv (all images) and labels.json."""
     page = Page(out, "Labels in doubt", f"{summary(report).splitlines()[0]}.")
-    page.write_json(report.to_dict(len(report.labels)), "labels")
+    page.write_json(report.to_dict(len(report.images)), "labels")
     rows = [report.image(row) for row in report.found.order.tolist()]
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(rows[0]))
@@ -240,7 +229,7 @@ def write_label_page(report: ExaminedLabels, out: Path) -> Path:
     for warning in report.warnings:
         page.paragraph(f"Note: {warning}.")
     page.paragraph(_METHOD)
-    balance = report.balance
+    balance = imbalance(report.images)
     page.paragraph(
         f"For each image of the smallest class ({balance.smallest}) there are {balance.ratio:.1f} "
         f"of the largest ({balance.largest}). Images without a label: {report.unlabelled:,}; "
@@ -251,40 +240,34 @@ def write_label_page(report: ExaminedLabels, out: Path) -> Path:
         page.table(_pair_table(report, _PAIRS))
     if report.conflicts:
         page.heading("Identical files with different labels")
-        page.table(_conflict_table(report))
+        rows_of_files = [
+            [report.images.uris[row], f"group {number}", report.images.label_name(row)]
+            for number, group in enumerate(report.conflicts[:50], 1)
+            for row in group
+        ]
+        page.table(Table(["file", "", "label"], rows_of_files))
     page.heading("The most doubtful images")
     page.picture(
         picture_sheet(_sheet(report), load_small),
         "labels",
         "Doubtful images with their nearest pictures",
-        f"The {min(_DRAWN, len(report.labels))} most doubtful images, each with its nearest other "
+        f"The {min(_DRAWN, len(report.images))} most doubtful images, each with its nearest other "
         "images by features. Blue frame and tick: the same label; orange frame and cross: "
         "another. All images are in doubtful.csv, the most doubtful first.",
     )
     return page.write("labels")
 
 
-def _conflict_table(report: ExaminedLabels) -> Table:
-    rows = [
-        [report.uris[row], f"group {number}", report.classes[int(report.labels[row])]]
-        for number, group in enumerate(report.conflicts[:50], 1)
-        for row in group
-    ]
-    return Table(["file", "", "label"], rows)
-
-
 def _sheet(report: ExaminedLabels) -> list[SheetQuery]:
-    queries = []
+    queries, uris = [], report.images.uris
     for row in report.found.order[:_DRAWN].tolist():
-        label = report.classes[int(report.labels[row])]
-        other = report.classes[int(report.found.looks_like[row])]
+        shown = report.image(row)
+        others = report.neighbours[row, :_DRAWN_NEIGHBOURS].tolist()
+        names = [report.images.label_name(near) or "" for near in others]
         nearest = [
-            Neighbour(
-                report.uris[near],
-                report.classes[int(report.labels[near])],
-                right=bool(report.labels[near] == report.labels[row]),
-            )
-            for near in report.neighbours[row, :_DRAWN_NEIGHBOURS].tolist()
+            Neighbour(uris[near], name, right=name == shown["label"])
+            for near, name in zip(others, names, strict=True)
         ]
-        queries.append(SheetQuery(report.uris[row], label, {f"like {other}": nearest}))
+        likeness = {f"like {shown['looks_like']}": nearest}
+        queries.append(SheetQuery(shown["image"], shown["label"], likeness))
     return queries

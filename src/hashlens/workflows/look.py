@@ -78,14 +78,11 @@ def prepare_folder(
             synced = sync_folder(opened, root, options, use_labels=labelled, progress=bar.reach)
         images = len(opened)
         if labelled:
-            known = {*encoder.classes}
-            added = [
-                each for each in opened.label_counts() if each is not None and each not in known
-            ]
+            added = {*opened.label_counts()} - {None, *encoder.classes}
             if added:
                 say(
                     f"{len(added)} sub-folders are no classes of the model yet, such as "
-                    f"{sorted(added)[0]}; remove {model} to train again with them"
+                    f"{min(filter(None, added))}; remove {model} to train again with them"
                 )
     return Prepared(model, index, images, synced)
 

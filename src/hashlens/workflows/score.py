@@ -13,9 +13,9 @@ from PIL import Image
 
 from hashlens import __version__
 from hashlens.codes.packing import unpack_bits
-from hashlens.data.opening import load_image, open_source
+from hashlens.data.opening import can_open, load_image, open_source
 from hashlens.data.source import Source
-from hashlens.errors import ImageError, InvalidInputError, SourceError
+from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.metrics import RECALL_LEVELS, LabelArray, shares_label
 from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
@@ -37,6 +37,7 @@ from hashlens.types import (
 
 MODE_NAMES: dict[Mode, str] = {"bcs": "BCS", "acs": "ACS", "hds": "HDS", "es": "ES"}
 CLEARLY_BETTER = 0.01  # in precision at 10
+SMALL = 120  # pixels that a sheet draws of a picture
 
 MakeSearcher = Callable[[Source, EncodedImages], Searcher]
 """Takes the database's source and its encoded images; ids of the searcher are their rows."""
@@ -199,7 +200,9 @@ def evaluate(
     error = None
     if truth is not None and found.scores is not None:
         error = top_class_error(found.scores, truth[found.positions])
-    searcher = (make_searcher or _in_memory)(database, base)
+    searcher: Searcher = ArraySearcher(base.codes, base.features)
+    if make_searcher is not None:
+        searcher = make_searcher(database, base)
     base = replace(base, labels=matched.database[base.positions])
     found = replace(found, labels=matched.queries[found.positions])
     evaluation = score_searcher(
@@ -229,10 +232,6 @@ def evaluate(
         (*notes, *unlabelled, *matched.warnings, *model_warnings),
         encoder.mode,
     )
-
-
-def _in_memory(source: Source, encoded: EncodedImages) -> Searcher:
-    return ArraySearcher(encoded.codes, encoded.features)
 
 
 def encode(encoder: Encoder, source: Source, *, strict: bool, progress: bool) -> EncodedImages:
@@ -354,15 +353,14 @@ def match_model(
             f"the model knows none of the classes of {queries.name} ({_few(asked)}): no "
             "classification error",
         )
-    warnings: tuple[str, ...] = ()
-    if unknown:
-        warnings = (
-            f"{len(unknown)} of the {len(asked)} classes of {queries.name} are unknown to the "
-            f"model ({_few(unknown)}): it classifies all their images wrongly",
-        )
-    extended = (*classes, *sorted(unknown))
-    labels = queries.renumbered(extended, many=queries.labels.ndim == 2)
-    return (labels if labels.ndim == 2 else np.minimum(labels, len(classes))), warnings
+    labels = queries.renumbered((*classes, *sorted(unknown)), many=queries.labels.ndim == 2)
+    labels = labels if labels.ndim == 2 else np.minimum(labels, len(classes))
+    if not unknown:
+        return labels, ()
+    return labels, (
+        f"{len(unknown)} of the {len(asked)} classes of {queries.name} are unknown to the model "
+        f"({_few(unknown)}): it classifies all their images wrongly",
+    )
 
 
 def _few(names: set[str]) -> str:
@@ -370,7 +368,7 @@ def _few(names: set[str]) -> str:
     return ", ".join(shown) + (", …" if len(names) > 5 else "") or "no labels"
 
 
-_SHOWN = 8
+_SHOWN, _DRAWN, _WRONG = 8, 5, 3  # results of a query; queries of a sheet
 
 _WAYS = (
     "BCS: binary codes only. ACS: binary codes first, then the query's latent values against the "
@@ -398,8 +396,9 @@ def summary(scored: ScoredModel) -> str:
     )
 
 
-def score_table(evaluation: Evaluation, ks: Sequence[int] = (1, 10, 100, 1000)) -> Table:
+def score_table(evaluation: Evaluation) -> Table:
     """One row per way to search."""
+    ks = (1, 10, 100, 1000)
     first = next(iter(evaluation.modes.values()))
     further = [name for name in first.more if name.startswith(("map@", "ndcg@"))]
     shown = [name.replace("map", "mAP").replace("ndcg", "nDCG") for name in further]
@@ -472,7 +471,7 @@ def write_report(
         )
     )
     queries, caption = sheet_queries(scored)
-    if any(_has_picture(query.uri) for query in queries):  # vectors may have none
+    if any(can_open(query.uri, size_hint=SMALL) for query in queries):  # vectors may have none
         page.heading("Nearest pictures")
         sheet = picture_sheet(queries, load_small)
         page.picture(sheet, "sheet", "Queries with their nearest pictures", caption)
@@ -482,16 +481,12 @@ def write_report(
     return page.write()
 
 
-def sheet_queries(
-    scored: ScoredModel, *, drawn: int = 5, failed: int = 3, seed: int = 0
-) -> tuple[list[SheetQuery], str]:
+def sheet_queries(scored: ScoredModel) -> tuple[list[SheetQuery], str]:
     """Queries for a sheet: some drawn at random, and some that the codes answer wrongly."""
-    order = np.random.default_rng(seed).permutation(len(scored.queries))
-    chosen = order[:drawn].tolist()
+    order = np.random.default_rng(0).permutation(len(scored.queries)).tolist()
+    chosen, others = order[:_DRAWN], order[_DRAWN:]
     first = next(iter(scored.evaluation.modes))
-    wrong = [row for row in order[drawn:].tolist() if not all(_right(scored, first, row)[:_SHOWN])][
-        :failed
-    ]
+    wrong = [row for row in others if not all(_right(scored, first, row)[:_SHOWN])][:_WRONG]
     caption = f"{len(chosen)} queries drawn at random"
     if wrong:
         caption += f", then {len(wrong)} of those that {MODE_NAMES[first]} answers wrongly in part"
@@ -506,15 +501,7 @@ def sheet_queries(
 
 def load_small(uri: str) -> Image.Image:
     """Open a picture for a sheet, at about the size that it is drawn in."""
-    return load_image(uri, size_hint=120)
-
-
-def _has_picture(uri: str) -> bool:
-    try:
-        load_small(uri)
-    except ImageError:
-        return False
-    return True
+    return load_image(uri, size_hint=SMALL)
 
 
 def _sheet_query(scored: ScoredModel, row: int) -> SheetQuery:
