@@ -58,14 +58,8 @@ class Workload:
 
     def quick(self) -> Workload:
         """About a minute."""
-        return replace(
-            self,
-            bits=(128,),
-            wide=(),
-            seconds=2.0,
-            recall_n=20_000,
-            sizes=(10_000, 100_000, 1_000_000),
-        )
+        fewer = replace(self, bits=(128,), wide=(), seconds=2.0)
+        return replace(fewer, recall_n=20_000, sizes=self.sizes[:3])
 
     def full(self) -> Workload:
         """Everything, up to 100 million codes; the approximate indexes take long to build."""
@@ -156,7 +150,6 @@ def recall(plan: Workload, threads: int, say: Say) -> list[dict[str, Any]]:
     A result counts as right when it is no farther than the true tenth, so ties are fair; its
     distance is computed here, not taken from the index.
     """
-
     codes = clustered_codes(plan.recall_n, BITS, plan.seed)
     queries = clustered_codes(QUERIES, BITS, plan.seed, stream=1)
     reach = hamming_topk(codes, queries, K)[0][:, -1]
@@ -263,16 +256,15 @@ def _engines(codes: Codes, threads: int) -> list[_Engine]:
 
 def growth(plan: Workload, say: Say) -> list[dict[str, Any]]:
     """One query, k = 10, over more and more codes of 64 bits, clustered and uniform."""
-    faiss = import_faiss()
     rows: list[dict[str, Any]] = []
     for n in plan.sizes:
         say(f"growth: {n:,} codes of 64 bits")
         for kind in ("clustered", "uniform"):
-            rows += _growth_at(faiss, plan, n, kind)
+            rows += _growth_at(plan, n, kind)
     return rows
 
 
-def _growth_at(faiss: Any, plan: Workload, n: int, kind: str) -> list[dict[str, Any]]:
+def _growth_at(plan: Workload, n: int, kind: str) -> list[dict[str, Any]]:
     from hashlens.codes.scan import Scan
 
     codes, query = KINDS[kind](n, 64, plan.seed), KINDS[kind](1, 64, plan.seed, stream=1)
@@ -284,7 +276,7 @@ def _growth_at(faiss: Any, plan: Workload, n: int, kind: str) -> list[dict[str, 
         organised = CodeDatabase(codes)
         contestants[DATABASE] = lambda: hamming_topk(organised, query, 10)
     if n <= 10_000_000:
-        flat = faiss.IndexBinaryFlat(64)
+        flat = import_faiss().IndexBinaryFlat(64)
         flat.add(codes)
         contestants[FLAT] = lambda: flat.search(query, 10)
     del codes

@@ -174,19 +174,14 @@ def write_sheet(path: Path, answers: list[tuple[str, str, list[Hit]]]) -> None:
     from hashlens.data.opening import load_image
     from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 
-    queries = [
-        SheetQuery(
-            uri,
-            printable(Path(name).name),
-            {
-                "": [
-                    Neighbour(hit.uri, printable(hit.label or ""), f"{hit.hamming} bits")
-                    for hit in hits
-                ]
-            },
-        )
-        for name, uri, hits in answers
-    ]
+    queries = []
+    for name, uri, hits in answers:
+        labels = [printable(hit.label or "") for hit in hits]
+        tiles = [
+            Neighbour(h.uri, label, f"{h.hamming} bits")
+            for h, label in zip(hits, labels, strict=True)
+        ]
+        queries.append(SheetQuery(uri, printable(Path(name).name), {"": tiles}))
     save_picture(picture_sheet(queries, load_image), path)
 
 

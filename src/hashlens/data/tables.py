@@ -139,7 +139,8 @@ def open_pairs(pairs: Any) -> Source:
             f"{spec}: expected pairs (image, label), got an item of type {type(first).__name__}; "
             "for images without labels write (image, None)"
         )
-    labels = [_plain(label) for label in _pair_labels(pairs)]
+    # Without NumPy or torch: numbers, words, or lists of them.
+    labels = [each.tolist() if hasattr(each, "tolist") else each for each in _pair_labels(pairs)]
     inner = getattr(pairs, "dataset", None)  # of a torch.utils.data.Subset
     names = getattr(pairs, "classes", getattr(inner, "classes", None))
     names = names if isinstance(names, Sequence) else None
@@ -151,17 +152,9 @@ def labelled_source(
     spec: str, store: ImageStore, labels: Labels, columns: Callable[[], Columns] | None = None
 ) -> Source:
     """All rows of a store, with their labels."""
+    classes, found, matrix, notes = labels
     rows = np.arange(len(store))
-    return Source(
-        spec,
-        labels.classes,
-        labels.labels,
-        store,
-        rows,
-        labels.matrix,
-        labels.notes,
-        columns=columns,
-    )
+    return Source(spec, classes, found, store, rows, matrix, notes, columns=columns)
 
 
 def find_column(
@@ -281,11 +274,6 @@ def _pair_labels(pairs: Any) -> Iterable[Any]:
     if targets is None or changed or len(targets) != len(pairs):
         return (pairs[row][1] for row in range(len(pairs)))
     return targets  # type: ignore[no-any-return]
-
-
-def _plain(label: Any) -> Any:
-    """A label without NumPy or torch: a number, a word, or a list of them."""
-    return label.tolist() if hasattr(label, "tolist") else label
 
 
 def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:

@@ -439,8 +439,8 @@ def _curves(
     curves = {}
     for method in run.piece.methods:
         precision = kept[Job(method, run.piece.bits[0])]["scores"]["precision"]
-        measured = {int(k): value for k, value in precision.items() if int(k) >= _PRECISION_AT[0]}
-        curves[method] = Curve(list(measured), list(measured.values()))
+        measured = {k: value for k, value in precision.items() if int(k) >= _PRECISION_AT[0]}
+        curves[method] = Curve.through(measured)
         if method in printed:
             ks, values = zip(*sorted(printed[method].items()), strict=True)
             curves[f"{method}, printed"] = Curve(ks, values, "dotted", like=method)

@@ -313,10 +313,8 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
         ways_table(scores["ways"], NAMES),
         "Time: median of single queries for ten results, without encoding. " + made_on(kept),
     )
-    curves = {
-        NAMES[key]: Curve([int(k) for k in way["precision"]], list(way["precision"].values()))
-        for key, way in scores["ways"].items()
-    }
+    ways = scores["ways"].items()
+    curves = {NAMES[key]: Curve.through(way["precision"]) for key, way in ways}
     figure = plot_curves(curves, xlabel="k", ylabel="precision at k")
     page.figure(figure, "precision_at_k", "Precision at k of each way to search")
     page.heading("Five nearest pictures")
@@ -335,11 +333,11 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
 def _sheet(run: ProductsRun, scores: dict[str, Any]) -> Image.Image:
     images = run.collection if run.scale is None else grow(run.collection, run.scale, run.seed)
     nearest, queries = scores["nearest"], []
+    shown = {NAMES[key]: nearest[key] for key in NAMES if key in nearest}
     for position, query in enumerate(nearest["queries"]):
         rows = {
-            NAMES[key]: [(row, "") for row in nearest[key][position] if row >= 0]
-            for key in NAMES
-            if key in nearest
+            name: [(row, "") for row in found[position] if row >= 0]
+            for name, found in shown.items()
         }
         queries.append(SheetRow(query, nearest["codes"][position], rows))
     return draw_sheet(images, queries, scores["bits"], 96)

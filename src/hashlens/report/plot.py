@@ -32,6 +32,11 @@ class Curve:
     style: Literal["line", "dotted", "points", "model"] = "line"
     like: str = ""
 
+    @classmethod
+    def through(cls, points: Mapping[Any, float]) -> Curve:
+        """A line through y by x; an x may be written as text."""
+        return cls([float(x) for x in points], list(points.values()))
+
 
 def panels(count: int = 1) -> list[Any]:
     """Axes of a new figure, from left to right."""

@@ -15,7 +15,7 @@ from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.index.hash_index import HashIndex
 from hashlens.models.encoder import Encoder
-from hashlens.report.page import Table
+from hashlens.report.page import Cell, Table
 from hashlens.training.fit import train
 from hashlens.types import EncodedImages
 from hashlens.workflows.score import MODE_NAMES, ScoredModel, evaluate, write_report
@@ -41,18 +41,11 @@ class DemoResult:
 
     def table(self) -> Table:
         """One row per way to search, as the demo prints it."""
-        return Table(
-            ["", "precision@10", "mAP@1000", "ms per query"],
-            [
-                [
-                    MODE_NAMES[mode],
-                    scores.precision[10],
-                    scores.mean_average_precision,
-                    f"{scores.ms_per_query:.3f}",
-                ]
-                for mode, scores in self.scored.evaluation.modes.items()
-            ],
-        )
+        rows: list[list[Cell]] = []
+        for mode, one in self.scored.evaluation.modes.items():
+            scores = (one.precision[10], one.mean_average_precision)
+            rows.append([MODE_NAMES[mode], *scores, f"{one.ms_per_query:.3f}"])
+        return Table(["", "precision@10", "mAP@1000", "ms per query"], rows)
 
 
 def run_demo(

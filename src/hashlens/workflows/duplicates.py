@@ -121,15 +121,10 @@ def _bytes(uri: str) -> int:
 
 def group_sheet(groups: Sequence[Group]) -> Image.Image:
     """Each group as a row: the image to keep, then the others."""
-    queries = [
-        SheetQuery(
-            keep.uri,
-            _caption(keep),
-            {"": [Neighbour(r.uri, _caption(r), r.label or "") for r in others[:_DRAWN_OTHERS]]},
-            title="keep",
-        )
-        for keep, *others in groups[:_DRAWN]
-    ]
+    queries = []
+    for keep, *others in groups[:_DRAWN]:
+        tiles = [Neighbour(r.uri, _caption(r), r.label or "") for r in others[:_DRAWN_OTHERS]]
+        queries.append(SheetQuery(keep.uri, _caption(keep), {"": tiles}, title="keep"))
     return picture_sheet(queries, load_small)
 
 

@@ -15,7 +15,7 @@ from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.evaluation.inspection import Inspection, RadiusCurve, inspect_codes
 from hashlens.models.encoder import Encoder
-from hashlens.report.page import Page, Table
+from hashlens.report.page import Cell, Page, Table
 from hashlens.report.plot import Curve, plot_curves, plot_matrix, plot_steps
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 from hashlens.types import EncodedImages
@@ -88,7 +88,7 @@ def images_to_inspect(encoder: Encoder, data: str | Source | None = None) -> Ins
             "--data SOURCE"
         )
     try:
-        source = data if isinstance(data, Source) else open_source(data or known)
+        source = open_source(known if data is None else data)
     except SourceError as error:
         if data is not None:
             raise
@@ -150,20 +150,17 @@ def inspect_model(
 
 def radius_table(radii: RadiusCurve) -> Table:
     """What a search within each radius finds, to a few past the proposed one."""
-    shown = range(min(len(radii.precision), radii.best + 6))
-    return Table(
-        ["radius", "precision", "recall", "share of images in the pool", "queries without any"],
-        [
-            [
-                f"{radius}{' (proposed)' if radius == radii.best else ''}",
-                float(radii.precision[radius]),
-                float(radii.recall[radius]),
-                float(radii.pool[radius]),
-                float(radii.empty[radius]),
-            ]
-            for radius in shown
-        ],
-    )
+    columns = {
+        "precision": radii.precision,
+        "recall": radii.recall,
+        "share of images in the pool": radii.pool,
+        "queries without any": radii.empty,
+    }
+    rows: list[list[Cell]] = []
+    for radius in range(min(len(radii.precision), radii.best + 6)):
+        name = f"{radius}{' (proposed)' if radius == radii.best else ''}"
+        rows.append([name, *(float(values[radius]) for values in columns.values())])
+    return Table(["radius", *columns], rows)
 
 
 def write_inspection(inspected: InspectedModel, out: Path) -> Path:
@@ -214,7 +211,7 @@ def _add_radii(page: Page, radii: RadiusCurve) -> None:
         f"{radii.queries:,} images compared with all others. The less the two overlap, the better "
         "the codes tell classes apart. Dotted: the proposed radius.",
     )
-    steps = list(range(len(radii.precision)))
+    steps = range(len(radii.precision))
     curves = {
         "precision": Curve(steps, radii.precision.tolist()),
         "recall": Curve(steps, radii.recall.tolist()),
@@ -243,19 +240,11 @@ def _crowded(inspected: InspectedModel) -> list[SheetQuery]:
         rows = np.flatnonzero(place.ravel() == code)
         shown = rows[np.linspace(0, len(rows) - 1, min(len(rows), _IMAGES_SHOWN)).astype(int)]
         row = int(first[code])
-        queries.append(
-            SheetQuery(
-                encoded.uris[row],
-                _label(inspected, row),
-                {
-                    f"{counts[code]:,} images": [
-                        Neighbour(encoded.uris[i], _label(inspected, i)) for i in shown.tolist()
-                    ]
-                },
-                unpack_bits(encoded.codes[row : row + 1], bits)[0],
-                title="one",
-            )
-        )
+        own = unpack_bits(encoded.codes[row : row + 1], bits)[0]
+        tiles = [Neighbour(encoded.uris[i], _label(inspected, i)) for i in shown.tolist()]
+        sharing = {f"{counts[code]:,} images": tiles}
+        label = _label(inspected, row)
+        queries.append(SheetQuery(encoded.uris[row], label, sharing, own, title="one"))
     return queries
 
 

@@ -28,7 +28,7 @@ from hashlens.evaluation.label_noise import (
 )
 from hashlens.files import Uri, content_digest, replace_file
 from hashlens.models.encoder import Encoder
-from hashlens.report.page import Page, Table
+from hashlens.report.page import Cell, Page, Table
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
 from hashlens.types import Ids, Skipped
 from hashlens.workflows.score import encode, load_small
@@ -203,17 +203,11 @@ def summary(report: ExaminedLabels) -> str:
 
 def _pair_table(report: ExaminedLabels, count: int) -> Table:
     classes = report.images.classes
-    return Table(
-        ["label → looks like", "images", "of the label"],
-        [
-            [
-                f"{classes[pair.label]} → {classes[pair.looks_like]}",
-                pair.images,
-                f"{100 * pair.share:.1f} %",
-            ]
-            for pair in report.pairs[:count]
-        ],
-    )
+    rows: list[list[Cell]] = []
+    for pair in report.pairs[:count]:
+        names = f"{classes[pair.label]} → {classes[pair.looks_like]}"
+        rows.append([names, pair.images, f"{100 * pair.share:.1f} %"])
+    return Table(["label → looks like", "images", "of the label"], rows)
 
 
 def write_label_page(report: ExaminedLabels, out: Path) -> Path:

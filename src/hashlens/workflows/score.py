@@ -20,7 +20,7 @@ from hashlens.evaluation.metrics import RECALL_LEVELS, LabelArray, shares_label
 from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder, encode_source
-from hashlens.report.page import Page, Table
+from hashlens.report.page import Cell, Page, Table
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
@@ -183,10 +183,7 @@ def evaluate(
     for k in map_at:
         SearchOptions(k)
     encoder = model if isinstance(model, Encoder) else Encoder.load(model)
-    database, queries = (
-        source if isinstance(source, Source) else open_source(source)
-        for source in (database, queries)
-    )
+    database, queries = open_source(database), open_source(queries)
     notes = [f"{given.spec}: {note}" for given in (database, queries) for note in given.notes]
     queries, unlabelled = _labelled(queries, database)
     held, asked = NamedLabels.of(database), NamedLabels.of(queries)
@@ -402,20 +399,13 @@ def score_table(evaluation: Evaluation) -> Table:
     first = next(iter(evaluation.modes.values()))
     further = [name for name in first.more if name.startswith(("map@", "ndcg@"))]
     shown = [name.replace("map", "mAP").replace("ndcg", "nDCG") for name in further]
-    return Table(
-        ["", "mAP@1000", "over ties", *shown, *(f"precision@{k}" for k in ks), "ms per query"],
-        [
-            [
-                MODE_NAMES[mode],
-                scores.mean_average_precision,
-                scores.expected_mean_average_precision,
-                *(scores.more[name] for name in further),
-                *(scores.precision[k] for k in ks),
-                f"{scores.ms_per_query:.3f}",
-            ]
-            for mode, scores in evaluation.modes.items()
-        ],
-    )
+    headers = ["", "mAP@1000", "over ties", *shown, *(f"precision@{k}" for k in ks), "ms per query"]
+    rows: list[list[Cell]] = []
+    for mode, scores in evaluation.modes.items():
+        means = (scores.mean_average_precision, scores.expected_mean_average_precision)
+        rows.append([MODE_NAMES[mode], *means, *(scores.more[name] for name in further)])
+        rows[-1] += [*(scores.precision[k] for k in ks), f"{scores.ms_per_query:.3f}"]
+    return Table(headers, rows)
 
 
 def write_report(
@@ -437,10 +427,7 @@ def write_report(
         page.paragraph(f"{scored.advice}.")
     page.heading("Precision at k")
     modes = {MODE_NAMES[mode]: scores for mode, scores in scored.evaluation.modes.items()}
-    curves = {
-        name: Curve(list(scores.precision), list(scores.precision.values()))
-        for name, scores in modes.items()
-    }
+    curves = {name: Curve.through(scores.precision) for name, scores in modes.items()}
     page.figure(
         plot_curves(curves, xlabel="k", ylabel="precision at k"),
         "precision_at_k",
@@ -458,18 +445,11 @@ def write_report(
         "Mean over queries of the precision at the rank where this share of a query's relevant "
         "images is reached.",
     )
-    page.table(
-        Table(
-            ["recall", *modes],
-            [
-                [
-                    f"{level:.2f}",
-                    *(float(found.precision_at_recall[row]) for found in modes.values()),
-                ]
-                for row, level in enumerate(RECALL_LEVELS)
-            ],
-        )
-    )
+    rows: list[list[Cell]] = [
+        [f"{level:.2f}", *(float(found.precision_at_recall[row]) for found in modes.values())]
+        for row, level in enumerate(RECALL_LEVELS)
+    ]
+    page.table(Table(["recall", *modes], rows))
     queries, caption = sheet_queries(scored)
     if any(can_open(query.uri, size_hint=SMALL) for query in queries):  # vectors may have none
         page.heading("Nearest pictures")
