@@ -80,6 +80,11 @@ def table_source(
     return labelled_source(spec, store, labels, partial(read, others))
 
 
+def arrow_columns(table: Any, names: Sequence[str]) -> Columns:
+    """Some columns of an Arrow table, as lists."""
+    return {name: table.column(name).to_pylist() for name in names}
+
+
 def plain_columns(schema: Any, taken: set[str | None]) -> list[str]:
     """Columns that can be metadata: words, numbers, yes or no, times, and lists of words."""
     import pyarrow.types as kinds
@@ -114,11 +119,7 @@ def open_arrow(table: Any, options: ReadOptions) -> Source:
     spec = f"pyarrow.Table of {len(table):,} rows"
     image = find_column(table.column_names, IMAGE_COLUMNS, spec, options.image_column)
     store = MemoryImages(table, partial(_scalar, table.column(image)), is_quick=True)
-
-    def read(columns: Sequence[str]) -> Columns:
-        return {name: table.column(name).to_pylist() for name in columns}
-
-    return table_source(spec, store, image, read, table.schema, options)
+    return table_source(spec, store, image, partial(arrow_columns, table), table.schema, options)
 
 
 def label_column(names: Iterable[str], where: str, options: ReadOptions) -> str | None:

@@ -17,6 +17,7 @@ from hashlens.data.lists import TABLE_SUFFIXES, read_columns
 from hashlens.data.source import Columns, ReadOptions, Source
 from hashlens.data.tables import (
     IMAGE_COLUMNS,
+    arrow_columns,
     label_column,
     labelled_source,
     open_file,
@@ -245,9 +246,7 @@ def open_vector_table(data: Any, options: ReadOptions) -> Source | None:
 
 
 def _of_arrow(table: Any, column: str, spec: str, name: str, options: ReadOptions) -> Source:
-    columns = {
-        each: table.column(each).to_pylist() for each in plain_columns(table.schema, {column})
-    }
+    columns = arrow_columns(table, plain_columns(table.schema, {column}))
     return vector_source(
         table.column(column),
         spec=spec,
