@@ -89,8 +89,9 @@ def classification_loss(
     return functional.binary_cross_entropy_with_logits(scores, wanted)
 
 
-def detached_loss(
-    latent: torch.Tensor, targets: torch.Tensor, classifier: nn.Module
-) -> torch.Tensor:
-    """F8's loss on sigmoid(H), its gradient stopped before H: it predicts and shapes no code."""
-    return classification_loss(classifier(latent.sigmoid().detach()), targets)
+def with_classifier(
+    total: torch.Tensor, latent: torch.Tensor, targets: torch.Tensor, classifier: nn.Module
+) -> Losses:
+    """Add F8's loss on sigmoid(H), its gradient stopped before H: it predicts, shapes no code."""
+    loss = classification_loss(classifier(latent.sigmoid().detach()), targets)
+    return Losses(total + loss, loss)

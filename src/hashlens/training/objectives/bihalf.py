@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hashlens.training.objectives import Losses, detached_loss, objective
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
+from hashlens.models.latent import LatentOutput
+from hashlens.training.objectives import Losses, objective, with_classifier
+from hashlens.training.objectives.pairs import pair_indices, pair_mean
 
 
 @objective(
@@ -41,13 +38,10 @@ class BiHalf(nn.Module):
         straight = latent + (codes - latent).detach()
         features = functional.normalize(output.features.detach().float(), dim=1)
         unit = functional.normalize(straight, dim=1)
-        n = len(latent)
-        rows, columns = torch.triu_indices(n, n, offset=1, device=latent.device)
-        apart = (features @ features.T - unit @ unit.T)[rows, columns]
-        similarity = apart.square().sum() / max(1, len(rows))
+        apart = (features @ features.T - unit @ unit.T)[pair_indices(latent)]
         pull = 0.5 * (latent - codes).square().mean()
-        loss = detached_loss(latent, targets, classifier)
-        return Losses(similarity + self.gamma * pull + loss, loss)
+        total = pair_mean(apart.square()) + self.gamma * pull
+        return with_classifier(total, latent, targets, classifier)
 
 
 def half_signs(latent: torch.Tensor) -> torch.Tensor:

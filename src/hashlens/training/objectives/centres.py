@@ -39,6 +39,14 @@ def hash_centres(bits: int, classes: int, generator: torch.Generator) -> torch.T
     return torch.from_numpy(best > 0).float()
 
 
+def majority(centres: torch.Tensor, targets: torch.Tensor, tie: torch.Tensor) -> torch.Tensor:
+    """Centre of each image's class; with several labels each bit of most of them, else of tie."""
+    if targets.ndim == 1:
+        return centres[targets]
+    votes = targets.float() @ (2 * centres - 1)
+    return torch.where(votes == 0, tie, (votes > 0).float())
+
+
 def hadamard(order: int) -> NDArray[np.int8] | None:
     """A Hadamard matrix whose first row is ones, by Paley (1933) or doubling; else None.
 

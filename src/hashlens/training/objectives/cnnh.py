@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from torch.nn import functional
 
 from hashlens.baselines.base import check_labels
 from hashlens.codes.packing import check_bits
+from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, classification_loss, objective
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
-
+from hashlens.training.objectives.centres import majority
 
 SWEEPS = 5
 _PER_CLASS = 50
@@ -143,14 +141,9 @@ class Cnnh(nn.Module):
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
         latent = output.latent.float()
-        rebuilt = functional.binary_cross_entropy_with_logits(latent, self._wanted(targets))
+        wanted = majority(self.codes, targets, torch.ones_like(self.codes[0]))
+        rebuilt = functional.binary_cross_entropy_with_logits(latent, wanted)
         activations = torch.sigmoid(latent)
         scores = classifier(activations if self.with_labels else activations.detach())
         loss = classification_loss(scores, targets)
         return Losses(rebuilt + loss, loss)
-
-    def _wanted(self, targets: torch.Tensor) -> torch.Tensor:
-        if targets.ndim == 1:
-            return self.codes[targets]
-        votes = targets.float() @ (2 * self.codes - 1)
-        return (votes >= 0).float()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hashlens.training.objectives import Losses, detached_loss, objective
-from hashlens.training.objectives.centres import hash_centres
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
+from hashlens.models.latent import LatentOutput
+from hashlens.training.objectives import Losses, objective, with_classifier
+from hashlens.training.objectives.centres import hash_centres, majority
 
 
 @objective(
@@ -47,15 +43,10 @@ class CentralSimilarity(nn.Module):
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
         latent = output.latent.float()
-        central = functional.binary_cross_entropy_with_logits(latent, self._centre(targets))
+        centre = majority(self.centres, targets, self.tie)
+        central = functional.binary_cross_entropy_with_logits(latent, centre)
         apart = (2 * torch.sigmoid(latent) - 1).abs() - 1
         # log cosh(x) without overflow
         rough = (apart.abs() + functional.softplus(-2 * apart.abs()) - 0.6931471805599453).mean()
-        loss = detached_loss(latent, targets, classifier)
-        return Losses(central + self.quantisation * rough + loss, loss)
-
-    def _centre(self, targets: torch.Tensor) -> torch.Tensor:
-        if targets.ndim == 1:
-            return self.centres[targets]
-        votes = targets.float() @ (2 * self.centres - 1)
-        return torch.where(votes == 0, self.tie, (votes > 0).float())
+        total = central + self.quantisation * rough
+        return with_classifier(total, latent, targets, classifier)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hashlens.training.objectives import Losses, detached_loss, objective
-from hashlens.training.objectives.pairs import pairs_of
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
+from hashlens.models.latent import LatentOutput
+from hashlens.training.objectives import Losses, objective, with_classifier
+from hashlens.training.objectives.pairs import pair_mean, pairs_of
 
 _CLOSEST = 1e-6
 
@@ -38,14 +34,14 @@ class Dch(nn.Module):
 
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
-        codes = torch.tanh(output.latent.float())
+        latent = output.latent.float()
+        codes = torch.tanh(latent)
         pairs = pairs_of(targets)
         unit = functional.normalize(codes, dim=1)
-        cosines = (unit @ unit.T)[pairs.rows, pairs.columns]
+        cosines = (unit @ unit.T)[pairs.at]
         away = (self.scale * (1 - cosines)).clamp(min=_CLOSEST)  # d / gamma
         entropy = pairs.weights * (torch.log1p(away) - (1 - pairs.similar) * away.log())
         ones = torch.ones_like(codes)
         rough = torch.log1p(self.scale * (1 - functional.cosine_similarity(codes.abs(), ones)))
-        loss = detached_loss(output.latent.float(), targets, classifier)
-        total = entropy.sum() / max(1, len(entropy)) + self.quantisation * rough.mean() + loss
-        return Losses(total, loss)
+        total = pair_mean(entropy) + self.quantisation * rough.mean()
+        return with_classifier(total, latent, targets, classifier)

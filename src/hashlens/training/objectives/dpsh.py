@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
-from hashlens.training.objectives import Losses, detached_loss, objective
-from hashlens.training.objectives.pairs import pair_likelihood, pairs_of
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
+from hashlens.models.latent import LatentOutput
+from hashlens.training.objectives import Losses, objective, with_classifier
+from hashlens.training.objectives.pairs import pair_likelihood, pair_mean, pairs_of
 
 
 @objective(
@@ -37,8 +33,8 @@ class Dpsh(nn.Module):
         """Return the losses of a batch."""
         latent = output.latent.float()
         pairs = pairs_of(targets)
-        likelihood = pair_likelihood(latent @ latent.T / 2, pairs).sum() / max(1, len(pairs.rows))
+        likelihood = pair_mean(pair_likelihood(latent @ latent.T / 2, pairs))
         signs = torch.where(latent >= 0, 1.0, -1.0)
         rough = (signs - latent).square().mean()
-        loss = detached_loss(latent, targets, classifier)
-        return Losses(likelihood + self.quantisation * rough + loss, loss)
+        total = likelihood + self.quantisation * rough
+        return with_classifier(total, latent, targets, classifier)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
-from hashlens.training.objectives import Losses, detached_loss, objective
-from hashlens.training.objectives.pairs import pair_likelihood, pairs_of
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
+from hashlens.models.latent import LatentOutput
+from hashlens.training.objectives import Losses, objective, with_classifier
+from hashlens.training.objectives.pairs import pair_likelihood, pair_mean, pairs_of
 
 
 @objective(
@@ -49,5 +45,4 @@ class HashNet(nn.Module):
         codes = torch.tanh(beta * latent)
         pairs = pairs_of(targets)
         likelihood = pairs.weights * pair_likelihood(self.slope * codes @ codes.T, pairs)
-        loss = detached_loss(latent, targets, classifier)
-        return Losses(likelihood.sum() / max(1, len(likelihood)) + loss, loss)
+        return with_classifier(pair_mean(likelihood), latent, targets, classifier)

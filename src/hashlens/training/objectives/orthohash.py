@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hashlens.training.objectives import Losses, detached_loss, objective
+from hashlens.models.latent import LatentOutput
+from hashlens.training.objectives import Losses, objective, with_classifier
 from hashlens.training.objectives.centres import hash_centres
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
 
 
 @objective(
@@ -48,5 +44,4 @@ class OrthoHash(nn.Module):
             wanted = targets.to(cosines)
         shares = wanted / wanted.sum(dim=1, keepdim=True).clamp(min=1)
         angular = functional.cross_entropy(self.scale * (cosines - self.margin * wanted), shares)
-        loss = detached_loss(latent, targets, classifier)
-        return Losses(angular + loss, loss)
+        return with_classifier(angular, latent, targets, classifier)

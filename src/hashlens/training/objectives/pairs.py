@@ -10,18 +10,15 @@ import torch
 class Pairs(NamedTuple):
     """All pairs i < j of a batch, p of them."""
 
-    rows: torch.Tensor  # i, int64
-    columns: torch.Tensor  # j, int64
+    at: tuple[torch.Tensor, torch.Tensor]  # i and j, int64
     similar: torch.Tensor  # float32: 1 where both have a label in common, else 0
     weights: torch.Tensor  # float32: HashNet's weights, see ``pairs_of``
 
 
-def common_labels(targets: torch.Tensor) -> torch.Tensor:
-    """How many labels any two images have in common, (n, n) float32."""
-    if targets.ndim == 1:
-        return (targets[:, None] == targets).float()
-    labels = targets.float()
-    return labels @ labels.T
+def pair_indices(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows i and columns j, i < j, of all pairs of images."""
+    rows, columns = torch.triu_indices(len(images), len(images), offset=1, device=images.device)
+    return rows, columns
 
 
 def pairs_of(targets: torch.Tensor) -> Pairs:
@@ -31,9 +28,11 @@ def pairs_of(targets: torch.Tensor) -> Pairs:
     dissimilar pairs is evened out, |S| / |S1| and |S| / |S0|, and a similar pair counts by
     the labels that it has in common, |y_i and y_j| / |y_i or y_j|.
     """
-    n = len(targets)
-    rows, columns = torch.triu_indices(n, n, offset=1, device=targets.device)
-    common = common_labels(targets)
+    rows, columns = pair_indices(targets)
+    if targets.ndim == 1:
+        common = (targets[:, None] == targets).float()
+    else:
+        common = targets.float() @ targets.float().T
     counts = common.diagonal()
     shared = common[rows, columns]
     similar = (shared > 0).float()
@@ -42,10 +41,15 @@ def pairs_of(targets: torch.Tensor) -> Pairs:
     weights = torch.where(
         similar > 0, shared * total / alike.clamp(min=1), total / (total - alike).clamp(min=1)
     )
-    return Pairs(rows, columns, similar, weights)
+    return Pairs((rows, columns), similar, weights)
 
 
 def pair_likelihood(products: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """Negative log-likelihood per pair, p(similar) = sigmoid(product): log(1 + e^x) - s x."""
-    at = products[pairs.rows, pairs.columns]
+    at = products[pairs.at]
     return torch.nn.functional.softplus(at) - pairs.similar * at
+
+
+def pair_mean(values: torch.Tensor) -> torch.Tensor:
+    """Mean over pairs; 0 of a single image, which has none."""
+    return values.sum() / max(1, len(values))

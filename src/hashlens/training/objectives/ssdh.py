@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
+from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, classification_loss, objective
-
-if TYPE_CHECKING:
-    from hashlens.models.latent import LatentOutput
 
 
 @objective(
