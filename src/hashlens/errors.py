@@ -6,14 +6,17 @@ line prints it as it is, without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def system_reason(error: OSError) -> str:
     """What the system says of a failure, such as ``permission denied``."""
     return error.strerror.lower() if error.strerror else str(error)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of another library's message; the error's kind where there is none."""
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -35,6 +38,15 @@ class ImageError(SourceError):
 
 class ModelError(HashlensError):
     """A model's files are missing, cut, foreign, or do not fit what is asked of them."""
+
+
+@contextmanager
+def writing_model(what: str, advice: str = "") -> Iterator[None]:
+    """Raise ``ModelError`` where the system refuses what the block writes."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{what} could not be written ({system_reason(error)}){advice}") from error
 
 
 class IndexStoreError(HashlensError):

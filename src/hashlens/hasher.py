@@ -12,7 +12,7 @@ from hashlens.baselines.base import Parameters
 from hashlens.codes.packing import check_bits
 from hashlens.data.preprocessing import Metric, VectorInput
 from hashlens.data.vectors import as_matrix, vector_source
-from hashlens.errors import InvalidInputError, MissingExtraError, ModelError, system_reason
+from hashlens.errors import InvalidInputError, MissingExtraError, ModelError, writing_model
 from hashlens.files import make_folder
 from hashlens.models.description import CARD_NAME, read_config
 from hashlens.models.encoder import Encoder
@@ -159,13 +159,11 @@ class Hasher(Parameters):
 
         self._require_fitted()
         path = Path(path)
-        try:
+        with writing_model(f"{path}:"):
             make_folder(path.parent)
             with tempfile.TemporaryDirectory(prefix=".hashlens-", dir=path.parent) as folder:
                 self._write(Path(folder))
                 replace_model(path, Path(folder))
-        except OSError as error:
-            raise ModelError(f"{path}: could not be written ({system_reason(error)})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Hasher:

@@ -200,6 +200,11 @@ class Source:
         return self.label_matrix is not None
 
     @property
+    def targets(self) -> NDArray[np.int64] | NDArray[np.bool_]:
+        """The class of each image, or which of the classes each has."""
+        return self.labels if self.label_matrix is None else self.label_matrix
+
+    @property
     def labelled(self) -> NDArray[np.int64]:
         """Positions of the images that have a label."""
         return np.flatnonzero(self.labels >= 0)

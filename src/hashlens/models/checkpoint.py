@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hashlens.data.preprocessing import VectorInput
-from hashlens.errors import ModelError, system_reason
+from hashlens.errors import ModelError, first_line, writing_model
 from hashlens.files import make_folder, move, remove_abandoned, replace_file
 from hashlens.machine import keep_freed_memory
 from hashlens.models.backbones import create_backbone
@@ -31,6 +31,7 @@ from hashlens.models.description import (
     WEIGHTS_NAME,
     ModelConfig,
     Twin,
+    described_files,
     read_config,
     read_twin,
 )
@@ -46,33 +47,25 @@ def save_model(directory: Path, net: LatentHashNet, config: ModelConfig) -> Mode
     config = replace(config, format_version=FORMAT_VERSION)
     config = replace(config, fingerprint=fingerprint(state, config))
     weights_name = f"weights-{config.fingerprint[:12]}.safetensors"
-    try:
+    advice = "; a model that was there is kept: free space or choose another --out"
+    with writing_model(f"{directory}: the model", advice):
         make_folder(directory)
         replace_file(directory / weights_name, save(state))
         _write_config(directory, config, weights_name, None)
         _remove_others(directory, weights_name)
-    except OSError as error:
-        raise ModelError(
-            f"{directory}: the model could not be written ({system_reason(error)}); a model "
-            "that was there is kept: free space or choose another --out"
-        ) from error
     return config
 
 
 def replace_model(directory: Path, new: Path) -> None:
     """Move the model in ``new``, on the same disk, to ``directory``, in the order of a save."""
-    _, weights = read_config(new)
     load_model(new)
-    try:
+    names = described_files(new)
+    with writing_model(f"{directory}:"):
         make_folder(directory)
-        twin = read_twin(new)
-        names = [weights.name, *([twin.path.name] if twin else []), CARD_NAME, CONFIG_NAME]
-        for name in names:
+        for name in (*names, CARD_NAME, CONFIG_NAME):
             if (new / name).is_file():
                 move(new / name, directory / name)
         _remove_others(directory, *names)
-    except OSError as error:
-        raise ModelError(f"{directory}: could not be written ({system_reason(error)})") from error
 
 
 def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
@@ -86,9 +79,9 @@ def load_model(directory: Path) -> tuple[LatentHashNet, ModelConfig]:
             "directory, or train again"
         ) from error
     except Exception as error:  # torch raises anything on shapes that no writer makes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{weights}: the weights are cut or damaged ({reason}); copy or train the model again"
+            f"{weights}: the weights are cut or damaged ({first_line(error)}); copy or train the "
+            "model again"
         ) from error
     if unknown := {str(value.dtype) for value in state.values() if value.dtype not in _TYPES}:
         raise ModelError(
@@ -176,7 +169,7 @@ def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchR
         return config, TorchRunner(net, device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it lacks CUDA
         raise ModelError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use 'cpu'"
+            f"device {device!r} cannot be used ({first_line(error)}); use 'cpu'"
         ) from error
 
 
@@ -184,12 +177,8 @@ def update_config(directory: Path, **changes: Any) -> ModelConfig:
     """Change entries that the weights do not depend on, such as ``radius`` or ``training``."""
     config, weights = read_config(directory)
     config = replace(config, **changes)
-    try:
+    with writing_model(f"{directory}: {CONFIG_NAME}"):
         _write_config(directory, config, weights.name, read_twin(directory))
-    except OSError as error:
-        raise ModelError(
-            f"{directory}: {CONFIG_NAME} could not be written ({system_reason(error)})"
-        ) from error
     return config
 
 

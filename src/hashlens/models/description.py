@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -57,19 +57,10 @@ class ModelConfig:
         return {
             "format": FORMAT,
             "format_version": self.format_version,
-            "bits": self.bits,
-            "feature_dim": self.feature_dim,
+            **{each.name: getattr(self, each.name) for each in fields(self)},
             "classes": list(self.classes),
-            "backbone": self.backbone,
             "preprocessing": self.preprocessing.to_dict(),
-            "multi_label": self.multi_label,
-            "start_origin": self.start_origin,
-            "start_licence": self.start_licence,
-            "radius": self.radius,
-            "feature_scaling": self.feature_scaling,
-            "mode": self.mode,
             "training": dict(self.training),
-            "fingerprint": self.fingerprint,
         }
 
     @classmethod
@@ -193,6 +184,12 @@ def read_twin(directory: Path) -> Twin | None:
     if not re.fullmatch(TWIN_NAME, str(name)):
         return None
     return Twin(directory / name, *digests)
+
+
+def described_files(directory: Path) -> list[str]:
+    """Names of the files that a model's description names: its weights, and its twin if any."""
+    twin = read_twin(directory)
+    return [read_config(directory)[1].name, *([twin.path.name] if twin else [])]
 
 
 CARD_NAME = "README.md"

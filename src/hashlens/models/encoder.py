@@ -20,19 +20,10 @@ from hashlens.codes.packing import code_bytes, pack_bits
 from hashlens.data.decoding import iter_decoded
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, MissingExtraError, ModelError
+from hashlens.errors import InvalidInputError, MissingExtraError, ModelError, first_line
 from hashlens.machine import gpu_name
 from hashlens.models.description import ModelConfig, parse_config, read_config, read_twin
-from hashlens.types import (
-    Codes,
-    EncodedBatch,
-    EncodedImages,
-    Features,
-    Ids,
-    ImageInput,
-    Mode,
-    Skipped,
-)
+from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, ImageInput, Mode, Skipped
 
 
 class Encoder:
@@ -187,12 +178,13 @@ class Encoder:
             raise InvalidInputError(
                 "images: expected a sequence of images, got one; write encode([image])"
             )
-        codes = [np.zeros((0, code_bytes(self.bits)), np.uint8)]
-        features = [np.zeros((0, self.feature_dim), np.float32)]
-        for batch in self.encode_batches(images, strict=True):
-            codes.append(batch.codes)
-            features.append(batch.features)
-        return np.concatenate(codes), np.concatenate(features)
+        batches = list(self.encode_batches(images, strict=True))
+        return self.joined(batches, "codes"), self.joined(batches, "features")
+
+    def joined(self, batches: Sequence[EncodedBatch], output: str) -> Any:
+        """One output of all batches; None where the model has no such output."""
+        parts = [getattr(batch, output) for batch in (self._nothing(), *batches)]
+        return None if parts[0] is None else np.concatenate(parts)
 
     def encode_batches(
         self, images: Iterable[ImageInput], *, batch_size: int = 64, strict: bool = False
@@ -241,7 +233,7 @@ class Encoder:
             if strict and skipped:
                 raise InvalidInputError(f"{skipped[0].name}: {skipped[0].reason}; leave it out")
             good = np.array([row for row in range(len(part)) if row not in faults], np.int64)
-            found = self._encoded(vectors[good])
+            found = self.encode_prepared(vectors[good])
             yield EncodedBatch(
                 first + good,
                 found.codes,
@@ -255,21 +247,22 @@ class Encoder:
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> EncodedPixels:
         """Encode images that ``preprocessing.pixels`` has made, as one batch."""
-        return self._encoded(self.preprocessing.normalise(pixels))
+        return self.encode_prepared(self.preprocessing.normalise(pixels))
 
-    def _encoded(self, inputs: NetworkInput) -> EncodedPixels:
-        if len(inputs) == 0:
-            classes = len(self.classes)
-            return EncodedPixels(
-                np.zeros((0, code_bytes(self.bits)), np.uint8),
-                np.zeros((0, self.feature_dim), np.float32),
-                np.zeros((0, classes), np.float32) if classes else None,
-                np.zeros((0, self.bits), np.float32),
-            )
-        return self.encode_prepared(inputs)
+    def _nothing(self) -> EncodedPixels:
+        """What no image at all is encoded to."""
+        classes = len(self.classes)
+        return EncodedPixels(
+            np.zeros((0, code_bytes(self.bits)), np.uint8),
+            np.zeros((0, self.feature_dim), np.float32),
+            np.zeros((0, classes), np.float32) if classes else None,
+            np.zeros((0, self.bits), np.float32),
+        )
 
     def encode_prepared(self, images: NetworkInput) -> EncodedPixels:
         """Encode the network's own input, as one batch."""
+        if len(images) == 0:
+            return self._nothing()
         out = self._runner.run(images)
         return EncodedPixels(pack_bits(out.latent >= 0), out.features, out.scores, out.latent)
 
@@ -283,34 +276,21 @@ def encode_source(
     strict: bool = False,
 ) -> EncodedImages:
     """Encode every readable image of a source."""
-    codes = [np.zeros((0, code_bytes(encoder.bits)), np.uint8)]
-    features = [np.zeros((0, encoder.feature_dim), np.float32)]
-    scores = [np.zeros((0, len(encoder.classes)), np.float32)]
-    latent = [np.zeros((0, encoder.bits), np.float32)]
-    at: list[Ids] = [np.zeros(0, np.int64)]
-    skipped: list[Skipped] = []
+    batches = []
     for batch in encoder.encode_batches(source.inputs, batch_size=batch_size, strict=strict):
-        codes.append(batch.codes)
-        features.append(batch.features)
-        at.append(batch.positions)
-        if batch.latent is not None:
-            latent.append(batch.latent)
-        if batch.scores is not None:
-            scores.append(batch.scores)
-        skipped += batch.skipped
+        batches.append(batch)
         if progress is not None:
             progress(len(batch.positions) + len(batch.skipped))
-    positions = np.concatenate(at)
-    labels = source.labels if source.label_matrix is None else source.label_matrix
+    positions = np.concatenate([np.zeros(0, np.int64), *(batch.positions for batch in batches)])
     return EncodedImages(
-        np.concatenate(codes),
-        np.concatenate(features),
-        labels[positions],
-        np.concatenate(scores) if encoder.classes else None,
+        encoder.joined(batches, "codes"),
+        encoder.joined(batches, "features"),
+        source.targets[positions],
+        encoder.joined(batches, "scores"),
         tuple(source.uris[position] for position in positions),
         positions,
-        tuple(skipped),
-        np.concatenate(latent),
+        tuple(one for batch in batches for one in batch.skipped),
+        encoder.joined(batches, "latent"),
     )
 
 
@@ -381,7 +361,7 @@ def load_onnx(path: Path) -> tuple[ModelConfig, OnnxRunner]:
         session = open_session(path)
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ModelError(
-            f"{path}: ONNX Runtime cannot read it ({str(error).splitlines()[0][:200]}); the file "
+            f"{path}: ONNX Runtime cannot read it ({first_line(error)[:200]}); the file "
             "is cut, foreign, or needs a newer onnxruntime: export it again"
         ) from error
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)

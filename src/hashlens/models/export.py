@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
-from hashlens.errors import MissingExtraError, ModelError, system_reason
+from hashlens.errors import MissingExtraError, ModelError, first_line, writing_model
 from hashlens.files import make_folder, replace_file
 from hashlens.models.checkpoint import TorchRunner, keep_twin, load_model
 from hashlens.models.description import ModelConfig, read_config
@@ -85,14 +85,9 @@ def export_onnx(
             f"equal, features off by {feature_error:.1e}); nothing was written: please report "
             f"the backbone {config.backbone}"
         )
-    try:
+    with writing_model(f"{path}:", "; free space or choose another place"):
         make_folder(path.parent)
         replace_file(path, data)
-    except OSError as error:
-        raise ModelError(
-            f"{path}: could not be written ({system_reason(error)}); free space or choose another "
-            "place"
-        ) from error
     return ExportReport(
         path, len(data), config.fingerprint, bits_equal, feature_error, len(compared)
     )
@@ -220,9 +215,8 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
     except ImportError as error:
         raise MissingExtraError("hashlens export", "export") from error
     except Exception as error:  # the exporter raises of every kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"the backbone {config.backbone} cannot be exported to ONNX ({reason})"
+            f"the backbone {config.backbone} cannot be exported to ONNX ({first_line(error)})"
         ) from error
 
 

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from hashlens.data.hub import one_try
-from hashlens.errors import HashlensError, MissingExtraError, ModelError
+from hashlens.errors import HashlensError, MissingExtraError, ModelError, first_line
 from hashlens.files import make_folder
-from hashlens.models.description import CARD_NAME, CONFIG_NAME, ModelConfig, read_config, read_twin
+from hashlens.models.description import (
+    CARD_NAME,
+    CONFIG_NAME,
+    ModelConfig,
+    described_files,
+    read_config,
+)
 
 
 def push_model(
@@ -24,17 +30,14 @@ def push_model(
     from hashlens.models.checkpoint import load_model
 
     load_model(directory)
-    _, weights = read_config(directory)
     with _hub(f"{repo} could not be uploaded", endpoint) as hub:
         api = hub.HfApi(endpoint=endpoint)
         api.create_repo(repo, private=private, exist_ok=True)
-        twin = read_twin(directory)
-        names = [weights.name, *([twin.path.name] if twin else []), CARD_NAME, CONFIG_NAME]
         commit = api.create_commit(
             repo,
             operations=[
                 hub.CommitOperationAdd(name, str(directory / name))
-                for name in names
+                for name in (*described_files(directory), CARD_NAME, CONFIG_NAME)
                 if (directory / name).is_file()
             ],
             commit_message="Hashlens model",
@@ -51,20 +54,13 @@ def pull_model(
     make_folder(directory.parent)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=directory.parent) as folder:
         aside = Path(folder)
-
-        def download(name: str) -> None:
-            hub.hf_hub_download(repo, name, revision=revision, endpoint=endpoint, local_dir=aside)
-
+        place = {"revision": revision, "endpoint": endpoint, "local_dir": aside}
         with _hub(f"{repo} could not be downloaded", endpoint) as hub:
-            download(CONFIG_NAME)
-            config, weights = read_config(aside)  # refuses any other name than that of safetensors
-            download(weights.name)
-            if twin := read_twin(aside):
-                download(twin.path.name)
+            _download(hub, repo, **place)
             if hub.HfApi(endpoint=endpoint).file_exists(repo, CARD_NAME, revision=revision):
-                download(CARD_NAME)
+                hub.hf_hub_download(repo, CARD_NAME, **place)
         replace_model(directory, aside)
-    return config
+    return read_config(directory)[0]
 
 
 def cached_model(name: str) -> Path:
@@ -73,16 +69,15 @@ def cached_model(name: str) -> Path:
     What has changed there is fetched; where the hub does not answer, what is here is taken.
     """
     repo, _, revision = name.partition("@")
-
     with _hub(f"hub:{name} could not be downloaded", None) as hub:
+        return _download(hub, repo, revision=revision or None)
 
-        def download(file: str) -> Path:
-            return Path(hub.hf_hub_download(repo, file, revision=revision or None))
 
-        folder = download(CONFIG_NAME).parent
-        download(read_config(folder)[1].name)
-        if twin := read_twin(folder):
-            download(twin.path.name)
+def _download(hub: Any, repo: str, **place: Any) -> Path:
+    """Fetch a model's description, then the files that it names; return their folder."""
+    folder = Path(hub.hf_hub_download(repo, CONFIG_NAME, **place)).parent
+    for name in described_files(folder):  # refuses any other name than that of safetensors
+        hub.hf_hub_download(repo, name, **place)
     return folder
 
 
@@ -98,8 +93,7 @@ def _hub(failed: str, endpoint: str | None) -> Iterator[Any]:
     except HashlensError:
         raise
     except Exception as error:  # the hub's and the transport's errors share no base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{failed} ({type(error).__name__}: {reason}); check the name, the connection, "
-            "--endpoint, and that `hf auth login` was done"
+            f"{failed} ({type(error).__name__}: {first_line(error)}); check the name, the "
+            "connection, --endpoint, and that `hf auth login` was done"
         ) from error

@@ -214,8 +214,7 @@ def fit(
         inputs = decoded_inputs(source, taken, strict=strict, console=console)
     source, lost = without_lost_classes(source, inputs.rows)
     require_labels(source, images=1)
-    labels = source.labels if source.label_matrix is None else source.label_matrix
-    targets = labels[inputs.rows]
+    targets = source.targets[inputs.rows]
     split = split_rows(source.labels[inputs.rows], inputs.twins, config)
     notes = split_notes(source, inputs, split, lost, config.bits)
     for line in (

@@ -16,7 +16,7 @@ import numpy as np
 
 from hashlens.data.labels import class_counts
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, ModelError, system_reason
+from hashlens.errors import InvalidInputError, ModelError, writing_model
 from hashlens.files import remove_abandoned, replace_file
 from hashlens.machine import versions
 from hashlens.models.backbones import Backbone
@@ -69,14 +69,10 @@ def open_run(
         raise ModelError(f"{out}: holds an unfinished run; continue with --resume, or --overwrite")
     elif (out / CONFIG_NAME).exists():
         raise ModelError(f"{out}: holds a model; choose another --out, or add --overwrite")
-    try:
+    with writing_model(f"{out}:", "; choose another --out"):
         run.mkdir(parents=True)
         replace_file(run / "config.toml", config.to_toml())
         replace_file(run / "source.json", json.dumps(_identity(source)))
-    except OSError as error:
-        raise ModelError(
-            f"{out}: cannot be written ({system_reason(error)}); choose another --out"
-        ) from error
     return None
 
 
@@ -192,9 +188,8 @@ def _check_same(run: Path, source: Source, config: TrainingConfig) -> None:
 
 
 def _identity(source: Source) -> dict[str, object]:
-    labels = source.labels if source.label_matrix is None else source.label_matrix
     return {
         "images": len(source),
         "classes": list(source.classes),
-        "order": hashlib.blake2b(np.ascontiguousarray(labels).tobytes()).hexdigest(),
+        "order": hashlib.blake2b(np.ascontiguousarray(source.targets).tobytes()).hexdigest(),
     }

@@ -276,8 +276,7 @@ class NamedLabels(NamedTuple):
     @classmethod
     def of(cls, source: Source) -> NamedLabels:
         """Those of a source."""
-        labels = source.labels if source.label_matrix is None else source.label_matrix
-        return cls(source.spec, source.classes, labels)
+        return cls(source.spec, source.classes, source.targets)
 
     def used(self) -> set[str]:
         """Names that at least one image has."""

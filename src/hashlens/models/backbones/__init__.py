@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from hashlens.errors import ModelError
+from hashlens.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,6 +88,17 @@ def has_published_weights(name: str) -> bool:
 def vectors_name(taken: VectorInput) -> str:
     """The name, with its options, of the backbone that stands for ready vectors."""
     return f"vectors?width={taken.width}&metric={taken.metric}"
+
+
+def squashed(
+    size: int, channels: int, mean: Sequence[float], std: Sequence[float], **options: Any
+) -> Preprocessing:
+    """The whole image as a square; of grey images the mean of the colours' mean and deviation."""
+    from hashlens.data.preprocessing import Preprocessing
+
+    if channels == 1:
+        return Preprocessing(size, 1, (sum(mean) / len(mean),), (sum(std) / len(std),), **options)
+    return Preprocessing(size, 3, tuple(mean), tuple(std), **options)
 
 
 def create_backbone(
@@ -191,12 +202,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], path: Path, *, head: tuple[str, ...]
-) -> None:
-    """Load a state dict into a backbone, leaving out the ImageNet head."""
+def load_weights(module: nn.Module, path: Path, *, head: tuple[str, ...]) -> StartWeights:
+    """Load a state dict into a backbone, leaving out the ImageNet head; return its origin."""
     cleaned = {
-        name.removeprefix("module.").removeprefix("backbone."): v for name, v in state.items()
+        name.removeprefix("module.").removeprefix("backbone."): value
+        for name, value in read_weights(path).items()
     }
     wanted = module.state_dict()
     missing = [n for n in wanted if n not in cleaned and not n.endswith("num_batches_tracked")]
@@ -210,6 +220,7 @@ def load_weights(
             "choose the backbone that they were trained with"
         )
     module.load_state_dict({n: v for n, v in cleaned.items() if n in wanted}, strict=False)
+    return start_from_file(path)
 
 
 def start_from_file(path: Path) -> StartWeights:
@@ -241,8 +252,7 @@ def _check_file(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ModelError(
-        f"{path}: not a readable weights file ({reason}); it must be a whole .safetensors or a "
-        ".pth that torch.load(weights_only=True) accepts"
+        f"{path}: not a readable weights file ({first_line(error)}); it must be a whole "
+        ".safetensors or a .pth that torch.load(weights_only=True) accepts"
     )

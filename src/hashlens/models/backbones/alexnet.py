@@ -7,15 +7,13 @@ from urllib.error import URLError
 
 from torch import nn
 
-from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import MissingExtraError, ModelError
 from hashlens.models.backbones import (
     Backbone,
     StartWeights,
     load_weights,
-    read_weights,
     register_backbone,
-    start_from_file,
+    squashed,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,9 +50,6 @@ def alexnet(*, size: int | None, weights: Path | None, pretrained: bool) -> Back
     module.add_module("flatten", nn.Flatten())
     module.add_module("classifier", network.classifier[:6])
     if weights is not None:
-        load_weights(module, read_weights(weights), weights, head=("classifier.6.",))
-        start = start_from_file(weights)
-    preprocessing = Preprocessing(
-        size=size or 224, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize="squash"
-    )
+        start = load_weights(module, weights, head=("classifier.6.",))
+    preprocessing = squashed(size or 224, 3, IMAGENET_MEAN, IMAGENET_STD)
     return Backbone("alexnet", module, FEATURE_DIM, preprocessing, start)

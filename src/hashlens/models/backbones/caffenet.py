@@ -11,15 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
 from hashlens.models.backbones import (
     Backbone,
     StartWeights,
     load_weights,
-    read_weights,
     register_backbone,
-    start_from_file,
+    squashed,
 )
 
 FEATURE_DIM = 4096
@@ -36,14 +34,11 @@ def caffenet(*, size: int | None, weights: Path | None) -> Backbone:
     module = _caffenet()
     start = StartWeights()
     if weights is not None:
-        state = read_weights(weights)
-        load_weights(module, state, weights, head=("fc8", "fc8_"))
+        start = load_weights(module, weights, head=("fc8", "fc8_"))
         with torch.no_grad():
             first: Tensor = module.get_submodule("conv1").get_parameter("weight")
             first.copy_(first.flip(1))
-        start = start_from_file(weights)
-    preprocessing = Preprocessing(size=227, channels=3, mean=_MEAN, std=_STD, resize="squash")
-    return Backbone("caffenet", module, FEATURE_DIM, preprocessing, start)
+    return Backbone("caffenet", module, FEATURE_DIM, squashed(227, 3, _MEAN, _STD), start)
 
 
 def _caffenet() -> nn.Sequential:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones import Backbone, register_backbone
+from hashlens.models.backbones import Backbone, register_backbone, squashed
 
 _MEAN = (0.4914, 0.4822, 0.4465)
 _STD = (0.2470, 0.2435, 0.2616)
@@ -38,13 +37,8 @@ def resnet9(*, channels: int, size: int | None, width: int = 64) -> Backbone:
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
     )
-    mean = _MEAN if channels == 3 else (sum(_MEAN) / 3,)
-    std = _STD if channels == 3 else (sum(_STD) / 3,)
-    preprocessing = Preprocessing(
-        size=size, channels=3 if channels == 3 else 1, mean=mean, std=std, resize="squash"
-    )
     name = "resnet9" if width == 64 else f"resnet9?width={width}"
-    return Backbone(name, module, 8 * width, preprocessing)
+    return Backbone(name, module, 8 * width, squashed(size, channels, _MEAN, _STD))
 
 
 class _Residual(nn.Module):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import ModelError
-from hashlens.models.backbones import Backbone, register_backbone
+from hashlens.models.backbones import Backbone, register_backbone, squashed
 
 MIN_SIZE, MAX_SIZE = 8, 64
 FEATURE_DIM = 256
@@ -36,13 +35,7 @@ def smallcnn(*, channels: int, size: int | None) -> Backbone:
         nn.BatchNorm1d(FEATURE_DIM),
         nn.ReLU(inplace=True),
     )
-    preprocessing = Preprocessing(
-        size=size,
-        channels=3 if channels == 3 else 1,
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
-        resize="squash",
-    )
+    preprocessing = squashed(size, channels, (0.5,) * channels, (0.5,) * channels)
     return Backbone("smallcnn", module, FEATURE_DIM, preprocessing)
 
 

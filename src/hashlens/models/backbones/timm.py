@@ -14,13 +14,14 @@ from torch import nn
 
 from hashlens.data.hub import one_try
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.errors import MissingExtraError, ModelError
+from hashlens.errors import MissingExtraError, ModelError, first_line
 from hashlens.models.backbones import (
     Backbone,
     StartWeights,
     read_metadata,
     read_weights,
     register_backbone,
+    squashed,
     start_from_file,
 )
 
@@ -104,11 +105,14 @@ def timm(
         ) from error
     except Exception as error:  # timm raises errors of every kind
         raise ModelError(
-            f"timm:{model} could not be built ({_first_line(error)}); check the options in its "
+            f"timm:{model} could not be built ({first_line(error)}); check the options in its "
             "name, give fitting weights with --weights FILE, or start from scratch with "
             "--no-pretrained"
         ) from error
-    preprocessing = _preprocessing(library.data.resolve_model_data_config(module), channels, size)
+    config = library.data.resolve_model_data_config(module)
+    filter_ = config["interpolation"] if config["interpolation"] in FILTERS else "bicubic"
+    side = size or int(config["input_size"][-1])
+    preprocessing = squashed(side, channels, config["mean"], config["std"], interpolation=filter_)
     name = f"timm:{model}" + (f"?{urlencode(sorted(options.items()))}" if options else "")
     width = _width(module, name, preprocessing, fixed)
     start = StartWeights()
@@ -122,10 +126,6 @@ def timm(
             str(settings.get("license") or "not stated"),
         )
     return Backbone(name, module, width, preprocessing, start)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _stated_by_file(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -145,20 +145,6 @@ def _stated_by_file(metadata: Mapping[str, str]) -> dict[str, Any]:
     return stated
 
 
-def _preprocessing(config: Mapping[str, Any], channels: int, size: int | None) -> Preprocessing:
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if channels == 1:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return Preprocessing(
-        size=size or int(config["input_size"][-1]),
-        channels=3 if channels == 3 else 1,
-        mean=mean,
-        std=std,
-        resize="squash",
-        interpolation=config["interpolation"] if config["interpolation"] in FILTERS else "bicubic",
-    )
-
-
 def _width(module: nn.Module, name: str, preprocessing: Preprocessing, fixed: bool) -> int:
     """Width of the features that come out; timm's ``num_features`` is another for many models."""
     size, training = preprocessing.size, module.training
@@ -170,9 +156,9 @@ def _width(module: nn.Module, name: str, preprocessing: Preprocessing, fixed: bo
             break
         except Exception as error:  # too small for this model; each says so in its own way
             if side == size:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise ModelError(
-                    f"{name} does not take images of {size} px ({reason}); use another --size"
+                    f"{name} does not take images of {size} px ({first_line(error)}); use another "
+                    "--size"
                 ) from error
     module.train(training)
     if features.ndim != 2:
