@@ -56,6 +56,9 @@ class HashMethod(Parameters, ABC):
     The conventions of scikit-learn hold: a method can be cloned, pickled and put into a pipeline.
     """
 
+    _mean: Any
+    _weights: Any
+
     def __init__(self, bits: int, *, seed: int = 0) -> None:
         self.bits = check_bits(bits)
         self.seed = seed
@@ -69,9 +72,13 @@ class HashMethod(Parameters, ABC):
         ``InvalidInputError`` if the data is not enough, which says what is needed.
         """
 
-    @abstractmethod
     def _project(self, features: Features) -> NDArray[np.float32]:
-        """Values (n, h) of checked features; bit j is 1 where value j is 0 or more."""
+        """Values (n, h) of checked features; bit j is 1 where value j is 0 or more.
+
+        These are the values of a linear method, which has learned a mean and weights.
+        """
+        projected: NDArray[np.float32] = (features - self._mean) @ self._weights
+        return projected
 
     def values(self, features: Any) -> NDArray[np.float32]:
         """Values (n, h) of features (n, d) before their signs become bits; see ``encode``."""

@@ -32,10 +32,6 @@ class ITQCCA(SupervisedMethod):
         rotation, self.losses = rotate_to_corners(centred @ padded, self.seed)
         self._weights = padded @ rotation
 
-    def _project(self, features: Features) -> NDArray[np.float32]:
-        projected: NDArray[np.float32] = (features - self._mean) @ self._weights
-        return projected
-
 
 def _canonical_directions(
     centred: NDArray[np.float32], indicators: NDArray[np.float32]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashlens.baselines.base import UnsupervisedMethod
 from hashlens.types import Features
@@ -23,7 +22,3 @@ class LSH(UnsupervisedMethod):
         weights = rng.standard_normal((features.shape[1], self.bits))
         self._mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._weights = weights.astype(np.float32)
-
-    def _project(self, features: Features) -> NDArray[np.float32]:
-        projected: NDArray[np.float32] = (features - self._mean) @ self._weights
-        return projected

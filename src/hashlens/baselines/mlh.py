@@ -102,10 +102,6 @@ class MLH(SupervisedMethod):
         loss = pair_loss(distance, similar, radius, self.balance)
         return gradient.astype(np.float32) / np.float32(len(first)), float(loss.mean())
 
-    def _project(self, features: Features) -> NDArray[np.float32]:
-        projected: NDArray[np.float32] = (features - self._mean) @ self._weights
-        return projected
-
 
 def _whitening(features: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean, and a map (d, k) to at most 128 components of equal variance 1 / k."""

@@ -62,7 +62,7 @@ def decode_source(
             except ImageError as error:
                 if strict:
                     raise
-                skipped.append(_skipped(i, chosen.uris[i], error))
+                skipped.append(skipped_image(i, chosen.uris[i], error))
         return skipped
 
     skipped: list[Skipped] = []
@@ -150,10 +150,10 @@ class _Batch:
         skipped = []
         for i, error in failed:
             position = self._start + i
-            name = image_name(self._items[i], position)
+            one = skipped_image(position, image_name(self._items[i], position), error)
             if self._strict:
-                raise UnreadableImageError(name, _skipped(position, name, error).reason) from error
-            skipped.append(_skipped(position, name, error))
+                raise UnreadableImageError(one.name, one.reason) from error
+            skipped.append(one)
         decoded = _without(self._pixels, skipped, self._start)
         files = tuple(self._files[i] for i in (decoded.positions - self._start).tolist())
         return decoded._replace(files=files)
@@ -167,7 +167,8 @@ def _checked_workers(workers: int | None) -> int:
     return workers
 
 
-def _skipped(position: int, name: str, error: ImageError) -> Skipped:
+def skipped_image(position: int, name: str, error: ImageError) -> Skipped:
+    """What to say of an image that could not be read."""
     reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
     return Skipped(position, name, reason)
 

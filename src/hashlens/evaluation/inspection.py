@@ -88,6 +88,7 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Keys as ``inspect --json`` prints them."""
         radii = self.radii
+        curves = ("within", "between", "precision", "recall", "pool", "empty")
         return {
             "bits": self.bits,
             "n_images": self.images,
@@ -103,12 +104,7 @@ class Inspection:
             if radii is None
             else {
                 "n_queries": radii.queries,
-                "within": radii.within.tolist(),
-                "between": radii.between.tolist(),
-                "precision": radii.precision.tolist(),
-                "recall": radii.recall.tolist(),
-                "pool": radii.pool.tolist(),
-                "empty": radii.empty.tolist(),
+                **{name: getattr(radii, name).tolist() for name in curves},
             },
         }
 

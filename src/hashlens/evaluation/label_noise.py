@@ -87,7 +87,10 @@ def code_neighbours(codes: Codes, k: int) -> Ids:
     """The k nearest other images of each by Hamming distance; ties by position."""
     wanted = min(k, len(codes) - 1)
     _, ids = hamming_topk(codes, codes, wanted + 1)
-    return _without_self(ids, wanted)
+    # Its own number, or the last where that is not among them.
+    own = ids == np.arange(len(ids))[:, None]
+    own[~own.any(axis=1), -1] = True
+    return np.asarray(ids[~own].reshape(len(ids), wanted), np.int64)
 
 
 def feature_neighbours(features: Features, k: int) -> Ids:
@@ -163,13 +166,6 @@ def confused_pairs(found: Suspicion, labels: Any) -> list[ConfusedPair]:
         )
         for i in order
     ]
-
-
-def _without_self(ids: Ids, wanted: int) -> Ids:
-    """Drop each row's own number from its results, or the last where it is not among them."""
-    own = ids == np.arange(len(ids))[:, None]
-    own[~own.any(axis=1), -1] = True
-    return np.asarray(ids[~own].reshape(len(ids), wanted), np.int64)
 
 
 def _checked_labels(labels: Any, classes: int) -> NDArray[np.int64]:

@@ -311,8 +311,15 @@ def counts_by_distance(
         block = slice(start, start + step)
         distances = pairwise_hamming(database, queries[block])
         relevant = shares_label(query_labels[block], database_labels)
-        left_out = np.full(len(distances), -1) if exclude is None else exclude[block]
-        sizes[block], good[block] = _histograms(distances, relevant, bits + 1, left_out)
+        # One number for each query, distance and relevance.
+        rows = np.arange(len(distances))
+        keys = distances * 2 + relevant + (rows * 2 * (bits + 1))[:, None]
+        counts = np.bincount(keys.ravel(), minlength=len(rows) * (bits + 1) * 2)
+        if exclude is not None:
+            held = rows[exclude[block] >= 0]
+            counts[keys[held, exclude[block][held]]] -= 1
+        split = counts.reshape(len(rows), bits + 1, 2)
+        sizes[block], good[block] = split.sum(axis=2), split[:, :, 1]
     return sizes, good
 
 
@@ -349,23 +356,16 @@ def _with_cut_group(
 ) -> float:
     """Expected average precision where the last group has only ``places`` places."""
     x = np.arange(max(0, places - (size - good)), min(good, places) + 1)
-    chance = _hypergeometric(x, size, good, places)
+    # Hypergeometric, by the ratio of neighbours in logarithms, so that no factorial is needed.
+    low = x[:-1].astype(np.float64)
+    ratio = (good - low) * (places - low) / ((low + 1) * (size - good - places + low + 1))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(ratio))])
+    chance = np.exp(logs - logs.max())
+    chance /= chance.sum()
     full = np.full(x.shape, places, dtype=np.int64)
     start = np.full(x.shape, before, dtype=np.int64)
     more = _group_gain(full, x, start, np.full_like(start, found), before + places)
     return float((chance * (gain + more) / np.maximum(found + x, 1)).sum())
-
-
-def _hypergeometric(x: NDArray[np.int64], size: int, good: int, places: int) -> Scores:
-    """Chances of x relevant ones among ``places`` drawn; x holds every possible value.
-
-    By the ratio of neighbours, in logarithms, so that no factorial is needed.
-    """
-    low = x[:-1].astype(np.float64)
-    ratio = (good - low) * (places - low) / ((low + 1) * (size - good - places + low + 1))
-    logs = np.concatenate([[0.0], np.cumsum(np.log(ratio))])
-    weights = np.exp(logs - logs.max())
-    return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
 def _check_ks(ks: Sequence[int]) -> None:
@@ -389,15 +389,3 @@ def _counts(sizes: Any, relevant: Any) -> tuple[NDArray[np.int64], NDArray[np.in
     if bool((good < 0).any()) or bool((good > size).any()):
         raise InvalidInputError("counts: expected 0 <= relevant <= images at every distance")
     return size, good
-
-
-def _histograms(
-    distances: NDArray[np.int64], relevant: NDArray[np.bool_], levels: int, exclude: Ids
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    rows = np.arange(len(distances))
-    keys = distances * 2 + relevant + (rows * 2 * levels)[:, None]
-    counts = np.bincount(keys.ravel(), minlength=len(distances) * levels * 2)
-    for row in rows[exclude >= 0]:
-        counts[keys[row, exclude[row]]] -= 1
-    split = counts.reshape(len(distances), levels, 2)
-    return split.sum(axis=2), split[:, :, 1]

@@ -368,9 +368,7 @@ class _ModeRun:
                 part = slice(start, min(start + step, count))
                 at = slice(rows.start + part.start, rows.start + part.stop)
                 shared = shared_labels(self.queries.labels[at], self.database.labels)
-                if self.options.exclude is not None:
-                    own = self.options.exclude[at]
-                    shared[own >= 0, own[own >= 0]] = 0
+                shared[self._excluded(at)] = 0
                 if many:
                     whole.best[part] = -np.sort(-shared, axis=1)[:, :kept]
                 ranked = self._whole_ranking(at, longest.ids[part, :CUTOFF], shared > 0)
@@ -394,17 +392,15 @@ class _ModeRun:
         queries = self.queries.rows(rows)
         n, mode = len(self.database), self.options.mode
         number, fine = np.arange(n, dtype=np.uint64) << np.uint64(1), np.uint64(32)
-        own = (
-            np.full(len(first), -1) if self.options.exclude is None else self.options.exclude[rows]
-        )
-        excluded = np.flatnonzero(own >= 0)
+        excluded = self._excluded(rows)
         if mode == "es":
             distances = _sortable(self._euclidean(queries))
         else:
             distances = pairwise_hamming(self.database.codes, queries.codes).astype(np.uint64)
         keys = distances + np.uint64(CUTOFF) << fine | number
         if mode in ("hds", "acs"):
-            inside = self._inside(distances, keys, excluded, own)
+            keys[excluded] = ~np.uint64(1)
+            inside = self._inside(distances, keys)
             keys |= np.uint64(1 << 63)
             if mode == "hds":
                 near = _sortable(self._euclidean(queries)) + np.uint64(CUTOFF) << fine | number
@@ -417,16 +413,20 @@ class _ModeRun:
         for row, ids in enumerate(first):
             held = ids[ids >= 0]
             keys[row, held] = np.arange(len(held), dtype=np.uint64) << fine | number[held]
-        keys[excluded, own[excluded]] = ~np.uint64(1)
+        keys[excluded] = ~np.uint64(1)
         keys |= relevant
         keys.sort(axis=1)
         return (keys & np.uint64(1)).astype(np.bool_)
 
-    def _inside(
-        self, hamming: NDArray[np.uint64], keys: NDArray[np.uint64], excluded: Ids, own: Ids
-    ) -> NDArray[np.bool_]:
+    def _excluded(self, rows: slice) -> tuple[Ids, Ids]:
+        """Which of these queries leave an image out, and which image."""
+        if self.options.exclude is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        own = self.options.exclude[rows]
+        return np.flatnonzero(own >= 0), own[own >= 0]
+
+    def _inside(self, hamming: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which images are in each query's pool for 1,000; ``keys`` sort like (hamming, id)."""
-        keys[excluded, own[excluded]] = ~np.uint64(1)
         pool, radius = self._pool(CUTOFF), self.options.radius
         if radius is not None:
             return np.asarray(hamming <= radius)

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is: neither wrapped nor coloured by what stands in it."""
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Show on a terminal that something is being done, while the block runs."""
@@ -79,7 +84,7 @@ class ProgressBar:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(self._bar.console, line)
 
     def close(self) -> None:
         """Stop drawing; the bar stays on the screen as it is."""

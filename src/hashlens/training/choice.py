@@ -15,7 +15,7 @@ from hashlens.evaluation.metrics import CUTOFF, average_precision, shares_label
 from hashlens.machine import has_cuda
 from hashlens.models.description import FEATURE_SCALINGS, FeatureScaling
 from hashlens.models.latent import LatentHashNet, scaled_features
-from hashlens.report.progress import ProgressBar
+from hashlens.report.progress import ProgressBar, say
 from hashlens.training.data import Batch, Inputs, Rows, Split, Targets, ValidationBatches
 from hashlens.training.module import HashModule
 from hashlens.types import Mode, default_pool
@@ -60,7 +60,7 @@ def choose_search(
     figures = compare_searches(database, queries)
     scale_features(module.net, database.features, figures["feature_scaling"])
     if figures["mode"] is not None:
-        console.print(_in_words(figures), highlight=False, markup=False, soft_wrap=True)
+        say(console, _in_words(figures))
     return figures
 
 

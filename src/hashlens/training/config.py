@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -198,7 +197,7 @@ def options() -> tuple[Option, ...]:
     found = []
     for field in dataclasses.fields(TrainingConfig):
         hint, facts = hints[field.name], dict(field.metadata)
-        parts = typing.get_args(hint) if _is_union(hint) else (hint,)
+        parts = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
         (kind,) = (part for part in parts if part is not type(None))
         if typing.get_origin(kind) is Literal:
             facts["choices"], kind = typing.get_args(kind), str
@@ -209,7 +208,3 @@ def options() -> tuple[Option, ...]:
             Option(field.name, kind=kind, default=field.default, open=len(parts) > 1, **facts)
         )
     return tuple(found)
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from hashlens.data.decoding import decode_source
-from hashlens.data.image import UnreadableImageError
+from hashlens.data.decoding import decode_source, skipped_image
 from hashlens.data.labels import class_counts, split_validation
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source, VectorStore
 from hashlens.errors import ImageError, InvalidInputError, SourceError
 from hashlens.machine import available_memory, cores, has_cuda
-from hashlens.report.progress import ProgressBar
+from hashlens.report.progress import ProgressBar, say
 from hashlens.training.config import TrainingConfig
 from hashlens.training.state import read_state, write_state
 from hashlens.types import Skipped
@@ -52,11 +51,10 @@ def decoded_inputs(
     rows = source.labelled
     needed = len(rows) * preprocessing.size**2 * preprocessing.channels
     if needed > (budget := memory_budget()):
-        console.print(
+        say(
+            console,
             f"{len(rows)} images take {needed / 2**30:.1f} GiB decoded, more than half of the free "
             f"memory ({budget / 2**30:.1f} GiB): they are decoded again in every epoch",
-            highlight=False,
-            soft_wrap=True,
         )
         streamed = StreamedPixels(source, rows, preprocessing, strict=strict)
         return Inputs(streamed, rows, streamed.skipped, np.full(len(rows), -1))
@@ -218,6 +216,16 @@ def split_notes(
             "out of validation, where they would flatter the model"
         )
     return notes
+
+
+def say_what_is_left_out(
+    console: Console, skipped: Sequence[Skipped], notes: Sequence[str]
+) -> None:
+    """Print the images that could not be read, and the notes, one a line."""
+    for one in skipped:
+        say(console, f"skipped {one.name}: {one.reason}")
+    for note in notes:
+        say(console, f"note: {note}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -409,9 +417,7 @@ class StreamedPixels:
                 raise
             if row not in self._unreadable:
                 self._unreadable.add(row)
-                name = self._source.uris[position]
-                reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
-                self.skipped.append(Skipped(position, name, reason))
+                self.skipped.append(skipped_image(position, self._source.uris[position], error))
             return False
         return True
 

@@ -23,6 +23,7 @@ from hashlens.models.checkpoint import load_model
 from hashlens.models.description import ModelConfig
 from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
+from hashlens.report.progress import say
 from hashlens.training.choice import choose_search
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import (
@@ -34,6 +35,7 @@ from hashlens.training.data import (
     ValidationBatches,
     decoded_inputs,
     feature_inputs,
+    say_what_is_left_out,
     split_notes,
     split_rows,
 )
@@ -141,7 +143,7 @@ def train(
         config, reasons = kept.with_values({**named_values(recipe), **values}), []
     console = _console(progress)
     for reason in reasons:
-        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+        say(console, reason)
     return fit(
         source,
         config,
@@ -189,11 +191,7 @@ def fit(
     # The same weights at the start in every process and every repetition.
     torch.manual_seed(config.seed)
     start = load_model(Path(config.start)) if config.start else None
-    if start is None:
-        channels = image_facts(source).channels if source.vectors is None else 3
-        backbone = _backbone(config, channels)
-    else:
-        backbone = backbone_of(*start)
+    backbone = _backbone(config, source, start)
     taken = backbone.preprocessing
     state = None
     if first:
@@ -217,16 +215,12 @@ def fit(
     targets = source.targets[inputs.rows]
     split = split_rows(source.labels[inputs.rows], inputs.twins, config)
     notes = split_notes(source, inputs, split, lost, config.bits)
-    for line in (
-        *(f"skipped {one.name}: {one.reason}" for one in inputs.skipped),
-        *(f"note: {note}" for note in notes),
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say_what_is_left_out(console, inputs.skipped, notes)
     module = _module(config, backbone, source.classes, start)
     few = len(split.validation) < _IMAGES_PER_CLASS * len(source.classes)
     if few:
         line = "best epoch: of the lowest loss, as these validation images are too few to search in"
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     states = KeepStates(out / RUN, by_loss=few)
     detectors = Detectors(states, chance_loss(targets[split.training], config.balanced), console)
     callbacks = [states, detectors, ShowProgress(states, console)]
@@ -253,7 +247,7 @@ def fit(
     if not first:
         return result
     result = save_result(result, module.net, backbone, source.subset(inputs.rows))
-    console.print(write_twin(out, source), highlight=False, markup=False, soft_wrap=True)
+    say(console, write_twin(out, source))
     return result
 
 
@@ -261,23 +255,23 @@ def _console(progress: bool) -> Console:
     return Console(stderr=True, quiet=not progress or not is_first_process())
 
 
-def _backbone(config: TrainingConfig, channels: int) -> Backbone:
+def _backbone(
+    config: TrainingConfig, source: Source, start: tuple[LatentHashNet, ModelConfig] | None
+) -> Backbone:
+    """That of the model to start from, with its weights, or the one of the configuration."""
+    if start is not None:
+        net, described = start
+        width = (net.feature_layer or net.latent).in_features
+        origin = StartWeights(f"model {described.fingerprint[:12]}", described.start_licence)
+        return Backbone(described.backbone, net.backbone, width, described.preprocessing, origin)
     assert config.backbone is not None  # a resolved configuration names one
     return create_backbone(
         config.backbone,
-        channels=channels,
+        channels=image_facts(source).channels if source.vectors is None else 3,
         size=config.size,
         weights=Path(config.weights) if config.weights else None,
         pretrained=bool(config.pretrained) and config.weights is None,
     )
-
-
-def backbone_of(net: LatentHashNet, described: ModelConfig) -> Backbone:
-    """The backbone of a model, with its weights."""
-    layer = net.feature_layer or net.latent
-    start = StartWeights(f"model {described.fingerprint[:12]}", described.start_licence)
-    name, preprocessing = described.backbone, described.preprocessing
-    return Backbone(name, net.backbone, layer.in_features, preprocessing, start)
 
 
 def take_over(

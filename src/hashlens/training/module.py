@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from hashlens.codes.packing import pack_bits
 from hashlens.data.preprocessing import Preprocessing, VectorInput
-from hashlens.evaluation.metrics import expected_average_precision
+from hashlens.evaluation.metrics import counts_by_distance, expected_average_precision
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Batch
@@ -170,13 +172,7 @@ class HashModule(lightning.LightningModule):
         """Rows of all processes, which may hold different numbers of them."""
         if self.trainer.world_size == 1:
             return values.cpu()
-        count = torch.tensor(len(values), device=self.device)
-        counts = cast(torch.Tensor, self.all_gather(count)).tolist()
-        padded = values.new_zeros((max(counts), *values.shape[1:]))
-        padded[: len(values)] = values
-        gathered = cast(torch.Tensor, self.all_gather(padded))
-        kept = [rows[:count] for rows, count in zip(gathered, counts, strict=True)]
-        return torch.cat(kept).cpu()
+        return torch.cat(gather_all_tensors(values)).cpu()
 
     def end_epoch(self) -> float:
         """Mean classification loss since the last call, over all processes."""
@@ -206,23 +202,12 @@ def code_map(bits: torch.Tensor, targets: torch.Tensor) -> float:
     images, width = bits.shape
     if images < 2:
         return 0.0
-    signs = bits.float() * 2 - 1
-    labels = targets if targets.ndim == 2 else torch.nn.functional.one_hot(targets)
-    labels = labels.float()
+    codes, labels = pack_bits(bits.numpy()), targets.numpy()
     queries = np.unique(np.linspace(0, images - 1, min(images, MAP_QUERIES)).round().astype(int))
-    total = 0.0
-    for chunk in np.array_split(queries, -(-len(queries) // 500)):
-        part = torch.from_numpy(chunk)
-        distances = ((width - signs[part] @ signs.T) / 2).round().long()
-        relevant = (labels[part] @ labels.T > 0).long()
-        kept = torch.ones_like(relevant)
-        kept[torch.arange(len(part)), part] = 0  # a query does not find itself
-        sizes = torch.zeros(len(part), width + 1, dtype=torch.int64)
-        good = sizes.clone()
-        sizes.scatter_add_(1, distances, kept)
-        good.scatter_add_(1, distances, kept * relevant)
-        total += float(expected_average_precision(sizes.numpy(), good.numpy(), images).sum())
-    return total / len(queries)
+    sizes, good = counts_by_distance(
+        codes, codes[queries], labels, labels[queries], bits=width, exclude=queries
+    )
+    return float(expected_average_precision(sizes, good, images).mean())
 
 
 def validation_scores(

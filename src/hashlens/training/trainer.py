@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from hashlens.machine import has_cuda
-from hashlens.report.progress import ProgressBar
+from hashlens.report.progress import ProgressBar, say
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import TrainingBatches, ValidationBatches
 from hashlens.training.module import HashModule
@@ -51,6 +51,11 @@ class KeepStates(Callback):
         self.history = list(state_dict["history"])
         self.best_epoch = state_dict["best_epoch"]
 
+    @property
+    def best(self) -> dict[str, float] | None:
+        """Scores of the best epoch; None before the first."""
+        return next((one for one in self.history if one["epoch"] == self.best_epoch), None)
+
     def _score(self, scores: dict[str, float]) -> float:
         if not self._by_loss:
             return scores["map"]
@@ -63,9 +68,9 @@ class KeepStates(Callback):
             return
         epoch = trainer.current_epoch + 1
         latest = {"epoch": epoch, "train_loss": loss, **scores._asdict()}
-        best = [known for known in self.history if known["epoch"] == self.best_epoch]
+        best = self.best
         self.history.append(latest)
-        if not best or self._score(latest) > self._score(best[0]):
+        if best is None or self._score(latest) > self._score(best):
             self.best_epoch = epoch
             if trainer.is_global_zero:
                 write_state(module.judged.state_dict(), self._folder / BEST)
@@ -96,17 +101,14 @@ class Detectors(Callback):
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Check the bits of the best epoch."""
-        kept = [e for e in self._states.history if e["epoch"] == self._states.best_epoch]
-        for epoch in kept[-1:]:
-            if warning := stuck_warning(int(epoch["stuck_bits"]), module.config.bits):
-                self._warn(trainer, warning)
+        best = self._states.best
+        if best and (warning := stuck_warning(int(best["stuck_bits"]), module.config.bits)):
+            self._warn(trainer, warning)
 
     def _warn(self, trainer: lightning.Trainer, warning: str) -> None:
         self.warnings.append(warning)
         if trainer.is_global_zero:
-            self._console.print(
-                f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True
-            )
+            say(self._console, f"warning: {warning}", "yellow")
 
 
 def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool = False) -> float:
@@ -194,25 +196,15 @@ class ShowProgress(Callback):
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Take the bar away."""
-        self._stop()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def on_exception(
         self, trainer: lightning.Trainer, module: Any, exception: BaseException
     ) -> None:
         """Take the bar away."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _loggers(folder: Path) -> list[Any]:
-    """Scores as a spreadsheet, and for TensorBoard where it is installed."""
-    if find_spec("tensorboard") is None:
-        return [CSVLogger(folder, name="csv")]
-    return [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")]
+        self.on_train_end(trainer, module)
 
 
 def make_trainer(
@@ -221,6 +213,9 @@ def make_trainer(
     """A trainer over these devices and hosts, which logs into ``out``."""
     if devices == "auto" and not has_cuda():
         devices = 1
+    logs: list[Any] = [CSVLogger(out / "logs", name="csv")]
+    if find_spec("tensorboard") is not None:
+        logs.append(TensorBoardLogger(out / "logs", name="tensorboard"))
     with _quiet_lightning():
         return lightning.Trainer(
             max_epochs=config.epochs,
@@ -231,7 +226,7 @@ def make_trainer(
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             accumulate_grad_batches=config.accumulate,
             callbacks=callbacks,
-            logger=_loggers(out / "logs"),
+            logger=logs,
             plugins=[SafeCheckpointIO()],
             log_every_n_steps=20,
             num_sanity_val_steps=0,
@@ -258,11 +253,10 @@ def run_trainer(
     except SystemExit as stop:  # how Lightning ends after Ctrl-C
         signal.signal(signal.SIGINT, handler)
         kept = trainer.current_epoch
-        console.print(
+        say(
+            console,
             f"stopped after {kept} complete epoch(s), kept in {out / RUN}; "
             "to continue, repeat the command with --resume",
-            highlight=False,
-            soft_wrap=True,
         )
         raise KeyboardInterrupt from stop
 

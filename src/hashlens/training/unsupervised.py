@@ -19,9 +19,10 @@ from hashlens.models.backbones import Backbone, create_backbone
 from hashlens.models.description import CONFIG_NAME, FeatureScaling
 from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
+from hashlens.report.progress import say
 from hashlens.training.choice import scale_features
 from hashlens.training.config import TrainingConfig
-from hashlens.training.data import feature_inputs
+from hashlens.training.data import feature_inputs, say_what_is_left_out
 from hashlens.training.folder import TrainingResult, write_model
 from hashlens.training.recipes import vectors_backbone
 from hashlens.types import Features
@@ -74,10 +75,7 @@ def train_unsupervised(
     inputs = feature_inputs(
         source, base.preprocessing, base.module, None, rows=rows, strict=strict, console=console
     )
-    for one in inputs.skipped:
-        console.print(f"skipped {one.name}: {one.reason}", highlight=False, markup=False)
-    for note in source.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    say_what_is_left_out(console, inputs.skipped, source.notes)
     features, _ = inputs.pixels.gather(np.arange(len(inputs.rows)))
     shallow.fit(features.numpy(), source.labels[inputs.rows])
     net = _with_method(base, shallow, method, features.numpy())
@@ -105,7 +103,7 @@ def train_unsupervised(
         "versions": versions("hashlens", "torch", "numpy"),
     }
     result = write_model(result, net, base, training)
-    console.print(write_twin(out, source), highlight=False, markup=False, soft_wrap=True)
+    say(console, write_twin(out, source))
     return result
 
 
