@@ -50,30 +50,30 @@ def decode_source(
     ``progress`` is called with the number of images done since the last call.
     """
     chosen = source if rows is None else source.subset(rows)
-    hint, total = preprocessing.size_hint, len(chosen)
+    hint, total, threads = preprocessing.size_hint, len(chosen), _checked_workers(workers)
+    chunk = min(_CHUNK, max(1, total // (2 * threads)))
     side, channels = preprocessing.size, preprocessing.channels
     pixels = np.empty((total, side, side, channels), np.uint8)
 
     def work(start: int) -> list[Skipped]:
         skipped = []
-        for i in range(start, min(start + _CHUNK, total)):
+        for i in range(start, min(start + chunk, total)):
             try:
                 pixels[i] = preprocessing.pixels(chosen.load(i, size_hint=hint, strict=strict))
             except ImageError as error:
                 if strict:
                     raise
-                skipped.append(skipped_image(i, chosen.uris[i], error))
+                skipped.append(_skipped(i, chosen.uris[i], error))
         return skipped
 
     skipped: list[Skipped] = []
-    pool = ThreadPoolExecutor(_checked_workers(workers))
+    pool = ThreadPoolExecutor(threads)
     try:
-        for start, part in zip(
-            range(0, total, _CHUNK), pool.map(work, range(0, total, _CHUNK)), strict=True
-        ):
+        starts = range(0, total, chunk)
+        for start, part in zip(starts, pool.map(work, starts), strict=True):
             skipped += part
             if progress is not None:
-                progress(min(_CHUNK, total - start))
+                progress(min(chunk, total - start))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return _without(pixels, skipped)
@@ -150,7 +150,7 @@ class _Batch:
         skipped = []
         for i, error in failed:
             position = self._start + i
-            one = skipped_image(position, image_name(self._items[i], position), error)
+            one = _skipped(position, image_name(self._items[i], position), error)
             if self._strict:
                 raise UnreadableImageError(one.name, one.reason) from error
             skipped.append(one)
@@ -167,8 +167,7 @@ def _checked_workers(workers: int | None) -> int:
     return workers
 
 
-def skipped_image(position: int, name: str, error: ImageError) -> Skipped:
-    """What to say of an image that could not be read."""
+def _skipped(position: int, name: str, error: ImageError) -> Skipped:
     reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
     return Skipped(position, name, reason)
 

@@ -158,13 +158,8 @@ def confused_pairs(found: Suspicion, labels: Any) -> list[ConfusedPair]:
     )
     order = np.lexsort((*pairs.T[::-1], -counts))
     return [
-        ConfusedPair(
-            int(pairs[i, 0]),
-            int(pairs[i, 1]),
-            int(counts[i]),
-            float(counts[i] / totals[pairs[i, 0]]),
-        )
-        for i in order
+        ConfusedPair(label, other, count, float(count / totals[label]))
+        for (label, other), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
     ]
 
 

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -184,12 +185,15 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
 
     example = torch.zeros(2, *config.preprocessing.shape)
     outputs = list(OUTPUTS if config.classes else OUTPUTS[:2])
-    names: dict[str, Any] = {
-        "input_names": [INPUT],
-        "output_names": outputs,
-        "opset_version": OPSET,
-    }
-    answers = Answers().eval()
+    export = partial(
+        torch.onnx.export,
+        Answers().eval(),
+        (example,),
+        str(path),
+        input_names=[INPUT],
+        output_names=outputs,
+        opset_version=OPSET,
+    )
     try:
         import onnx  # noqa: F401
 
@@ -197,16 +201,12 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
             warnings.simplefilter("ignore")
             try:  # the older exporter needs a hundredth of the time
                 axes = {name: {0: "batch"} for name in (INPUT, *outputs)}
-                torch.onnx.export(
-                    answers, (example,), str(path), **names, dynamic_axes=axes, dynamo=False
-                )
-                _run_once(path, config)
+                export(dynamic_axes=axes, dynamo=False)
+                # Another number of images than it was traced with.
+                three = np.zeros((3, *config.preprocessing.shape), np.float32)
+                OnnxRunner(open_session(path)).run(three)
             except Exception:  # cannot express this network, or exists no longer
-                torch.onnx.export(
-                    answers,
-                    (example,),
-                    str(path),
-                    **names,
+                export(
                     dynamo=True,
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                     external_data=False,
@@ -220,12 +220,6 @@ def _trace(net: LatentHashNet, config: ModelConfig, path: Path) -> None:
         ) from error
 
 
-def _run_once(path: Path, config: ModelConfig) -> None:
-    """Raise where a file cannot take another number of images than it was traced with."""
-    runner = OnnxRunner(open_session(path))
-    runner.run(np.zeros((3, *config.preprocessing.shape), np.float32))
-
-
 def _quantise(source: Path, config: ModelConfig, pixels: NDArray[Any]) -> Path:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -234,12 +228,11 @@ def _quantise(source: Path, config: ModelConfig, pixels: NDArray[Any]) -> Path:
     if len(pixels) == 0:
         raise ModelError("int8 needs calibration images, got none; 200 to 500 are enough")
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = _batches(config, pixels)
+    batches = _batches(config, pixels)
 
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, NetworkInput] | None:
-            batch = next(self.batches, None)
+            batch = next(batches, None)
             return None if batch is None else {INPUT: batch}
 
     prepared, quantised = source.with_name("prepared.onnx"), source.with_name("int8.onnx")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from hashlens.codes.packing import check_bits
 from hashlens.errors import InvalidInputError
@@ -131,18 +133,13 @@ class LatentHashNet(nn.Module):
         ``W g / sqrt(v + eps)`` and bias ``(b - m) g / sqrt(v + eps)``: in evaluation mode the
         same function, up to rounding.
         """
-        state = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
-        if self.normalise is None:
-            return state
-        norm = {
-            name: state.pop(f"normalise.{name}").double()
-            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        }
-        scale = norm["weight"] / torch.sqrt(norm["running_var"] + self.normalise.eps)
-        weight, bias = state["latent.weight"], state["latent.bias"]
-        state["latent.weight"] = (weight.double() * scale[:, None]).to(weight.dtype)
-        state["latent.bias"] = ((bias - norm["running_mean"]) * scale).to(bias.dtype)
-        return state
+        held = self.state_dict()
+        if self.normalise is not None:
+            latent = deepcopy(self.latent).cpu().double().eval()
+            folded = fuse_linear_bn_eval(latent, deepcopy(self.normalise).cpu().double().eval())
+            held = {name: held[name] for name in held if not name.startswith("normalise.")}
+            held |= {f"latent.{name}": value.float() for name, value in folded.state_dict().items()}
+        return {name: value.detach().cpu().clone() for name, value in held.items()}
 
 
 def scaled_features(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

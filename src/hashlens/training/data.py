@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from hashlens.data.decoding import decode_source, skipped_image
+from hashlens.data.decoding import decode_source
 from hashlens.data.labels import class_counts, split_validation
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source, VectorStore
-from hashlens.errors import ImageError, InvalidInputError, SourceError
-from hashlens.machine import available_memory, cores, has_cuda
+from hashlens.errors import InvalidInputError, SourceError
+from hashlens.machine import available_memory, has_cuda
 from hashlens.report.progress import ProgressBar, say
 from hashlens.training.config import TrainingConfig
 from hashlens.training.state import read_state, write_state
@@ -393,33 +392,20 @@ class StreamedPixels:
         self._strict = strict
         self.skipped: list[Skipped] = []  # each once; grows while images are read
         self._unreadable: set[int] = set()
-        self._threads = ThreadPoolExecutor(cores(), "decode")
 
     def gather(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Some rows, and which of them could be read."""
-        size, channels = self._preprocessing.size, self._preprocessing.channels
-        pixels = np.zeros((len(rows), size, size, channels), dtype=np.uint8)
-        fill = self._threads.map(
-            self._decode, rows.tolist(), itertools.repeat(pixels), range(len(rows))
-        )
-        return torch.from_numpy(pixels), torch.tensor(list(fill), dtype=torch.bool)
-
-    def _decode(self, row: int, pixels: NDArray[np.uint8], place: int) -> bool:
-        position = int(self._rows[row])
-        try:
-            pixels[place] = self._preprocessing.pixels(
-                self._source.load(
-                    position, size_hint=self._preprocessing.size_hint, strict=self._strict
-                )
-            )
-        except ImageError as error:
-            if self._strict:
-                raise
-            if row not in self._unreadable:
-                self._unreadable.add(row)
-                self.skipped.append(skipped_image(position, self._source.uris[position], error))
-            return False
-        return True
+        found = self._rows[rows]
+        decoded = decode_source(self._source, self._preprocessing, found, strict=self._strict)
+        for one in decoded.skipped:
+            one = one._replace(position=int(found[one.position]))
+            if one.position not in self._unreadable:
+                self._unreadable.add(one.position)
+                self.skipped.append(one)
+        pixels = np.zeros((len(rows), *decoded.pixels.shape[1:]), np.uint8)
+        pixels[decoded.positions] = decoded.pixels
+        readable = np.isin(np.arange(len(rows)), decoded.positions)
+        return torch.from_numpy(pixels), torch.from_numpy(readable)
 
 
 def _key(source: Source, rows: Rows, preprocessing: Preprocessing, backbone: nn.Module) -> str:

@@ -10,6 +10,8 @@ from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, objective, with_classifier
 from hashlens.training.objectives.pairs import pair_indices, pair_mean
 
+GAMMA = 0.1
+
 
 @objective(
     "bihalf",
@@ -26,10 +28,6 @@ class BiHalf(nn.Module):
     The features get no gradient. gamma is for the mean over images and bits.
     """
 
-    def __init__(self, gamma: float = 0.1) -> None:
-        super().__init__()
-        self.gamma = gamma
-
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
         latent = output.latent.float()
@@ -40,7 +38,7 @@ class BiHalf(nn.Module):
         unit = functional.normalize(straight, dim=1)
         apart = (features @ features.T - unit @ unit.T)[pair_indices(latent)]
         pull = 0.5 * (latent - codes).square().mean()
-        total = pair_mean(apart.square()) + self.gamma * pull
+        total = pair_mean(apart.square()) + GAMMA * pull
         return with_classifier(total, latent, targets, classifier)
 
 

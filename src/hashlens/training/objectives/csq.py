@@ -10,6 +10,8 @@ from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, objective, with_classifier
 from hashlens.training.objectives.centres import hash_centres, majority
 
+QUANTISATION = 1e-4
+
 
 @objective(
     "csq",
@@ -33,10 +35,9 @@ class CentralSimilarity(nn.Module):
     centres: torch.Tensor
     tie: torch.Tensor
 
-    def __init__(self, bits: int, classes: int, seed: int = 0, quantisation: float = 1e-4) -> None:
+    def __init__(self, bits: int, classes: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.quantisation = quantisation
         self.register_buffer("centres", hash_centres(bits, classes, generator))
         self.register_buffer("tie", (torch.rand(bits, generator=generator) < 0.5).float())
 
@@ -48,5 +49,5 @@ class CentralSimilarity(nn.Module):
         apart = (2 * torch.sigmoid(latent) - 1).abs() - 1
         # log cosh(x) without overflow
         rough = (apart.abs() + functional.softplus(-2 * apart.abs()) - 0.6931471805599453).mean()
-        total = central + self.quantisation * rough
+        total = central + QUANTISATION * rough
         return with_classifier(total, latent, targets, classifier)

@@ -10,6 +10,7 @@ from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, objective, with_classifier
 from hashlens.training.objectives.pairs import pair_mean, pairs_of
 
+GAMMA, QUANTISATION = 20.0, 0.1
 _CLOSEST = 1e-6
 
 
@@ -28,9 +29,9 @@ class Dch(nn.Module):
     those of HashNet: with one label per image |S| / |S1| and |S| / |S0|.
     """
 
-    def __init__(self, bits: int, gamma: float = 20.0, quantisation: float = 0.1) -> None:
+    def __init__(self, bits: int) -> None:
         super().__init__()
-        self.scale, self.quantisation = bits / (2 * gamma), quantisation
+        self.scale = bits / (2 * GAMMA)
 
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
@@ -43,5 +44,5 @@ class Dch(nn.Module):
         entropy = pairs.weights * (torch.log1p(away) - (1 - pairs.similar) * away.log())
         ones = torch.ones_like(codes)
         rough = torch.log1p(self.scale * (1 - functional.cosine_similarity(codes.abs(), ones)))
-        total = pair_mean(entropy) + self.quantisation * rough.mean()
+        total = pair_mean(entropy) + QUANTISATION * rough.mean()
         return with_classifier(total, latent, targets, classifier)

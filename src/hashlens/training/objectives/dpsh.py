@@ -9,6 +9,8 @@ from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, objective, with_classifier
 from hashlens.training.objectives.pairs import pair_likelihood, pair_mean, pairs_of
 
+QUANTISATION = 0.1
+
 
 @objective(
     "dpsh",
@@ -25,10 +27,6 @@ class Dpsh(nn.Module):
     label in common.
     """
 
-    def __init__(self, quantisation: float = 0.1) -> None:
-        super().__init__()
-        self.quantisation = quantisation
-
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
         latent = output.latent.float()
@@ -36,5 +34,5 @@ class Dpsh(nn.Module):
         likelihood = pair_mean(pair_likelihood(latent @ latent.T / 2, pairs))
         signs = torch.where(latent >= 0, 1.0, -1.0)
         rough = (signs - latent).square().mean()
-        total = likelihood + self.quantisation * rough
+        total = likelihood + QUANTISATION * rough
         return with_classifier(total, latent, targets, classifier)

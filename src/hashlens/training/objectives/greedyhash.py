@@ -8,6 +8,8 @@ from torch import nn
 from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, classification_loss, objective
 
+PENALTY = 0.1
+
 
 @objective(
     "greedyhash",
@@ -25,9 +27,9 @@ class GreedyHash(nn.Module):
     made from sigmoid(H), agree with it where |H| = 1.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, penalty: float = 0.1) -> None:
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.label_smoothing, self.penalty = label_smoothing, penalty
+        self.label_smoothing = label_smoothing
 
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
@@ -37,4 +39,4 @@ class GreedyHash(nn.Module):
         scores = classifier(torch.sigmoid(straight))
         loss = classification_loss(scores, targets, self.label_smoothing)
         apart = (latent.abs() - 1).abs().pow(3).mean()
-        return Losses(loss + self.penalty * apart, loss)
+        return Losses(loss + PENALTY * apart, loss)

@@ -9,6 +9,8 @@ from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, objective, with_classifier
 from hashlens.training.objectives.pairs import pair_likelihood, pair_mean, pairs_of
 
+GROWTH, STAGE, LARGEST = 0.005, 200, 10.0
+
 
 @objective(
     "hashnet",
@@ -27,19 +29,17 @@ class HashNet(nn.Module):
 
     steps: torch.Tensor
 
-    def __init__(
-        self, bits: int, growth: float = 0.005, stage: int = 200, largest: float = 10.0
-    ) -> None:
+    def __init__(self, bits: int) -> None:
         super().__init__()
-        self.slope, self.growth, self.stage, self.largest = 10 / bits, growth, stage, largest
+        self.slope = 10 / bits
         # A buffer, so that a resumed run goes on where it was.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
         latent = output.latent.float()
-        stage = self.steps // self.stage * self.stage
-        beta = (1 + self.growth * stage).sqrt().clamp(max=self.largest)
+        stage = self.steps // STAGE * STAGE
+        beta = (1 + GROWTH * stage).sqrt().clamp(max=LARGEST)
         if self.training:
             self.steps += 1
         codes = torch.tanh(beta * latent)

@@ -10,6 +10,8 @@ from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, objective, with_classifier
 from hashlens.training.objectives.centres import hash_centres
 
+MARGIN = 0.2
+
 
 @objective(
     "orthohash",
@@ -28,9 +30,9 @@ class OrthoHash(nn.Module):
 
     centres: torch.Tensor
 
-    def __init__(self, bits: int, classes: int, seed: int = 0, margin: float = 0.2) -> None:
+    def __init__(self, bits: int, classes: int, seed: int = 0) -> None:
         super().__init__()
-        self.scale, self.margin = bits**0.5, margin
+        self.scale = bits**0.5
         centres = hash_centres(bits, classes, torch.Generator().manual_seed(seed))
         self.register_buffer("centres", 2 * centres - 1)
 
@@ -43,5 +45,5 @@ class OrthoHash(nn.Module):
         else:
             wanted = targets.to(cosines)
         shares = wanted / wanted.sum(dim=1, keepdim=True).clamp(min=1)
-        angular = functional.cross_entropy(self.scale * (cosines - self.margin * wanted), shares)
+        angular = functional.cross_entropy(self.scale * (cosines - MARGIN * wanted), shares)
         return with_classifier(angular, latent, targets, classifier)

@@ -26,11 +26,9 @@ class Ssdh(nn.Module):
     - E3 = (mean_k(a_nk) - 0.5)^2, so that half of a code's bits are ones.
     """
 
-    def __init__(
-        self, label_smoothing: float = 0.0, push: float = 1.0, balance: float = 1.0
-    ) -> None:
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.label_smoothing, self.push, self.balance = label_smoothing, push, balance
+        self.label_smoothing = label_smoothing
 
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
@@ -38,4 +36,4 @@ class Ssdh(nn.Module):
         activations = output.activations.float()
         away = (activations - 0.5).square().mean()
         uneven = (activations.mean(dim=1) - 0.5).square().mean()
-        return Losses(loss - self.push * away + self.balance * uneven, loss)
+        return Losses(loss - away + uneven, loss)
