@@ -127,15 +127,11 @@ def _refine(
         image = residual @ relaxed
         return -float(np.dot(relaxed, image)) / scale, relaxed, image
 
-    def gradient_at(relaxed: NDArray[np.float32], image: Any) -> NDArray[np.float32]:
-        slope: NDArray[np.float32] = values.T @ (image * (np.square(relaxed) - 1)) / scale
-        return slope.astype(np.float32)
-
     position, ahead, momentum = start, start, 1.0
     step = 0.0
     for _ in range(STEPS):
         loss, relaxed, image = relax(ahead)
-        gradient = gradient_at(relaxed, image)
+        gradient = (values.T @ (image * (np.square(relaxed) - 1)) / scale).astype(np.float32)
         slope = float(np.dot(gradient, gradient))
         step = step or float(np.linalg.norm(start)) / max(np.sqrt(slope), 1e-12)
         while relax(ahead - np.float32(step) * gradient)[0] > loss - 0.5 * step * slope:

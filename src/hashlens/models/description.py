@@ -203,8 +203,9 @@ _SCALINGS = {
 
 def model_card(config: ModelConfig) -> str:
     """Markdown text of a model's card."""
-    plain = {key: value for key, value in config.training.items() if not _is_section(value)}
-    sections = {key: value for key, value in config.training.items() if _is_section(value)}
+    training = config.training
+    sections = {key: value for key, value in training.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in training.items() if key not in sections}
     what = "a vector" if isinstance(config.preprocessing, VectorInput) else "an image"
     given = "vectors" if what == "a vector" else "images"
     parts = [
@@ -221,7 +222,8 @@ def model_card(config: ModelConfig) -> str:
     ]
     if plain:
         parts.append("## Training\n\n" + _table(plain))
-    parts.extend(f"## {_title(key)}\n\n{_table(value)}" for key, value in sections.items())
+    for key, value in sections.items():
+        parts.append(f"## {key.replace('_', ' ').capitalize()}\n\n{_table(value)}")
     parts.append(
         "## Limits\n\nCodes and features are comparable only between images encoded by this "
         "fingerprint. Figures above were seen on a validation split of the training data; images "
@@ -271,14 +273,6 @@ def _classes(config: ModelConfig) -> str:
     shown = ", ".join(_escape(name) for name in config.classes[:_MOST_CLASSES])
     left = len(config.classes) - _MOST_CLASSES
     return shown + (f" and {left} more, listed in model.json" if left > 0 else "")
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _title(key: str) -> str:
-    return key.replace("_", " ").capitalize()
 
 
 def _table(values: Mapping[str, Any]) -> str:

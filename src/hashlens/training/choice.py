@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
@@ -124,23 +123,20 @@ def _encoded(
 
 
 def _exhaustive_map(database: Encoded, queries: Encoded, scaling: FeatureScaling) -> float:
-    stored, asked = _compared(database, queries, scaling)
     total = 0.0
-    for part in _parts(queries):
-        order = _nearest(torch.cdist(asked[part], stored), CUTOFF)
-        total += float(average_precision(_relevant(order, database, queries, part)).sum())
+    for _, euclidean, relevant in _blocks(database, queries, scaling):
+        ranked = relevant.gather(1, _nearest(euclidean, CUTOFF))
+        total += float(average_precision(ranked.numpy()).sum())
     return total / len(queries.targets)
 
 
 def _precision(database: Encoded, queries: Encoded, scaling: FeatureScaling) -> dict[Mode, float]:
     """Precision at K of each mode, as an index ranks: the pool of a search for K, ties by place."""
-    stored, asked = _compared(database, queries, scaling)
     signs = _signs(database.latent)
     found = dict.fromkeys(CHEAPER_FIRST, 0)
-    for part in _parts(queries):
+    for part, euclidean, relevant in _blocks(database, queries, scaling):
         latent = queries.latent[part]
         hamming = -_signs(latent) @ signs.T  # twice the distance, less the bits
-        euclidean = torch.cdist(asked[part], stored)
         pool = _nearest(hamming, default_pool(K)).sort(dim=1).values
         differs = signs[pool] != _signs(latent)[:, None]
         asymmetric = (latent.abs()[:, None] * differs).sum(dim=2)
@@ -151,26 +147,22 @@ def _precision(database: Encoded, queries: Encoded, scaling: FeatureScaling) -> 
             "es": _nearest(euclidean, K),
         }
         for mode, order in orders.items():
-            found[mode] += int(_relevant(order, database, queries, part).sum())
+            found[mode] += int(relevant.gather(1, order).sum())
     return {mode: count / (K * len(queries.targets)) for mode, count in found.items()}
 
 
-def _compared(
+def _blocks(
     database: Encoded, queries: Encoded, scaling: FeatureScaling
-) -> tuple[Tensor, Tensor]:
-    """Features of both, as the network gives them out with this scaling."""
-    if scaling == "none":
-        return database.features, queries.features
-    statistics = feature_statistics(database.features, scaling)
-    return (
-        scaled_features(database.features, *statistics),
-        scaled_features(queries.features, *statistics),
-    )
-
-
-def _parts(queries: Encoded) -> Iterator[slice]:
-    for start in range(0, len(queries.targets), _QUERIES_AT_A_TIME):
-        yield slice(start, start + _QUERIES_AT_A_TIME)
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some queries at a time: distances of features so scaled, and what is relevant, (q, n)."""
+    stored, asked = database.features, queries.features
+    if scaling != "none":
+        statistics = feature_statistics(stored, scaling)
+        stored, asked = (scaled_features(each, *statistics) for each in (stored, asked))
+    for start in range(0, len(asked), _QUERIES_AT_A_TIME):
+        part = slice(start, start + _QUERIES_AT_A_TIME)
+        relevant = shares_label(queries.targets[part], database.targets)
+        yield part, torch.cdist(asked[part], stored), torch.from_numpy(relevant)
 
 
 def _signs(latent: Tensor) -> Tensor:
@@ -181,11 +173,6 @@ def _signs(latent: Tensor) -> Tensor:
 def _nearest(distances: Tensor, k: int) -> Tensor:
     """Places of the k smallest distances of each row, ties by place."""
     return distances.sort(dim=1, stable=True).indices[:, :k]
-
-
-def _relevant(order: Tensor, database: Encoded, queries: Encoded, part: slice) -> NDArray[np.bool_]:
-    relevant = shares_label(queries.targets[part], database.targets)
-    return np.take_along_axis(relevant, order.numpy(), axis=1)
 
 
 def _in_words(figures: dict[str, Any]) -> str:

@@ -130,12 +130,11 @@ def train(
         for name, value in {"bits": bits, **options}.items()
         if value is not None
     }
+    shared: dict[str, Any] = {"overwrite": overwrite, "strict": strict, "progress": progress}
     if unsupervised:
         from hashlens.training.unsupervised import train_unsupervised
 
-        return train_unsupervised(
-            source, out, values, overwrite=overwrite, strict=strict, progress=progress
-        )
+        return train_unsupervised(source, out, values, **shared)
     kept = kept_config(out) if resume else None
     if kept is None:
         config, reasons = configure(recipe, values, source)
@@ -144,17 +143,7 @@ def train(
     console = _console(progress)
     for reason in reasons:
         say(console, reason)
-    return fit(
-        source,
-        config,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        strict=strict,
-        progress=progress,
-        devices=devices,
-        nodes=nodes,
-    )
+    return fit(source, config, out, resume=resume, devices=devices, nodes=nodes, **shared)
 
 
 _IMAGES_PER_CLASS = 5  # validation images, on average, from which on their mAP says something
@@ -337,26 +326,19 @@ def _batches(
     trainer: lightning.Trainer,
 ) -> tuple[TrainingBatches, ValidationBatches]:
     assert config.batch_size is not None  # a resolved configuration names one
-    rank, world = trainer.global_rank, trainer.world_size
-    weights = balanced_weights(targets[split.training]) if config.balanced else None
-    return (
-        TrainingBatches(
-            inputs.pixels,
-            targets,
-            split.training,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            epoch=lambda: int(trainer.current_epoch),
-            weights=weights,
-            rank=rank,
-            world=world,
-        ),
-        ValidationBatches(
-            inputs.pixels,
-            targets,
-            split.validation,
-            batch_size=2 * config.batch_size,
-            rank=rank,
-            world=world,
-        ),
+    shared: dict[str, Any] = {"rank": trainer.global_rank, "world": trainer.world_size}
+    training = TrainingBatches(
+        inputs.pixels,
+        targets,
+        split.training,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=lambda: int(trainer.current_epoch),
+        weights=balanced_weights(targets[split.training]) if config.balanced else None,
+        **shared,
     )
+    size = 2 * config.batch_size
+    validation = ValidationBatches(
+        inputs.pixels, targets, split.validation, batch_size=size, **shared
+    )
+    return training, validation
