@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hashlens.distributed.sharded import ShardedIndex
-from hashlens.distributed.snapshots import Manifest, create_empty, publishing
+from hashlens.distributed.snapshots import Manifest, creating
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rows", type=int, default=100_000)
@@ -22,9 +22,8 @@ given = parser.parse_args()
 n, rng = given.rows, np.random.default_rng(0)
 with tempfile.TemporaryDirectory() as place:
     folder = Path(place) / "index"
-    create_empty(folder, Manifest(64, 64, "float16", "", "", ()), 1)
-    with publishing(folder) as publication:
-        publication.shard(0).add_encoded(
+    with creating(folder, Manifest(64, 64, "float16", "", "", ()), 1) as (shard,):
+        shard.add_encoded(
             rng.integers(0, 256, (n, 8), dtype=np.uint8),
             rng.standard_normal((n, 64)).astype(np.float32),
             [f"/pictures/of/the/shop/{i:012d}.jpg" for i in range(n)],

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.distributed.snapshots import SHARD_SHIFT, Manifest, create_empty, publishing
+from hashlens.distributed.snapshots import SHARD_SHIFT, Manifest, creating
 
 BITS, DIM = 16, 6
 
@@ -21,10 +21,10 @@ def part(images: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 def make_shards(folder: Path, images: dict[str, Any], bounds: Sequence[int]) -> None:
     """A shard for the images between each bound and the next."""
-    create_empty(folder, Manifest(BITS, DIM, "float16", "", "", ()), len(bounds) - 1)
-    with publishing(folder) as publication:
-        for i, (start, stop) in enumerate(pairwise(bounds)):
-            publication.shard(i).add_encoded(**part(images, start, stop))
+    kind = Manifest(BITS, DIM, "float16", "", "", ())
+    with creating(folder, kind, len(bounds) - 1) as shards:
+        for shard, (start, stop) in zip(shards, pairwise(bounds), strict=True):
+            shard.add_encoded(**part(images, start, stop))
 
 
 def numbered(ids: Any, bounds: Sequence[int]) -> Any:

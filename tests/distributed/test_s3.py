@@ -51,8 +51,8 @@ def test_shards_in_a_bucket_are_copied_backed_up_and_restored(
     for expected in (600, 605):
         bucket.put(f"{tmp_path}/a/", "shop/shop.idx/", recursive=True)
         fetch_manifest("s3://shop/shop.idx", tmp_path / "b")
-        for position, shard in enumerate(read_manifest(tmp_path / "b").shards):
-            part_of = Shard(str(tmp_path / "b"), position, "s3://shop/shop.idx")
+        for shard in read_manifest(tmp_path / "b").shards:
+            part_of = Shard(str(tmp_path / "b"), "s3://shop/shop.idx")
             assert len(part_of.ask(shard.folder, "ids")) == shard.images
         assert len(ShardedIndex.open(tmp_path / "b")) == expected
         index.add_encoded(**part(images, 0, 5))

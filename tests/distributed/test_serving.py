@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from hashlens import HashIndex, IndexStoreError, InvalidInputError, SearchOptions
 from hashlens.distributed.serving import ServedShards, build
 from hashlens.distributed.sharded import ShardedIndex
-from hashlens.distributed.snapshots import read_manifest
+from hashlens.distributed.snapshots import read_manifest, write_manifest
 
 from .sharded_folders import make_shards, numbered, part
 
@@ -200,6 +201,22 @@ def test_errors_of_a_shard_are_said_as_they_are(client: Any, folder: Path) -> No
         index.search_encoded(np.zeros((1, 2), np.uint8), None, SearchOptions(3, mode="es"))
     with pytest.raises(InvalidInputError, match="image in the index"):
         index.get(399 + 10_000)
+
+
+def test_a_shard_that_cannot_be_read_is_missing_and_asked_again_at_once(
+    client: Any, folder: Path, tmp_path: Path
+) -> None:
+    asked = ServedShards([_handle("Shard-0000"), _handle("Shard-0001")], 20.0)
+    manifest = read_manifest(folder)
+    gone = replace(manifest.shards[1], folder="shard-0001.v0-gone")
+    write_manifest(tmp_path, replace(manifest, shards=(manifest.shards[0], gone)))
+    question = (np.zeros((1, 2), np.uint8), None, SearchOptions(5, mode="bcs"))
+    found = ShardedIndex(tmp_path, shards=asked).search_encoded(*question)
+    assert found.missing == ("shard-0001",)
+    assert (found.ids >> 40 == 0).all()
+    with pytest.raises(IndexStoreError, match=r"shard-0001: .*v0-gone"):
+        ShardedIndex(tmp_path, shards=asked, require_all=True).search_encoded(*question)
+    assert not ShardedIndex(folder, shards=asked).search_encoded(*question).partial
 
 
 def test_a_new_shard_is_served_by_the_running_application(

@@ -152,6 +152,68 @@ def test_errors_name_what_is_wrong(sharded: ShardedIndex, tmp_path: Path) -> Non
         ShardedIndex.open(sharded.path, OtherModel())  # type: ignore[arg-type]
 
 
+def _damage(folder: Path, position: int) -> None:
+    """Cut the codes of a shard."""
+    shard = folder / read_manifest(folder).shards[position].folder
+    (codes,) = shard.glob("codes.*")
+    codes.write_bytes(codes.read_bytes()[:7])
+
+
+def test_a_shard_that_cannot_be_read_is_named_and_the_others_answer(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    make_shards(tmp_path, images, BOUNDS)
+    codes, features, _ = _queries(images)
+    options = SearchOptions(600, mode="bcs")
+    expected = ShardedIndex.open(tmp_path).search_encoded(codes, features, options)
+    _damage(tmp_path, 1)
+    index, trace = ShardedIndex.open(tmp_path, require_all=False), SearchTrace()
+    found = index.search_encoded(codes, features, options)
+    assert found.partial
+    assert found.missing == ("shard-0001",)
+    for got, whole in zip(found.ids, expected.ids, strict=True):
+        np.testing.assert_array_equal(got[got >= 0], whole[whole >> 40 != 1])
+    hits = index.search_hits(codes, features, options, trace=trace)
+    assert trace.missing == ["shard-0001"]
+    assert [[hit.id for hit in each] for each in hits] == [
+        [image_id for image_id in each if image_id >= 0] for each in found.ids.tolist()
+    ]
+    assert index.histogram(codes[0]).sum() == 590
+    for whole_only in (index.ids, index.encoded, lambda: index.get(1 << 40)):
+        with pytest.raises(IndexStoreError, match=r"shard-0001: .*codes"):
+            whole_only()
+    with pytest.raises(IndexStoreError, match=r"shard-0001: .*codes"):
+        ShardedIndex.open(tmp_path).search_encoded(codes, features, options)
+    for position in (0, 2):
+        _damage(tmp_path, position)
+    with pytest.raises(IndexStoreError, match=r"shard-000\d: .*codes"):
+        ShardedIndex.open(tmp_path, require_all=False).search_encoded(codes, features, options)
+
+
+def test_the_command_names_a_shard_that_cannot_be_read_or_fails(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from hashlens.cli.main import app
+
+    make_shards(tmp_path, images, BOUNDS)
+    search = ["search", str(tmp_path), "0", "--mode", "bcs", "-k", "3", "--where", "shelf=0"]
+
+    def run(*more: str) -> Any:
+        return CliRunner().invoke(app, [*search, *more])
+
+    assert json.loads(run("--json").stdout)["missing"] == []
+    (tmp_path / read_manifest(tmp_path).shards[2].folder / "index.sqlite").write_bytes(b"x")
+    answer = json.loads(run("--json").stdout)
+    assert answer["missing"] == ["shard-0002"]
+    assert len(answer["results"][0]["hits"]) == 3
+    assert "without the images of shard-0002" in run().stderr
+    failed = run("--require-all")
+    assert failed.exit_code == 1
+    assert "shard-0002" in failed.stderr
+
+
 class SizeEncoder:
     """Codes and features that depend on the size of a file alone."""
 
@@ -245,7 +307,7 @@ def test_a_search_that_began_on_a_version_ends_on_it(
             for position in calls:
                 values |= super().ask({position: calls[position]}).values
                 writer.remove([(1 << 40) + position])
-            return Answers(values)
+            return Answers(values, {})
 
     index = ShardedIndex(tmp_path, shards=PublishingBetween(tmp_path))
     assert len(index.ids()) == 600
@@ -308,7 +370,7 @@ def test_an_older_version_reads_as_before_though_files_are_shared(
 
 def test_what_fails_halfway_publishes_nothing(images: dict[str, Any], tmp_path: Path) -> None:
     make_shards(tmp_path, images, BOUNDS)
-    before, content = read_manifest(tmp_path), sorted(path.name for path in tmp_path.iterdir())
+    before, content = read_manifest(tmp_path), {path.name for path in tmp_path.iterdir()}
 
     def add_and_fail() -> None:
         with publishing(tmp_path) as publication:
@@ -318,7 +380,7 @@ def test_what_fails_halfway_publishes_nothing(images: dict[str, Any], tmp_path: 
     with pytest.raises(RuntimeError, match="halfway"):
         add_and_fail()
     assert read_manifest(tmp_path) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == content
+    assert {path.name for path in tmp_path.iterdir()} - {"shards.lock"} == content
     index = ShardedIndex.open(tmp_path)
     index.add_encoded(**part(images, 0, 5))
     assert index.verify() == []
@@ -383,7 +445,7 @@ def test_shards_behind_a_uri_are_fetched(
     for added in range(0, 20, 5):
         object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
         fetch_manifest("memory://shop.idx", copy)
-        parts = [Shard(str(copy), position, "memory://shop.idx") for position in range(3)]
+        parts = [Shard(str(copy), "memory://shop.idx") for _ in range(3)]
         for shard, published in zip(parts, read_manifest(copy).shards, strict=True):
             assert len(shard.ask(published.folder, "ids")) == published.images
         assert read_manifest(copy).images == 600 + added

@@ -16,7 +16,7 @@ from hashlens.bench.timing import environment, machine_line
 from hashlens.distributed.cluster import connect
 from hashlens.distributed.serving import ServedShard, ServedShards
 from hashlens.distributed.sharded import ShardedIndex
-from hashlens.distributed.snapshots import Manifest, create_empty, publishing
+from hashlens.distributed.snapshots import Manifest, creating
 from hashlens.files import replace_file
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import cores
@@ -74,14 +74,11 @@ def _one_index(folder: Path, images: int) -> Path:
 def _in_shards(folder: Path, images: int, shards: int) -> Path:
     """The same images, spread over shards."""
     if not folder.exists():
-        create_empty(folder, Manifest(8 * CODE_BYTES, FEATURE_DIM, "float16", "", "", ()), shards)
-        with publishing(folder) as publication:
-            for codes, features, uris in _blocks(images):
-                for shard in range(shards):
-                    own = publication.shard(shard)
-                    own.add_encoded(
-                        codes[shard::shards], features[shard::shards], uris[shard::shards]
-                    )
+        kind = Manifest(8 * CODE_BYTES, FEATURE_DIM, "float16", "", "", ())
+        with creating(folder, kind, shards) as made:
+            for block in _blocks(images):
+                for position, shard in enumerate(made):
+                    shard.add_encoded(*(values[position::shards] for values in block))
     return folder
 
 

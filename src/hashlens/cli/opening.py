@@ -30,9 +30,17 @@ _MOST_READ, _READ_AT_ONCE = 10_000, 200  # images whose metadata are searched fo
 
 
 def open_index(
-    path: Path, model: Path | None = None, *, encode: bool = False, read_only: bool = False
+    path: Path,
+    model: Path | None = None,
+    *,
+    encode: bool = False,
+    read_only: bool = False,
+    require_all: bool = True,
 ) -> Index:
-    """Open an index, in shards or not; with ``encode``, also the model given or remembered."""
+    """Open an index, in shards or not; with ``encode``, also the model given or remembered.
+
+    Unless ``require_all``, searches do without shards that cannot be read.
+    """
     from hashlens.distributed.snapshots import is_sharded
     from hashlens.index.hash_index import HashIndex
 
@@ -41,7 +49,7 @@ def open_index(
         return HashIndex.open(path, encoder, read_only=read_only)
     from hashlens.distributed.sharded import ShardedIndex
 
-    return ShardedIndex.open(path, encoder, read_only=read_only)
+    return ShardedIndex.open(path, encoder, read_only=read_only, require_all=require_all)
 
 
 def remembered_model(path: Path) -> str | None:

@@ -45,6 +45,11 @@ def search_command(
         [], "--where", help="Condition on label or metadata: key=value, key<value, key>=value, ..."
     ),
     model: Path | None = INDEX_MODEL,
+    require_all: bool = typer.Option(
+        False,
+        "--require-all",
+        help="Fail if a shard cannot be read; else the others answer, and it is named.",
+    ),
     as_json: bool = JSON,
     sheet: Path | None = typer.Option(None, help="Write a sheet of the pictures, as PNG or JPEG."),
 ) -> None:
@@ -78,13 +83,13 @@ def search_command(
     trace = SearchTrace()
     with (
         working("searching" if not encode else "loading the model and searching"),
-        open_index(index, model, encode=encode, read_only=True) as opened,
+        open_index(index, model, encode=encode, read_only=True, require_all=require_all) as opened,
     ):
-        for line in unknown_words(opened, conditions):
-            note(f"note: {line}")
         if limit == "proposed":
             limit = stored_radius(cast("Encoder", opened.encoder), model or opened.model)
         found = opened.search(queries, k, mode=mode, radius=limit, where=conditions, trace=trace)
+        for line in [] if trace.missing else unknown_words(opened, conditions):
+            note(f"note: {line}")
         if sheet is not None:
             uris = [
                 opened.get(q).uri if isinstance(q, int) else str(name)
@@ -97,9 +102,14 @@ def search_command(
             {"query": query, "hits": [_without_code(hit) for hit in hits]}
             for query, hits in zip(named, found, strict=True)
         ]
-        settings = {"mode": trace.mode, "k": k, "radius": limit}
+        settings = {"mode": trace.mode, "k": k, "radius": limit, "missing": trace.missing}
         typer.echo(json.dumps({**settings, "results": answers}))
         return
+    if trace.missing:
+        note(
+            f"note: without the images of {', '.join(trace.missing)}, which cannot be read; "
+            f"`hashlens index verify {index}` says why"
+        )
     if mode is None:
         note(f"mode {trace.mode}; choose another with --mode")
     for image, hits in zip(images, found, strict=True):

@@ -68,7 +68,9 @@ def serve_index(
     knows_model = model is not None or remembered_model(index) is not None
     if not knows_model:
         note("no model known: searching by id only; name one with --model")
-    with open_index(index, model, encode=knows_model, read_only=key is None) as opened:
+    with open_index(
+        index, model, encode=knows_model, read_only=key is None, require_all=False
+    ) as opened:
         encoder = cast("Encoder | None", opened.encoder)
         names = LOOPBACK if host in LOOPBACK else None
         limits = Limits()

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hashlens.distributed.cluster import load_ray
-from hashlens.distributed.sharded import Answers, Shard, ShardedIndex
-from hashlens.distributed.snapshots import Manifest, fetch_manifest, read_manifest
+from hashlens.distributed.sharded import Answers, Shard, ShardedIndex, UnreadableShardError
+from hashlens.distributed.snapshots import Manifest, fetch_manifest, read_manifest, shard_name
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
 from hashlens.files import is_remote, uri_path
 from hashlens.models.description import require_own_place
@@ -100,7 +100,7 @@ def build(args: dict[str, str]) -> Any:
 
 
 def _name(position: int) -> str:
-    return f"Shard-{position:04d}"
+    return shard_name(position).capitalize()
 
 
 def _served(options: ServeOptions, position: int) -> Any:
@@ -138,7 +138,7 @@ class ServedShard:
         self._source, self._position = index, position
         self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shard-")
         folder = local_copy(index, self._copy.name)
-        self._shard = Shard(str(folder), position, index if is_remote(index) else None)
+        self._shard = Shard(str(folder), index if is_remote(index) else None)
         self._follow()
 
     async def ask(self, *call: Any) -> Any:
@@ -214,40 +214,42 @@ class ServedShards:
         self._lock = threading.Lock()
 
     def ask(self, calls: Mapping[int, tuple[Any, ...]], *, patient: bool = False) -> Answers:
-        """Call methods of :class:`Shard` by name; an error that a shard raised is raised here."""
+        """Call ``Shard.ask`` for each position; other errors than unreadable shards are raised."""
         ray = load_ray()
-        values: dict[int, Any] = {}
-        asked = {position: call for position, call in calls.items() if self._may_ask(position)}
+        answers = Answers({}, dict.fromkeys(calls))
         ends = time.monotonic() + (_PATIENT_SECONDS if patient else self._deadline)
         waiting: dict[int, Any] = {}
-        for position, call in asked.items():
+        for position in filter(self._may_ask, calls):
+            waiting[position] = None
             with suppress(Exception):  # no such deployment yet: tried once more below
-                waiting[position] = None
-                waiting[position] = self._send(position, call)
+                waiting[position] = self._send(position, calls[position])
         for position, response in waiting.items():
-            for again in (True, False):
+            for again in (False, True):
                 try:
-                    if response is None:
-                        response = self._send(position, asked[position])
-                    values[position] = response.result(timeout_s=max(0.0, ends - time.monotonic()))
+                    if response is None or again:
+                        response = self._send(position, calls[position])
+                    left = max(0.0, ends - time.monotonic())
+                    answers.values[position] = response.result(timeout_s=left)
+                    del answers.missing[position]
                     break
                 except ray.exceptions.RayTaskError as error:
                     if not isinstance(error.cause, HashlensError):
                         raise
-                    raise error.cause from None
+                    if not isinstance(error.cause, UnreadableShardError):
+                        raise error.cause from None
+                    answers.missing[position] = error.cause
+                    break
                 except TimeoutError:
                     response.cancel()
                     break
-                except Exception:  # a replica that died; Serve's errors share no base
-                    if not again:
-                        break
-                    response = None
+                except Exception:  # a replica that died: asked again; Serve's errors share no base
+                    continue
             with self._lock:
-                if position in values:
+                if position in answers.values or answers.missing[position] is not None:
                     self._resting.pop(position, None)
                 else:
                     self._resting[position] = time.monotonic() + _REST_SECONDS
-        return Answers(values, tuple(sorted(set(calls) - set(values))))
+        return answers
 
     def _send(self, position: int, call: tuple[Any, ...]) -> Any:
         while position >= len(self._handles) and self._later is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,20 +16,30 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.packing import check_codes, code_bytes
+from hashlens.codes.packing import check_codes
 from hashlens.distributed.snapshots import (
+    FILE_NAME,
     SHARD_SHIFT,
     Manifest,
-    ManifestFile,
     Publication,
     Snapshot,
     copy_shards,
     fetch_snapshot,
     global_ids,
+    holders,
     local_ids,
     publishing,
+    read_manifest,
+    shard_name,
 )
-from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
+from hashlens.errors import (
+    HashlensError,
+    IndexStoreError,
+    InvalidInputError,
+    SourceError,
+    TimeLimitError,
+    system_reason,
+)
 from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Hits, Index
@@ -52,26 +64,33 @@ from hashlens.types import (
 )
 
 
+class UnreadableShardError(IndexStoreError):
+    """A shard is damaged, or its storage does not answer."""
+
+
 class Shard:
-    """One shard, read-only; its answers have ids of the whole index.
+    """One shard, read-only; ids are its own.
 
     A call names the snapshot that it asks, so that all shards answer from one version. The last
     two stay open. ``source`` is a URI that snapshots which are not in the folder are copied from.
     """
 
-    def __init__(self, folder: str, position: int, source: str | None = None) -> None:
-        self._folder, self.position, self._source = Path(folder), position, source
+    def __init__(self, folder: str, source: str | None = None) -> None:
+        self._folder, self._source = Path(folder), source
         self._opened: dict[str, HashIndex] = {}
         self._lock = threading.Lock()
 
     def ask(self, snapshot: str, name: str, *arguments: Any) -> Any:
         """Call one of the methods below, or of ``HashIndex``, on a snapshot."""
-        index, own = self._open(snapshot), getattr(self, f"_{name}", None)
         try:
+            index, own = self._open(snapshot), getattr(self, f"_{name}", None)
             return own(index, *arguments) if own else getattr(index, name)(*arguments)
-        except (IndexStoreError, OSError):
-            self._opened.pop(snapshot, None)  # storage that is back is opened again
+        except TimeLimitError:
             raise
+        except (IndexStoreError, SourceError, OSError) as error:
+            self._opened.pop(snapshot, None)  # storage that is back is opened again
+            reason = system_reason(error) if isinstance(error, OSError) else str(error)
+            raise UnreadableShardError(reason) from error
 
     def _open(self, snapshot: str) -> HashIndex:
         with self._lock:
@@ -84,58 +103,14 @@ class Shard:
                 self._opened[snapshot] = index
             return self._opened[snapshot]
 
-    def _search(
-        self, index: HashIndex, codes: Any, features: Any, options: SearchOptions, latent: Any
-    ) -> SearchResult:
-        found = index.search_encoded(codes, features, self._own(options), latent)
-        return SearchResult(global_ids(self.position, found.ids), found.distances)
-
     def _hits(
         self, index: HashIndex, codes: Any, features: Any, options: SearchOptions, latent: Any
-    ) -> tuple[list[list[Hit]], SearchTrace]:
+    ) -> tuple[list[Hits], SearchTrace]:
         trace = SearchTrace()
-        found = index.search_hits(codes, features, self._own(options), latent, trace)
-        return [[self._global(hit) for hit in hits] for hits in found], trace
+        return index.search_hits(codes, features, options, latent, trace), trace
 
-    def _own(self, options: SearchOptions) -> SearchOptions:
-        if options.exclude is None:
-            return options
-        return replace(options, exclude=local_ids(self.position, options.exclude))
-
-    def _global(self, named: Any) -> Any:
-        return named._replace(id=named.id + (self.position << SHARD_SHIFT))
-
-    def _local(self, ids: Sequence[int] | None) -> list[int] | None:
-        if ids is None:
-            return None
-        own: list[int] = local_ids(self.position, np.array(ids, np.int64)).tolist()
-        return own
-
-    def _histogram(self, index: HashIndex, code: Codes, where: Any, exclude: int | None) -> Any:
-        own = local_ids(self.position, np.array([-1 if exclude is None else exclude]))[0]
-        return index.histogram(code, where, None if own < 0 else int(own))
-
-    def _ids(self, index: HashIndex) -> Ids:
-        return global_ids(self.position, index.ids())
-
-    def _records(self, index: HashIndex, ids: Sequence[int] | None) -> list[Record]:
-        return [self._global(record) for record in index.records(self._local(ids))]
-
-    def _encoded(self, index: HashIndex, ids: Sequence[int] | None) -> tuple[Any, ...]:
-        found, *arrays = index.encoded(self._local(ids))
-        return (global_ids(self.position, found), *arrays)
-
-    def _file_digest(self, index: HashIndex, ids: Sequence[int]) -> bytes | None:
-        return index.file_digest(int(local_ids(self.position, np.array(ids))[0]))
-
-    def _uris(self, index: HashIndex) -> dict[str, list[int]]:
-        first = self.position << SHARD_SHIFT
-        return {uri: [first + own for own in ids] for uri, ids in index.uris().items()}
-
-    def _to_arrow(self, index: HashIndex) -> Any:
-        table = index.to_arrow()
-        ids = global_ids(self.position, table["id"].to_numpy())
-        return table.set_column(0, table.schema.field("id"), [ids])
+    def _digest(self, index: HashIndex, ids: Sequence[int]) -> bytes | None:
+        return index.file_digest(ids[0])
 
     def _verify(self, index: HashIndex) -> tuple[list[str], int]:
         rows: list[int] = []
@@ -146,10 +121,10 @@ class Shard:
 
 
 class Answers(NamedTuple):
-    """What the shards said, by their positions, and those that did not answer in time."""
+    """What shards said, by position; those that did not, and why (None: not in time)."""
 
     values: dict[int, Any]
-    missing: tuple[int, ...] = ()
+    missing: dict[int, UnreadableShardError | None]
 
 
 class Shards(Protocol):
@@ -168,19 +143,21 @@ class OpenShards:
         self._shards: dict[int, Shard] = {}
 
     def ask(self, calls: Mapping[int, tuple[Any, ...]], *, patient: bool = False) -> Answers:
-        """Call methods of :class:`Shard` by name; errors are raised."""
-        values = {}
+        """Call ``Shard.ask`` for each position; other errors than unreadable shards are raised."""
+        answers = Answers({}, {})
         for position, call in calls.items():
-            if position not in self._shards:
-                self._shards[position] = Shard(str(self._folder), position)
-            values[position] = self._shards[position].ask(*call)
-        return Answers(values)
+            shard = self._shards.setdefault(position, Shard(str(self._folder)))
+            try:
+                answers.values[position] = shard.ask(*call)
+            except UnreadableShardError as error:
+                answers.missing[position] = error
+        return answers
 
 
 class ShardedResult(SearchResult):
     """A result that says which shards it lacks."""
 
-    missing: tuple[str, ...] = ()  # names of those that did not answer
+    missing: tuple[str, ...] = ()  # names of those that did not answer, or cannot be read
 
     @property
     def partial(self) -> bool:
@@ -195,8 +172,23 @@ class ShardedIndex(Index):
     ``es``, and all modes within a radius, give what one index gives. Without one, ``hds`` and
     ``acs`` order the pools of all shards, which hold the pool of one index and more, so that their
     results are at least as near. A change is published as a new version; see ``snapshots``. An
-    instance may be used from many threads. ``shards`` asks them, by default in this process;
-    ``write`` has another process make a change, given the method's name and its arguments.
+    instance may be used from many threads.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the manifest is.
+    encoder : EncoderLike, optional
+        Needed to add or search images rather than codes.
+    shards : Shards, optional
+        Asks the shards; by default in this process.
+    write : callable, optional
+        Has another process make a change, given the method's name and its arguments.
+    require_all : bool
+        Raise where a shard does not answer or cannot be read; else the others answer, and
+        ``SearchTrace.missing`` names it.
+    read_only : bool
+        Refuse changes.
     """
 
     def __init__(
@@ -212,18 +204,23 @@ class ShardedIndex(Index):
         self.path, self.encoder = folder, encoder
         self.require_all = require_all
         self._read_only = read_only
-        self._file = ManifestFile(folder)
         self._shards: Shards = shards or OpenShards(folder)
         self._write = write
+        self._read: tuple[tuple[int, int], Manifest] | None = None
         self._own = threading.local()  # the publication that this thread is making
 
     @classmethod
     def open(
-        cls, path: str | Path, encoder: EncoderLike | None = None, *, read_only: bool = False
+        cls,
+        path: str | Path,
+        encoder: EncoderLike | None = None,
+        *,
+        read_only: bool = False,
+        require_all: bool = True,
     ) -> ShardedIndex:
         """Open a sharded index in this process; it needs no cluster."""
-        index = cls(Path(path).absolute(), encoder, read_only=read_only)
-        own = index.fingerprint
+        index = cls(Path(path).absolute(), encoder, read_only=read_only, require_all=require_all)
+        own = index.manifest.fingerprint
         if encoder is not None and encoder.fingerprint != own:
             raise IndexStoreError(
                 f"{path}: made by model {own[:12]}, got model {encoder.fingerprint[:12]}; use the "
@@ -239,8 +236,15 @@ class ShardedIndex(Index):
 
     @property
     def manifest(self) -> Manifest:
-        """What it consists of now."""
-        return self._file.current()
+        """What it consists of now, whichever process has changed it."""
+        try:
+            status = (self.path / FILE_NAME).stat()
+            seen = (status.st_ino, status.st_mtime_ns)
+        except OSError:  # storage that is away; reading it the first time says so
+            seen = (-1, -1) if self._read is None else self._read[0]
+        if self._read is None or self._read[0] != seen:
+            self._read = (seen, read_manifest(self.path))
+        return self._read[1]
 
     @property
     def shards(self) -> tuple[Snapshot, ...]:
@@ -265,7 +269,7 @@ class ShardedIndex(Index):
         return self.manifest.fingerprint
 
     def info(self) -> IndexInfo:
-        parts: list[IndexInfo] = list(self._ask_some("info").values())
+        parts: list[IndexInfo] = list(self._all("info", partial=True).values())
         sums = ("images", "removed", "bytes_on_disk")
         totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
         return replace(parts[0], path=str(self.path), commit=self.manifest.version, **totals)
@@ -280,11 +284,10 @@ class ShardedIndex(Index):
         latent: Latent | None = None,
     ) -> ShardedResult:
         """Search with encoded queries; see :class:`hashlens.types.Searcher`."""
-        codes, latent = self._checked(codes, options, latent)
-        answers = self._some("search", codes, features, options, latent)
-        parts = [answers.values[position] for position in sorted(answers.values)]
+        values, missing = self._search("search_encoded", codes, features, options, latent)
+        parts = [SearchResult(global_ids(p, ids), distances) for p, (ids, distances) in values]
         result = ShardedResult(*merge(parts, options.k))
-        result.missing = self._names(answers.missing)
+        result.missing = missing
         return result
 
     def search_hits(
@@ -295,34 +298,52 @@ class ShardedIndex(Index):
         latent: Latent | None = None,
         trace: SearchTrace | None = None,
     ) -> list[Hits]:
-        codes, latent = self._checked(codes, options, latent)
-        answers = self._some("hits", codes, features, options, latent)
-        found = [answers.values[position] for position in sorted(answers.values)]
+        values, missing = self._search("hits", codes, features, options, latent)
         if trace is not None:  # shards work side by side
-            trace.coarse += max(own.coarse for _, own in found)
-            trace.fine += max(own.fine for _, own in found)
-            trace.pools += [
-                sum(sizes) for sizes in zip(*(own.pools for _, own in found), strict=True)
-            ]
-            trace.missing += self._names(answers.missing)
+            traces = [own for _, (_, own) in values]
+            trace.coarse += max(own.coarse for own in traces)
+            trace.fine += max(own.fine for own in traces)
+            trace.pools += map(sum, zip(*(own.pools for own in traces), strict=True))
+            trace.missing += missing
         near = {"bcs": "hamming", "acs": "asymmetric"}.get(options.mode, "euclidean")
 
         def order(hit: Hit) -> tuple[float, int]:
             return getattr(hit, near), hit.id
 
-        merged = zip(*(hits for hits, _ in found), strict=True)
+        found = ([_globally(position, hits) for hits in own] for position, (own, _) in values)
+        merged = zip(*found, strict=True)
         return [Hits(islice(heapq.merge(*parts, key=order), options.k)) for parts in merged]
 
-    def _checked(
-        self, codes: Codes, options: SearchOptions, latent: Latent | None
-    ) -> tuple[Codes, Latent | None]:
+    def _search(
+        self,
+        name: str,
+        codes: Codes,
+        features: Features | None,
+        options: SearchOptions,
+        latent: Latent | None,
+    ) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
+        """Positions and answers of the shards that answer; the names of the others."""
         codes = check_width(codes, self.bits)
-        return codes, check_latent(latent, codes) if options.mode == "acs" else None
+        latent = check_latent(latent, codes) if options.mode == "acs" else None
+
+        def call(position: int) -> tuple[Any, ...]:
+            left_out = options.exclude
+            own = None if left_out is None else local_ids(position, left_out)
+            return name, codes, features, replace(options, exclude=own), latent
+
+        answers = self._ask(lambda shards: {p: call(p) for p in range(shards)}, partial=True)
+        return list(answers.values.items()), tuple(map(shard_name, sorted(answers.missing)))
 
     def histogram(
         self, code: Codes, where: Mapping[str, Any] | None = None, exclude: int | None = None
     ) -> NDArray[np.int64]:
-        counts: NDArray[np.int64] = sum(self._ask_some("histogram", code, where, exclude).values())
+        def call(position: int) -> tuple[Any, ...]:
+            inside = exclude is not None and exclude >> SHARD_SHIFT == position
+            own = exclude - (position << SHARD_SHIFT) if exclude is not None and inside else None
+            return "histogram", code, where, own
+
+        answers = self._ask(lambda shards: {p: call(p) for p in range(shards)}, partial=True)
+        counts: NDArray[np.int64] = sum(answers.values.values())
         return counts
 
     def duplicates(
@@ -335,25 +356,22 @@ class ShardedIndex(Index):
     # Reading what is stored
 
     def ids(self) -> Ids:
-        return np.concatenate([np.zeros(0, np.int64), *self._ask_all("ids").values()])
+        return np.concatenate([global_ids(p, own) for p, own in self._all("ids").items()])
 
     def records(self, ids: Iterable[int] | None = None) -> list[Record]:
-        if ids is None:
-            return [one for part in self._ask_all("records", None).values() for one in part]
-        wanted = list_ids(ids)
-        by_id = {one.id: one for part in self._of_holders("records", wanted) for one in part}
+        wanted = None if ids is None else list_ids(ids)
+        parts = self._stored("records", wanted)
+        found = [one for p, own in parts.items() for one in _globally(p, own)]
+        if wanted is None:
+            return found
+        by_id = {one.id: one for one in found}
         return [by_id[image_id] for image_id in wanted]
 
     def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
-        if ids is None:
-            wanted, parts = None, list(self._ask_all("encoded", None).values())
-        else:
-            wanted = list_ids(ids)
-            parts = self._of_holders("encoded", wanted)
-        if not parts:
-            codes = np.zeros((0, code_bytes(self.bits)), np.uint8)
-            return np.zeros(0, np.int64), codes, np.zeros((0, self.feature_dim), np.float32)
-        held, codes, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+        wanted = None if ids is None else list_ids(ids)
+        parts = self._stored("encoded", wanted)
+        columns = ((global_ids(p, own), *arrays) for p, (own, *arrays) in parts.items())
+        held, codes, features = map(np.concatenate, zip(*columns, strict=True))
         if wanted is None:
             return held, codes, features
         order = np.argsort(held)
@@ -362,29 +380,32 @@ class ShardedIndex(Index):
 
     def uris(self) -> dict[str, list[int]]:
         total: dict[str, list[int]] = {}
-        for part in self._ask_all("uris").values():
-            for uri, ids in part.items():
-                total.setdefault(uri, []).extend(ids)
+        for position, part in self._all("uris").items():
+            for uri, own in part.items():
+                total.setdefault(uri, []).extend((position << SHARD_SHIFT) + i for i in own)
         return total
 
     def label_counts(self) -> dict[str | None, int]:
-        total: dict[str | None, int] = {}
-        for counts in self._ask_some("label_counts").values():
-            for label, count in counts.items():
-                total[label] = total.get(label, 0) + count
-        return total
+        total: Counter[str | None] = Counter()
+        for counts in self._all("label_counts", partial=True).values():
+            total.update(counts)
+        return dict(total)
 
     def file_digest(self, image_id: int) -> bytes | None:
         """As ``HashIndex.file_digest``; encoding on a cluster keeps no digests."""
         digest: bytes | None
-        (digest,) = self._of_holders("file_digest", list_ids([image_id]))
+        (digest,) = self._stored("digest", list_ids([image_id])).values()
         return digest
 
     def to_arrow(self) -> Any:
         """All images as a table, as ``HashIndex.to_arrow`` gives it."""
-        tables = list(self._ask_all("to_arrow").values())
+        parts = self._all("to_arrow")
         import pyarrow as pa
 
+        tables = [
+            table.set_column(0, table.schema.field(0), [global_ids(p, table["id"].to_numpy())])
+            for p, table in parts.items()
+        ]
         return pa.concat_tables(tables)
 
     def export(self, path: str | Path, format: str) -> None:
@@ -397,10 +418,10 @@ class ShardedIndex(Index):
 
     def verify(self, progress: Callable[[int], None] | None = None) -> list[str]:
         """Read every byte of every shard against its checksum; a line for each damage."""
-        found = self._ask_all("verify")
+        found = self._all("verify").values()
         if progress is not None:
-            progress(sum(rows for _, rows in found.values()))
-        return [line for position in sorted(found) for line in found[position][0]]
+            progress(sum(rows for _, rows in found))
+        return [line for lines, _ in found for line in lines]
 
     # Changes: each is published as one version
 
@@ -408,25 +429,21 @@ class ShardedIndex(Index):
         """As ``HashIndex.add``, published as one version; after an error, with what was done."""
         if self._write is not None or self._read_only:
             return super().add(*arguments, **options)
-        stopped: BaseException | None = None
-        with publishing(self.path) as self._own.publication:
+        stopped: BaseException
+        with self._publication():
             try:
-                report = super().add(*arguments, **options)
+                return super().add(*arguments, **options)
             except (HashlensError, KeyboardInterrupt) as error:
                 stopped = error
-            finally:
-                self._own.publication = None
-        if stopped is not None:
-            raise stopped
-        return report
+        raise stopped
 
     def add_rows(self, codes: Any, features: Any, rows: GivenRows) -> Ids:
         """Add encoded images to the shard with the fewest images."""
 
         def change(publication: Publication) -> Ids:
             position = publication.smallest()
-            index = publication.shard(position)
-            return global_ids(position, add_images(index.store, codes, features, rows))
+            store = publication.shard(position).store
+            return global_ids(position, add_images(store, codes, features, rows))
 
         return self._publish(change, "add_rows", codes, features, rows)  # type: ignore[no-any-return]
 
@@ -437,18 +454,16 @@ class ShardedIndex(Index):
             raise InvalidInputError(f"codes: expected {len(wanted)}, one per id, got {len(codes)}")
 
         def change(publication: Publication) -> None:
-            for position, at, own in self._held_in(len(publication.manifest.shards), wanted):
+            for index, at, own in publication.holders(wanted):
                 values = None if features is None else np.asarray(features)[at]
-                publication.shard(position).replace_encoded(own, codes[at], values)
+                index.replace_encoded(own, codes[at], values)
 
         self._publish(change, "replace_encoded", wanted, codes, features)
 
     def _update(self, image_id: int, changes: dict[str, Any], encoded: EncodedImage | None) -> None:
         def change(publication: Publication) -> None:
-            for position, _, (own,) in self._held_in(
-                len(publication.manifest.shards), np.array([image_id])
-            ):
-                update_image(publication.shard(position).store, int(own), changes, encoded)
+            for index, _, own in publication.holders(np.array([image_id])):
+                update_image(index.store, int(own[0]), changes, encoded)
 
         self._publish(change, "_update", image_id, changes, encoded)
 
@@ -457,25 +472,21 @@ class ShardedIndex(Index):
         wanted = check_ids(ids)
 
         def change(publication: Publication) -> None:
-            for position, _, own in self._held_in(len(publication.manifest.shards), wanted):
-                publication.shard(position).remove(own)
+            for index, _, own in publication.holders(wanted):
+                index.remove(own)
 
         self._publish(change, "remove", wanted)
 
     def compact(self) -> int:
         """Free the space of removed images in every shard; the number of rows dropped."""
-
-        def change(publication: Publication) -> int:
-            positions = range(len(publication.manifest.shards))
-            return sum(publication.shard(position).compact() for position in positions)
-
-        return self._publish(change, "compact")  # type: ignore[no-any-return]
+        dropped: int = self._publish(lambda new: sum(s.compact() for s in new.all()), "compact")
+        return dropped
 
     def add_shard(self) -> None:
         """Add an empty shard; what is added goes there until it is as full as the others."""
 
         def change(publication: Publication) -> None:
-            publication.shard(len(publication.manifest.shards))
+            publication.shard(len(publication))
 
         self._publish(change, "add_shard")
 
@@ -483,8 +494,7 @@ class ShardedIndex(Index):
         """As ``HashIndex.relocate``; of the model only the images' files are found again."""
 
         def change(publication: Publication) -> tuple[int, int]:
-            positions = range(len(publication.manifest.shards))
-            counts = [publication.shard(position).relocate(old, new) for position in positions]
+            counts = [index.relocate(old, new) for index in publication.all()]
             return sum(moved for moved, _ in counts), sum(lost for _, lost in counts)
 
         return self._publish(change, "relocate", old, new)  # type: ignore[no-any-return]
@@ -504,13 +514,11 @@ class ShardedIndex(Index):
     def together(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Make changes of several callers as one version; a result or an error for each."""
         try:
-            with publishing(self.path) as self._own.publication:
+            with self._publication():
                 return [getattr(self, name)(*arguments) for name, arguments in calls]
         except Exception as error:  # nothing was published: whose it is, is found one by one
             if len(calls) == 1:
                 return [error]
-        finally:
-            self._own.publication = None
         return [outcome for call in calls for outcome in self.together([call])]
 
     def _publish(self, change: Callable[[Publication], Any], name: str, *arguments: Any) -> Any:
@@ -519,76 +527,74 @@ class ShardedIndex(Index):
             raise IndexStoreError(f"{self.path}: opened read-only; open it without read_only")
         if self._write is not None:
             return self._write(name, *arguments)
-        if (own := getattr(self._own, "publication", None)) is not None:
-            return change(own)
-        with publishing(self.path) as publication:
+        with self._publication() as publication:
             return change(publication)
+
+    @contextmanager
+    def _publication(self) -> Iterator[Publication]:
+        """The change that this thread is making, or a new one."""
+        if (own := getattr(self._own, "publication", None)) is not None:
+            yield own
+            return
+        with publishing(self.path) as self._own.publication:
+            try:
+                yield self._own.publication
+            finally:
+                self._own.publication = None
 
     # Asking the shards
 
-    def _held_in(self, shards: int, ids: Ids) -> list[tuple[int, NDArray[np.int64], Ids]]:
-        """For each shard that holds some of the ids: which of them, and its own ids."""
-        unknown = ids[(ids < 0) | (ids >> SHARD_SHIFT >= shards)]
-        if len(unknown):
-            raise InvalidInputError(f"id {int(unknown[0])}: no such image in the index")
-        held = []
-        for position in range(shards):
-            own = local_ids(position, ids)
-            at = np.flatnonzero(own >= 0)
-            if len(at):
-                held.append((position, at, own[at]))
-        return held
+    def _ask(
+        self,
+        calls: Callable[[int], dict[int, tuple[Any, ...]]],
+        *,
+        partial: bool = False,
+        patient: bool = False,
+    ) -> Answers:
+        """Ask shards, all at one version; raises if one is missing, or with ``partial`` if all are.
 
-    def _names(self, positions: Sequence[int]) -> tuple[str, ...]:
-        return tuple(f"shard-{position:04d}" for position in sorted(positions))
-
-    def _ask(self, calls_of: Callable[[int], dict[int, Any]], patient: bool = False) -> Answers:
-        """Ask shards, all at one version; of the next one if this one is gone meanwhile."""
+        ``calls`` says what to ask which of so many shards.
+        """
         while True:
             manifest = self.manifest
-            calls = calls_of(len(manifest.shards))
-            named = {p: (manifest.shards[p].folder, *call) for p, call in calls.items()}
-            try:
-                return self._shards.ask(named, patient=patient)
-            except IndexStoreError:
-                if self.manifest.version == manifest.version:
-                    raise
+            wanted = calls(len(manifest.shards)).items()
+            named = {p: (manifest.shards[p].folder, *call) for p, call in wanted}
+            values, missing = self._shards.ask(named, patient=patient)
+            if any(missing.values()) and self.manifest.version != manifest.version:
+                continue  # the version was gone meanwhile
+            if missing and (self.require_all or not partial or not values):
+                raise self._unanswered(missing)
+            return Answers(dict(sorted(values.items())), missing)
 
-    def _some(self, *call: Any, patient: bool = False) -> Answers:
-        """The answers of the shards that answer; raises if all must, or none does."""
-        answers = self._ask(lambda shards: dict.fromkeys(range(shards), call), patient)
-        if answers.missing and (self.require_all or not answers.values):
-            raise self._unanswered(answers.missing)
-        return answers
-
-    def _ask_some(self, *call: Any) -> dict[int, Any]:
-        return self._some(*call).values
-
-    def _ask_all(self, *call: Any) -> dict[int, Any]:
-        """The answers of all shards to what may take long; raises if one does not answer."""
-        answers = self._some(*call, patient=True)
-        if answers.missing:
-            raise self._unanswered(answers.missing)
-        return dict(sorted(answers.values.items()))
-
-    def _of_holders(self, name: str, ids: Sequence[int]) -> list[Any]:
-        """Ask each shard for those of the ids that it holds; raises if one does not answer."""
-        wanted = np.array(ids, np.int64)
+    def _all(self, *call: Any, partial: bool = False) -> dict[int, Any]:
+        """The answers of all shards to one call; what must be whole may take long."""
         answers = self._ask(
-            lambda shards: {
-                position: (name, wanted[at].tolist())
-                for position, at, _ in self._held_in(shards, wanted)
-            }
+            lambda shards: dict.fromkeys(range(shards), call), partial=partial, patient=not partial
         )
-        if answers.missing:
-            raise self._unanswered(answers.missing)
-        return list(answers.values.values())
+        return answers.values
 
-    def _unanswered(self, missing: Sequence[int]) -> IndexStoreError:
+    def _stored(self, name: str, ids: list[int] | None) -> dict[int, Any]:
+        """What each shard says of those of the ids that it holds, or of all."""
+        if not ids:
+            return self._all(name, ids)
+        wanted = np.array(ids, np.int64)
+        return self._ask(
+            lambda shards: {p: (name, own.tolist()) for p, _, own in holders(shards, wanted)}
+        ).values
+
+    def _unanswered(self, missing: Mapping[int, UnreadableShardError | None]) -> IndexStoreError:
+        for position, error in missing.items():
+            if error is not None:
+                return IndexStoreError(f"{self.path}: {shard_name(position)}: {error}")
         return IndexStoreError(
-            f"{self.path}: {', '.join(self._names(missing))} did not answer in time; look at the "
-            "cluster with `serve status`, or give more replicas"
+            f"{self.path}: {', '.join(map(shard_name, sorted(missing)))} did not answer in time; "
+            "look at the cluster with `serve status`, or give more replicas"
         )
+
+
+def _globally(position: int, own: Iterable[Any]) -> list[Any]:
+    """Hits or records of a shard, with ids of the whole index."""
+    return [one._replace(id=one.id + (position << SHARD_SHIFT)) for one in own]
 
 
 _FAR: dict[str, Any] = {"u": np.uint16(65535), "f": np.float32(np.inf)}

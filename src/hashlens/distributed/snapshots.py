@@ -65,6 +65,17 @@ def local_ids(shard: int, ids: Ids) -> Ids:
     return np.where((ids >= 0) & (ids >> SHARD_SHIFT == shard), ids & _LOCAL, -1)
 
 
+def holders(shards: int, ids: Ids) -> Iterator[tuple[int, NDArray[np.int64], Ids]]:
+    """Each shard that holds some of the ids, which of them these are, and its own ids."""
+    positions = ids >> SHARD_SHIFT
+    unknown = ids[(ids < 0) | (positions >= shards)]
+    if len(unknown):
+        raise InvalidInputError(f"id {int(unknown[0])}: no such image in the index")
+    for position in np.unique(positions).tolist():
+        at = np.flatnonzero(positions == position)
+        yield position, at, ids[at] & _LOCAL
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A published state of one shard: its folder, next to the manifest, and its living images."""
@@ -156,75 +167,61 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     replace_file(folder / FILE_NAME, json.dumps(content, indent=1) + "\n")
 
 
-class ManifestFile:
-    """A folder's manifest, read again once it was replaced, by whichever process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._read: tuple[tuple[int, int], Manifest] | None = None
-
-    def current(self) -> Manifest:
-        """The manifest as it is now."""
-        try:
-            status = (self._folder / FILE_NAME).stat()
-            seen = (status.st_ino, status.st_mtime_ns)
-        except OSError:  # storage that is away; reading it the first time says so
-            seen = (-1, -1) if self._read is None else self._read[0]
-        if self._read is None or self._read[0] != seen:
-            self._read = (seen, read_manifest(self._folder))
-        return self._read[1]
-
-
 class Publication:
     """One change of a sharded index: writable copies of some shards, published together."""
 
     def __init__(self, folder: Path, manifest: Manifest, stack: ExitStack) -> None:
-        self.folder, self.manifest = folder, manifest
-        self._stack = stack
-        self._opened: dict[int, tuple[str, Path, HashIndex]] = {}
+        self._folder, self._before, self._stack = folder, manifest, stack
+        self._shards = list(manifest.shards)
+        self._opened: dict[int, HashIndex] = {}
+
+    def __len__(self) -> int:
+        return len(self._shards)
 
     def shard(self, position: int) -> HashIndex:
-        """A copy of a shard that may be changed; an empty one where there is none yet."""
+        """A copy of a shard that may be changed; behind the last one, a new one."""
         if position not in self._opened:
-            name = snapshot_name(position, self.manifest.version + 1)
-            aside = self._stack.enter_context(written_aside(self.folder / name))
-            if position < len(self.manifest.shards):
-                _extend(self.folder / self.manifest.shards[position].folder, aside)
+            name = snapshot_name(position, self._before.version + 1)
+            aside = self._stack.enter_context(written_aside(self._folder / name))
+            if position < len(self._shards):
+                _extend(self._folder / self._shards[position].folder, aside)
+                index = HashIndex.open(aside)
             else:
-                _create(aside, self.manifest)
-                seal(aside)
-            index = HashIndex.open(aside)
+                self._shards.append(Snapshot(name, 0))
+                index = create_shard(aside, self._before)
             self._stack.callback(index.close)  # before the folder goes, after an error
-            self._opened[position] = name, aside, index
-        return self._opened[position][2]
+            self._shards[position] = Snapshot(name, len(index))
+            self._opened[position] = index
+        return self._opened[position]
+
+    def all(self) -> Iterator[HashIndex]:
+        """Every shard, to be changed."""
+        return map(self.shard, range(len(self)))
+
+    def holders(self, ids: Ids) -> Iterator[tuple[HashIndex, NDArray[np.int64], Ids]]:
+        """As the function of this name, with shards to be changed."""
+        return ((self.shard(p), at, own) for p, at, own in holders(len(self), ids))
 
     def smallest(self) -> int:
         """The shard that has the fewest images now."""
-        shards = self.manifest.shards
-        images = {
-            position: len(self._opened[position][2]) if position in self._opened else shard.images
-            for position, shard in enumerate(shards)
-        }
-        return min(images, key=lambda position: (images[position], position))
+        counts = [
+            len(self._opened[position]) if position in self._opened else shard.images
+            for position, shard in enumerate(self._shards)
+        ]
+        return counts.index(min(counts))
 
-    def close(self) -> Manifest:
-        """Seal what was changed; return the next manifest."""
-        shards = list(self.manifest.shards)
-        replaced = []
-        for position, (name, aside, index) in sorted(self._opened.items()):
-            images = len(index)
+    def seal(self) -> Manifest:
+        """End writing; return the next manifest."""
+        for position, index in self._opened.items():
+            self._shards[position] = replace(self._shards[position], images=len(index))
             index.close()
-            seal(aside)
-            if position < len(shards):
-                replaced.append(shards[position].folder)
-                shards[position] = Snapshot(name, images)
-            else:
-                shards.append(Snapshot(name, images))
+            seal(index.path)
+        replaced = set(self._before.shards) - set(self._shards)
         return replace(
-            self.manifest,
-            shards=tuple(shards),
-            version=self.manifest.version + 1,
-            before=tuple(replaced),
+            self._before,
+            shards=tuple(self._shards),
+            version=self._before.version + 1,
+            before=tuple(sorted(shard.folder for shard in replaced)),
         )
 
 
@@ -252,7 +249,7 @@ def publishing(folder: Path) -> Iterator[Publication]:
             with ExitStack() as stack:
                 publication = Publication(folder, manifest, stack)
                 yield publication
-                after = publication.close()
+                after = publication.seal()
             if after.shards != manifest.shards:  # the new snapshots have their names now
                 _switch(folder, after)
         finally:
@@ -261,9 +258,14 @@ def publishing(folder: Path) -> Iterator[Publication]:
             lock.release()
 
 
+def shard_name(position: int) -> str:
+    """What a shard is called."""
+    return f"shard-{position:04d}"
+
+
 def snapshot_name(position: int, version: int) -> str:
     """A name that no snapshot had before."""
-    return f"shard-{position:04d}.v{version}-{secrets.token_hex(3)}"
+    return f"{shard_name(position)}.v{version}-{secrets.token_hex(3)}"
 
 
 def _switch(folder: Path, manifest: Manifest) -> None:
@@ -279,33 +281,31 @@ def _switch(folder: Path, manifest: Manifest) -> None:
 
 
 def _extend(old: Path, new: Path) -> None:
-    """A copy of a snapshot that may be changed; append-only files are shared by hard links."""
-    new.mkdir()
-    for path in old.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, new / path.name, copy_function=_link)
-        elif path.name.partition(".")[0] in ARRAYS:
-            _link(path, new / path.name)
-        else:  # the database is whole: its log was ended
-            shutil.copy2(path, new / path.name)
+    """A copy of a snapshot that may be changed; files that only grow are shared by hard links."""
+
+    def share(source: str, target: str) -> None:
+        path = Path(source)
+        try:
+            if path.parent == old and path.name.partition(".")[0] not in ARRAYS:
+                shutil.copy2(source, target)  # the database is whole: its log was ended
+            else:
+                os.link(source, target)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(source, target)
+
+    shutil.copytree(old, new, copy_function=share)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
-
-
-def _create(path: Path, manifest: Manifest) -> None:
-    HashIndex.create(
+def create_shard(path: Path, manifest: Manifest) -> HashIndex:
+    """A new, empty index of the kind that a manifest describes."""
+    return HashIndex.create(
         path,
         bits=manifest.bits,
         feature_dim=manifest.feature_dim,
         fingerprint=manifest.fingerprint,
         features=manifest.features,
         model=uri_path(manifest.model) if manifest.model else None,
-    ).close()
+    )
 
 
 def seal(path: Path) -> None:
@@ -315,19 +315,19 @@ def seal(path: Path) -> None:
     sync_directory(path)
 
 
-def create_empty(folder: Path, manifest: Manifest, shards: int) -> Manifest:
-    """Make the folder of a sharded index without images."""
-    make_folder(folder)
-    made = []
-    for position in range(shards):
-        name = snapshot_name(position, 1)
-        with written_aside(folder / name) as aside:
-            _create(aside, manifest)
-            seal(aside)
-        made.append(Snapshot(name, 0))
-    manifest = replace(manifest, shards=tuple(made))
-    write_manifest(folder, manifest)
-    return manifest
+@contextmanager
+def creating(folder: Path, manifest: Manifest, shards: int) -> Iterator[list[HashIndex]]:
+    """The empty shards of a new sharded index, to be filled; it is there when the block ends."""
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        names = [snapshot_name(position, 1) for position in range(shards)]
+        with ExitStack() as stack:
+            made = [stack.enter_context(create_shard(aside / name, manifest)) for name in names]
+            yield made
+            published = tuple(map(Snapshot, names, map(len, made)))
+        for name in names:
+            seal(aside / name)
+        write_manifest(aside, replace(manifest, shards=published))
 
 
 def copy_shards(source: Path, target: Path) -> int:
@@ -421,28 +421,23 @@ def reshard(
     require_free(new)
     parts = [HashIndex.open(folder, read_only=True) for folder in _folders(old)]
     total, meta = sum(map(len, parts)), parts[0].store.meta()
-    made = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model, ())
-    if shards is None:
-        _create(new, made)
-        with HashIndex.open(new) as whole:
-            for codes, features, rows in _rows(parts, progress):
-                append_images(whole.store, codes, features, rows)
-        return total
-    if not 1 <= shards <= max(total, 1):
+    kind = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model, ())
+    if shards is not None and not 1 <= shards <= max(total, 1):
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
-    create_empty(new, made, shards)
-    ends = np.linspace(0, total, shards + 1).astype(int)[1:].tolist()
-    position = done = 0
-    with publishing(new) as publication:
+    with file_errors(new), ExitStack() as stack:
+        make_folder(new.parent)
+        remove_abandoned(new.parent)
+        if shards is None:
+            aside = stack.enter_context(written_aside(new))
+            made = [stack.enter_context(create_shard(aside, kind))]
+        else:
+            made = stack.enter_context(creating(new, kind, shards))
+        bounds, done = np.linspace(0, total, len(made) + 1).astype(int), 0
         for codes, features, rows in _rows(parts, progress):
-            start = 0
-            while start < len(rows):
-                count = min(len(rows) - start, ends[position] - done)
-                taken = slice(start, start + count)
-                store = publication.shard(position).store
-                append_images(store, codes[taken], features[taken], rows[taken])
-                start, done = start + count, done + count
-                position += done == ends[position] and done < total
+            inside = (bounds.clip(done, done + len(rows)) - done).tolist()
+            for index, start, end in zip(made, inside, inside[1:], strict=False):
+                append_images(index.store, codes[start:end], features[start:end], rows[start:end])
+            done += len(rows)
     return total
 
 
