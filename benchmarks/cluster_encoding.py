@@ -49,12 +49,10 @@ ray = connect("local")
 before = peak_memory()
 
 def listed():
-    count = list_names(source, folder, 8)
-    return count, peak_memory()
+    return list_names(source, folder, 8), peak_memory()
 
-count, task = ray.get(ray.remote(listed).remote())
-parts = sorted(path.stem for path in (Path(folder) / NAMES).glob("*.jsonl"))
-print(json.dumps({"names": count, "parts": len(parts), "driver_before": before,
+parts, task = ray.get(ray.remote(listed).remote())
+print(json.dumps({"names": sum(parts.values()), "parts": len(parts), "driver_before": before,
                   "driver": peak_memory(), "task": task}))
 """
 

@@ -174,12 +174,11 @@ def test_objects_of_a_store_are_read_ahead(model: Path, object_store: Any, tmp_p
     object_store.pipe("/shop/dog/00.png", b"no picture")
     for name in (encoding.PARTS, encoding.NAMES):
         (tmp_path / name).mkdir()
-    assert list_names("memory://shop", str(tmp_path), 2) == 70
-    parts = sorted(path.stem for path in (tmp_path / encoding.NAMES).iterdir())
-    assert parts == ["0000-000000", "0001-000000"]
+    parts = list_names("memory://shop", str(tmp_path), 2)
+    assert parts == {"0000-000000": 35, "0001-000000": 35}
     worker = EncodePart(str(tmp_path), str(model), "cpu", 2**30, batch_size=16)
     for part in parts:
-        assert worker({"item": [part]}) == {"images": [35]}
+        worker({"item": [part]})
     lines = (tmp_path / encoding.NAMES / "0001-000000.jsonl").read_text().splitlines()
     uri, label, metadata = json.loads(lines[0])
     assert (uri, label, metadata) == ("memory://shop/dog/00.png", "dog", {})
@@ -222,7 +221,7 @@ def test_a_worker_whose_memory_is_short_goes_on_with_fewer_images(
             return run(images)
 
     worker._encoder._runner = Small()
-    assert worker({"item": ["0000-000000"]}) == {"images": [359]}
+    worker({"item": ["0000-000000"]})
     assert max(sizes) == 16
     assert sizes[-1] <= 4
 

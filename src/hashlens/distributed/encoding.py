@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
     Manifest,
     Snapshot,
+    create_shard,
     is_sharded,
     seal,
     snapshot_name,
@@ -34,7 +36,6 @@ from hashlens.distributed.snapshots import (
 )
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, SourceError
 from hashlens.files import is_remote, make_folder, path_uri, replace_file, written_aside
-from hashlens.index.hash_index import HashIndex
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import Skipped
@@ -74,46 +75,59 @@ def create_sharded(
     """
     encoder = Encoder.load(model)
     _ = encoder.preprocessing  # a model over vectors is refused
+    folder, place = folder.absolute(), str(model.resolve())
     asked = {"source": source, "shards": shards, "fingerprint": encoder.fingerprint}
-    _start_or_go_on(folder, asked)
+    plan = _start_or_go_on(folder, asked)
     ray = connect(address)
-    plan = json.loads((folder / PLAN_NAME).read_text())
-    if "images" not in plan:
+    if "parts" not in plan:
         listed = ray.remote(list_names).options(num_cpus=0)
         try:
             with plain_errors(ray):
-                images = ray.get(listed.remote(source, str(folder), shards))
+                plan["parts"] = ray.get(listed.remote(source, str(folder), shards))
         except HashlensError:
             shutil.rmtree(folder)
             raise
-        plan["images"] = images
         replace_file(folder / PLAN_NAME, json.dumps(plan))
-    done = _images_of(folder, [path.stem for path in (folder / PARTS).glob("*.npz")])
-    done += sum(_built(folder, shard) or 0 for shard in range(shards))
+    parts: dict[str, int] = plan["parts"]
+    left = [part for part in parts if not _is_done(folder, part)]
+    images = sum(parts.values())
+    done = images - sum(parts[part] for part in left)
+    kind = Manifest(
+        encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model), ()
+    )
     with plain_errors(ray):
-        for count in chain([0], _encode_parts(ray, folder, model, workers, batch_size)):
-            done += count
+        for part in chain([None], _encode_parts(ray, folder, place, left, workers, batch_size)):
+            done += parts[part] if part else 0
             if progress is not None:
-                progress(done, plan["images"])
+                progress(done, images)
         build = ray.remote(write_shard).options(num_cpus=1)
-        ray.get([build.remote(str(folder), str(model.resolve()), shard) for shard in range(shards)])
-    return _finish(folder, model, encoder, shards)
+        built = ray.get([build.remote(str(folder), kind, shard) for shard in range(shards)])
+    published = tuple(Snapshot(one["folder"], one["images"]) for one in built)
+    manifest = replace(kind, shards=published)
+    write_manifest(folder, manifest)
+    for name in (PARTS, NAMES):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / PLAN_NAME, *folder.glob("built-*.json")):
+        path.unlink()
+    skipped = (Skipped(-1, uri, reason) for one in built for uri, reason in one["skipped"])
+    return Made(manifest, tuple(skipped))
 
 
-def _start_or_go_on(folder: Path, asked: dict[str, Any]) -> None:
+def _start_or_go_on(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a new index, or of the same that was not finished."""
     path = folder / PLAN_NAME
     if is_sharded(folder):
         raise IndexStoreError(
             f"{folder}: holds a sharded index already; add to it, or choose another folder"
         )
     if path.is_file():
-        kept = json.loads(path.read_text())
-        if any(kept.get(name) != value for name, value in asked.items()):
+        kept: dict[str, Any] = json.loads(path.read_text())
+        if kept | asked != kept:
             raise IndexStoreError(
                 f"{folder}: an unfinished index of another source, model or number of shards; "
                 "remove the folder to start again"
             )
-        return
+        return kept
     if folder.exists() and any(folder.iterdir()):
         raise IndexStoreError(f"{folder}: expected a new or empty folder; choose another name")
     if asked["shards"] < 1:
@@ -121,29 +135,33 @@ def _start_or_go_on(folder: Path, asked: dict[str, Any]) -> None:
     make_folder(folder / PARTS)
     make_folder(folder / NAMES)
     replace_file(path, json.dumps(asked))
+    return asked
 
 
-def list_names(source: str, folder: str, shards: int) -> int:
-    """Write names, labels and metadata of a source in parts; the number of images.
+def list_names(source: str, folder: str, shards: int) -> dict[str, int]:
+    """Write names, labels and metadata of a source in parts; the number of images of each.
 
     A part is called ``SHARD-NUMBER``; it belongs to one shard.
     """
     images = open_source(source)
     total = len(images)
-    for left in (Path(folder) / NAMES).iterdir():  # of a run that was killed here
-        left.unlink()
+    for path in (Path(folder) / NAMES).iterdir():  # of a run that was killed here
+        path.unlink()
     if shards > total:
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
     bounds = np.linspace(0, total, shards + 1).astype(int).tolist()
+    parts = {}
     for shard, (start, end) in enumerate(pairwise(bounds)):
         for number, first in enumerate(range(start, end, PART_IMAGES)):
+            rows = range(first, min(first + PART_IMAGES, end))
             lines = [
                 json.dumps([images.uris[row], images.label_name(row), images.metadata(row)])
-                for row in range(first, min(first + PART_IMAGES, end))
+                for row in rows
             ]
-            name = Path(folder) / NAMES / f"{shard:04d}-{number:06d}.jsonl"
-            replace_file(name, "\n".join(lines))
-    return total
+            part = f"{shard:04d}-{number:06d}"
+            replace_file(Path(folder) / NAMES / f"{part}.jsonl", "\n".join(lines))
+            parts[part] = len(rows)
+    return parts
 
 
 def _read_names(folder: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
@@ -151,45 +169,44 @@ def _read_names(folder: Path, part: str) -> list[tuple[str, str | None, dict[str
     return [tuple(json.loads(line)) for line in lines]
 
 
-def _images_of(folder: Path, parts: Sequence[str]) -> int:
-    return sum(len(_read_names(folder, part)) for part in parts)
+def _built(folder: Path, shard: int) -> Path:
+    """What a shard that is written says of itself."""
+    return folder / f"built-{shard:04d}.json"
 
 
-def _built(folder: Path, shard: int) -> int | None:
-    """Images of a shard that was written already, the unreadable ones too; None if it was not."""
-    path = folder / f"built-{shard:04d}.json"
-    return int(json.loads(path.read_text())["listed"]) if path.is_file() else None
+def _is_done(folder: Path, part: str) -> bool:
+    kept = folder / PARTS / f"{part}.npz"
+    return kept.is_file() or _built(folder, int(part[:4])).is_file()
 
 
 def _encode_parts(
-    ray: Any, folder: Path, model: Path, workers: int | None, batch_size: int | None
-) -> Iterator[int]:
-    """Encode the parts that are not there yet; yields the images of each."""
+    ray: Any,
+    folder: Path,
+    model: str,
+    parts: list[str],
+    workers: int | None,
+    batch_size: int | None,
+) -> Iterator[str]:
+    """Encode parts; yields those that are done."""
+    if not parts:
+        return
     import ray.data as ray_data
 
-    kept = {path.stem for path in (folder / PARTS).glob("*.npz")}
-    parts = sorted(path.stem for path in (folder / NAMES).glob("*.jsonl"))
-    left = [p for p in parts if p not in kept and _built(folder, int(p[:4])) is None]
-    if not left:
-        return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray_data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    most = max(1, min(len(left), workers or gpus or int(resources.get("CPU", 1))))
+    most = max(1, min(len(parts), workers or gpus or int(resources.get("CPU", 1))))
     memory = int(resources.get("memory", _MEMORY_UNKNOWN) * _MEMORY_USED / most)
-    data = ray_data.from_items(left, override_num_blocks=len(left)).map_batches(
+    data = ray_data.from_items(parts, override_num_blocks=len(parts)).map_batches(
         EncodePart,
-        fn_constructor_args=(
-            *(str(folder.resolve()), str(model.resolve())),
-            *("cuda" if gpus else "cpu", memory, batch_size),
-        ),
+        fn_constructor_args=(str(folder), model, "cuda" if gpus else "cpu", memory, batch_size),
         batch_size=1,
         compute=ray_data.ActorPoolStrategy(min_size=1, max_size=most),
         num_gpus=1 if gpus else None,
     )
     for row in data.iter_rows():
-        yield int(row["images"])
+        yield str(row["item"])
 
 
 class EncodePart:
@@ -207,7 +224,7 @@ class EncodePart:
         self._batch_size = batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The part that is named in column item to the number of its images."""
+        """Encode the part that is named in column item."""
         (part,) = batch["item"]
         uris = [uri for uri, *_ in _read_names(self._folder, str(part))]
         while True:
@@ -219,13 +236,8 @@ class EncodePart:
                     raise
                 self._batch_size //= 2
         path = self._folder / PARTS / f"{part}.npz"
-
-        def save(place: Any) -> None:
-            with open(place, "wb") as file:
-                np.savez(file, **encoded)
-
-        replace_file(path, save)
-        return {"images": [len(uris)]}
+        replace_file(path, lambda aside: np.savez(aside, **encoded))
+        return batch
 
     def _encode(self, uris: Sequence[str]) -> dict[str, Any]:
         n, encoder = len(uris), self._encoder
@@ -255,58 +267,31 @@ def _content(uri: str) -> Any:
         return uri  # the encoder says what is wrong, with the name
 
 
-def write_shard(folder: str, model: str, shard: int) -> None:
-    """Write a shard from its parts, if that was not done before."""
+def write_shard(folder: str, kind: Manifest, shard: int) -> dict[str, Any]:
+    """Write a shard from its parts, if that was not done before; what was made of them."""
     place = Path(folder)
-    if _built(place, shard) is not None:
-        return
-    parts = sorted(path.stem for path in (place / PARTS).glob(f"{shard:04d}-*.npz"))
-    encoder = Encoder.load(model, device="cpu")
-    name, skipped, listed = snapshot_name(shard, 1), [], 0
+    told = _built(place, shard)
+    if told.is_file():
+        return dict(json.loads(told.read_text()))
+    parts = sorted((place / PARTS).glob(f"{shard:04d}-*.npz"))
+    name, skipped = snapshot_name(shard, 1), []
     with written_aside(place / name) as aside:
-        index = HashIndex.create(aside, encoder, model=model)
-        for part in parts:
-            rows = _read_names(place, part)
-            listed += len(rows)
-            with np.load(place / PARTS / f"{part}.npz") as encoded:
-                good = np.flatnonzero(encoded["reasons"] == "").tolist()
-                bad = np.flatnonzero(encoded["reasons"] != "").tolist()
-                skipped += [(rows[i][0], str(encoded["reasons"][i])) for i in bad]
-                index.add_encoded(
-                    encoded["codes"][good],
-                    encoded["features"][good],
-                    [rows[i][0] for i in good],
-                    [rows[i][1] for i in good],
-                    [rows[i][2] for i in good],
-                )
-        images = len(index)
-        index.close()
+        with create_shard(aside, kind) as index:
+            for part in parts:
+                rows = _read_names(place, part.stem)
+                with np.load(part) as encoded:
+                    reasons = encoded["reasons"].tolist()
+                    good = [i for i, reason in enumerate(reasons) if not reason]
+                    skipped += [(rows[i][0], why) for i, why in enumerate(reasons) if why]
+                    columns = zip(*(rows[i] for i in good), strict=True) if good else [()] * 3
+                    index.add_encoded(encoded["codes"][good], encoded["features"][good], *columns)
+            images = len(index)
         seal(aside)
-    built = {"folder": name, "images": images, "listed": listed, "skipped": skipped}
-    replace_file(place / f"built-{shard:04d}.json", json.dumps(built))
+    built = {"folder": name, "images": images, "skipped": skipped}
+    replace_file(told, json.dumps(built))
     for part in parts:
-        (place / PARTS / f"{part}.npz").unlink()
-
-
-def _finish(folder: Path, model: Path, encoder: Encoder, shards: int) -> Made:
-    built = [json.loads((folder / f"built-{i:04d}.json").read_text()) for i in range(shards)]
-    with HashIndex.open(folder / built[0]["folder"], read_only=True) as first:
-        meta = first.store.meta()
-    manifest = Manifest(
-        meta.bits,
-        meta.feature_dim,
-        meta.features,
-        encoder.fingerprint,
-        path_uri(model),
-        tuple(Snapshot(one["folder"], one["images"]) for one in built),
-    )
-    write_manifest(folder, manifest)
-    for path in (folder / PARTS, folder / NAMES):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (folder / PLAN_NAME, *folder.glob("built-*.json")):
-        path.unlink()
-    skipped = [Skipped(-1, uri, reason) for one in built for uri, reason in one["skipped"]]
-    return Made(manifest, tuple(skipped))
+        part.unlink()
+    return built
 
 
 def images_at_once(encoder: Encoder, memory: int) -> int:

@@ -12,7 +12,6 @@ The id of an image is the shard's number in the upper bits and the shard's own i
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -42,8 +41,9 @@ from hashlens.files import (
     uri_path,
     written_aside,
 )
+from hashlens.index.copying import copy_uploads
 from hashlens.index.hash_index import HashIndex
-from hashlens.index.layout import ARRAYS, DATABASE
+from hashlens.index.layout import ARRAYS, DATABASE, UPLOADS
 from hashlens.index.store import NO_LOCKS, file_errors, require_free
 from hashlens.index.writing import NewImage, append_images
 from hashlens.types import Codes, Ids
@@ -282,18 +282,15 @@ def _switch(folder: Path, manifest: Manifest) -> None:
 
 def _extend(old: Path, new: Path) -> None:
     """A copy of a snapshot that may be changed; files that only grow are shared by hard links."""
-
-    def share(source: str, target: str) -> None:
-        path = Path(source)
-        try:
-            if path.parent == old and path.name.partition(".")[0] not in ARRAYS:
-                shutil.copy2(source, target)  # the database is whole: its log was ended
-            else:
-                os.link(source, target)
-        except OSError:  # another file system, or one without hard links
-            shutil.copy2(source, target)
-
-    shutil.copytree(old, new, copy_function=share)
+    new.mkdir()
+    for path in old.iterdir():
+        if path.name.partition(".")[0] in ARRAYS:
+            try:
+                os.link(path, new / path.name)
+                continue
+            except OSError:  # another file system, or one without hard links
+                pass
+        shutil.copy2(path, new / path.name)  # the database is whole: its log was ended
 
 
 def create_shard(path: Path, manifest: Manifest) -> HashIndex:
@@ -351,33 +348,16 @@ def copy_shards(source: Path, target: Path) -> int:
             try:
                 for shard in manifest.shards:
                     if not (target / shard.folder).is_dir():
-                        with written_aside(target / shard.folder) as aside:
-                            _copy_held(source / shard.folder, aside)
+                        with HashIndex.open(source / shard.folder, read_only=True) as held:
+                            held.copy(target / shard.folder)
                 break
-            except FileNotFoundError:  # removed meanwhile, where two versions followed
+            except IndexStoreError:  # removed meanwhile, where two versions followed?
                 before, manifest = manifest, read_manifest(source)
                 if before == manifest:
                     raise
+        copy_uploads(source / UPLOADS, target / UPLOADS)
         _switch(target, manifest)
     return manifest.images
-
-
-def _copy_held(source: Path, target: Path) -> None:
-    """Copy a folder of immutable files, all open from the start: they may be removed meanwhile."""
-    with ExitStack() as stack:
-        opened = [
-            (path, stack.enter_context(path.open("rb")))
-            for path in sorted(source.rglob("*"))
-            if path.is_file()
-        ]
-        if not opened:
-            raise FileNotFoundError(errno.ENOENT, "no such folder", str(source))
-        target.mkdir()
-        for path, file in opened:
-            goal = target / path.relative_to(source)
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            with goal.open("wb") as copy:
-                shutil.copyfileobj(file, copy, 1 << 20)
 
 
 def fetch_manifest(uri: str, target: Path, ready: Callable[[Manifest], None] | None = None) -> None:
