@@ -21,7 +21,7 @@ def part(images: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 def make_shards(folder: Path, images: dict[str, Any], bounds: Sequence[int]) -> None:
     """A shard for the images between each bound and the next."""
-    kind = Manifest(BITS, DIM, "float16", "", "", ())
+    kind = Manifest(BITS, DIM, "float16", "", "")
     with creating(folder, kind, len(bounds) - 1) as shards:
         for shard, (start, stop) in zip(shards, pairwise(bounds), strict=True):
             shard.add_encoded(**part(images, start, stop))

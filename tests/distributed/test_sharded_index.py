@@ -146,7 +146,7 @@ def test_errors_name_what_is_wrong(sharded: ShardedIndex, tmp_path: Path) -> Non
         sharded.remove([1])
 
     class OtherModel:
-        fingerprint = "0" * 64
+        bits, feature_dim, fingerprint = 2 * BITS, DIM, "0" * 64
 
     with pytest.raises(IndexStoreError, match="use the index's own model"):
         ShardedIndex.open(sharded.path, OtherModel())  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def _one_index(folder: Path, images: int) -> Path:
 def _in_shards(folder: Path, images: int, shards: int) -> Path:
     """The same images, spread over shards."""
     if not folder.exists():
-        kind = Manifest(8 * CODE_BYTES, FEATURE_DIM, "float16", "", "", ())
+        kind = Manifest(8 * CODE_BYTES, FEATURE_DIM, "float16", "", "")
         with creating(folder, kind, shards) as made:
             for block in _blocks(images):
                 for position, shard in enumerate(made):

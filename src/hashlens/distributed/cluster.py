@@ -39,23 +39,20 @@ def connect(address: str | None = None) -> Any:
     ray = load_ray()
     if ray.is_initialized():
         return ray
-    address = address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == LOCAL:
+        os.environ.pop("RAY_ADDRESS", None)
+        stay_on_loopback()
+        options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
-        if not address or address == LOCAL:
-            os.environ.pop("RAY_ADDRESS", None)
-            stay_on_loopback()
-            ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        ray.init(address, **options)
     except Exception as error:  # Ray raises what it is, or Exception itself
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if not address or address == LOCAL:
-            raise HashlensError(
-                f"Ray could not be started on this machine: {first_line}"
-            ) from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        if address == LOCAL:
+            raise HashlensError(f"Ray could not be started on this machine: {said}") from error
         raise HashlensError(
-            f"no Ray cluster answers at {address} ({first_line}); start one with "
+            f"no Ray cluster answers at {address} ({said}); start one with "
             "`ray start --head`, or use --ray local"
         ) from error
     return ray

@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ def create_sharded(
     images = sum(parts.values())
     done = images - sum(parts[part] for part in left)
     kind = Manifest(
-        encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model), ()
+        encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model)
     )
     with plain_errors(ray):
         for part in chain([None], _encode_parts(ray, folder, place, left, workers, batch_size)):
@@ -275,19 +275,16 @@ def write_shard(folder: str, kind: Manifest, shard: int) -> dict[str, Any]:
         return dict(json.loads(told.read_text()))
     parts = sorted((place / PARTS).glob(f"{shard:04d}-*.npz"))
     name, skipped = snapshot_name(shard, 1), []
-    with written_aside(place / name) as aside:
-        with create_shard(aside, kind) as index:
-            for part in parts:
-                rows = _read_names(place, part.stem)
-                with np.load(part) as encoded:
-                    reasons = encoded["reasons"].tolist()
-                    good = [i for i, reason in enumerate(reasons) if not reason]
-                    skipped += [(rows[i][0], why) for i, why in enumerate(reasons) if why]
-                    columns = zip(*(rows[i] for i in good), strict=True) if good else [()] * 3
-                    index.add_encoded(encoded["codes"][good], encoded["features"][good], *columns)
-            images = len(index)
-        seal(aside)
-    built = {"folder": name, "images": images, "skipped": skipped}
+    with written_aside(place / name) as aside, create_shard(aside, kind) as index:
+        for part in parts:
+            rows = _read_names(place, part.stem)
+            with np.load(part) as encoded:
+                reasons = encoded["reasons"].tolist()
+                good = [i for i, reason in enumerate(reasons) if not reason]
+                skipped += [(rows[i][0], why) for i, why in enumerate(reasons) if why]
+                columns = zip(*(rows[i] for i in good), strict=True) if good else [()] * 3
+                index.add_encoded(encoded["codes"][good], encoded["features"][good], *columns)
+        built = {**asdict(seal(index, name)), "skipped": skipped}
     replace_file(told, json.dumps(built))
     for part in parts:
         part.unlink()

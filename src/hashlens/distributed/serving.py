@@ -74,8 +74,9 @@ def build(args: dict[str, str]) -> Any:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise InvalidInputError(f"{name}: {first['msg'].lower()}, got {args.get(name)!r}") from None
-    with tempfile.TemporaryDirectory(prefix="hashlens-shards-") as folder:
-        shards = len(read_manifest(local_copy(options.index, folder)).shards)
+    with tempfile.TemporaryDirectory(prefix="hashlens-shards-") as copy:
+        _, manifest = newest(options.index, copy)
+    shards = len(manifest.shards)
     key = read_key()
     if key and is_remote(options.index):
         raise InvalidInputError(
@@ -107,10 +108,7 @@ def _served(options: ServeOptions, position: int) -> Any:
     """The deployment of one shard."""
     from ray import serve
 
-    scaled: dict[str, Any] = {"num_replicas": options.replicas}
-    if options.max_replicas > options.replicas:
-        limits = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
-        scaled = {"autoscaling_config": limits}
+    most = max(options.replicas, options.max_replicas)
     deployment: Any = serve.deployment
     return deployment(
         ServedShard,
@@ -119,16 +117,16 @@ def _served(options: ServeOptions, position: int) -> Any:
         health_check_period_s=5,
         health_check_timeout_s=10,
         ray_actor_options={"num_cpus": 0},
-        **scaled,
+        autoscaling_config={"min_replicas": options.replicas, "max_replicas": most},
     ).bind(options.index, position)
 
 
-def local_copy(index: str, folder: str) -> Path:
-    """The index's folder; of a URI, ``folder``, with the manifest in it."""
-    if not is_remote(index):
-        return Path(index).absolute()
-    fetch_manifest(index, Path(folder))
-    return Path(folder)
+def newest(index: str, copy: str) -> tuple[Path, Manifest]:
+    """The index's folder, or of a URI ``copy``, with the manifest as it is now."""
+    folder = Path(copy if is_remote(index) else index).absolute()
+    if is_remote(index):
+        fetch_manifest(index, folder)
+    return folder, read_manifest(folder)
 
 
 class ServedShard:
@@ -137,7 +135,7 @@ class ServedShard:
     def __init__(self, index: str, position: int) -> None:
         self._source, self._position = index, position
         self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shard-")
-        folder = local_copy(index, self._copy.name)
+        folder, _ = newest(index, self._copy.name)
         self._shard = Shard(str(folder), index if is_remote(index) else None)
         self._follow()
 
@@ -151,8 +149,8 @@ class ServedShard:
             await asyncio.to_thread(self._follow)
 
     def _follow(self) -> None:
-        shards = read_manifest(local_copy(self._source, self._copy.name)).shards
-        self._shard.ask(shards[self._position].folder, "process")
+        _, manifest = newest(self._source, self._copy.name)
+        self._shard.ask(manifest.shards[self._position].folder, "process")
 
 
 class Writer:
@@ -192,7 +190,8 @@ class Writer:
         from ray import serve
 
         app = serve.get_replica_context().app_name
-        shards = len(read_manifest(local_copy(self._options.index, self._copy.name)).shards)
+        _, manifest = newest(self._options.index, self._copy.name)
+        shards = len(manifest.shards)
         for position in range(self._shards, shards):
             name = f"{app}-{_name(position)}"
             if name not in serve.status().applications:
@@ -296,10 +295,10 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
             ) from error
 
     def open_index() -> ShardedIndex:
-        folder = local_copy(options.index, tempfile.mkdtemp())
-        stored = read_manifest(folder).model
-        model = options.model or (uri_path(stored) if stored else None)
-        if model is not None and not options.model:
+        folder, manifest = newest(options.index, tempfile.mkdtemp())
+        model = options.model
+        if model is None and manifest.model:
+            model = uri_path(manifest.model)
             require_own_place(model, folder)
         encoder = None if model is None else Encoder.load(model)
         handles = [handle(_name(position)) for position in range(shards)]

@@ -44,7 +44,7 @@ from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Hits, Index
 from hashlens.index.ranking import ArraySearcher, check_latent
-from hashlens.index.rows import check_ids, check_width, list_ids
+from hashlens.index.rows import check_ids, check_width, list_ids, require_same_model
 from hashlens.index.writing import EncodedImage, GivenRows, add_images, update_image
 from hashlens.types import (
     AddReport,
@@ -172,23 +172,10 @@ class ShardedIndex(Index):
     ``es``, and all modes within a radius, give what one index gives. Without one, ``hds`` and
     ``acs`` order the pools of all shards, which hold the pool of one index and more, so that their
     results are at least as near. A change is published as a new version; see ``snapshots``. An
-    instance may be used from many threads.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the manifest is.
-    encoder : EncoderLike, optional
-        Needed to add or search images rather than codes.
-    shards : Shards, optional
-        Asks the shards; by default in this process.
-    write : callable, optional
-        Has another process make a change, given the method's name and its arguments.
-    require_all : bool
-        Raise where a shard does not answer or cannot be read; else the others answer, and
-        ``SearchTrace.missing`` names it.
-    read_only : bool
-        Refuse changes.
+    instance may be used from many threads. ``shards`` asks them, by default in this process;
+    ``write`` has another process make a change, given the method's name and its arguments. With
+    ``require_all`` a shard that does not answer or cannot be read is an error; else the others
+    answer, and ``SearchTrace.missing`` names it.
     """
 
     def __init__(
@@ -220,12 +207,9 @@ class ShardedIndex(Index):
     ) -> ShardedIndex:
         """Open a sharded index in this process; it needs no cluster."""
         index = cls(Path(path).absolute(), encoder, read_only=read_only, require_all=require_all)
-        own = index.manifest.fingerprint
-        if encoder is not None and encoder.fingerprint != own:
-            raise IndexStoreError(
-                f"{path}: made by model {own[:12]}, got model {encoder.fingerprint[:12]}; use the "
-                "index's own model, or index again"
-            )
+        kind = index.manifest.kind
+        if encoder is not None:
+            require_same_model(index.path, kind, encoder)
         return index
 
     def close(self) -> None:
@@ -269,7 +253,7 @@ class ShardedIndex(Index):
         return self.manifest.fingerprint
 
     def info(self) -> IndexInfo:
-        parts: list[IndexInfo] = list(self._all("info", partial=True).values())
+        parts: list[IndexInfo] = list(self._some(lambda _: ("info",)).values.values())
         sums = ("images", "removed", "bytes_on_disk")
         totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
         return replace(parts[0], path=str(self.path), commit=self.manifest.version, **totals)
@@ -331,19 +315,17 @@ class ShardedIndex(Index):
             own = None if left_out is None else local_ids(position, left_out)
             return name, codes, features, replace(options, exclude=own), latent
 
-        answers = self._ask(lambda shards: {p: call(p) for p in range(shards)}, partial=True)
+        answers = self._some(call)
         return list(answers.values.items()), tuple(map(shard_name, sorted(answers.missing)))
 
     def histogram(
         self, code: Codes, where: Mapping[str, Any] | None = None, exclude: int | None = None
     ) -> NDArray[np.int64]:
-        def call(position: int) -> tuple[Any, ...]:
-            inside = exclude is not None and exclude >> SHARD_SHIFT == position
-            own = exclude - (position << SHARD_SHIFT) if exclude is not None and inside else None
+        def call(position: int) -> tuple[Any, ...]:  # no other shard has such an id
+            own = None if exclude is None else exclude - (position << SHARD_SHIFT)
             return "histogram", code, where, own
 
-        answers = self._ask(lambda shards: {p: call(p) for p in range(shards)}, partial=True)
-        counts: NDArray[np.int64] = sum(answers.values.values())
+        counts: NDArray[np.int64] = sum(self._some(call).values.values())
         return counts
 
     def duplicates(
@@ -387,7 +369,7 @@ class ShardedIndex(Index):
 
     def label_counts(self) -> dict[str | None, int]:
         total: Counter[str | None] = Counter()
-        for counts in self._all("label_counts", partial=True).values():
+        for counts in self._some(lambda _: ("label_counts",)).values.values():
             total.update(counts)
         return dict(total)
 
@@ -566,12 +548,13 @@ class ShardedIndex(Index):
                 raise self._unanswered(missing)
             return Answers(dict(sorted(values.items())), missing)
 
-    def _all(self, *call: Any, partial: bool = False) -> dict[int, Any]:
-        """The answers of all shards to one call; what must be whole may take long."""
-        answers = self._ask(
-            lambda shards: dict.fromkeys(range(shards), call), partial=partial, patient=not partial
-        )
-        return answers.values
+    def _some(self, call: Callable[[int], tuple[Any, ...]]) -> Answers:
+        """The answers of those shards that answer."""
+        return self._ask(lambda shards: {p: call(p) for p in range(shards)}, partial=True)
+
+    def _all(self, *call: Any) -> dict[int, Any]:
+        """The answers of all shards to one call, which may take long."""
+        return self._ask(lambda shards: dict.fromkeys(range(shards), call), patient=True).values
 
     def _stored(self, name: str, ids: list[int] | None) -> dict[int, Any]:
         """What each shard says of those of the ids that it holds, or of all."""

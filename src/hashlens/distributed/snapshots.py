@@ -38,13 +38,12 @@ from hashlens.files import (
     remove_abandoned,
     replace_file,
     sync_directory,
-    uri_path,
     written_aside,
 )
 from hashlens.index.copying import copy_uploads
 from hashlens.index.hash_index import HashIndex
-from hashlens.index.layout import ARRAYS, DATABASE, UPLOADS
-from hashlens.index.store import NO_LOCKS, file_errors, require_free
+from hashlens.index.layout import ARRAYS, DATABASE, UPLOADS, Meta
+from hashlens.index.store import NO_LOCKS, Store, file_errors, require_free
 from hashlens.index.writing import NewImage, append_images
 from hashlens.types import Codes, Ids
 
@@ -93,12 +92,17 @@ class Manifest:
     features: str
     fingerprint: str
     model: str
-    shards: tuple[Snapshot, ...]
+    shards: tuple[Snapshot, ...] = ()
     version: int = 1
     before: tuple[str, ...] = field(default=())
     """Folders of the versions before that readers may still have open."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     """The same in all versions and copies of one index."""
+
+    @property
+    def kind(self) -> Meta:
+        """What a new shard says of itself."""
+        return Meta(self.bits, self.feature_dim, self.features, self.fingerprint, self.model)
 
     @property
     def images(self) -> int:
@@ -134,24 +138,22 @@ def read_manifest(folder: Path) -> Manifest:
             "a newer hashlens may have written it"
         )
     try:
-        shards = tuple(
-            Snapshot(_own_name(each["folder"]), int(each["images"])) for each in content["shards"]
-        )
+        shards = (Snapshot(_own_name(s["folder"]), int(s["images"])) for s in content["shards"])
         return Manifest(
-            bits=int(content["bits"]),
-            feature_dim=int(content["feature_dim"]),
-            features=str(content["features"]),
-            fingerprint=str(content["fingerprint"]),
-            model=str(content["model"]),
-            shards=shards,
-            version=int(content["version"]),
+            **{name: kind(content[name]) for name, kind in _PLAIN.items()},
+            shards=tuple(shards),
             before=tuple(map(_own_name, content["before"])),
-            id=str(content["id"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise IndexStoreError(
             f"{path}: an entry is missing or of the wrong type: {error}"
         ) from error
+
+
+_PLAIN: dict[str, type] = {
+    **dict.fromkeys(("bits", "feature_dim", "version"), int),
+    **dict.fromkeys(("features", "fingerprint", "model", "id"), str),
+}
 
 
 def _own_name(name: Any) -> str:
@@ -213,9 +215,7 @@ class Publication:
     def seal(self) -> Manifest:
         """End writing; return the next manifest."""
         for position, index in self._opened.items():
-            self._shards[position] = replace(self._shards[position], images=len(index))
-            index.close()
-            seal(index.path)
+            self._shards[position] = seal(index, self._shards[position].folder)
         replaced = set(self._before.shards) - set(self._shards)
         return replace(
             self._before,
@@ -295,21 +295,17 @@ def _extend(old: Path, new: Path) -> None:
 
 def create_shard(path: Path, manifest: Manifest) -> HashIndex:
     """A new, empty index of the kind that a manifest describes."""
-    return HashIndex.create(
-        path,
-        bits=manifest.bits,
-        feature_dim=manifest.feature_dim,
-        fingerprint=manifest.fingerprint,
-        features=manifest.features,
-        model=uri_path(manifest.model) if manifest.model else None,
-    )
+    return HashIndex(Store.create(path, manifest.kind))
 
 
-def seal(path: Path) -> None:
-    """Move what SQLite's log holds into its database, and end the log: the files are whole."""
-    with closing(sqlite3.connect(path / DATABASE)) as connection:
+def seal(index: HashIndex, name: str) -> Snapshot:
+    """Close an index for good: what SQLite's log holds goes into its database, and the log ends."""
+    snapshot = Snapshot(name, len(index))
+    index.close()
+    with closing(sqlite3.connect(index.path / DATABASE)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
-    sync_directory(path)
+    sync_directory(index.path)
+    return snapshot
 
 
 @contextmanager
@@ -321,9 +317,7 @@ def creating(folder: Path, manifest: Manifest, shards: int) -> Iterator[list[Has
         with ExitStack() as stack:
             made = [stack.enter_context(create_shard(aside / name, manifest)) for name in names]
             yield made
-            published = tuple(map(Snapshot, names, map(len, made)))
-        for name in names:
-            seal(aside / name)
+            published = tuple(map(seal, made, names))
         write_manifest(aside, replace(manifest, shards=published))
 
 
@@ -401,7 +395,7 @@ def reshard(
     require_free(new)
     parts = [HashIndex.open(folder, read_only=True) for folder in _folders(old)]
     total, meta = sum(map(len, parts)), parts[0].store.meta()
-    kind = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model, ())
+    kind = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model)
     if shards is not None and not 1 <= shards <= max(total, 1):
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
     with file_errors(new), ExitStack() as stack:
