@@ -350,6 +350,28 @@ def test_changes_of_several_are_one_version_and_a_wrong_one_is_its_own(
     )
     assert (first, last, len(index)) == (None, None, 578)
     assert isinstance(wrong, InvalidInputError)
+    assert index.together([("add_shard", ()), ("add_shard", ())]) == [None, None]
+    assert len(index.shards) == 5
+
+
+def test_a_damaged_shard_is_not_copied(images: dict[str, Any], tmp_path: Path) -> None:
+    make_shards(tmp_path / "a", images, BOUNDS)
+    _damage(tmp_path / "a", 1)
+    with pytest.raises(IndexStoreError, match="codes"):
+        ShardedIndex.open(tmp_path / "a").copy(tmp_path / "b")
+    assert not (tmp_path / "b" / "shards.json").exists()
+
+
+def test_resharding_that_fails_leaves_nothing(images: dict[str, Any], tmp_path: Path) -> None:
+    make_shards(tmp_path / "a", images, BOUNDS)
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    for shards in (2, None):
+        with pytest.raises(KeyboardInterrupt):
+            reshard(tmp_path / "a", tmp_path / "b", shards, progress=stop)
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_older_version_reads_as_before_though_files_are_shared(
@@ -412,7 +434,10 @@ def test_a_second_writer_is_told_who_is_at_it(images: dict[str, Any], tmp_path: 
 def test_a_copy_is_brought_up_to_date(images: dict[str, Any], tmp_path: Path) -> None:
     make_shards(tmp_path / "a", images, BOUNDS)
     index = ShardedIndex.open(tmp_path / "a")
+    (tmp_path / "a" / "uploads").mkdir()
+    (tmp_path / "a" / "uploads" / "given.jpg").write_bytes(b"given")
     assert index.copy(tmp_path / "b") == 600
+    assert (tmp_path / "b" / "uploads" / "given.jpg").read_bytes() == b"given"
     index.add_encoded(**part(images, 0, 5))
     assert index.copy(tmp_path / "b") == 605
     copied = ShardedIndex.open(tmp_path / "b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, pairwise
 from typing import NamedTuple
@@ -11,17 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashlens.data.image import UnreadableImageError, decode, image_name
+from hashlens.data.image import MAX_FILE_BYTES, UnreadableImageError, decode, image_name
 from hashlens.data.opening import fetch
 from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.remote import read_remote
 from hashlens.data.source import Source
-from hashlens.errors import ImageError, InvalidInputError
-from hashlens.files import FileState
+from hashlens.errors import ImageError, InvalidInputError, SourceError
+from hashlens.files import FileState, is_remote
 from hashlens.machine import cores
 from hashlens.types import ImageInput, Skipped
 
 _CHUNK = 32  # images a thread takes at once
 _BATCHES_AHEAD = 2
+_READS = 32  # files elsewhere that are read at once
 
 
 class DecodedImages(NamedTuple):
@@ -157,6 +159,22 @@ class _Batch:
         decoded = _without(self._pixels, skipped, self._start)
         files = tuple(self._files[i] for i in (decoded.positions - self._start).tolist())
         return decoded._replace(files=files)
+
+
+def read_ahead(uris: Sequence[str]) -> Iterator[str | bytes]:
+    """Images to decode one after the other: files elsewhere are read, many at a time."""
+    with ThreadPoolExecutor(_READS) as threads:
+        for start in range(0, len(uris), 2 * _READS):
+            yield from threads.map(_content, uris[start : start + 2 * _READS])
+
+
+def _content(uri: str) -> str | bytes:
+    if not is_remote(uri) or "#" in uri:
+        return uri
+    try:
+        return read_remote(uri, MAX_FILE_BYTES)
+    except SourceError:
+        return uri  # who decodes it says what is wrong, with the name
 
 
 def _checked_workers(workers: int | None) -> int:

@@ -12,7 +12,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -21,9 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hashlens.codes.packing import code_bytes
-from hashlens.data.image import MAX_FILE_BYTES
+from hashlens.data.decoding import read_ahead
 from hashlens.data.opening import open_source
-from hashlens.data.remote import read_remote
 from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
     Manifest,
@@ -34,8 +32,8 @@ from hashlens.distributed.snapshots import (
     snapshot_name,
     write_manifest,
 )
-from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, SourceError
-from hashlens.files import is_remote, make_folder, path_uri, replace_file, written_aside
+from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
+from hashlens.files import make_folder, path_uri, replace_file, written_aside
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import Skipped
@@ -44,7 +42,6 @@ PLAN_NAME, PARTS, NAMES = "plan.json", "parts", "names"
 PART_IMAGES = 1024
 _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
-_READS = 32  # objects of a store that a worker reads at once
 MOST_IMAGES = 256
 _PROBE = 16
 
@@ -244,27 +241,11 @@ class EncodePart:
         codes = np.zeros((n, code_bytes(encoder.bits)), np.uint8)
         features = np.zeros((n, encoder.feature_dim), np.float32)
         reasons = np.full(n, "", dtype=object)
-        for batch in encoder.encode_batches(_read_ahead(uris), batch_size=self._batch_size):
+        for batch in encoder.encode_batches(read_ahead(uris), batch_size=self._batch_size):
             codes[batch.positions], features[batch.positions] = batch.codes, batch.features
             for image in batch.skipped:
                 reasons[image.position] = image.reason
         return {"codes": codes, "features": features, "reasons": reasons.astype(str)}
-
-
-def _read_ahead(uris: Sequence[str]) -> Iterator[Any]:
-    """Images as an encoder takes them; objects of a store are read many at a time."""
-    with ThreadPoolExecutor(_READS) as threads:
-        for start in range(0, len(uris), 2 * _READS):
-            yield from threads.map(_content, uris[start : start + 2 * _READS])
-
-
-def _content(uri: str) -> Any:
-    if not is_remote(uri) or "#" in uri:
-        return uri
-    try:
-        return read_remote(uri, MAX_FILE_BYTES)
-    except SourceError:
-        return uri  # the encoder says what is wrong, with the name
 
 
 def write_shard(folder: str, kind: Manifest, shard: int) -> dict[str, Any]:

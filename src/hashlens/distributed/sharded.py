@@ -299,12 +299,7 @@ class ShardedIndex(Index):
         return [Hits(islice(heapq.merge(*parts, key=order), options.k)) for parts in merged]
 
     def _search(
-        self,
-        name: str,
-        codes: Codes,
-        features: Features | None,
-        options: SearchOptions,
-        latent: Latent | None,
+        self, name: str, codes: Codes, features: Any, options: SearchOptions, latent: Latent | None
     ) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
         """Positions and answers of the shards that answer; the names of the others."""
         codes = check_width(codes, self.bits)
