@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hashlens.errors import HashlensError, MissingExtraError
+from hashlens.errors import HashlensError, MissingExtraError, first_line
 
 LOCAL = "local"
 
@@ -48,7 +48,7 @@ def connect(address: str | None = None) -> Any:
     try:
         ray.init(address, **options)
     except Exception as error:  # Ray raises what it is, or Exception itself
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         if address == LOCAL:
             raise HashlensError(f"Ray could not be started on this machine: {said}") from error
         raise HashlensError(
