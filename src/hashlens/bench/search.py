@@ -58,8 +58,9 @@ class Workload:
 
     def quick(self) -> Workload:
         """About a minute."""
-        fewer = replace(self, bits=(128,), wide=(), seconds=2.0)
-        return replace(fewer, recall_n=20_000, sizes=self.sizes[:3])
+        return replace(
+            self, bits=(128,), wide=(), seconds=2.0, recall_n=20_000, sizes=self.sizes[:3]
+        )
 
     def full(self) -> Workload:
         """Everything, up to 100 million codes; the approximate indexes take long to build."""

@@ -71,8 +71,9 @@ def _comparison(name: str, about: str) -> None:
             spoken_time,
             write_comparison,
         )
-        from hashlens.paper.run import read_piece, say
+        from hashlens.paper.run import read_piece
         from hashlens.paper.splits import make_split
+        from hashlens.report.progress import say
 
         piece = _only(read_piece(name, quick=quick), methods, bits, epochs)
         spec = data or _default_data(name) or piece.hub
@@ -152,7 +153,8 @@ def products_command(
     """
     from hashlens.data.opening import open_source
     from hashlens.paper.products import NAMES, ProductsRun, summary, write_products
-    from hashlens.paper.run import read_products, say, ways_table
+    from hashlens.paper.run import read_products, ways_table
+    from hashlens.report.progress import say
 
     settings = read_products(quick=quick)
     changes = {"epochs": epochs, "backbone": backbone}
@@ -200,7 +202,7 @@ def field_command(
     """
     from hashlens.data.opening import open_source
     from hashlens.paper.field import FieldRun, field_table, write_field
-    from hashlens.paper.run import say
+    from hashlens.report.progress import say
 
     searched, asking = open_source(database), open_source(queries)
     searched = searched.subset(np.arange(len(searched))[:images])

@@ -186,10 +186,8 @@ def write_sheet(path: Path, answers: list[tuple[str, str, list[Hit]]]) -> None:
 
     queries = []
     for name, uri, hits in answers:
-        labels = [printable(hit.label or "") for hit in hits]
         tiles = [
-            Neighbour(h.uri, label, f"{h.hamming} bits")
-            for h, label in zip(hits, labels, strict=True)
+            Neighbour(hit.uri, printable(hit.label or ""), f"{hit.hamming} bits") for hit in hits
         ]
         queries.append(SheetQuery(uri, printable(Path(name).name), {"": tiles}))
     save_picture(picture_sheet(queries, load_image), path)

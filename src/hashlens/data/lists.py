@@ -202,8 +202,11 @@ def match_images(read: ImageList, uris: Sequence[str]) -> tuple[NDArray[np.int64
         found = [i for i in places if ends[i] in exact]
         if not found:
             tail = f"/{wanted}"
-            bare = {i: os.path.splitext(ends[i])[0] for i in places}
-            found = [i for i in places if ends[i].endswith(tail) or bare[i].endswith(tail)]
+            found = [
+                i
+                for i in places
+                if ends[i].endswith(tail) or os.path.splitext(ends[i])[0].endswith(tail)
+            ]
         if len(found) == 1:
             rows[found[0]] = row
         else:

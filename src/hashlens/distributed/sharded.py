@@ -207,9 +207,9 @@ class ShardedIndex(Index):
     ) -> ShardedIndex:
         """Open a sharded index in this process; it needs no cluster."""
         index = cls(Path(path).absolute(), encoder, read_only=read_only, require_all=require_all)
-        kind = index.manifest.kind
+        meta = index.manifest.meta  # says so if there is no such index
         if encoder is not None:
-            require_same_model(index.path, kind, encoder)
+            require_same_model(index.path, meta, encoder)
         return index
 
     def close(self) -> None:

@@ -100,7 +100,7 @@ class Manifest:
     """The same in all versions and copies of one index."""
 
     @property
-    def kind(self) -> Meta:
+    def meta(self) -> Meta:
         """What a new shard says of itself."""
         return Meta(self.bits, self.feature_dim, self.features, self.fingerprint, self.model)
 
@@ -295,7 +295,7 @@ def _extend(old: Path, new: Path) -> None:
 
 def create_shard(path: Path, manifest: Manifest) -> HashIndex:
     """A new, empty index of the kind that a manifest describes."""
-    return HashIndex(Store.create(path, manifest.kind))
+    return HashIndex(Store.create(path, manifest.meta))
 
 
 def seal(index: HashIndex, name: str) -> Snapshot:

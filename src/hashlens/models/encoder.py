@@ -179,9 +179,9 @@ class Encoder:
                 "images: expected a sequence of images, got one; write encode([image])"
             )
         batches = list(self.encode_batches(images, strict=True))
-        return self.joined(batches, "codes"), self.joined(batches, "features")
+        return self._joined(batches, "codes"), self._joined(batches, "features")
 
-    def joined(self, batches: Sequence[EncodedBatch], output: str) -> Any:
+    def _joined(self, batches: Sequence[EncodedBatch], output: str) -> Any:
         """One output of all batches; None where the model has no such output."""
         parts = [getattr(batch, output) for batch in (self._nothing(), *batches)]
         return None if parts[0] is None else np.concatenate(parts)
@@ -283,14 +283,14 @@ def encode_source(
             progress(len(batch.positions) + len(batch.skipped))
     positions = np.concatenate([np.zeros(0, np.int64), *(batch.positions for batch in batches)])
     return EncodedImages(
-        encoder.joined(batches, "codes"),
-        encoder.joined(batches, "features"),
+        encoder._joined(batches, "codes"),
+        encoder._joined(batches, "features"),
         source.targets[positions],
-        encoder.joined(batches, "scores"),
+        encoder._joined(batches, "scores"),
         tuple(source.uris[position] for position in positions),
         positions,
         tuple(one for batch in batches for one in batch.skipped),
-        encoder.joined(batches, "latent"),
+        encoder._joined(batches, "latent"),
     )
 
 

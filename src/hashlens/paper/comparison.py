@@ -39,7 +39,6 @@ from hashlens.paper.run import (
     printed_figure,
     printed_map,
     printed_precision,
-    say,
     short_digest,
     train_once,
     training_config,
@@ -48,7 +47,7 @@ from hashlens.paper.run import (
 from hashlens.paper.splits import PaperSplit
 from hashlens.report.page import Cell, Page, Table
 from hashlens.report.plot import Curve, plot_curves
-from hashlens.report.progress import ProgressBar
+from hashlens.report.progress import ProgressBar, say
 from hashlens.training.config import TrainingConfig
 from hashlens.types import Codes, EncodedImages, Features, Ids, Mode
 from hashlens.workflows.score import encode

@@ -292,11 +292,6 @@ def made_on(kept: Mapping[str, Any]) -> str:
     return f"{kept['hardware']}; {packages}."
 
 
-def say(console: Console, text: str) -> None:
-    """Print a line as it is, however wide the terminal is."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 class SheetRow(NamedTuple):
     """A query with its code in hexadecimal, and for each method the nearest rows with captions."""
 
@@ -307,15 +302,18 @@ class SheetRow(NamedTuple):
 
 def draw_sheet(images: Source, rows: Sequence[SheetRow], bits: int, tile: int) -> Image.Image:
     """Draw queries with their nearest images; all are rows of ``images``."""
-    names = [images.label_name(row) or "" for row in range(len(images))]
+
+    def name(row: int) -> str:
+        return images.label_name(row) or ""
+
     queries = []
     for query, code, nearest in rows:
         same = images.labels == images.labels[query]
         tiles = {
-            method: [Neighbour(str(row), names[row], text, bool(same[row])) for row, text in found]
+            method: [Neighbour(str(row), name(row), text, bool(same[row])) for row, text in found]
             for method, found in nearest.items()
         }
         packed = np.frombuffer(bytes.fromhex(code), np.uint8)[None]
         bare = unpack_bits(packed, bits)[0]
-        queries.append(SheetQuery(str(query), names[query], tiles, bare))
+        queries.append(SheetQuery(str(query), name(query), tiles, bare))
     return picture_sheet(queries, lambda row: images.load(int(row)), tile=tile)

@@ -82,7 +82,7 @@ def prepare_folder(
             if added:
                 say(
                     f"{len(added)} sub-folders are no classes of the model yet, such as "
-                    f"{min(filter(None, added))}; remove {model} to train again with them"
+                    f"{min(map(str, added))}; remove {model} to train again with them"
                 )
     return Prepared(model, index, images, synced)
 

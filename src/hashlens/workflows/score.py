@@ -197,8 +197,10 @@ def evaluate(
     error = None
     if truth is not None and found.scores is not None:
         error = top_class_error(found.scores, truth[found.positions])
-    searcher: Searcher = ArraySearcher(base.codes, base.features)
-    if make_searcher is not None:
+    searcher: Searcher
+    if make_searcher is None:
+        searcher = ArraySearcher(base.codes, base.features)
+    else:
         searcher = make_searcher(database, base)
     base = replace(base, labels=matched.database[base.positions])
     found = replace(found, labels=matched.queries[found.positions])
