@@ -23,10 +23,22 @@ from fastapi import (
     Response,
     UploadFile,
 )
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+)
+from starlette.datastructures import ImmutableMultiDict
+from starlette.exceptions import HTTPException
 
 from hashlens import __version__
+from hashlens.data.preprocessing import VectorInput
 from hashlens.errors import InvalidInputError
 from hashlens.index.protocol import Index
 from hashlens.service.engine import Asked, Engine
@@ -43,8 +55,14 @@ from hashlens.service.schemas import (
     SearchAnswer,
 )
 from hashlens.service.security import Door, require_key
-from hashlens.service.uploads import parse_object, parse_vector, parse_where, read_upload
-from hashlens.types import Mode, SearchOptions
+from hashlens.service.uploads import (
+    NUMBER_BYTES,
+    parse_object,
+    parse_vector,
+    parse_where,
+    read_upload,
+)
+from hashlens.types import Features, Mode, SearchOptions
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
@@ -134,7 +152,10 @@ _WRITE = REFUSALS | {
 }
 _PARTIAL = "Shards of the index did not answer: the result lacks their images."
 
-Histogram = Annotated[bool, Form(description="Count the images at each Hamming distance.")]
+_SEARCH = REFUSALS | {
+    415: {"model": ErrorAnswer, "description": "The body is of a kind that is not expected."}
+}
+_Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
 ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
 
 
@@ -142,115 +163,199 @@ def _refusals(*statuses: int) -> Responses:
     return {status: REFUSALS[status] for status in statuses}
 
 
+_FORM = "multipart/form-data"
+_SHORT_FORM = "application/x-www-form-urlencoded"
+_JSON = "application/json"
+_RAW = "application/octet-stream"
+_IN_BODY = {"image", "images", "vector", "vectors"}
+
+
 def search_router(engine: Engine, limits: Limits) -> APIRouter:
     """The search endpoints, bounded by ``limits``."""
-    router = APIRouter(prefix="/v1/search", tags=["search"], responses=REFUSALS)
+    router = APIRouter(prefix="/v1/search", tags=["search"], responses=_SEARCH)
+    taken = engine.vectors
+    numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
+    if taken is not None:
+        numbers |= {"minItems": taken.width, "maxItems": taken.width}
 
-    def options_form(
-        k: Annotated[int, Form(ge=1, le=limits.k, description="Results per query.")] = 10,
-        mode: Annotated[
-            Mode | None,
-            Form(
-                description="hds: codes, then features; acs: codes, then how sure the query is of "
-                "each bit; bcs: codes only; es: features only. By default the `mode` of /v1/index."
-            ),
-        ] = None,
-        radius: Annotated[
-            int | None,
-            Form(ge=0, le=65535, description="Only images within this Hamming distance."),
-        ] = None,
+    def each_vector(values: list[Any]) -> list[Features]:
+        return [parse_vector(v, taken, f"vectors[{place}]") for place, v in enumerate(values)]
+
+    class Settings(BaseModel, extra="forbid"):
+        k: int = Field(10, ge=1, le=limits.k, description="Results per query.")
+        mode: Mode | None = Field(
+            None,
+            description="hds: codes, then features; acs: codes, then how sure the query is of "
+            "each bit; bcs: codes only; es: features only. By default the `mode` of /v1/index.",
+        )
+        radius: int | None = Field(
+            None, ge=0, le=65535, description="Only images within this Hamming distance."
+        )
         where: Annotated[
-            str | None,
-            Form(
-                description="Only images whose label or metadata equal these values, as JSON.",
-                examples=['{"label": "boot"}'],
-            ),
-        ] = None,
-    ) -> SearchOptions:
-        conditions = parse_where(where, limits) or None
-        mode = mode or engine.default_mode(radius)
-        try:
-            return SearchOptions(k, mode=mode, radius=radius, where=conditions)
-        except InvalidInputError as error:
-            raise Refused(422, str(error)) from None
+            Any,
+            PlainValidator(lambda value: parse_where(value, limits)),
+            WithJsonSchema({"type": "object", "examples": [{"label": "boot"}]}),
+        ] = Field(None, description="Only images whose label or metadata equal these values.")
+        histogram: bool = Field(False, description="Count the images at each Hamming distance.")
+
+        def options(self) -> SearchOptions:
+            mode = self.mode or engine.default_mode(self.radius)
+            try:
+                return SearchOptions(
+                    self.k, mode=mode, radius=self.radius, where=self.where or None
+                )
+            except InvalidInputError as error:
+                raise Refused(422, str(error)) from None
+
+    class One(Settings):
+        image: bytes | None = Field(None, description="The picture to search by, as a file.")
+        id: _Id | None = Field(None, description="Or the id of an image of the index.")
+        vector: Annotated[
+            Any, PlainValidator(lambda value: parse_vector(value, taken)), WithJsonSchema(numbers)
+        ] = Field(
+            None,
+            description="Or a vector, where `vector_width` of /v1/index says that the model takes "
+            "vectors.",
+        )
+
+    class Many(Settings):
+        images: list[bytes] = Field([], description="Pictures, as files.")
+        ids: list[_Id] = Field([], description="Ids of images of the index.")
+        vectors: Annotated[
+            list[Any],
+            AfterValidator(each_vector),
+            WithJsonSchema({"type": "array", "items": numbers}),
+        ] = Field([], description="Vectors, where the model takes them.")
 
     @router.post(
         "",
-        summary="Search by one picture or image",
+        summary="Search by one picture, image or vector",
         responses={206: {"model": SearchAnswer, "description": _PARTIAL}},
+        openapi_extra=_described(One),
     )
-    async def search(
-        request: Request,
-        response: Response,
-        options: Annotated[SearchOptions, Depends(options_form)],
-        image: Annotated[
-            UploadFile | None, File(description="The picture to search by, as a file.")
-        ] = None,
-        id: Annotated[
-            int | None, Form(ge=0, le=2**63 - 1, description="Or the id of an image of the index.")
-        ] = None,
-        vector: Annotated[
-            str | None,
-            Form(
-                description="Or a vector, as a JSON list of numbers, where `vector_width` of "
-                "/v1/index says that the model takes vectors.",
-                examples=["[0.25, -1.5, 0.125]"],
-            ),
-        ] = None,
-        histogram: Histogram = False,
-    ) -> SearchAnswer:
+    async def search(request: Request, response: Response) -> SearchAnswer:
         """The nearest images of a picture, of an image of the index, or of a vector."""
-        if sum(given is not None for given in (image, id, vector)) != 1:
+        asked = await _read_search(request, One, limits, taken)
+        given = [each for each in (asked.image, asked.id, asked.vector) if each is not None]
+        if len(given) != 1:
             raise Refused(422, "expected one of: a file in 'image', an 'id', or a 'vector'")
-        query: Asked
-        if image is not None:
-            query = await read_upload(image, limits)
-        else:
-            query = id if id is not None else parse_vector(vector or "", engine.vectors)
-        answer = await _unless_gone(request, engine.search(query, options, histogram=histogram))
+        work = engine.search(given[0], asked.options(), histogram=asked.histogram)
+        answer = await _unless_gone(request, work)
         response.status_code = 206 if answer.missing else 200
         return answer
 
     @router.post(
         "/batch",
-        summary="Search by several pictures or images",
+        summary="Search by several pictures, images or vectors",
         responses={206: {"model": BatchAnswer, "description": _PARTIAL}},
+        openapi_extra=_described(Many),
     )
-    async def search_batch(
-        request: Request,
-        response: Response,
-        options: Annotated[SearchOptions, Depends(options_form)],
-        images: Annotated[list[UploadFile] | None, File(description="Pictures, as files.")] = None,
-        ids: Annotated[
-            list[Annotated[int, Form(ge=0, le=2**63 - 1)]] | None,
-            Form(description="Ids of images of the index."),
-        ] = None,
-        vectors: Annotated[
-            list[str] | None, Form(description="Vectors, each as a JSON list of numbers.")
-        ] = None,
-        histogram: Histogram = False,
-    ) -> BatchAnswer:
+    async def search_batch(request: Request, response: Response) -> BatchAnswer:
         """Results of ids, pictures, then vectors; a query that fails says why in its place."""
-        count = len(images or ()) + len(ids or ()) + len(vectors or ())
-        if not count:
+        asked = await _read_search(request, Many, limits, taken)
+        queries: list[tuple[Asked, str]] = [(image_id, "") for image_id in asked.ids]
+        queries += [(data, f"images[{place}]") for place, data in enumerate(asked.images)]
+        queries += [(vector, f"vectors[{place}]") for place, vector in enumerate(asked.vectors)]
+        if not queries:
             raise Refused(422, "expected image files in 'images', or 'ids', or 'vectors'")
-        if count > limits.batch:
-            raise Refused(413, f"{count} queries; at most {limits.batch} are accepted at once")
-        uploads = [
-            await read_upload(upload, limits, f"images[{position}]")
-            for position, upload in enumerate(images or ())
-        ]
-        queries: list[tuple[Asked, str]] = [(image_id, "") for image_id in ids or ()]
-        queries += [(data, f"images[{place}]") for place, data in enumerate(uploads)]
-        for place, text in enumerate(vectors or ()):
-            name = f"vectors[{place}]"
-            queries.append((parse_vector(text, engine.vectors, name), name))
-        work = engine.search_batch(queries, options, histogram=histogram)
+        if len(queries) > limits.batch:
+            raise Refused(413, f"{len(queries)} queries; at most {limits.batch} are accepted")
+        work = engine.search_batch(queries, asked.options(), histogram=asked.histogram)
         answer = await _unless_gone(request, work)
         response.status_code = 206 if answer.missing else 200
         return answer
 
     return router
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def _read_search(
+    request: Request, model: type[Body], limits: Limits, taken: VectorInput | None
+) -> Body:
+    """What a search asks for: its body, and settings in the address."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in (known := (_FORM, _SHORT_FORM, _JSON, _RAW)) and kind:
+        raise Refused(415, f"Content-Type: expected one of {', '.join(known)}; got {kind:.80}")
+    single = "vector" in model.model_fields
+    most = 1 if single else limits.batch
+    width = taken.width if taken else 1
+    try:
+        form = await request.form()  # empty for the other kinds
+        data = await request.body() if kind in (_JSON, _RAW) else b""
+        body = await _fields(form, model, limits)
+    except HTTPException:
+        raise
+    except Exception:  # the parser of forms raises anything on hostile bytes
+        raise Refused(400, "the request's body is malformed") from None
+    finally:
+        await request.close()
+    if kind == _JSON:
+        body = parse_object(data, limits.json_bytes + most * width * NUMBER_BYTES, "body")
+    elif kind == _RAW:
+        if taken is None:
+            raise Refused(422, "body: this service has no model that takes vectors")
+        if len(data) > most * 4 * width:
+            raise Refused(413, f"{len(data):,} bytes; at most {most * 4 * width:,} are accepted")
+        parts = [data[at : at + 4 * width] for at in range(0, len(data), 4 * width)]
+        body = {"vector": data} if single else {"vectors": parts}
+    address = await _fields(request.query_params, model, limits)
+    if wrong := request.query_params.keys() - model.model_fields.keys() | address.keys() & _IN_BODY:
+        raise Refused(422, f"{min(wrong):.80}: not expected in the address of a search")
+    if twice := address.keys() & body.keys():
+        raise Refused(422, f"{min(twice)}: given in the address and in the body")
+    try:
+        return model.model_validate(address | body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+async def _fields(
+    given: ImmutableMultiDict[str, Any], model: type[BaseModel], limits: Limits
+) -> dict[str, Any]:
+    """What a form or an address gives of the fields of ``model``; files as their bytes."""
+    found: dict[str, Any] = {}
+    for name in model.model_fields:
+        values = [value for value in given.getlist(name) if value != ""]
+        for place, value in enumerate(values):
+            if not isinstance(value, str):
+                shown = f"{name}[{place}]" if name == "images" else name
+                values[place] = await read_upload(value, limits, shown)
+        if values:
+            found[name] = values if name in ("images", "ids", "vectors") else values[-1]
+    return found
+
+
+def _described(model: type[BaseModel]) -> dict[str, Any]:
+    """The bodies of a search, and its settings in the address, for OpenAPI."""
+    fields = model.model_json_schema()["properties"]
+    text = {"type": "string", "contentMediaType": _JSON}
+    texts = fields | {
+        name: {"description": f"{fields[name]['description']} As JSON."} | text
+        for name in ("where", "vector")
+        if name in fields
+    }
+    if "vectors" in fields:
+        texts["vectors"] = fields["vectors"] | {"items": text}
+    bodies = {
+        _FORM: {"properties": texts},
+        _SHORT_FORM: {"properties": {n: f for n, f in texts.items() if "image" not in n}},
+        _JSON: {
+            "properties": {n: f for n, f in fields.items() if "image" not in n},
+            "additionalProperties": False,
+        },
+    }
+    content = {kind: {"schema": {"type": "object"} | body} for kind, body in bodies.items()}
+    raw = {"type": "string", "format": "binary", "description": "Vectors as little-endian float32."}
+    return {
+        "requestBody": {"content": content | {_RAW: {"schema": raw}}},
+        "parameters": [
+            {"name": name, "in": "query", "schema": field}
+            for name, field in texts.items()
+            if name not in _IN_BODY
+        ],
+    }
 
 
 def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRouter:
@@ -278,7 +383,7 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
         ] = None,
     ) -> ImageRecord:
         """Add an image; the answer comes once it is stored durably."""
-        fields = parse_object(metadata, limits, "metadata")
+        fields = parse_object(metadata, limits.json_bytes, "metadata")
         data = await read_upload(image, limits)
         return await _unless_gone(request, engine.add(data, label or None, fields))
 

@@ -54,7 +54,7 @@ class HitAnswer(BaseModel):
 
 
 class QueryAnswer(BaseModel):
-    """The query: a picture, or an image of the index."""
+    """The query: a picture, a vector, or an image of the index."""
 
     id: int | None = Field(description="Its id, if it is an image of the index.")
     label: str | None
@@ -114,7 +114,7 @@ class BatchItem(BaseModel):
 
 
 class BatchAnswer(BaseModel):
-    """Results in the order of the queries: ids first, then images."""
+    """Results in the order of the queries: ids first, then images, then vectors."""
 
     results: list[BatchItem]
     mode: Mode = Field(description="How they were searched.")

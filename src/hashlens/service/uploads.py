@@ -1,7 +1,7 @@
-"""Uploaded bytes become an image, or a refusal in one line.
+"""What clients send becomes an image, a vector or a filter, or a refusal in one line.
 
-The format is decided by the bytes, never by a file name or a content type; the pixel count is
-read from the header, and what makes a small file costly is counted, before anything is decoded.
+An image's format is decided by the bytes, never by a file name or a content type; its pixel count
+is read from the header, and what makes a small file costly is counted, before it is decoded.
 """
 
 from __future__ import annotations
@@ -111,12 +111,14 @@ def decode_upload(
 
 _DEPTH = 32
 _CONDITIONS, _VALUES = 16, 256
-_NUMBER = 40  # characters of a number, at most
+NUMBER_BYTES = 40
+"""Of one number of a vector as JSON, at most."""
 
 
-def parse_where(text: str | None, limits: Limits) -> dict[str, Any]:
-    """A filter from a form field, with a bounded number of keys and values."""
-    where = parse_object(text, limits, "where")
+def parse_where(value: Any, limits: Limits) -> dict[str, Any]:
+    """A filter, as JSON or from a JSON body, with a bounded number of keys and values."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    where = parse_object(text, limits.json_bytes, "where")
     count = sum(len(value) if isinstance(value, list | dict) else 1 for value in where.values())
     if len(where) > _CONDITIONS or count > _VALUES:
         raise Refused(
@@ -127,37 +129,40 @@ def parse_where(text: str | None, limits: Limits) -> dict[str, Any]:
     return where
 
 
-def parse_vector(text: str, taken: VectorInput | None, name: str = "vector") -> Features:
-    """A vector (1, width) from a form field, of the width that the model takes."""
+def parse_vector(value: Any, taken: VectorInput | None, name: str = "vector") -> Features:
+    """A vector (1, width) of what the model takes, from JSON, a JSON body or raw float32."""
     if taken is None:
         raise Refused(422, f"{name}: this service has no model that takes vectors")
-    if len(text) > _NUMBER * taken.width:
-        raise Refused(413, f"{name}: at most {_NUMBER * taken.width:,} characters are accepted")
-    try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-        if not isinstance(value, list) or {type(number) for number in value} - {int, float}:
-            raise ValueError(text)
-        vectors = np.array([value], np.float64)
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        vectors = np.zeros(0)
-    if vectors.shape != (1, taken.width):
-        raise Refused(422, f"{name}: expected a JSON list of {taken.width} numbers")
-    found = taken.normalise(vectors)
+    width = taken.width
+    if isinstance(value, bytes):
+        if len(value) != 4 * width:
+            raise Refused(
+                422,
+                f"{name}: expected {width} little-endian float32 ({4 * width} bytes), got "
+                f"{len(value)} bytes",
+            )
+        found = taken.normalise(np.frombuffer(value, "<f4")[None])
+    else:
+        expected = f"a JSON list of {width} numbers"
+        if isinstance(value, str):
+            value = _load(value, NUMBER_BYTES * width, name, expected)
+        is_list = isinstance(value, list) and {type(each) for each in value} <= {int, float}
+        if not is_list or len(value) != width:
+            raise Refused(422, f"{name}: expected {expected}")
+        try:
+            found = taken.normalise(np.array([value], np.float64))
+        except OverflowError:
+            raise Refused(422, f"{name}: expected {expected}") from None
     for reason in taken.faults(found).values():
         raise Refused(422, f"{name}: {reason}")
     return found
 
 
-def parse_object(text: str | None, limits: Limits, name: str) -> dict[str, Any]:
-    """A JSON object from a form field; nothing is an empty one."""
+def parse_object(text: str | bytes | None, most: int, name: str) -> dict[str, Any]:
+    """An object from at most so many bytes of JSON; nothing is an empty one."""
     if text is None or not text.strip():
         return {}
-    if len(text.encode("utf-8", "surrogatepass")) > limits.json_bytes:
-        raise Refused(413, f"{name}: at most {limits.json_bytes:,} bytes of JSON are accepted")
-    try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError):
-        raise Refused(422, f'{name}: expected a JSON object such as {{"brand": "x"}}') from None
+    value = _load(text, most, name, 'a JSON object such as {"key": "value"}')
     if not isinstance(value, dict):
         raise Refused(422, f"{name}: expected a JSON object, got {type(value).__name__}")
     if _deeper(value, _DEPTH):
@@ -167,6 +172,16 @@ def parse_object(text: str | None, limits: Limits, name: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise Refused(422, f"{name}: expected valid Unicode text") from None
     return value
+
+
+def _load(text: str | bytes, most: int, name: str, expected: str) -> Any:
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if len(data) > most:
+        raise Refused(413, f"{name}: at most {most:,} bytes of JSON are accepted")
+    try:
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise Refused(422, f"{name}: expected {expected}") from None
 
 
 def _no_constant(text: str) -> None:
