@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from serving import Service, running
 
-from hashlens import Encoder, HashIndex
+from hashlens import Encoder, Hasher, HashIndex
 from hashlens.service.limits import Limits
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'")
@@ -275,8 +275,49 @@ def test_an_index_of_codes_alone_offers_what_it_can(browser: Any, tmp_path: Path
         expect(tab.locator("input[value=bcs]")).to_be_checked()
         expect(tab.get_by_text("HDS", exact=True)).to_be_hidden()
         expect(tab.locator("#choose")).to_be_hidden()
-        expect(tab.locator(".lost").first).to_have_text("no picture")
+        expect(hits(tab).locator(".record")).to_have_count(24)
         tab.close()
+
+
+@pytest.mark.parametrize("show_files", [False, True])
+def test_what_has_no_picture_is_shown_as_a_record(
+    browser: Any, tmp_path: Path, show_files: bool
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    uris = [f"s3://shop/{i}/boot.jpg" if i % 2 else f"https://shop.test/{i}.jpg" for i in range(39)]
+    about = {"brand": "x", "sizes": [36, 37], "price": 9, "season": "winter", "stock": 4}
+    with HashIndex.create(tmp_path / "v.idx", Hasher(bits=16).fit(vectors)) as index:
+        index.add(vectors, ["boot"] * 40, [about] * 40, uris=[*uris, "sku-39"])
+    with running(tmp_path / "v.idx", None, show_files=show_files) as service:
+        context = browser.new_context(
+            base_url=service.url, viewport={"width": 390, "height": 844}, color_scheme="dark"
+        )
+        tab = context.new_page()
+        tab.route("https://**", lambda route: route.abort())
+        tab.goto("/?id=7")
+        expect(hits(tab).locator(".record")).to_have_count(24)
+        expect(hits(tab).locator("img")).to_have_count(0)
+        first = hits(tab).first
+        known = service.client.post("/v1/search", data={"id": 7}).json()["hits"][0]
+        expect(first.locator(".record .number")).to_have_text(f"No. {known['id']}")
+        expect(first.locator(".record .label")).to_have_text("boot")
+        name = uris[known["id"]] if show_files else known["name"]
+        expect(first.locator(".record .file")).to_have_text(name)
+        expect(first.locator(".record dd").nth(1)).to_have_text("[36,37]")
+        expect(first.locator(".record .more")).to_have_text("and 1 more")
+        expect(first.locator(".caption .label")).to_be_hidden()
+        expect(tab.locator("#query-record .number")).to_have_text("No. 7")
+        expect(tab.locator("#invitation")).to_be_hidden()
+        expect(tab.locator("#open-original")).to_be_hidden()  # nothing would be behind it
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        tab.goto("/?id=6")
+        expect(tab.locator("#query-record")).to_be_visible()
+        if show_files:
+            expect(tab.locator("#copy-path")).to_have_text("Copy URI")
+            expect(tab.locator("#open-original")).to_have_attribute("href", uris[6])
+        first.locator("a").click()
+        expect(tab).not_to_have_url(re.compile("id=6$"))
+        context.close()
 
 
 def test_the_pool_of_hds_is_told(browser: Any, tmp_path: Path) -> None:

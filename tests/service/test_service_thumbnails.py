@@ -270,3 +270,10 @@ def test_an_image_at_a_remote_uri_is_called_remote(
     with pytest.raises(Refused, match=f"remote {scheme}://"):
         Thumbnails(Limits()).get(f"{scheme}://bucket/photo.jpg")
     assert "link" not in caplog.text
+
+
+def test_a_name_that_is_no_file_is_not_called_a_link(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("sku-17", "catalogue/sku-17", "urn:isbn:17"):
+        with pytest.raises(Refused):
+            Thumbnails(Limits()).get(name)
+    assert not caplog.records

@@ -150,6 +150,8 @@ def _find(uri: str, digest: bytes | None) -> _Place | None:
     if is_remote(uri) or (row is not None and not row.is_in_file):
         return None
     path = uri_path(uri if row is None else row.table)
+    if not path.is_absolute():  # a name of the index's maker, such as of a vector: in no file
+        raise _gone()
     linked = os.path.realpath(path) != str(path)
     if linked and (row is not None or digest is None or os.path.abspath(path) != str(path)):
         log.warning("no thumbnail of %s: it leads through a link; index the real path", path)

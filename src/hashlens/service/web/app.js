@@ -36,6 +36,8 @@ function drawQuery(url, name) {
   byId("query-code").replaceChildren();
   byId("query-place").hidden = true;
   byId("file-actions").hidden = true;
+  byId("query-record").hidden = true;
+  byId("query-record").replaceChildren();
   if (url) {
     image.classList.remove("pixels");
     image.src = url;
@@ -45,19 +47,26 @@ function drawQuery(url, name) {
   }
 }
 
-/** Say which file an image of the index is. */
+/** Say which file or URI an image of the index is. */
 async function drawPlace(id) {
   try {
-    const { name, path } = await getImage(id);
+    const image = await getImage(id);
     if (state.id !== id) return;
+    const { name, path } = image;
+    byId("query-record").append(views.record(image));
     byId("query-place").textContent = path ?? name;
     byId("query-place").hidden = !name;
     byId("file-actions").hidden = !path;
-    byId("open-original").href = `v1/images/${id}/file`;
+    const web = /^https?:/i.test(path);
+    byId("open-original").href = web ? path : `v1/images/${id}/file`;
+    byId("open-original").classList.toggle("web", web);
+    byId("copy-path").textContent = copying();
   } catch {
     // the search itself says what is wrong
   }
 }
+
+const copying = () => (byId("query-place").textContent.includes("://") ? "Copy URI" : "Copy path");
 
 function queryName(answer) {
   if (state.id === null) return "Your picture";
@@ -252,7 +261,7 @@ function listenToLinks() {
   byId("copy-path").addEventListener("click", async () => {
     await navigator.clipboard.writeText(byId("query-place").textContent);
     byId("copy-path").textContent = "Copied";
-    setTimeout(() => { byId("copy-path").textContent = "Copy path"; }, 1500);
+    setTimeout(() => { byId("copy-path").textContent = copying(); }, 1500);
   });
   byId("shuffle").addEventListener("click", () => {
     seed = Math.floor(Math.random() * 1e9);
@@ -300,7 +309,8 @@ async function begin() {
   });
   byId("query-image").addEventListener("error", (event) => {
     event.target.hidden = true;
-    byId("invitation").hidden = false;
+    byId("invitation").hidden = state.id !== null;
+    byId("query-record").hidden = state.id === null;
   });
   try {
     index = await getIndex();

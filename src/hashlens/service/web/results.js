@@ -14,18 +14,38 @@ export function make(name, properties = {}, ...children) {
 
 export const number = (value) => value.toLocaleString("en");
 export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+export const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
-function picture({ id, label, name }) {
+const FACTS = 4; // pairs of metadata that a record shows
+
+/** What is known of an image, as a card in the place of its picture. */
+export function record({ id, label, name, path, metadata }) {
+  const box = make("div", { className: "record" }, make("p", { className: "number", textContent: `No. ${id}` }));
+  if (label !== null) box.append(make("p", { className: "label", textContent: label }));
+  if (name) box.append(make("p", { className: "file", textContent: path?.includes("://") ? path : name }));
+  const facts = Object.entries(metadata);
+  if (!facts.length) return box;
+  const list = make("dl");
+  for (const [key, value] of facts.slice(0, FACTS)) {
+    list.append(make("div", {}, make("dt", { textContent: key }), make("dd", { textContent: plain(value) })));
+  }
+  box.append(list);
+  if (facts.length > FACTS) box.append(make("p", { className: "more", textContent: `and ${facts.length - FACTS} more` }));
+  return box;
+}
+
+function picture(item) {
   const image = make("img", {
-    src: `v1/images/${id}/thumbnail`, alt: [label ?? name, `image ${id}`].filter(Boolean).join(", "),
-    loading: "lazy", decoding: "async",
+    src: `v1/images/${item.id}/thumbnail`, loading: "lazy", decoding: "async",
+    alt: [item.label ?? item.name, `image ${item.id}`].filter(Boolean).join(", "),
   });
   image.addEventListener("load", () => {
     if (image.naturalWidth <= 16) image.classList.add("pixels");
   });
   image.addEventListener("error", () => {
-    image.replaceWith(make("span", { className: "lost", textContent: "no picture" }));
+    image.closest(".card").classList.add("written");
+    image.replaceWith(record(item));
   });
   return image;
 }
@@ -71,7 +91,7 @@ function hitCard(hit, rank, context) {
     item.classList.add(known === hit.label ? "same" : "other");
   }
   const facts = Object.entries(hit.metadata);
-  if (facts.length) item.title = facts.map(([key, value]) => `${key}: ${value}`).join("\n");
+  if (facts.length) item.title = facts.map(([key, value]) => `${key}: ${plain(value)}`).join("\n");
   const reference = unpack(context.answer.query.code, context.bits);
   item.append(caption, strip(unpack(hit.code, context.bits), reference));
   return item;

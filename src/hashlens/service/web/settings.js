@@ -1,7 +1,7 @@
 // The controls: mode, radius with the distribution of distances, filters, number of results, times.
 
 import { histogram } from "./codes.js";
-import { make, milliseconds, number } from "./results.js";
+import { make, milliseconds, number, plain } from "./results.js";
 
 const byId = (id) => document.getElementById(id);
 const HINTS = {
@@ -13,8 +13,7 @@ const HINTS = {
   compare: "The searches one below the other.",
 };
 const STAGES = ["decode", "encode", "coarse", "fine"];
-const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-const option = (value, place) => make("option", { value: String(place), textContent: shown(value) });
+const option = (value, place) => make("option", { value: String(place), textContent: plain(value) });
 const placeOf = (value, values) => values.findIndex((one) => JSON.stringify(one) === JSON.stringify(value));
 
 export class Settings {
