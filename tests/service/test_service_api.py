@@ -16,8 +16,8 @@ from serving import KEY, SIDE, Service, draw, png, running
 import hamming_reference as reference
 from hashlens import Encoder, HashIndex
 from hashlens.service.engine import commit
-from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
+from hashlens.service.schemas import Refused
 from hashlens.service.uploads import UploadStore
 from hashlens.types import MODES
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from hashlens.service.engine import BatchQueue
-from hashlens.service.errors import Refused
+from hashlens.service.schemas import Refused
 from hashlens.service.security import Slots
 
 

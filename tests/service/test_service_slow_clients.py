@@ -21,8 +21,8 @@ from test_service_lifecycle import connect, wait_until
 from hashlens import HashIndex, IndexStoreError, SearchOptions
 from hashlens.errors import TimeLimitError
 from hashlens.index.store import TimeLimit
-from hashlens.service import engine as serving_engine
 from hashlens.service import server
+from hashlens.service.engine import Engine
 from hashlens.service.limits import Limits
 
 IMAGES = 60_000
@@ -102,14 +102,14 @@ def test_a_costly_filter_is_stopped_and_others_are_answered(slow: Service) -> No
 def test_a_service_with_a_search_past_its_time_is_not_ready(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold, real = threading.Event(), serving_engine.search
+    hold, real = threading.Event(), Engine.find
 
     def stuck(*arguments: Any, **options: Any) -> Any:
         assert hold.wait(60)
         return real(*arguments, **options)
 
     with running(large, None, Limits(search_seconds=0.1)) as service:
-        monkeypatch.setattr(serving_engine, "search", stuck)
+        monkeypatch.setattr(Engine, "find", stuck)
         ready = service.client.get
         assert ready("/readyz").status_code == 200
         asking = threading.Thread(target=_ask, args=(service, {"price": 7}))

@@ -17,8 +17,8 @@ from hashlens import Encoder, HashIndex, open_source
 from hashlens.data.folders import list_folder
 from hashlens.files import content_digest
 from hashlens.service.app import create_app
-from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits
+from hashlens.service.schemas import Refused
 from hashlens.service.thumbnails import Thumbnails
 
 

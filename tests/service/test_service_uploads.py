@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from large_pictures import LARGE
 from PIL import Image
 
-from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits, Room
+from hashlens.service.schemas import Refused
 from hashlens.service.uploads import FORMATS, check_header, parse_object
 from hashlens.service.uploads import decode_upload as decode_checked
 

@@ -7,6 +7,7 @@ the function around it, must be evaluated where it is written.
 
 import asyncio
 import contextlib
+import logging
 import pathlib
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -24,7 +25,7 @@ from fastapi import (
     UploadFile,
 )
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import (
     AfterValidator,
@@ -39,12 +40,10 @@ from starlette.exceptions import HTTPException
 
 from hashlens import __version__
 from hashlens.data.preprocessing import VectorInput
-from hashlens.errors import InvalidInputError
+from hashlens.errors import IndexStoreError, InvalidInputError, TimeLimitError
 from hashlens.index.protocol import Index
 from hashlens.service.engine import Asked, Engine
-from hashlens.service.errors import Refused, answer_errors
 from hashlens.service.limits import Limits
-from hashlens.service.metrics import Metrics
 from hashlens.service.schemas import (
     BatchAnswer,
     ErrorAnswer,
@@ -52,6 +51,7 @@ from hashlens.service.schemas import (
     ImageList,
     ImageRecord,
     IndexAnswer,
+    Refused,
     SearchAnswer,
 )
 from hashlens.service.security import Door, require_key
@@ -66,6 +66,8 @@ from hashlens.types import Features, Mode, SearchOptions
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
+
+log = logging.getLogger("hashlens.service")
 
 _WEB = pathlib.Path(__file__).parent / "web"
 
@@ -97,10 +99,7 @@ def create_app(
         Tell the paths of images, and give their files; for people on this machine.
     """
     limits = limits or Limits()
-    metrics = Metrics()
-    engine = Engine(
-        index, encoder, limits, metrics, writable=api_key is not None, show_files=show_files
-    )
+    engine = Engine(index, encoder, limits, writable=api_key is not None, show_files=show_files)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -129,39 +128,55 @@ def create_app(
         return FileResponse(_WEB / "index.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/assets", StaticFiles(directory=_WEB), name="assets")
-    app.add_middleware(Door, limits=limits, metrics=metrics, host_names=host_names)
+    app.add_middleware(Door, limits=limits, metrics=engine.metrics, host_names=host_names)
     return app
 
 
-Responses = dict[int | str, dict[str, Any]]
+def answer_errors(app: FastAPI) -> None:
+    """Answer every error that ``app`` expects as FastAPI answers refusals: ``{"detail": line}``."""
 
-REFUSALS: Responses = {
-    400: {"model": ErrorAnswer, "description": "The request's body is malformed."},
-    404: {"model": ErrorAnswer, "description": "No such image in the index."},
-    408: {"model": ErrorAnswer, "description": "The body took too long to arrive."},
-    413: {"model": ErrorAnswer, "description": "More than the service accepts."},
-    422: {"model": ErrorAnswer, "description": "Something in the request does not fit."},
-    503: {
-        "model": ErrorAnswer,
-        "description": "Too busy, or the index cannot be used; Retry-After says when to come back.",
-    },
-}
-_WRITE = REFUSALS | {
-    401: {"model": ErrorAnswer, "description": "The API key is missing or wrong."},
-    403: {"model": ErrorAnswer, "description": "The service is read-only."},
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
+        return Refused(422, f"{'.'.join(where) or 'request'}: {first['msg'].lower()}").answer()
+
+    @app.exception_handler(IndexStoreError)
+    async def _unusable(request: Request, error: IndexStoreError) -> JSONResponse:
+        line = str(error)
+        if not isinstance(error, TimeLimitError):
+            log.error("%s %s: %s", request.method, request.url.path, line)
+            writes = request.method != "GET" and "/search" not in request.url.path
+            line = (
+                f"the index, or a shard of it, cannot be {'written' if writes else 'read'} now; "
+                "the server's log says more"
+            )
+        return Refused(503, line, Retry_After="5").answer()
+
+
+_WHY = {
+    400: "The request's body is malformed.",
+    401: "The API key is missing or wrong.",
+    403: "The service is read-only, or shows no files.",
+    404: "No such image in the index.",
+    408: "The body took too long to arrive.",
+    409: "Another index has come to the path.",
+    413: "More than the service accepts.",
+    415: "The body is of a kind that is not expected.",
+    422: "Something in the request does not fit.",
+    503: "Too busy, or the index cannot be used; Retry-After says when to come back.",
 }
 _PARTIAL = "Shards of the index did not answer: the result lacks their images."
 
-_SEARCH = REFUSALS | {
-    415: {"model": ErrorAnswer, "description": "The body is of a kind that is not expected."}
-}
-_Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
-ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
+Responses = dict[int | str, dict[str, Any]]
 
 
 def _refusals(*statuses: int) -> Responses:
-    return {status: REFUSALS[status] for status in statuses}
+    return {each: {"model": ErrorAnswer, "description": _WHY[each]} for each in statuses}
 
+
+_Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
+ImageId = Annotated[int, Path(alias="id", ge=0, le=2**63 - 1, description="An image's id.")]
 
 _FORM = "multipart/form-data"
 _SHORT_FORM = "application/x-www-form-urlencoded"
@@ -172,7 +187,8 @@ _IN_BODY = {"image", "images", "vector", "vectors"}
 
 def search_router(engine: Engine, limits: Limits) -> APIRouter:
     """The search endpoints, bounded by ``limits``."""
-    router = APIRouter(prefix="/v1/search", tags=["search"], responses=_SEARCH)
+    refusals = _refusals(400, 404, 408, 413, 415, 422, 503)
+    router = APIRouter(prefix="/v1/search", tags=["search"], responses=refusals)
     taken = engine.vectors
     numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
     if taken is not None:
@@ -361,7 +377,8 @@ def _described(model: type[BaseModel]) -> dict[str, Any]:
 def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRouter:
     """The endpoints of the index's images; writing needs the key."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
-    writing: dict[str, Any] = {"responses": _WRITE, "dependencies": [Depends(require_key(api_key))]}
+    key = [Depends(require_key(api_key))]
+    refusals = _refusals(400, 401, 403, 404, 408, 409, 413, 422, 503)
 
     @router.get("", summary="Some images", responses=_refusals(422, 503))
     async def list_images(
@@ -371,9 +388,9 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
         ] = 0,
     ) -> ImageList:
         """A seeded random sample of the index, in the order of ids."""
-        return ImageList(images=await engine.run("files", engine.view.sample, limit, sample))
+        return ImageList(images=await engine.run("files", engine.sample, limit, sample))
 
-    @router.post("", status_code=201, summary="Add an image", **writing)
+    @router.post("", status_code=201, summary="Add an image", dependencies=key, responses=refusals)
     async def add_image(
         request: Request,
         image: Annotated[UploadFile, File(description="The image, as a file.")],
@@ -390,12 +407,11 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
     @router.get("/{id}", summary="One image's record", responses=_refusals(404, 422, 503))
     async def get_image(image_id: ImageId) -> ImageRecord:
         """Label and metadata of an image."""
-        return await engine.run("files", engine.view.record, image_id)
+        return await engine.run("files", engine.record, image_id)
 
-    replaced = {409: {"model": ErrorAnswer, "description": "Another index has come to the path."}}
-    removing = writing | {"responses": _WRITE | replaced}
-
-    @router.delete("/{id}", status_code=204, summary="Remove an image", **removing)
+    @router.delete(
+        "/{id}", status_code=204, summary="Remove an image", dependencies=key, responses=refusals
+    )
     async def remove_image(image_id: ImageId) -> Response:
         """Remove an image from the index; its file is left alone."""
         await engine.remove(image_id)
@@ -413,7 +429,7 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
     )
     async def get_thumbnail(request: Request, image_id: ImageId) -> Response:
         """A small picture of an image of the index, as WebP or PNG."""
-        made = await engine.run("files", engine.view.thumbnail, image_id)
+        made = await engine.run("files", engine.thumbnail, image_id)
         headers = {"ETag": made.etag, "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == made.etag:
             return Response(status_code=304, headers=headers)
@@ -423,15 +439,11 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
         "/{id}/file",
         summary="One image's file",
         response_class=Response,
-        responses=_refusals(404, 422, 503)
-        | {
-            200: {"content": {"image/*": {}}},
-            403: {"model": ErrorAnswer, "description": "The service shows no files."},
-        },
+        responses=_refusals(403, 404, 422, 503) | {200: {"content": {"image/*": {}}}},
     )
     async def get_file(image_id: ImageId) -> Response:
         """The image itself, as its file holds it; as PNG where browsers do not show its kind."""
-        made = await engine.run("files", engine.view.original, image_id)
+        made = await engine.run("files", engine.original, image_id)
         headers = {"Cache-Control": "private, no-cache"}
         return Response(made.data, media_type=made.media_type, headers=headers)
 
@@ -445,7 +457,7 @@ def service_router(engine: Engine) -> APIRouter:
     @router.get("/v1/index", tags=["index"], responses=_refusals(503))
     async def describe_index() -> IndexAnswer:
         """Size, bits, modes, labels and metadata for filters, and the limits of a request."""
-        return await engine.run("files", engine.view.describe)
+        return await engine.run("files", engine.describe)
 
     @router.get("/healthz", tags=["service"])
     async def healthz() -> Health:

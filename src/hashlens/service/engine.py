@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -26,16 +25,16 @@ from PIL import Image
 
 from hashlens.codes.light import load_kernels
 from hashlens.data.preprocessing import VectorInput
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.errors import InvalidInputError
 from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
 from hashlens.index.store import TimeLimit
 from hashlens.machine import cores
-from hashlens.service.errors import Refused
 from hashlens.service.limits import Limits, Room
 from hashlens.service.metrics import Metrics
 from hashlens.service.schemas import (
+    STAGES,
     BatchAnswer,
     BatchItem,
     HitAnswer,
@@ -44,6 +43,7 @@ from hashlens.service.schemas import (
     LabelCount,
     MetadataField,
     QueryAnswer,
+    Refused,
     SearchAnswer,
     ServiceLimits,
     StageTimes,
@@ -55,6 +55,7 @@ from hashlens.types import (
     MODES,
     Codes,
     Features,
+    Hit,
     IndexInfo,
     Latent,
     Mode,
@@ -75,57 +76,62 @@ Answer = TypeVar("Answer")
 
 
 class Encoded(NamedTuple):
-    """One query, ready to search; times in milliseconds."""
+    """One query, ready to search."""
 
     query: QueryAnswer
     code: Codes
     features: Features | None
     latent: Latent
-    decode: float = 0.0
-    encode: float = 0.0
+    times: tuple[float, float] = (0.0, 0.0)  # seconds of decoding and encoding
 
 
 class Found(NamedTuple):
-    """What a search found; times in milliseconds."""
+    """What a search found."""
 
-    encoded: Encoded
-    hits: list[HitAnswer]
-    pool: int
-    histogram: list[int] | None
-    coarse: float
-    fine: float
+    answer: dict[str, Any]  # query, hits, pool and histogram
+    times: tuple[float, float, float, float]  # seconds of each stage
     missing: list[str]
 
 
+_LABELS = 1000
+_FIELDS = 8
+_VALUES = 24
+_RECORDS_READ = 2000
+
+
 class Engine:
-    """One index and one encoder behind bounded queues; ``async with`` starts and stops it."""
+    """One index and one encoder behind bounded queues; ``async with`` starts and stops it.
+
+    Clients learn the paths of images only with ``show_files``.
+    """
 
     def __init__(
         self,
         index: Index,
         encoder: Encoder | None,
         limits: Limits,
-        metrics: Metrics,
         *,
         writable: bool,
         show_files: bool = False,
     ) -> None:
         self.ready = False
+        self.metrics = Metrics()
         self.slots = Slots(limits.queue, f"{limits.queue} queries run or wait")
-        self._room = Room(limits.all_decoding_bytes)
-        self.view = IndexView(
-            index, encoder, limits, self._room, writable=writable, show_files=show_files
-        )
         self._index = index
         self._encoder = encoder
         self._limits = limits
-        self._metrics = metrics
+        self._writable = writable
+        self._show_files = show_files
+        self._room = Room(limits.all_decoding_bytes)
+        self._thumbnails = Thumbnails(limits, self._room)
         self._uploads = UploadStore(index.path)
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._searching: set[TimeLimit] = set()
         self._batches: BatchQueue[Pixels, tuple[Codes, Features, Latent]] = BatchQueue(
             self._encode_batch, limits.encode_batch
         )
+        self._describing = threading.Lock()
+        self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
 
     async def __aenter__(self) -> Engine:
         sizes = {"decode": self._limits.decoders or cores(), "encode": 1, "search": max(2, cores())}
@@ -134,13 +140,15 @@ class Engine:
             for stage, size in (sizes | {"write": 1, "files": 2, "kernels": 1}).items()
         }
         # The first client should not wait for libraries to be loaded.
-        await self.run("search", _warm_up_search, self._index, self.view.named)
+        await self.run("search", self._warm_up)
         if self._encoder is not None and self._encoder.vectors is None:
-            await self.run("decode", self._decode, _one_pixel(), "image")
-            await self.run("encode", _warm_up_encoder, self._encoder)
+            buffer = io.BytesIO()
+            Image.new("L", (1, 1)).save(buffer, "PNG")
+            pixels = await self.run("decode", self._decode, buffer.getvalue(), "image")
+            await self.run("encode", self._encoder.encode_pixels, pixels[None])
         self._batches.start()
         # Nor for the kernels: searches are done in NumPy until a thread has loaded them.
-        self._threads["kernels"].submit(load_kernels, partial(_warm_up_search, self._index))
+        self._threads["kernels"].submit(load_kernels, self._warm_up)
         self.ready = True
         return self
 
@@ -149,6 +157,14 @@ class Engine:
         await self._batches.stop()
         for threads in self._threads.values():
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+
+    def _warm_up(self) -> None:
+        """Search once in each way."""
+        if len(self._index) == 0:
+            return
+        encoded = self._look_up(int(self._index.ids()[0]))
+        for mode in self._modes:
+            self.find(encoded, SearchOptions(1, mode=mode), histogram=mode == "bcs")
 
     async def run(self, stage: str, work: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call ``work`` in a thread of a stage: decode, encode, search, write or files."""
@@ -165,6 +181,11 @@ class Engine:
         return self._index.default_mode(self._encoder is not None, radius)
 
     @property
+    def _modes(self) -> list[Mode]:
+        """Modes that the index can be searched in."""
+        return list(MODES) if self._index.feature_dim else ["acs", "bcs"]
+
+    @property
     def vectors(self) -> VectorInput | None:
         """What vectors the model takes; None where it takes images, or there is none."""
         return None if self._encoder is None else self._encoder.vectors
@@ -177,13 +198,7 @@ class Engine:
         if isinstance(found, Refused):
             raise found
         return SearchAnswer(
-            query=found.encoded.query,
-            mode=options.mode,
-            hits=found.hits,
-            pool=found.pool,
-            histogram=found.histogram,
-            missing=found.missing,
-            timings_ms=times,
+            **found.answer, mode=options.mode, missing=found.missing, timings_ms=times
         )
 
     async def search_batch(
@@ -196,13 +211,7 @@ class Engine:
         results = [
             BatchItem(query=None, hits=[], pool=0, histogram=None, error=found.detail)
             if isinstance(found, Refused)
-            else BatchItem(
-                query=found.encoded.query,
-                hits=found.hits,
-                pool=found.pool,
-                histogram=found.histogram,
-                error=None,
-            )
+            else BatchItem(**found.answer, error=None)
             for found in outcomes
         ]
         return BatchAnswer(results=results, mode=options.mode, missing=missing, timings_ms=times)
@@ -212,64 +221,102 @@ class Engine:
     ) -> tuple[list[Found | Refused], StageTimes]:
         """Answer queries that have the names given; a query that cannot be encoded is refused."""
         began = time.perf_counter()
+        limit = TimeLimit(self._limits.search_seconds)
+
+        def find_all(encoded: list[Encoded | Refused]) -> list[Found | Refused]:
+            with limit:
+                return [
+                    each
+                    if isinstance(each, Refused)
+                    else self.find(each, options, histogram=histogram)
+                    for each in encoded
+                ]
+
         async with self.slots.take(len(queries)):
-            outcomes = await asyncio.gather(
-                *(self._encode(*query) for query in queries), return_exceptions=True
-            )
+            work = (self._encode(*query) for query in queries)
             encoded: list[Encoded | Refused] = []
-            for outcome in outcomes:
+            for outcome in await asyncio.gather(*work, return_exceptions=True):
                 if isinstance(outcome, BaseException) and not isinstance(outcome, Refused):
                     raise outcome
                 encoded.append(outcome)
-
-            limit = TimeLimit(self._limits.search_seconds)
-
-            def search_all() -> list[Found | Refused]:
-                with limit:
-                    return [
-                        each
-                        if isinstance(each, Refused)
-                        else search(
-                            self._index, each, options, histogram=histogram, named=self.view.named
-                        )
-                        for each in encoded
-                    ]
-
             self._searching.add(limit)
             try:
-                answers = await self.run("search", search_all)
+                answers = await self.run("search", find_all, encoded)
             finally:
                 limit.stop()  # the client may have gone, and nobody waits
                 self._searching.discard(limit)
         found = [each for each in answers if isinstance(each, Found)]
-        times = StageTimes(
-            decode=round(sum(each.encoded.decode for each in found), 3),
-            encode=round(sum(each.encoded.encode for each in found), 3),
-            coarse=round(sum(each.coarse for each in found), 3),
-            fine=round(sum(each.fine for each in found), 3),
-            total=round(1e3 * (time.perf_counter() - began), 3),
-        )
+        seconds = [sum(each.times[stage] for each in found) for stage in range(4)]
+        spent = [round(1e3 * stage, 3) for stage in (*seconds, time.perf_counter() - began)]
+        times = StageTimes(**dict(zip(STAGES, spent, strict=True)))
         if found:
-            self._metrics.observe(times, [each.pool for each in found])
+            self.metrics.observe(times, [each.answer["pool"] for each in found])
         return answers, times
+
+    def find(self, encoded: Encoded, options: SearchOptions, *, histogram: bool) -> Found:
+        """Search with one encoded query."""
+        index, code, own = self._index, encoded.code, encoded.query.id
+        if own is not None:
+            options = replace(options, exclude=np.array([own]))
+        fine_in_pool, radius = options.mode in ("hds", "acs"), options.radius
+        trace, counts = SearchTrace(), None
+        with _refusing(422):
+            if histogram or (not fine_in_pool and (options.where or radius is not None)):
+                counts = index.histogram(code, options.where, own)
+            began = time.perf_counter()
+            features = None if encoded.features is None else encoded.features[None]
+            (hits,) = index.search_hits(code[None], features, options, encoded.latent[None], trace)
+            elapsed = time.perf_counter() - began
+        if fine_in_pool:
+            pool, coarse, fine = sum(trace.pools), trace.coarse, trace.fine
+        else:
+            coarse, fine = (elapsed, 0.0) if options.mode == "bcs" else (0.0, elapsed)
+            if counts is None:
+                pool = len(index) - (own is not None)
+            else:
+                pool = int(counts[: None if radius is None else radius + 1].sum())
+        answer = {
+            "query": encoded.query,
+            "hits": [
+                HitAnswer(
+                    **self._known(hit),
+                    hamming=hit.hamming,
+                    euclidean=hit.euclidean,
+                    asymmetric=hit.asymmetric,
+                    code=hit.code.hex(),
+                )
+                for hit in hits
+            ],
+            "pool": pool,
+            "histogram": counts.tolist() if histogram and counts is not None else None,
+        }
+        return Found(answer, (*encoded.times, coarse, fine), sorted(set(trace.missing)))
+
+    def _look_up(self, image_id: int) -> Encoded:
+        """An image of the index as a query."""
+        with _refusing(404):
+            label = self._index.get(image_id).label
+            _, (code,), features = self._index.encoded([image_id])
+        query = QueryAnswer(id=image_id, label=_plain(label), code=code.tobytes().hex())
+        only_bits = np.full(self._index.bits, np.nan, np.float32)
+        known = features[0].astype(np.float32) if features.shape[1] else None
+        return Encoded(query, code, known, only_bits)
 
     async def _encode(self, query: Asked, name: str) -> Encoded:
         if isinstance(query, int):
-            return await self.run("search", look_up, self._index, query)
-        began = time.perf_counter()
-        if not isinstance(query, bytes):
+            return await self.run("search", self._look_up, query)
+        began = decoded = time.perf_counter()
+        if isinstance(query, bytes):
+            pixels = await self.run("decode", self._decode, query, name)
+            decoded = time.perf_counter()
+            code, features, latent = await self._batches.submit(pixels)
+        else:
             assert self._encoder is not None  # `parse_vector` has refused before
             made = await self.run("encode", self._encoder.encode_prepared, query)
-            shown = QueryAnswer(id=None, label=None, code=made.codes.tobytes().hex())
-            times = (0.0, 1e3 * (time.perf_counter() - began))
-            return Encoded(shown, made.codes[0], made.features[0], made.latent[0], *times)
-        pixels = await self.run("decode", self._decode, query, name)
-        decoded = time.perf_counter()
-        code, features, latent = await self._batches.submit(pixels)
-        ended = time.perf_counter()
+            code, features, latent = made.codes[0], made.features[0], made.latent[0]
         shown = QueryAnswer(id=None, label=None, code=code.tobytes().hex())
-        times = (1e3 * (decoded - began), 1e3 * (ended - decoded))
-        return Encoded(shown, code, features, latent, *times)
+        times = (decoded - began, time.perf_counter() - decoded)
+        return Encoded(shown, code, features, latent, times)
 
     def _decode(self, data: bytes, name: str) -> Pixels:
         if self._encoder is None:
@@ -284,7 +331,7 @@ class Engine:
 
     async def _encode_batch(self, pixels: list[Pixels]) -> list[tuple[Codes, Features, Latent]]:
         assert self._encoder is not None  # `_decode` has refused before
-        self._metrics.batch.observe(len(pixels))
+        self.metrics.batch.observe(len(pixels))
         encode = self._encoder.encode_pixels
         made = await self.run("encode", encode, np.stack(pixels))
         return list(zip(made.codes, made.features, made.latent, strict=True))
@@ -298,7 +345,7 @@ class Engine:
                 self._index_was_replaced()
                 uri = self._uploads.keep(data)
                 image_id = commit(self._index, encoded.code, encoded.features, uri, label, metadata)
-                return self.view.record(image_id)
+                return self.record(image_id)
 
             return await self.run("write", write)
 
@@ -312,7 +359,7 @@ class Engine:
                     "the index was replaced by another one, where this id may be another image; "
                     "search it again",
                 )
-            with _refusing(404), _writing():
+            with _refusing(404):
                 self._index.remove(image_id)
 
         async with self.slots.take():
@@ -320,8 +367,7 @@ class Engine:
 
     def _index_was_replaced(self) -> bool:
         """Whether another index stands at the path than at the last change; say so once."""
-        with _writing():
-            replaced = isinstance(self._index, HashIndex) and self._index.accept_replacement()
+        replaced = isinstance(self._index, HashIndex) and self._index.accept_replacement()
         if replaced:
             log.warning("the index was replaced by another one; the new one is served and changed")
         return replaced
@@ -329,229 +375,11 @@ class Engine:
     async def metrics_page(self) -> bytes:
         """All metrics, the index's size counted now."""
         images = await self.run("files", len, self._index)
-        return self._metrics.page(images, self.slots.taken)
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class _Waiting(NamedTuple, Generic[Item, Result]):
-    item: Item
-    done: asyncio.Future[Result]
-
-
-class BatchQueue(Generic[Item, Result]):
-    """Runs one item at once, and those that arrive meanwhile as the next batch."""
-
-    def __init__(self, run: Callable[[list[Item]], Awaitable[Sequence[Result]]], size: int) -> None:
-        self._run = run
-        self._size = size
-        self._queue: asyncio.Queue[_Waiting[Item, Result]] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to work; call inside the event loop."""
-        self._task = asyncio.create_task(self._work())
-
-    async def stop(self) -> None:
-        """Stop; items that run or wait fail with CancelledError."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        while not self._queue.empty():
-            self._queue.get_nowait().done.cancel()
-
-    async def submit(self, item: Item) -> Result:
-        """The result of ``item``; cancelling the caller drops it if it has not begun."""
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Waiting(item, done))
-        return await done
-
-    async def _gather(self) -> list[_Waiting[Item, Result]]:
-        batch = [await self._queue.get()]
-        while len(batch) < self._size and not self._queue.empty():
-            batch.append(self._queue.get_nowait())
-        return [waiting for waiting in batch if not waiting.done.done()]
-
-    async def _work(self) -> None:
-        while True:
-            batch = await self._gather()
-            if not batch:
-                continue
-            try:
-                results = await self._run([waiting.item for waiting in batch])
-            except asyncio.CancelledError:
-                for waiting in batch:
-                    waiting.done.cancel()
-                raise
-            except Exception as error:
-                for waiting in batch:
-                    if not waiting.done.done():
-                        waiting.done.set_exception(error)
-                continue
-            for waiting, result in zip(batch, results, strict=True):
-                if not waiting.done.done():
-                    waiting.done.set_result(result)
-
-
-def search(
-    index: Index,
-    encoded: Encoded,
-    options: SearchOptions,
-    *,
-    histogram: bool,
-    named: Callable[[str], dict[str, Any]],
-) -> Found:
-    """Search with one encoded query; ``named`` gives what a client may know of a file's place."""
-    code, features, own = encoded.code, encoded.features, encoded.query.id
-    if own is not None:
-        options = replace(options, exclude=np.array([own]))
-    fine_in_pool, radius = options.mode in ("hds", "acs"), options.radius
-    trace, counts = SearchTrace(), None
-    with _refusing(422):
-        if histogram or (not fine_in_pool and (options.where or radius is not None)):
-            counts = index.histogram(code, options.where, own)
-        began = time.perf_counter()
-        asked = None if features is None else features[None]
-        (hits,) = index.search_hits(code[None], asked, options, encoded.latent[None], trace)
-        elapsed = time.perf_counter() - began
-    if fine_in_pool:
-        pool, coarse, fine = sum(trace.pools), trace.coarse, trace.fine
-    else:
-        if counts is None:
-            pool = len(index) - (own is not None)
-        else:
-            pool = int(counts[: None if radius is None else radius + 1].sum())
-        coarse, fine = (elapsed, 0.0) if options.mode == "bcs" else (0.0, elapsed)
-    return Found(
-        encoded,
-        [
-            HitAnswer(
-                id=hit.id,
-                **named(hit.uri),
-                label=_plain(hit.label),
-                metadata=hit.metadata,
-                hamming=hit.hamming,
-                euclidean=hit.euclidean,
-                asymmetric=hit.asymmetric,
-                code=hit.code.hex(),
-            )
-            for hit in hits
-        ],
-        pool,
-        counts.tolist() if histogram and counts is not None else None,
-        1e3 * coarse,
-        1e3 * fine,
-        sorted(set(trace.missing)),
-    )
-
-
-def look_up(index: Index, image_id: int) -> Encoded:
-    """An image of the index as a query."""
-    with _refusing(404):
-        label = index.get(image_id).label
-        _, (code,), features = index.encoded([image_id])
-    query = QueryAnswer(id=image_id, label=_plain(label), code=code.tobytes().hex())
-    only_bits = np.full(index.bits, np.nan, np.float32)
-    known = features[0].astype(np.float32) if features.shape[1] else None
-    return Encoded(query, code, known, only_bits)
-
-
-def commit(
-    index: Index,
-    code: Codes,
-    features: Features | None,
-    uri: str,
-    label: str | None,
-    metadata: dict[str, Any],
-) -> int:
-    """Add one encoded image; returns its id once it is durable."""
-    with _writing():
-        stored = None if features is None or index.feature_dim == 0 else features[None]
-        try:
-            return int(index.add_encoded(code[None], stored, [uri], [label], [metadata])[0])
-        except InvalidInputError as error:  # names the image by a path that is no client's
-            raise Refused(422, str(error).replace(uri, "image")) from None
-
-
-@contextmanager
-def _refusing(status: int) -> Iterator[None]:
-    try:
-        yield
-    except InvalidInputError as error:
-        raise Refused(status, str(error)) from None
-
-
-@contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except IndexStoreError as error:
-        log.error("the index could not be written: %s", error)
-        raise Refused(503, "the index cannot be written now", Retry_After="5") from None
-
-
-def _warm_up_search(index: Index, named: Callable[[str], dict[str, Any]]) -> None:
-    """Search once each way, so that kernels are compiled."""
-    if len(index) == 0:
-        return
-    encoded = look_up(index, int(index.ids()[0]))
-    for mode in _modes(index):
-        options = SearchOptions(1, mode=mode)
-        search(index, encoded, options, histogram=mode == "bcs", named=named)
-
-
-def _modes(index: Index) -> list[Mode]:
-    """Modes that an index can be searched in."""
-    return list(MODES) if index.feature_dim else ["acs", "bcs"]
-
-
-def _warm_up_encoder(encoder: Encoder) -> None:
-    size, channels = encoder.preprocessing.size, encoder.preprocessing.channels
-    encoder.encode_pixels(np.zeros((1, size, size, channels), np.uint8))
-
-
-def _one_pixel() -> bytes:
-    """A PNG, for decoding once."""
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-_LABELS = 1000
-_FIELDS = 8
-_VALUES = 24
-_RECORDS_READ = 2000
-
-
-class IndexView:
-    """What clients may know of the index and its images: paths only with ``show_files``."""
-
-    def __init__(
-        self,
-        index: Index,
-        encoder: Encoder | None,
-        limits: Limits,
-        room: Room,
-        *,
-        writable: bool,
-        show_files: bool,
-    ) -> None:
-        self._index = index
-        self._encoder = encoder
-        self._limits = limits
-        self._writable = writable
-        self.show_files = show_files
-        self._thumbnails = Thumbnails(limits, room)
-        self._uploads = UploadStore(index.path)
-        self._lock = threading.Lock()
-        self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
+        return self.metrics.page(images, self.slots.taken)
 
     def describe(self) -> IndexAnswer:
         """Size, labels, metadata and limits; counted once per commit."""
-        with self._lock:
+        with self._describing:
             info = self._index.info()
             known = (info, self._index.path.stat().st_ino)  # another folder may have come there
             if self._described is None or self._described[0] != known:
@@ -565,7 +393,6 @@ class IndexView:
             if label is not None
         ]
         most = sorted(counts, key=lambda each: -each.count)[:_LABELS]
-        limits = self._limits
         return IndexAnswer(
             name=_plain(self._index.path.resolve().name),
             images=info.images,
@@ -575,20 +402,13 @@ class IndexView:
             radius=None if self._encoder is None else self._encoder.radius,
             labels=sorted(most, key=lambda each: each.label),
             metadata=_fields(self._records(_RECORDS_READ, 0)),
-            modes=_modes(self._index),
+            modes=self._modes,
             mode=self._index.default_mode(self._encoder is not None),
             searches_images=self._encoder is not None and self._encoder.vectors is None,
-            vector_width=None
-            if self._encoder is None or self._encoder.vectors is None
-            else self._encoder.vectors.width,
+            vector_width=None if self.vectors is None else self.vectors.width,
             writable=self._writable,
-            shows_files=self.show_files,
-            limits=ServiceLimits(
-                upload_bytes=limits.upload_bytes,
-                pixels=limits.pixels,
-                k=limits.k,
-                batch=limits.batch,
-            ),
+            shows_files=self._show_files,
+            limits=ServiceLimits.model_validate(self._limits, from_attributes=True),
         )
 
     def sample(self, limit: int, seed: int) -> list[ImageRecord]:
@@ -620,7 +440,7 @@ class IndexView:
 
     def original(self, image_id: int) -> Thumbnail:
         """An image as its file holds it."""
-        if not self.show_files:
+        if not self._show_files:
             raise Refused(403, "this service shows no files; start it with --show-files")
         return self._thumbnails.original(*self._place(image_id))
 
@@ -629,19 +449,99 @@ class IndexView:
             uri, digest = self._index.get(image_id).uri, self._index.file_digest(image_id)
         return self._uploads.find(uri), digest
 
-    def named(self, uri: str) -> dict[str, Any]:
-        """Name and path of an image's file, as clients may know them."""
+    def _known(self, image: Record | Hit) -> dict[str, Any]:
+        """What clients may know of an image."""
+        uri = image.uri
         path = _plain(os.fspath(uri_path(uri)) if uri.startswith("file://") else uri)
-        return {"name": path.rpartition("/")[2], "path": path if self.show_files else None}
+        return {
+            "id": image.id,
+            "name": path.rpartition("/")[2],
+            "path": path if self._show_files else None,
+            "label": _plain(image.label),
+            "metadata": image.metadata,
+        }
 
     def _shown(self, record: Record) -> ImageRecord:
-        return ImageRecord(
-            id=record.id,
-            **self.named(record.uri),
-            label=_plain(record.label),
-            metadata=record.metadata,
-            thumbnail=f"/v1/images/{record.id}/thumbnail",
-        )
+        thumbnail = f"/v1/images/{record.id}/thumbnail"
+        return ImageRecord(**self._known(record), thumbnail=thumbnail)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BatchQueue(Generic[Item, Result]):
+    """Runs one item at once, and those that arrive meanwhile as the next batch."""
+
+    def __init__(self, run: Callable[[list[Item]], Awaitable[Sequence[Result]]], size: int) -> None:
+        self._run = run
+        self._size = size
+        self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Result]]] = asyncio.Queue()
+
+    def start(self) -> None:
+        """Begin to work; call inside the event loop."""
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Stop; items that run or wait fail with CancelledError."""
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        while not self._queue.empty():
+            self._queue.get_nowait()[1].cancel()
+
+    async def submit(self, item: Item) -> Result:
+        """The result of ``item``; cancelling the caller drops it if it has not begun."""
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((item, done))
+        return await done
+
+    async def _work(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < self._size and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            items = {done: item for item, done in batch if not done.done()}
+            if not items:
+                continue
+            try:
+                results = await self._run(list(items.values()))
+            except asyncio.CancelledError:
+                for done in items:
+                    done.cancel()
+                raise
+            except Exception as error:
+                for done in items:
+                    if not done.done():
+                        done.set_exception(error)
+            else:
+                for done, result in zip(items, results, strict=True):
+                    if not done.done():
+                        done.set_result(result)
+
+
+def commit(
+    index: Index,
+    code: Codes,
+    features: Features | None,
+    uri: str,
+    label: str | None,
+    metadata: dict[str, Any],
+) -> int:
+    """Add one encoded image; returns its id once it is durable."""
+    stored = None if features is None or index.feature_dim == 0 else features[None]
+    try:
+        return int(index.add_encoded(code[None], stored, [uri], [label], [metadata])[0])
+    except InvalidInputError as error:  # names the image by a path that is no client's
+        raise Refused(422, str(error).replace(uri, "image")) from None
+
+
+@contextmanager
+def _refusing(status: int) -> Iterator[None]:
+    try:
+        yield
+    except InvalidInputError as error:
+        raise Refused(status, str(error)) from None
 
 
 def _fields(records: list[Record]) -> list[MetadataField]:

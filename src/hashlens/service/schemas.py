@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from hashlens.types import Mode
 
-_HIT: dict[str, Any] = {
+_KNOWN: dict[str, Any] = {
     "id": 17,
     "name": "0017.jpg",
     "path": None,
     "label": "boot",
     "metadata": {"brand": "x"},
-    "hamming": 3,
-    "euclidean": 11.25,
-    "asymmetric": None,
-    "code": "0f3c91a07be2",
 }
-_TIMES: dict[str, Any] = {"decode": 1.2, "encode": 9.8, "coarse": 0.4, "fine": 0.3, "total": 12.1}
+_DISTANCES = {"hamming": 3, "euclidean": 11.25, "asymmetric": None, "code": "0f3c91a07be2"}
+
+
+class Refused(HTTPException):
+    """A request that is answered with ``status`` and one line."""
+
+    def __init__(self, status: int, line: str, **headers: str) -> None:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        super().__init__(status, line, named or None)
+
+    def answer(self) -> JSONResponse:
+        """The refusal as ``{"detail": line}``."""
+        return JSONResponse({"detail": self.detail}, self.status_code, self.headers)
 
 
 class ErrorAnswer(BaseModel):
@@ -28,20 +38,21 @@ class ErrorAnswer(BaseModel):
     detail: str = Field(examples=["k: expected 1 to 1000, got 5000"])
 
 
-_NAME = Field(description="The last part of its path.")
-_PATH = Field(description="Where its file is; null where the service does not show files.")
-
-
-class HitAnswer(BaseModel):
-    """One result."""
-
-    model_config = ConfigDict(json_schema_extra={"example": _HIT})
-
+class _Known(BaseModel):
     id: int
-    name: str = _NAME
-    path: str | None = _PATH
+    name: str = Field(description="The last part of its path.")
+    path: str | None = Field(
+        description="Where its file is; null where the service does not show files."
+    )
     label: str | None
     metadata: dict[str, Any]
+
+
+class HitAnswer(_Known):
+    """One result."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _KNOWN | _DISTANCES})
+
     hamming: int = Field(description="Bits that differ from the query's code.")
     euclidean: float | None = Field(
         description="Distance between features; null in modes bcs and acs, which compute none."
@@ -51,6 +62,16 @@ class HitAnswer(BaseModel):
         "of these bits, if the query is an image of the index. Null in other modes."
     )
     code: str = Field(description="The image's packed code, hexadecimal; bit j is in byte j // 8.")
+
+
+class ImageRecord(_Known):
+    """An image of the index."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": _KNOWN | {"thumbnail": "/v1/images/17/thumbnail"}}
+    )
+
+    thumbnail: str = Field(description="Path of its thumbnail.")
 
 
 class QueryAnswer(BaseModel):
@@ -64,52 +85,39 @@ class QueryAnswer(BaseModel):
 class StageTimes(BaseModel):
     """Milliseconds of each stage; a stage that did not run took 0."""
 
-    decode: float
-    encode: float
-    coarse: float
-    fine: float
-    total: float
+    decode: float = Field(examples=[1.2])
+    encode: float = Field(examples=[9.8])
+    coarse: float = Field(examples=[0.4])
+    fine: float = Field(examples=[0.3])
+    total: float = Field(examples=[12.1])
 
 
-class SearchAnswer(BaseModel):
-    """The nearest images of one query, nearest first, ties by id."""
+STAGES = tuple(StageTimes.model_fields)
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "query": {"id": None, "label": None, "code": "0f3c91a07be3"},
-                "mode": "hds",
-                "hits": [_HIT],
-                "pool": 1204,
-                "histogram": None,
-                "missing": [],
-                "timings_ms": _TIMES,
-            }
-        }
-    )
 
-    query: QueryAnswer
-    mode: Mode = Field(description="How it was searched.")
+class _Results(BaseModel):
+    query: QueryAnswer | None
     hits: list[HitAnswer]
     pool: int = Field(description="Images that the search ranked.")
     histogram: list[int] | None = Field(
         description="Images at each Hamming distance 0 to bits, after the filter; if asked for."
     )
+
+
+class SearchAnswer(_Results):
+    """The nearest images of one query, nearest first, ties by id."""
+
+    query: QueryAnswer
+    mode: Mode = Field(description="How it was searched.")
     missing: list[str] = Field(
         description="Shards that did not answer (status 206); empty if the answer is complete."
     )
     timings_ms: StageTimes
 
 
-class BatchItem(BaseModel):
+class BatchItem(_Results):
     """The results of one query of a batch, or why it could not be answered."""
 
-    query: QueryAnswer | None
-    hits: list[HitAnswer]
-    pool: int
-    histogram: list[int] | None = Field(
-        description="Images at each Hamming distance 0 to bits, after the filter; if asked for."
-    )
     error: str | None = Field(examples=["images[2]: not an image"])
 
 
@@ -120,30 +128,6 @@ class BatchAnswer(BaseModel):
     mode: Mode = Field(description="How they were searched.")
     missing: list[str] = Field(description="Shards that did not answer (status 206).")
     timings_ms: StageTimes
-
-
-class ImageRecord(BaseModel):
-    """An image of the index."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "id": 17,
-                "name": "0017.jpg",
-                "path": None,
-                "label": "boot",
-                "metadata": {"brand": "x"},
-                "thumbnail": "/v1/images/17/thumbnail",
-            }
-        }
-    )
-
-    id: int
-    name: str = _NAME
-    path: str | None = _PATH
-    label: str | None
-    metadata: dict[str, Any]
-    thumbnail: str = Field(description="Path of its thumbnail.")
 
 
 class ImageList(BaseModel):

@@ -11,15 +11,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated
 
-from fastapi import HTTPException as BodyError  # FastAPI lets this one through while parsing
 from fastapi import Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hashlens.service.errors import Refused, answer_refusal, busy
 from hashlens.service.limits import Limits
 from hashlens.service.metrics import Metrics
+from hashlens.service.schemas import Refused
 
 log = logging.getLogger("hashlens.service")
 
@@ -94,10 +93,10 @@ class Door:
                 raise
             if isinstance(error, asyncio.CancelledError):
                 error = Refused(503, "the service stops; ask again later", Retry_After="5")
-            elif not isinstance(error, Refused | BodyError):
+            elif not isinstance(error, Refused):
                 log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
                 error = Refused(500, "internal error; the server's log says more")
-            await answer_refusal(error)(scope, receive, send_out)
+            await error.answer()(scope, receive, send_out)
 
     def _check_head(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -110,9 +109,9 @@ class Door:
         if length.isdecimal() and int(length) > self._limits.body_bytes:
             raise self._too_large()
 
-    def _too_large(self) -> BodyError:
+    def _too_large(self) -> Refused:
         line = f"the request is too large; at most {self._limits.body_bytes:,} bytes are accepted"
-        return BodyError(413, line, {"Connection": "close"})
+        return Refused(413, line, Connection="close")
 
     def _bounded(self, receive: Receive, arriving: contextlib.AsyncExitStack) -> Receive:
         """``receive`` with its bounds; ``arriving`` ends once the body is there."""
@@ -129,7 +128,7 @@ class Door:
                     message = await receive()
             except TimeoutError:
                 line = f"the request took longer than {self._limits.body_seconds:g} s to arrive"
-                raise BodyError(408, line, {"Connection": "close"}) from None
+                raise Refused(408, line, Connection="close") from None
             received += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if received > self._limits.body_bytes:
@@ -153,7 +152,8 @@ class Slots:
     async def take(self, count: int = 1) -> AsyncIterator[None]:
         """Hold ``count`` slots."""
         if self.taken + count > self.capacity:
-            raise busy(self._what)
+            line = f"the service is busy ({self._what}); try again in a second"
+            raise Refused(503, line, Retry_After="1")
         self.taken += count
         try:
             yield

@@ -17,8 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hashlens.errors import system_reason
-from hashlens.service.errors import ServiceError
+from hashlens.errors import HashlensError, system_reason
 from hashlens.service.limits import Limits
 
 _GRACE_SECONDS = 30
@@ -119,7 +118,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise ServiceError(
+        raise HashlensError(
             f"{host} port {port}: cannot listen there ({system_reason(error)}); "
             "choose another with --port"
         ) from None
@@ -147,7 +146,7 @@ def serve(
             for sig, handler in before.items():
                 signal.signal(sig, handler)
         if not server.started:
-            raise ServiceError("the service could not start; the lines above say why")
+            raise HashlensError("the service could not start; the lines above say why")
 
 
 def _stopped(*_: object) -> None:

@@ -22,8 +22,8 @@ from hashlens.data.opening import fetch, load_image
 from hashlens.data.tables import open_parquet
 from hashlens.errors import HashlensError
 from hashlens.files import Row, changed_ns, content_digest, is_remote, parse_row, uri_path
-from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits, Room
+from hashlens.service.schemas import Refused
 
 log = logging.getLogger("hashlens.service")
 

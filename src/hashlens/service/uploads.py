@@ -27,8 +27,8 @@ from hashlens.data.opening import load_image
 from hashlens.data.preprocessing import VectorInput
 from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_path
 from hashlens.index.layout import UPLOADS
-from hashlens.service.errors import Refused
 from hashlens.service.limits import MEBI, Limits
+from hashlens.service.schemas import Refused
 from hashlens.types import Features
 
 log = logging.getLogger("hashlens.service")
