@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving import KEY, SIDE, Service, draw, png, running
+from serving import KEY, Service, draw, png, running
 
 import hamming_reference as reference
 from hashlens import Encoder, HashIndex
-from hashlens.service.engine import commit
+from hashlens.service.engine import Engine
 from hashlens.service.limits import Limits
 from hashlens.service.schemas import Refused
 from hashlens.service.uploads import UploadStore
@@ -360,12 +361,18 @@ def test_an_upload_that_fails_half_way_leaves_no_file(tmp_path: Path, picture: b
     assert [path.name for path in (tmp_path / "uploads").iterdir()] == [name]
 
 
-def test_a_refusal_of_the_index_names_no_path(index_dir: Path, encoder: Encoder) -> None:
-    with HashIndex.open(index_dir, encoder) as index:
-        codes, features = encoder.encode([np.zeros((SIDE, SIDE, 3), np.uint8)])
+def test_a_refusal_of_the_index_names_no_path(
+    writable_dir: Path, encoder: Encoder, picture: bytes
+) -> None:
+    async def add() -> None:
+        async with Engine(index, encoder, Limits(), writable=True) as engine:
+            await engine.add(picture, None, {"n": float("inf")})
+
+    with HashIndex.open(writable_dir, encoder) as index:
         with pytest.raises(Refused, match="image: metadata") as refused:
-            commit(index, codes[0], features[0], "/home/me/a.png", None, {"n": float("inf")})
-    assert "/home" not in refused.value.detail
+            asyncio.run(add())
+        assert len(index) == 90
+    assert "uploads" not in refused.value.detail
 
 
 def test_a_service_without_a_model_searches_by_id(index_dir: Path, picture: bytes) -> None:

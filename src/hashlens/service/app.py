@@ -40,12 +40,13 @@ from starlette.exceptions import HTTPException
 
 from hashlens import __version__
 from hashlens.data.preprocessing import VectorInput
-from hashlens.errors import IndexStoreError, InvalidInputError, TimeLimitError
+from hashlens.errors import IndexStoreError, TimeLimitError
 from hashlens.index.protocol import Index
-from hashlens.service.engine import Asked, Engine
+from hashlens.service.engine import Asked, Engine, Found, refusing
 from hashlens.service.limits import Limits
 from hashlens.service.schemas import (
     BatchAnswer,
+    BatchItem,
     ErrorAnswer,
     Health,
     ImageList,
@@ -168,10 +169,8 @@ _WHY = {
 }
 _PARTIAL = "Shards of the index did not answer: the result lacks their images."
 
-Responses = dict[int | str, dict[str, Any]]
 
-
-def _refusals(*statuses: int) -> Responses:
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {each: {"model": ErrorAnswer, "description": _WHY[each]} for each in statuses}
 
 
@@ -216,12 +215,9 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
 
         def options(self) -> SearchOptions:
             mode = self.mode or engine.default_mode(self.radius)
-            try:
-                return SearchOptions(
-                    self.k, mode=mode, radius=self.radius, where=self.where or None
-                )
-            except InvalidInputError as error:
-                raise Refused(422, str(error)) from None
+            where = self.where or None
+            with refusing(422):
+                return SearchOptions(self.k, mode=mode, radius=self.radius, where=where)
 
     class One(Settings):
         image: bytes | None = Field(None, description="The picture to search by, as a file.")
@@ -255,10 +251,15 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         given = [each for each in (asked.image, asked.id, asked.vector) if each is not None]
         if len(given) != 1:
             raise Refused(422, "expected one of: a file in 'image', an 'id', or a 'vector'")
-        work = engine.search(given[0], asked.options(), histogram=asked.histogram)
-        answer = await _unless_gone(request, work)
-        response.status_code = 206 if answer.missing else 200
-        return answer
+        options = asked.options()
+        work = engine.search([(given[0], "image")], options, histogram=asked.histogram)
+        (found,), times = await _unless_gone(request, work)
+        if isinstance(found, Refused):
+            raise found
+        response.status_code = 206 if found.missing else 200
+        return SearchAnswer(
+            **found.answer, mode=options.mode, missing=found.missing, timings_ms=times
+        )
 
     @router.post(
         "/batch",
@@ -276,10 +277,19 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
             raise Refused(422, "expected image files in 'images', or 'ids', or 'vectors'")
         if len(queries) > limits.batch:
             raise Refused(413, f"{len(queries)} queries; at most {limits.batch} are accepted")
-        work = engine.search_batch(queries, asked.options(), histogram=asked.histogram)
-        answer = await _unless_gone(request, work)
-        response.status_code = 206 if answer.missing else 200
-        return answer
+        options = asked.options()
+        work = engine.search(queries, options, histogram=asked.histogram)
+        outcomes, times = await _unless_gone(request, work)
+        results = [
+            BatchItem(query=None, hits=[], pool=0, histogram=None, error=found.detail)
+            if isinstance(found, Refused)
+            else BatchItem(**found.answer, error=None)
+            for found in outcomes
+        ]
+        found = [each for each in outcomes if isinstance(each, Found)]
+        missing = sorted({shard for each in found for shard in each.missing})
+        response.status_code = 206 if missing else 200
+        return BatchAnswer(results=results, mode=options.mode, missing=missing, timings_ms=times)
 
     return router
 

@@ -35,8 +35,6 @@ from hashlens.service.limits import Limits, Room
 from hashlens.service.metrics import Metrics
 from hashlens.service.schemas import (
     STAGES,
-    BatchAnswer,
-    BatchItem,
     HitAnswer,
     ImageRecord,
     IndexAnswer,
@@ -44,7 +42,6 @@ from hashlens.service.schemas import (
     MetadataField,
     QueryAnswer,
     Refused,
-    SearchAnswer,
     ServiceLimits,
     StageTimes,
 )
@@ -191,35 +188,12 @@ class Engine:
         return None if self._encoder is None else self._encoder.vectors
 
     async def search(
-        self, query: Asked, options: SearchOptions, *, histogram: bool
-    ) -> SearchAnswer:
-        """The nearest images of an upload, a vector, or an image of the index, itself left out."""
-        (found,), times = await self._search([(query, "image")], options, histogram)
-        if isinstance(found, Refused):
-            raise found
-        return SearchAnswer(
-            **found.answer, mode=options.mode, missing=found.missing, timings_ms=times
-        )
-
-    async def search_batch(
-        self, queries: list[tuple[Asked, str]], options: SearchOptions, *, histogram: bool
-    ) -> BatchAnswer:
-        """Results of queries that have the names given; one that fails says why in its place."""
-        outcomes, times = await self._search(queries, options, histogram)
-        whole = [found for found in outcomes if isinstance(found, Found)]
-        missing = sorted({shard for found in whole for shard in found.missing})
-        results = [
-            BatchItem(query=None, hits=[], pool=0, histogram=None, error=found.detail)
-            if isinstance(found, Refused)
-            else BatchItem(**found.answer, error=None)
-            for found in outcomes
-        ]
-        return BatchAnswer(results=results, mode=options.mode, missing=missing, timings_ms=times)
-
-    async def _search(
-        self, queries: list[tuple[Asked, str]], options: SearchOptions, histogram: bool
+        self, queries: Sequence[tuple[Asked, str]], options: SearchOptions, *, histogram: bool
     ) -> tuple[list[Found | Refused], StageTimes]:
-        """Answer queries that have the names given; a query that cannot be encoded is refused."""
+        """Answer queries that have the names given; an image of the index does not find itself.
+
+        A query that cannot be encoded is refused in its place.
+        """
         began = time.perf_counter()
         limit = TimeLimit(self._limits.search_seconds)
 
@@ -260,7 +234,7 @@ class Engine:
             options = replace(options, exclude=np.array([own]))
         fine_in_pool, radius = options.mode in ("hds", "acs"), options.radius
         trace, counts = SearchTrace(), None
-        with _refusing(422):
+        with refusing(422):
             if histogram or (not fine_in_pool and (options.where or radius is not None)):
                 counts = index.histogram(code, options.where, own)
             began = time.perf_counter()
@@ -278,13 +252,7 @@ class Engine:
         answer = {
             "query": encoded.query,
             "hits": [
-                HitAnswer(
-                    **self._known(hit),
-                    hamming=hit.hamming,
-                    euclidean=hit.euclidean,
-                    asymmetric=hit.asymmetric,
-                    code=hit.code.hex(),
-                )
+                HitAnswer(**hit._asdict() | self._known(hit) | {"code": hit.code.hex()})
                 for hit in hits
             ],
             "pool": pool,
@@ -294,7 +262,7 @@ class Engine:
 
     def _look_up(self, image_id: int) -> Encoded:
         """An image of the index as a query."""
-        with _refusing(404):
+        with refusing(404):
             label = self._index.get(image_id).label
             _, (code,), features = self._index.encoded([image_id])
         query = QueryAnswer(id=image_id, label=_plain(label), code=code.tobytes().hex())
@@ -343,9 +311,15 @@ class Engine:
 
             def write() -> ImageRecord:
                 self._index_was_replaced()
-                uri = self._uploads.keep(data)
-                image_id = commit(self._index, encoded.code, encoded.features, uri, label, metadata)
-                return self.record(image_id)
+                uri, features = self._uploads.keep(data), None
+                if encoded.features is not None and self._index.feature_dim:
+                    features = encoded.features[None]
+                about = ([uri], [label], [metadata])
+                try:
+                    (added,) = self._index.add_encoded(encoded.code[None], features, *about)
+                except InvalidInputError as error:  # names the image by a path that is no client's
+                    raise Refused(422, str(error).replace(uri, "image")) from None
+                return self.record(int(added))
 
             return await self.run("write", write)
 
@@ -359,7 +333,7 @@ class Engine:
                     "the index was replaced by another one, where this id may be another image; "
                     "search it again",
                 )
-            with _refusing(404):
+            with refusing(404):
                 self._index.remove(image_id)
 
         async with self.slots.take():
@@ -431,7 +405,7 @@ class Engine:
 
     def record(self, image_id: int) -> ImageRecord:
         """What is known of an image."""
-        with _refusing(404):
+        with refusing(404):
             return self._shown(self._index.get(image_id))
 
     def thumbnail(self, image_id: int) -> Thumbnail:
@@ -445,7 +419,7 @@ class Engine:
         return self._thumbnails.original(*self._place(image_id))
 
     def _place(self, image_id: int) -> tuple[str, bytes | None]:
-        with _refusing(404):
+        with refusing(404):
             uri, digest = self._index.get(image_id).uri, self._index.file_digest(image_id)
         return self._uploads.find(uri), digest
 
@@ -520,24 +494,9 @@ class BatchQueue(Generic[Item, Result]):
                         done.set_result(result)
 
 
-def commit(
-    index: Index,
-    code: Codes,
-    features: Features | None,
-    uri: str,
-    label: str | None,
-    metadata: dict[str, Any],
-) -> int:
-    """Add one encoded image; returns its id once it is durable."""
-    stored = None if features is None or index.feature_dim == 0 else features[None]
-    try:
-        return int(index.add_encoded(code[None], stored, [uri], [label], [metadata])[0])
-    except InvalidInputError as error:  # names the image by a path that is no client's
-        raise Refused(422, str(error).replace(uri, "image")) from None
-
-
 @contextmanager
-def _refusing(status: int) -> Iterator[None]:
+def refusing(status: int) -> Iterator[None]:
+    """Refuse a request for what the index, or a search of it, does not take."""
     try:
         yield
     except InvalidInputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 from prometheus_client import (
@@ -21,6 +22,7 @@ from hashlens.service.schemas import StageTimes
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SIZES = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"})
 
 
@@ -29,40 +31,21 @@ class Metrics:
 
     def __init__(self) -> None:
         own = self._registry = CollectorRegistry()
+        histogram = partial(Histogram, registry=own)
+        named = ["method", "route"]
         self._requests = Counter(
-            "hashlens_requests_total",
-            "Requests answered.",
-            ["method", "route", "status"],
-            registry=own,
+            "hashlens_requests_total", "Requests answered.", [*named, "status"], registry=own
         )
-        self._seconds = Histogram(
-            "hashlens_request_seconds",
-            "Time from a request's head to the end of its answer.",
-            ["method", "route"],
-            buckets=_SECONDS,
-            registry=own,
-        )
-        self._stages = Histogram(
-            "hashlens_stage_seconds",
-            "Time of a query in each stage.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=own,
-        )
-        self._pool = Histogram(
-            "hashlens_pool_images", "Images a search ranked.", buckets=_SIZES, registry=own
-        )
-        self.batch = Histogram(
-            "hashlens_encode_batch_images",
-            "Images encoded together.",
-            buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=own,
-        )
+        about = "Time from a request's head to the end of its answer."
+        self._seconds = histogram("hashlens_request_seconds", about, named, buckets=_SECONDS)
+        about = "Time of a query in each stage."
+        self._stages = histogram("hashlens_stage_seconds", about, ["stage"], buckets=_SECONDS)
+        self._pool = histogram("hashlens_pool_images", "Images a search ranked.", buckets=_SIZES)
+        about = "Images encoded together."
+        self.batch = histogram("hashlens_encode_batch_images", about, buckets=_BATCHES)
         self._images = Gauge("hashlens_index_images", "Images in the index.", registry=own)
-        self._working = Gauge(
-            "hashlens_requests_working", "Queries and adds under way.", registry=own
-        )
-
+        about = "Queries and adds under way."
+        self._working = Gauge("hashlens_requests_working", about, registry=own)
         Info("hashlens_build", "Versions.", registry=own).info(
             {"version": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
         )

@@ -30,48 +30,42 @@ class DeadlineProtocol(H11Protocol):
     def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*args, **options)
         self._limits = limits
-        self._headers_due: asyncio.TimerHandle | None = None
-        self._reading_due: asyncio.TimerHandle | None = None
+        self._due: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unwatch()
-        self._unwatch_reading()
+        self._unwatch("headers")
+        self._unwatch("reading")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
-            self._unwatch()
-        elif self._headers_due is None:
+            self._unwatch("headers")
+        elif "headers" not in self._due:
             self._watch()
 
     def pause_writing(self) -> None:
         """The client has left so much unread that no more can be sent."""
         super().pause_writing()
         seconds = self._limits.send_seconds
-        self._reading_due = self.loop.call_later(seconds, self.transport.abort)
+        self._due["reading"] = self.loop.call_later(seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         """The client reads on."""
-        self._unwatch_reading()
+        self._unwatch("reading")
         super().resume_writing()
 
-    def _unwatch_reading(self) -> None:
-        if self._reading_due is not None:
-            self._reading_due.cancel()
-            self._reading_due = None
-
     def _watch(self) -> None:
-        self._headers_due = self.loop.call_later(self._limits.header_seconds, self._give_up)
+        seconds = self._limits.header_seconds
+        self._due["headers"] = self.loop.call_later(seconds, self._give_up)
 
-    def _unwatch(self) -> None:
-        if self._headers_due is not None:
-            self._headers_due.cancel()
-            self._headers_due = None
+    def _unwatch(self, what: str) -> None:
+        if timer := self._due.pop(what, None):
+            timer.cancel()
 
     def _give_up(self) -> None:
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
@@ -112,17 +106,13 @@ def make_server(app: FastAPI, limits: Limits, started: Callable[[], None]) -> uv
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        return socket.create_server((host, port), family=family)
     except OSError as error:
-        bound.close()
+        reason = system_reason(error).partition(" (")[0]
         raise HashlensError(
-            f"{host} port {port}: cannot listen there ({system_reason(error)}); "
-            "choose another with --port"
+            f"{host} port {port}: cannot listen there ({reason}); choose another with --port"
         ) from None
-    return bound
 
 
 def serve(
@@ -137,7 +127,9 @@ def serve(
         url = f"http://{shown}:{bound.getsockname()[1]}"
         server = make_server(app, limits, lambda: announce(url))
         # uvicorn raises the signal again once it has stopped; by then there is nothing left to do.
-        before = {sig: signal.signal(sig, _stopped) for sig in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGTERM, signal.SIGINT)
+        }
         mask = os.umask(0o077)  # pictures and what clients say of them are nobody else's
         try:
             server.run(sockets=[bound])
@@ -147,7 +139,3 @@ def serve(
                 signal.signal(sig, handler)
         if not server.started:
             raise HashlensError("the service could not start; the lines above say why")
-
-
-def _stopped(*_: object) -> None:
-    pass

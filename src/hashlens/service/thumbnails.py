@@ -54,7 +54,10 @@ class Thumbnails:
     def get(self, uri: str, digest: bytes | None = None) -> Thumbnail:
         """The thumbnail of an image of the index."""
         place = _find(uri, digest)
-        version = uri if place is None else place.version(uri)
+        version = uri  # names the image and the state of its file
+        if place is not None:
+            now = place.status
+            version += f"\n{changed_ns(now)}\n{now.st_size}\n{now.st_ino}"
         with self._lock:
             found = self._kept.get(version)
             if found is not None:
@@ -133,10 +136,6 @@ class _Place(NamedTuple):
     row: Row | None  # where the file holds many images
     digest: bytes | None  # of the bytes that the file must have; None where its path is its own
 
-    def version(self, uri: str) -> str:
-        """Names the image and the state of its file."""
-        return f"{uri}\n{changed_ns(self.status)}\n{self.status.st_size}\n{self.status.st_ino}"
-
 
 def _find(uri: str, digest: bytes | None) -> _Place | None:
     """The file of an image, or a refusal; None for an image that is in no file.
@@ -171,21 +170,16 @@ def _read(place: _Place | None, uri: str) -> RawImage:
         return fetch(uri).raw
     if place.row is None:
         return _read_file(place)
-    raw = _read_row(place, place.row)
+    table = open_parquet(place.path, place.row.column)
+    if table.status is None or not os.path.samestat(table.status, place.status):
+        raise _gone()  # another table came there since it was found
+    raw = table.read(place.row.row)
     if not isinstance(raw, Path):
         return raw
     named = _find(os.path.abspath(raw), None)  # a file that a row names is looked up as all are
     if named is None or named.row is not None:
         raise _gone()
     return _read_file(named)
-
-
-def _read_row(place: _Place, row: Row) -> RawImage:
-    """What a row of a table holds, if the table that was opened is the one that was found."""
-    table = open_parquet(place.path, row.column)
-    if table.status is None or not os.path.samestat(table.status, place.status):
-        raise _gone()
-    return table.read(row.row)
 
 
 def _read_file(place: _Place) -> bytes:

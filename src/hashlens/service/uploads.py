@@ -146,12 +146,11 @@ def parse_vector(value: Any, taken: VectorInput | None, name: str = "vector") ->
         expected = f"a JSON list of {width} numbers"
         if isinstance(value, str):
             value = _load(value, NUMBER_BYTES * width, name, expected)
-        is_list = isinstance(value, list) and {type(each) for each in value} <= {int, float}
-        if not is_list or len(value) != width:
-            raise Refused(422, f"{name}: expected {expected}")
         try:
-            found = taken.normalise(np.array([value], np.float64))
-        except OverflowError:
+            if not isinstance(value, list) or {type(each) for each in value} - {int, float}:
+                raise ValueError(value)
+            found = taken.normalise(np.array(value, np.float64).reshape(1, width))
+        except (ValueError, OverflowError):
             raise Refused(422, f"{name}: expected {expected}") from None
     for reason in taken.faults(found).values():
         raise Refused(422, f"{name}: {reason}")
