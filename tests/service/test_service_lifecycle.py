@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,6 +49,20 @@ def wait_until(condition: object, *, seconds: float = 30) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < guard
         time.sleep(0.01)
+
+
+def test_the_kernels_are_loaded_after_the_start(
+    index_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = threading.Event()
+
+    def load(search: Callable[[], object]) -> None:
+        search()
+        loaded.set()
+
+    monkeypatch.setattr("hashlens.service.engine.load_kernels", load)
+    with running(index_dir, None):
+        assert loaded.wait(60)
 
 
 def test_past_the_queue_the_answer_is_503_and_come_back(

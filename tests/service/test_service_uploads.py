@@ -248,12 +248,12 @@ def test_damaged_bytes_are_decoded_or_refused_never_more(data: bytes, kind: str,
 
 @pytest.mark.parametrize("text", [None, "", "  ", "{}"])
 def test_no_filter_is_an_empty_one(text: str | None) -> None:
-    assert parse_object(text, LIMITS, "where") == {}
+    assert parse_object(text, LIMITS.json_bytes, "where") == {}
 
 
 @given(value=st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers() | st.booleans()))
 def test_a_json_object_is_taken_as_it_is(value: dict[str, int]) -> None:
-    assert parse_object(json.dumps(value), LIMITS, "where") == value
+    assert parse_object(json.dumps(value), LIMITS.json_bytes, "where") == value
 
 
 @pytest.mark.parametrize(
@@ -272,6 +272,6 @@ def test_a_json_object_is_taken_as_it_is(value: dict[str, int]) -> None:
 )
 def test_what_is_no_object_is_refused(text: str, status: int) -> None:
     with pytest.raises(Refused) as refusal:
-        parse_object(text, LIMITS, "where")
+        parse_object(text, LIMITS.json_bytes, "where")
     assert refusal.value.status_code == status
     assert refusal.value.detail.startswith("where: ")

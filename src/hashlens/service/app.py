@@ -305,8 +305,7 @@ async def _read_search(
     if kind not in (known := (_FORM, _SHORT_FORM, _JSON, _RAW)) and kind:
         raise Refused(415, f"Content-Type: expected one of {', '.join(known)}; got {kind:.80}")
     single = "vector" in model.model_fields
-    most = 1 if single else limits.batch
-    width = taken.width if taken else 1
+    most, width = (1 if single else limits.batch), (taken.width if taken else 1)
     try:
         form = await request.form()  # empty for the other kinds
         data = await request.body() if kind in (_JSON, _RAW) else b""
@@ -364,21 +363,16 @@ def _described(model: type[BaseModel]) -> dict[str, Any]:
     }
     if "vectors" in fields:
         texts["vectors"] = fields["vectors"] | {"items": text}
-    bodies = {
-        _FORM: {"properties": texts},
-        _SHORT_FORM: {"properties": {n: f for n, f in texts.items() if "image" not in n}},
-        _JSON: {
-            "properties": {n: f for n, f in fields.items() if "image" not in n},
-            "additionalProperties": False,
-        },
-    }
+    short = {name: field for name, field in texts.items() if "image" not in name}
+    as_json = {"properties": {name: fields[name] for name in short}, "additionalProperties": False}
+    bodies = {_FORM: {"properties": texts}, _SHORT_FORM: {"properties": short}, _JSON: as_json}
     content = {kind: {"schema": {"type": "object"} | body} for kind, body in bodies.items()}
     raw = {"type": "string", "format": "binary", "description": "Vectors as little-endian float32."}
     return {
         "requestBody": {"content": content | {_RAW: {"schema": raw}}},
         "parameters": [
             {"name": name, "in": "query", "schema": field}
-            for name, field in texts.items()
+            for name, field in short.items()
             if name not in _IN_BODY
         ],
     }

@@ -377,7 +377,7 @@ class Engine:
             labels=sorted(most, key=lambda each: each.label),
             metadata=_fields(self._records(_RECORDS_READ, 0)),
             modes=self._modes,
-            mode=self._index.default_mode(self._encoder is not None),
+            mode=self.default_mode(),
             searches_images=self._encoder is not None and self._encoder.vectors is None,
             vector_width=None if self.vectors is None else self.vectors.width,
             writable=self._writable,
@@ -429,7 +429,7 @@ class Engine:
         path = _plain(os.fspath(uri_path(uri)) if uri.startswith("file://") else uri)
         return {
             "id": image.id,
-            "name": path.rpartition("/")[2],
+            "name": path.rstrip("/").rpartition("/")[2],
             "path": path if self._show_files else None,
             "label": _plain(image.label),
             "metadata": image.metadata,

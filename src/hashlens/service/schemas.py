@@ -1,4 +1,4 @@
-"""What requests and answers look like; FastAPI writes the OpenAPI description from these."""
+"""What answers and refusals look like; FastAPI writes the OpenAPI description from these."""
 
 from __future__ import annotations
 

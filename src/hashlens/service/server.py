@@ -127,9 +127,8 @@ def serve(
         url = f"http://{shown}:{bound.getsockname()[1]}"
         server = make_server(app, limits, lambda: announce(url))
         # uvicorn raises the signal again once it has stopped; by then there is nothing left to do.
-        before = {
-            sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGTERM, signal.SIGINT)
-        }
+        stops = (signal.SIGTERM, signal.SIGINT)
+        before = {sig: signal.signal(sig, lambda *_: None) for sig in stops}
         mask = os.umask(0o077)  # pictures and what clients say of them are nobody else's
         try:
             server.run(sockets=[bound])
