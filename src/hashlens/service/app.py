@@ -317,7 +317,9 @@ async def _read_search(
     finally:
         await request.close()
     if kind == _JSON:
-        body = parse_object(data, limits.json_bytes + most * width * NUMBER_BYTES, "body")
+        # may be megabytes, which the event loop does not wait for
+        size = limits.json_bytes + most * width * NUMBER_BYTES
+        body = await asyncio.to_thread(parse_object, data, size, "body")
     elif kind == _RAW:
         if taken is None:
             raise Refused(422, "body: this service has no model that takes vectors")
