@@ -1,8 +1,8 @@
 """The app: the endpoints, the page, and the protection around one index and one encoder.
 
-There is no ``from __future__ import annotations`` here, on purpose: FastAPI evaluates the
-annotations of an endpoint in this module's namespace, so one that names ``limits``, a variable of
-the function around it, must be evaluated where it is written.
+There is no ``from __future__ import annotations`` here, on purpose: FastAPI and pydantic evaluate
+the annotations of endpoints and models in this module's namespace, so one that names ``limits`` or
+``taken``, variables of the function around it, must be evaluated where it is written.
 """
 
 import asyncio
