@@ -27,6 +27,7 @@ from hashlens.index.syncing import FolderSync, relocate
 from hashlens.types import (
     Codes,
     DuplicateGroups,
+    EncodedBatch,
     EncoderLike,
     Features,
     Ids,
@@ -431,10 +432,8 @@ class HashIndex(Index):
     def add_rows(self, codes: Any, features: Any, rows: writing.GivenRows) -> Ids:
         return writing.add_images(self.store, codes, features, rows)
 
-    def _update(
-        self, image_id: int, changes: dict[str, Any], encoded: writing.EncodedImage | None
-    ) -> None:
-        writing.update_image(self.store, image_id, changes, encoded)
+    def _update(self, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None) -> None:
+        writing.update_image(self.store, image_id, values, encoded)
 
     def replace_encoded(self, ids: Any, codes: Any, features: Any) -> None:
         """Give images new codes and features, in one commit; ids and records stay.
