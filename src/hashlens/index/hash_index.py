@@ -17,12 +17,11 @@ from hashlens.codes.search import hamming_radius
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import path_uri, uri_path
 from hashlens.index import exporting, writing
-from hashlens.index.copying import copy_index
 from hashlens.index.layout import FEATURE_TYPES, FORMAT_VERSION, Meta
 from hashlens.index.protocol import Hits, Index
 from hashlens.index.rows import check_encoded, check_ids, require_same_model
 from hashlens.index.snapshot import Snapshot, View
-from hashlens.index.store import Store, find_damage
+from hashlens.index.store import Store, copy_index, find_damage
 from hashlens.index.syncing import FolderSync, relocate
 from hashlens.types import (
     Codes,
