@@ -75,16 +75,12 @@ def distances_to_rows(
         return np.sqrt(squared, out=squared)
     from hashlens.index import kernels
 
-    if features.dtype == np.float16:
-        kernel, values = kernels.squared_distances_half, _frozen(features.view(np.uint16))
-    else:
-        kernel, values = kernels.squared_distances, _frozen(features)
-    out = np.empty(len(rows), np.float32)
+    values, out = _frozen(features), np.empty(len(rows), np.float32)
     began = time.perf_counter()
-    kernel(values, rows[:_PROBE_ROWS], query, out[:_PROBE_ROWS])
+    kernels.squared_distances(values, rows[:_PROBE_ROWS], query, out[:_PROBE_ROWS])
     if time.perf_counter() - began > _PROBE_ROWS * _SLOW_ROW_SECONDS:
         will_need(values, rows[_PROBE_ROWS:])
-    kernel(values, rows[_PROBE_ROWS:], query, out[_PROBE_ROWS:])
+    kernels.squared_distances(values, rows[_PROBE_ROWS:], query, out[_PROBE_ROWS:])
     return np.sqrt(out, out=out)
 
 
@@ -160,7 +156,7 @@ def _multiply(
         return
     from hashlens.index import kernels
 
-    values = _frozen(block.view(np.uint16) if block.dtype == np.float16 else block)
+    values = _frozen(block)
     parts = split(len(block), thread_count())
     run_all([partial(kernels.products, values[a:b], queries, out[:, a:b]) for a, b in parts])
 
@@ -201,15 +197,14 @@ def _widened(block: NDArray[Any], buffer: NDArray[np.float32]) -> NDArray[np.flo
         return block.astype(np.float32)
     from hashlens.index import kernels
 
-    values = buffer[: len(block)]
-    bits, words = _frozen(block.view(np.uint16)), values.view(np.uint32)
+    bits, values = _frozen(block), buffer[: len(block)]
     parts = split(len(block), thread_count())
-    run_all([partial(kernels.widen_half, bits[a:b], words[a:b]) for a, b in parts])
+    run_all([partial(kernels.widen, bits[a:b], values[a:b]) for a, b in parts])
     return values
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only plain view: one type for the compiler, whoever owns the array."""
-    view = array.view(np.ndarray)
+    """A read-only plain view, of float16 the bits: one type for the compiler, whoever owns it."""
+    view = array.view(np.uint16 if array.dtype == np.float16 else array.dtype).view(np.ndarray)
     view.flags.writeable = False
     return view
