@@ -515,3 +515,14 @@ def test_sync_reads_every_file_when_asked(index: HashIndex, tmp_path: Path) -> N
     assert index.sync(folder, paths).updated == 0
     assert index.sync(folder, paths, verify_content=True).updated == 1
     assert index.sync(folder, paths, verify_content=True).updated == 0
+
+
+def test_rows_that_are_relocated_keep_their_column(index: HashIndex, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "shop.parquet").write_bytes(b"")
+    ends = ["shop.parquet#front#3", "shop.parquet#4"]
+    codes, features = np.zeros((2, index.bits // 8), np.uint8), np.zeros((2, index.feature_dim))
+    index.add_encoded(codes, features, [f"{tmp_path / 'old'}/{end}" for end in ends])
+    assert index.relocate(tmp_path / "old", new) == (2, 0)
+    assert [record.uri for record in index.records()] == [f"{new}/{end}" for end in ends]
