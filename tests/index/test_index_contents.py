@@ -526,3 +526,16 @@ def test_rows_that_are_relocated_keep_their_column(index: HashIndex, tmp_path: P
     index.add_encoded(codes, features, [f"{tmp_path / 'old'}/{end}" for end in ends])
     assert index.relocate(tmp_path / "old", new) == (2, 0)
     assert [record.uri for record in index.records()] == [f"{new}/{end}" for end in ends]
+
+
+def test_another_picture_and_what_is_known_of_it_come_in_one_commit(
+    index: HashIndex, pictures: list[Path]
+) -> None:
+    index.add(pictures[:2], ["old", "other"])
+    before = index.info().commit
+    index.update(0, label="new", metadata={"a": 1}, image=pictures[1])
+    assert index.info().commit == before + 1
+    record = index.get(0)
+    assert (record.uri, record.label, record.metadata) == (str(pictures[1]), "new", {"a": 1})
+    assert [hit.hamming for hit in index.search(0, k=2)] == [0, 0]
+    assert index.verify() == []

@@ -144,25 +144,31 @@ def append_images(
 def update_image(
     store: Store, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None
 ) -> None:
-    """Change columns of an image, and put another picture in its place."""
+    """Change columns of an image, and put another picture in its place, in one commit."""
     if encoded is not None:
         codes, features = check_encoded(store.meta(), encoded.codes, encoded.features)
-        replace_images(store, np.array([image_id]), codes, features, encoded.files)
-    if values:
+        replace_images(store, np.array([image_id]), codes, features, encoded.files, values)
+    elif values:
         update_records(store, [(image_id, values)])
 
 
 def replace_images(
-    store: Store, ids: Ids, codes: Codes, features: NDArray[Any], files: Sequence[FileState | None]
+    store: Store,
+    ids: Ids,
+    codes: Codes,
+    features: NDArray[Any],
+    files: Sequence[FileState | None],
+    values: dict[str, Any] | None = None,
 ) -> None:
-    """Give images new codes and features, and what is known of their files, in one commit."""
+    """Give images new codes and features, what is known of their files, and ``values``."""
     with store.writing() as (connection, meta, folder, _):
         _bury(connection, ids.tolist())
         _append_arrays(folder, connection, meta, codes, features, ids)
         for place, (image_id, file) in enumerate(zip(ids.tolist(), files, strict=True)):
             sql = "UPDATE images SET position = ? WHERE id = ?"
             connection.execute(sql, (meta.count + place, image_id))
-            _set(connection, image_id, dict(zip(FileState._fields, file or _NO_FILE, strict=True)))
+            state = dict(zip(FileState._fields, file or _NO_FILE, strict=True))
+            _set(connection, image_id, state | (values or {}))
         _commit(connection, meta, count=meta.count + len(ids))
 
 
