@@ -191,7 +191,11 @@ def move(source: Path, target: Path) -> None:
 
     A file there is replaced; a folder there must be empty.
     """
-    _sync(source)
+    for each in reversed([source, *source.rglob("*")]):
+        if each.is_dir():
+            sync_directory(each)
+        else:
+            _sync_one(each)
     os.replace(source, target)
     sync_directory(target.parent)
 
@@ -242,15 +246,6 @@ def remove_abandoned(folder: Path) -> None:
             match = _ASIDE.fullmatch(path.name)
             if match is not None and not _is_running(int(match["process"])):
                 _remove(path)
-
-
-def _sync(path: Path) -> None:
-    if not path.is_dir():
-        _sync_one(path)
-        return
-    for inside in path.iterdir():
-        _sync(inside)
-    sync_directory(path)
 
 
 def _sync_one(path: Path) -> None:

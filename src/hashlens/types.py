@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -392,17 +392,8 @@ class EncoderLike(Protocol):
     def fingerprint(self) -> str:
         """Hexadecimal digest of all that codes depend on: equal for equal codes."""
 
-    def encode(self, images: Sequence[ImageInput]) -> tuple[Codes, Features]:
-        """Encode all images, in order.
-
-        Raises
-        ------
-        ImageError
-            If one cannot be read; the message names it.
-        """
-
     def encode_batches(
-        self, images: Iterable[ImageInput], *, batch_size: int = 64, strict: bool = False
+        self, images: Iterable[ImageInput], *, strict: bool = False
     ) -> Iterator[EncodedBatch]:
         """Encode a stream; unreadable images are reported in ``skipped``, or raise if strict."""
 

@@ -515,3 +515,27 @@ def test_sync_reads_every_file_when_asked(index: HashIndex, tmp_path: Path) -> N
     assert index.sync(folder, paths).updated == 0
     assert index.sync(folder, paths, verify_content=True).updated == 1
     assert index.sync(folder, paths, verify_content=True).updated == 0
+
+
+def test_rows_that_are_relocated_keep_their_column(index: HashIndex, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "shop.parquet").write_bytes(b"")
+    ends = ["shop.parquet#front#3", "shop.parquet#4"]
+    codes, features = np.zeros((2, index.bits // 8), np.uint8), np.zeros((2, index.feature_dim))
+    index.add_encoded(codes, features, [f"{tmp_path / 'old'}/{end}" for end in ends])
+    assert index.relocate(tmp_path / "old", new) == (2, 0)
+    assert [record.uri for record in index.records()] == [f"{new}/{end}" for end in ends]
+
+
+def test_another_picture_and_what_is_known_of_it_come_in_one_commit(
+    index: HashIndex, pictures: list[Path]
+) -> None:
+    index.add(pictures[:2], ["old", "other"])
+    before = index.info().commit
+    index.update(0, label="new", metadata={"a": 1}, image=pictures[1])
+    assert index.info().commit == before + 1
+    record = index.get(0)
+    assert (record.uri, record.label, record.metadata) == (str(pictures[1]), "new", {"a": 1})
+    assert [hit.hamming for hit in index.search(0, k=2)] == [0, 0]
+    assert index.verify() == []

@@ -145,6 +145,17 @@ def test_damaged_codes_are_refused_before_they_are_searched(whole: Path) -> None
         HashIndex.open(whole).search(0)
 
 
+def test_damage_is_not_compacted_into_new_checksums(whole: Path) -> None:
+    data = bytearray((whole / "features.1").read_bytes())
+    data[5] ^= 1
+    (whole / "features.1").write_bytes(data)
+    with HashIndex.open(whole) as index:
+        with pytest.raises(IndexStoreError, match=r"features\.1: block 0 .* restore the folder"):
+            index.compact()
+        assert len(index.verify()) == 1
+        assert len(index.records()) == COUNT - 1
+
+
 def test_a_newer_version_is_refused(whole: Path) -> None:
     connection = sqlite3.connect(whole / "index.sqlite")
     connection.execute("PRAGMA user_version = 2")

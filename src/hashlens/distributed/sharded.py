@@ -45,11 +45,12 @@ from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Hits, Index
 from hashlens.index.ranking import ArraySearcher, check_latent
 from hashlens.index.rows import check_ids, check_width, list_ids, require_same_model
-from hashlens.index.writing import EncodedImage, GivenRows, add_images, update_image
+from hashlens.index.writing import GivenRows, add_images, update_image
 from hashlens.types import (
     AddReport,
     Codes,
     DuplicateGroups,
+    EncodedBatch,
     EncoderLike,
     Features,
     Hit,
@@ -437,12 +438,12 @@ class ShardedIndex(Index):
 
         self._publish(change, "replace_encoded", wanted, codes, features)
 
-    def _update(self, image_id: int, changes: dict[str, Any], encoded: EncodedImage | None) -> None:
+    def _update(self, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None) -> None:
         def change(publication: Publication) -> None:
             for index, _, own in publication.holders(np.array([image_id])):
-                update_image(index.store, int(own[0]), changes, encoded)
+                update_image(index.store, int(own[0]), values, encoded)
 
-        self._publish(change, "_update", image_id, changes, encoded)
+        self._publish(change, "_update", image_id, values, encoded)
 
     def remove(self, ids: Any) -> None:
         """Remove images; their space is freed by ``compact``."""

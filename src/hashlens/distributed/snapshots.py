@@ -40,10 +40,9 @@ from hashlens.files import (
     sync_directory,
     written_aside,
 )
-from hashlens.index.copying import copy_uploads
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import ARRAYS, DATABASE, UPLOADS, Meta
-from hashlens.index.store import NO_LOCKS, Store, file_errors, require_free
+from hashlens.index.store import NO_LOCKS, Store, copy_uploads, file_errors, require_free
 from hashlens.index.writing import NewImage, append_images
 from hashlens.types import Codes, Ids
 

@@ -120,22 +120,17 @@ def _to_numpy(view: View, path: Path) -> None:
     positions = snapshot.living()
     np.save(path / "ids.npy", snapshot.ids[positions])
     for name, array in (("codes", snapshot.codes), ("features", snapshot.features)):
-        shape = (len(positions), array.shape[1])
-        if array.dtype.itemsize * shape[0] * shape[1] == 0:
-            np.save(path / f"{name}.npy", np.empty(shape, array.dtype))
-            continue
-        saved = np.lib.format.open_memmap(path / f"{name}.npy", "w+", array.dtype, shape)
-        at = 0
-        for rows in _pieces(positions):
-            saved[at : at + len(rows)] = array[rows]
-            at += len(rows)
-        saved.flush()
-    with (path / "records.jsonl").open("w", encoding="ascii") as file:
-        for rows, (uris, labels, metadata) in _with_texts(view):
-            for row in zip(snapshot.ids[rows].tolist(), uris, labels, metadata, strict=True):
-                record = dict(zip(("id", "uri", "label"), row[:3], strict=True))
-                record["metadata"] = json.loads(row[3]) if row[3] else {}
-                file.write(json.dumps(record) + "\n")
+        header = np.lib.format.header_data_from_array_1_0(array)
+        header["shape"] = (len(positions), array.shape[1])
+        with (path / f"{name}.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in _pieces(positions):
+                file.write(array[rows].tobytes())
+    with (path / "records.jsonl").open("w", encoding="ascii") as lines:
+        for rows, texts in _with_texts(view):
+            for image_id, *row in zip(snapshot.ids[rows].tolist(), *texts, strict=True):
+                record = {"id": image_id, "uri": row[0], "label": row[1]}
+                lines.write(json.dumps(record | {"metadata": json.loads(row[2] or "{}")}) + "\n")
 
 
 def _rows(view: View) -> Iterator[tuple[int, str, str | None, str | None, Codes]]:

@@ -75,16 +75,12 @@ def distances_to_rows(
         return np.sqrt(squared, out=squared)
     from hashlens.index import kernels
 
-    if features.dtype == np.float16:
-        kernel, values = kernels.squared_distances_half, _frozen(features.view(np.uint16))
-    else:
-        kernel, values = kernels.squared_distances, _frozen(features)
-    out = np.empty(len(rows), np.float32)
+    values, out = _frozen(features), np.empty(len(rows), np.float32)
     began = time.perf_counter()
-    kernel(values, rows[:_PROBE_ROWS], query, out[:_PROBE_ROWS])
+    kernels.squared_distances(values, rows[:_PROBE_ROWS], query, out[:_PROBE_ROWS])
     if time.perf_counter() - began > _PROBE_ROWS * _SLOW_ROW_SECONDS:
         will_need(values, rows[_PROBE_ROWS:])
-    kernel(values, rows[_PROBE_ROWS:], query, out[_PROBE_ROWS:])
+    kernels.squared_distances(values, rows[_PROBE_ROWS:], query, out[_PROBE_ROWS:])
     return np.sqrt(out, out=out)
 
 
@@ -124,40 +120,31 @@ def nearest_candidates(
     2 (d + 8) 2^-24 (|x|^2 + |q|^2); rows within twice that of the k-th are kept, for the caller
     to settle with ``distances_to_rows``.
     """
+    d = features.shape[1]
+    step = _rows_at_a_time(features)
+    buffer = np.empty((step, d), np.float32)
     found: list[Ids] = []
     for at in range(0, len(queries), _QUERIES_AT_A_TIME):
-        found += _candidates(features, norms, queries[at : at + _QUERIES_AT_A_TIME], k, allowed)
+        some = queries[at : at + _QUERIES_AT_A_TIME]
+        collectors = [_Collector(k) for _ in some]
+        query_norms = np.einsum("ij,ij->i", some, some)
+        products = np.empty((len(some), step), np.float32)
+        for start in range(0, len(features), step):
+            block = slice(start, min(start + step, len(features)))
+            mask = None if allowed is None else allowed[block]
+            if mask is not None and not mask.any():
+                continue
+            product = products[:, : block.stop - start]
+            _multiply(features[block], some, buffer, product)
+            product *= -2
+            product += norms[block]
+            bound = 2 * (d + 8) * 2.0**-24 * (query_norms + norms[block].max())
+            rows = start + (np.arange(product.shape[1]) if mask is None else np.flatnonzero(mask))
+            squared = product if mask is None else product[:, mask]
+            for collector, values, margin in zip(collectors, squared, bound, strict=True):
+                collector.offer(values, rows, float(margin))
+        found += [collector.rows for collector in collectors]
     return found
-
-
-def _candidates(
-    features: NDArray[Any],
-    norms: NDArray[np.float32],
-    queries: Features,
-    k: int,
-    allowed: NDArray[np.bool_] | None,
-) -> list[Ids]:
-    n, d = features.shape
-    step = _rows_at_a_time(features)
-    collectors = [_Collector(k) for _ in queries]
-    query_norms = np.einsum("ij,ij->i", queries, queries)
-    buffer = np.empty((step, d), np.float32)
-    products = np.empty((len(queries), step), np.float32)
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        mask = None if allowed is None else allowed[start:stop]
-        if mask is not None and not mask.any():
-            continue
-        product = products[:, : stop - start]
-        _multiply(features[start:stop], queries, buffer, product)
-        product *= -2
-        product += norms[start:stop]
-        bound = 2 * (d + 8) * 2.0**-24 * (query_norms + norms[start:stop].max())
-        rows = np.arange(start, stop) if mask is None else start + np.flatnonzero(mask)
-        squared = product if mask is None else product[:, mask]
-        for collector, values, margin in zip(collectors, squared, bound, strict=True):
-            collector.offer(values, rows, float(margin))
-    return [collector.rows() for collector in collectors]
 
 
 def _multiply(
@@ -169,7 +156,7 @@ def _multiply(
         return
     from hashlens.index import kernels
 
-    values = _frozen(block.view(np.uint16) if block.dtype == np.float16 else block)
+    values = _frozen(block)
     parts = split(len(block), thread_count())
     run_all([partial(kernels.products, values[a:b], queries, out[:, a:b]) for a, b in parts])
 
@@ -182,7 +169,7 @@ class _Collector:
         self._margin = 0.0
         self._limit = np.inf  # k-th smallest value seen
         self._values = np.zeros(0, np.float32)
-        self._rows = np.zeros(0, np.int64)
+        self.rows: Ids = np.zeros(0, np.int64)
 
     def offer(self, values: NDArray[np.float32], rows: Ids, margin: float) -> None:
         self._margin = max(self._margin, margin)
@@ -190,14 +177,11 @@ class _Collector:
         if not near.any():
             return
         self._values = np.concatenate([self._values, values[near]])
-        self._rows = np.concatenate([self._rows, rows[near]])
+        self.rows = np.concatenate([self.rows, rows[near]])
         if len(self._values) >= self._k:
             self._limit = float(np.partition(self._values, self._k - 1)[self._k - 1])
             keep = self._values <= self._limit + 2 * self._margin
-            self._values, self._rows = self._values[keep], self._rows[keep]
-
-    def rows(self) -> Ids:
-        return self._rows
+            self._values, self.rows = self._values[keep], self.rows[keep]
 
 
 def _rows_at_a_time(features: NDArray[Any]) -> int:
@@ -213,15 +197,14 @@ def _widened(block: NDArray[Any], buffer: NDArray[np.float32]) -> NDArray[np.flo
         return block.astype(np.float32)
     from hashlens.index import kernels
 
-    values = buffer[: len(block)]
-    bits, words = _frozen(block.view(np.uint16)), values.view(np.uint32)
+    bits, values = _frozen(block), buffer[: len(block)]
     parts = split(len(block), thread_count())
-    run_all([partial(kernels.widen_half, bits[a:b], words[a:b]) for a, b in parts])
+    run_all([partial(kernels.widen, bits[a:b], values[a:b]) for a, b in parts])
     return values
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only plain view: one type for the compiler, whoever owns the array."""
-    view = array.view(np.ndarray)
+    """A read-only plain view, of float16 the bits: one type for the compiler, whoever owns it."""
+    view = array.view(np.uint16 if array.dtype == np.float16 else array.dtype).view(np.ndarray)
     view.flags.writeable = False
     return view

@@ -17,16 +17,16 @@ from hashlens.codes.search import hamming_radius
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import path_uri, uri_path
 from hashlens.index import exporting, writing
-from hashlens.index.copying import copy_index
 from hashlens.index.layout import FEATURE_TYPES, FORMAT_VERSION, Meta
 from hashlens.index.protocol import Hits, Index
 from hashlens.index.rows import check_encoded, check_ids, require_same_model
 from hashlens.index.snapshot import Snapshot, View
-from hashlens.index.store import Store, find_damage
+from hashlens.index.store import Store, copy_index, find_damage
 from hashlens.index.syncing import FolderSync, relocate
 from hashlens.types import (
     Codes,
     DuplicateGroups,
+    EncodedBatch,
     EncoderLike,
     Features,
     Ids,
@@ -431,10 +431,8 @@ class HashIndex(Index):
     def add_rows(self, codes: Any, features: Any, rows: writing.GivenRows) -> Ids:
         return writing.add_images(self.store, codes, features, rows)
 
-    def _update(
-        self, image_id: int, changes: dict[str, Any], encoded: writing.EncodedImage | None
-    ) -> None:
-        writing.update_image(self.store, image_id, changes, encoded)
+    def _update(self, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None) -> None:
+        writing.update_image(self.store, image_id, values, encoded)
 
     def replace_encoded(self, ids: Any, codes: Any, features: Any) -> None:
         """Give images new codes and features, in one commit; ids and records stay.

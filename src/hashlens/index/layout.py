@@ -49,34 +49,28 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._place = os.fspath(path)  # that names start from
         if os.open in os.supports_dir_fd and os.listdir in os.supports_fd:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            self._place = ""
             weakref.finalize(self, os.close, self._descriptor)
 
     def open(self, name: str, flags: int) -> int:
         """A descriptor of a file, as ``os.open`` gives it."""
-        if self._descriptor is None:
-            return os.open(self.path / name, flags, 0o666)
         try:
-            return os.open(name, flags, 0o666, dir_fd=self._descriptor)
+            return os.open(os.path.join(self._place, name), flags, 0o666, dir_fd=self._descriptor)
         except OSError as error:
             error.filename = os.fspath(self.path / name)  # the name that the user knows
             raise
 
     def identity(self, name: str) -> tuple[int, int]:
         """What tells a file from another one under its name."""
-        if self._descriptor is None:
-            return identity(self.path / name)
-        found = os.stat(name, dir_fd=self._descriptor)
-        return found.st_dev, found.st_ino
+        return identity(os.path.join(self._place, name), self._descriptor)
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
         with suppress(FileNotFoundError):
-            if self._descriptor is None:
-                os.unlink(self.path / name)
-            else:
-                os.unlink(name, dir_fd=self._descriptor)
+            os.unlink(os.path.join(self._place, name), dir_fd=self._descriptor)
 
     def names(self) -> list[str]:
         """Names of the files in it."""
@@ -90,9 +84,9 @@ class Folder:
             os.fsync(self._descriptor)
 
 
-def identity(path: Path) -> tuple[int, int]:
+def identity(path: str | Path, folder: int | None = None) -> tuple[int, int]:
     """What tells a file from another one that has its path later: device and inode."""
-    found = os.stat(path)
+    found = os.stat(path, dir_fd=folder)
     return found.st_dev, found.st_ino
 
 
@@ -144,8 +138,8 @@ def write_meta(connection: sqlite3.Connection, meta: Meta) -> None:
 
 def read_meta(connection: sqlite3.Connection, path: Path) -> Meta:
     """Read and check ``meta``."""
-    version = _pragma(connection, "user_version")
-    if _pragma(connection, "application_id") != APPLICATION_ID:
+    version = pragma(connection, "user_version")
+    if pragma(connection, "application_id") != APPLICATION_ID:
         raise IndexStoreError(
             f"{path}: not the database of a Hashlens index; give the folder that "
             "`hashlens index create` made"
@@ -167,33 +161,14 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> Meta:
     return Meta(**rows)
 
 
-def read_checksums(connection: sqlite3.Connection, array: str) -> dict[int, int]:
-    """Checksums of an array's blocks."""
-    sql = "SELECT block, checksum FROM blocks WHERE array = ?"
-    return dict(connection.execute(sql, (array,)))
-
-
-def checksums_from(connection: sqlite3.Connection, array: str, block: int) -> dict[int, int]:
-    """Checksums of an array's blocks from one on."""
+def read_checksums(connection: sqlite3.Connection, array: str, first: int = 0) -> dict[int, int]:
+    """Checksums of an array's blocks, from the first one named on."""
     sql = "SELECT block, checksum FROM blocks WHERE array = ? AND block >= ?"
-    return dict(connection.execute(sql, (array, block)))
+    return dict(connection.execute(sql, (array, first)))
 
 
-def last_checksum(connection: sqlite3.Connection, array: str) -> dict[int, int]:
-    """Checksum of an array's last block alone."""
-    sql = "SELECT block, checksum FROM blocks WHERE array = ? ORDER BY block DESC LIMIT 1"
-    return dict(connection.execute(sql, (array,)))
-
-
-def write_checksums(connection: sqlite3.Connection, array: str, checksums: dict[int, int]) -> None:
-    """Store checksums of blocks."""
-    connection.executemany(
-        "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)",
-        [(array, block, checksum) for block, checksum in checksums.items()],
-    )
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> Any:
+def pragma(connection: sqlite3.Connection, name: str) -> Any:
+    """What SQLite says of a database or a connection."""
     return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
@@ -234,14 +209,8 @@ class ArrayFile:
         finally:
             os.close(descriptor)
 
-    def remove(self) -> None:
-        """Delete the file, if it is there; what is mapped stays readable."""
-        self.folder.remove(self.name)
-
-    def append(
-        self, rows: NDArray[Any], count: int, checksums: Mapping[int, int]
-    ) -> dict[int, int]:
-        """Write rows behind the first ``count``, and sync them to the disk.
+    def append(self, connection: sqlite3.Connection, rows: NDArray[Any], count: int) -> None:
+        """Write rows behind the first ``count``, sync them to the disk, and store checksums.
 
         What comes after them was left by a writer that died, and is dropped.
         """
@@ -258,7 +227,12 @@ class ArrayFile:
             except OSError:
                 file.truncate(start)  # give the space back
                 raise
-        return _extended(data, start, checksums)
+        array = self.name.partition(".")[0]
+        last = read_checksums(connection, array, start // BLOCK_BYTES)
+        checksums = _extended(data, start, last).items()
+        connection.executemany(
+            "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", ((array, *each) for each in checksums)
+        )
 
     def map(self, count: int) -> NDArray[Any]:
         """The first ``count`` rows, memory-mapped and read-only, shape (count, width).
@@ -305,12 +279,9 @@ class ArrayFile:
         return np.frombuffer(data, self.dtype).reshape(count - first, self.width)
 
     def damaged_blocks(self, rows: NDArray[Any], checksums: Mapping[int, int]) -> Iterator[int]:
-        """Read mapped rows from the first on; yield the blocks that differ from their checksum."""
-        data = rows.reshape(-1).view(np.uint8).data
-        for block in range(-(-len(data) // BLOCK_BYTES)):
-            piece = data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
-            if checksums.get(block) != zlib.crc32(piece):
-                yield block
+        """Read mapped rows from the first on; the blocks that differ from their checksum."""
+        found = _extended(rows.reshape(-1).view(np.uint8).data, 0, {})
+        return (block for block, checksum in found.items() if checksums.get(block) != checksum)
 
     def require_intact(self, rows: NDArray[Any], checksums: Mapping[int, int]) -> None:
         """Raise ``IndexStoreError`` that names the first damaged block, if there is one."""

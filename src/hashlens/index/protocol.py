@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
-from hashlens.index.writing import EncodedImage, GivenRows, encode_image, encode_images
+from hashlens.index.rows import store_metadata, store_text
+from hashlens.index.writing import GivenRows, encode_images, store_label, uri_of
 from hashlens.types import (
     AddReport,
     Codes,
     DuplicateGroups,
+    EncodedBatch,
     EncoderLike,
     Features,
     Hit,
@@ -35,7 +37,6 @@ from hashlens.types import (
     Searcher,
     SearchOptions,
     SearchTrace,
-    Skipped,
     SyncReport,
     is_id,
 )
@@ -270,17 +271,7 @@ class Index(Searcher, Protocol):
         IndexStoreError
             If it cannot be written.
         """
-        ids: list[Ids] = [np.zeros(0, np.int64)]
-        skipped: list[Skipped] = []
-        for piece in encode_images(
-            self.require_encoder(), images, labels, metadata, uris, strict=strict
-        ):
-            skipped += piece.skipped
-            if len(piece.codes):
-                ids.append(self.add_rows(piece.codes, piece.features, piece.rows))
-            if progress is not None:
-                progress(len(piece.codes) + len(piece.skipped))
-        return AddReport(np.concatenate(ids), tuple(skipped))
+        return encode_images(self, images, labels, metadata, uris, progress=progress, strict=strict)
 
     def add_encoded(
         self,
@@ -339,10 +330,17 @@ class Index(Searcher, Protocol):
             If the id is not in the index, or a value does not fit.
         """
         image_id = self.get(image_id).id
-        given = {"label": label, "metadata": metadata}
-        changes = {key: value for key, value in given.items() if value is not ...}
-        encoded = None if image is None else encode_image(self.require_encoder(), image)
-        self._update(image_id, changes, encoded)
+        values: dict[str, Any] = {}
+        if label is not ...:
+            values["label"] = store_label(label)
+        if metadata is not ...:
+            values["metadata"] = store_metadata(metadata, f"image {image_id}")
+        encoded = None
+        if image is not None:
+            (encoded,) = self.require_encoder().encode_batches([image], strict=True)
+            if uri := uri_of(image):
+                values["uri"] = store_text(uri)
+        self._update(image_id, values, encoded)
 
     # What the two do in their own ways
 
@@ -415,8 +413,8 @@ class Index(Searcher, Protocol):
     def add_rows(self, codes: Any, features: Any, rows: GivenRows) -> Ids:
         """As ``add_encoded``, with what is known of the images' files."""
 
-    def _update(self, image_id: int, changes: dict[str, Any], encoded: EncodedImage | None) -> None:
-        """Change label, metadata or both of an image, and put another picture in its place."""
+    def _update(self, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None) -> None:
+        """Change columns of an image, and put another picture in its place."""
 
     def replace_encoded(self, ids: Any, codes: Any, features: Any) -> None:
         """Give images new codes and features; ids and records stay."""
@@ -436,11 +434,9 @@ class Index(Searcher, Protocol):
 
     def relocate(self, old: str | Path, new: str | Path) -> tuple[int, int]:
         """Say that a folder's files are in another place now; files renamed, and missing there."""
-        ...
 
     def copy(self, path: str | Path) -> int:
         """Copy the index as it is at its last commit; the number of its images."""
-        ...
 
     def remove(self, ids: Any) -> None:
         """Remove images; their space is freed by ``compact``."""
@@ -450,7 +446,6 @@ class Index(Searcher, Protocol):
 
     def close(self) -> None:
         """End what searches and writes."""
-        ...
 
 
 def _check_image(query: Any) -> ImageInput:

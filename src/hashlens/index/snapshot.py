@@ -17,7 +17,7 @@ from hashlens.codes.database import Allowed, CodeDatabase, with_room
 from hashlens.errors import InvalidInputError
 from hashlens.files import compared
 from hashlens.index.features import RowNorms
-from hashlens.index.layout import ArrayFile, checksums_from, read_checksums
+from hashlens.index.layout import ArrayFile, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
 from hashlens.index.rows import ROW, check_width, list_ids, load_text, to_records
@@ -111,7 +111,7 @@ class Generation:
                 file.require_intact(rows, checksums)
                 self._codes = CodeDatabase(rows)
             elif held < count:
-                checksums = checksums_from(connection, name, max(self._last, default=0))
+                checksums = read_checksums(connection, name, max(self._last, default=0))
                 opened = self._open[name]
                 self._codes.append(file.read_added(opened, held, count, self._last, checksums))
             if held < count:

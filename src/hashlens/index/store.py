@@ -1,17 +1,19 @@
-"""The folder of an index: its database, transactions, and the search for what is damaged."""
+"""The folder of an index: its database, transactions, a copy, and the search for damage."""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 import sqlite3
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -19,15 +21,24 @@ from urllib.parse import quote
 import numpy as np
 
 from hashlens.errors import IndexStoreError, TimeLimitError, system_reason
-from hashlens.files import keeps_locks, make_folder, remove_abandoned, written_aside
+from hashlens.files import (
+    is_written_aside,
+    keeps_locks,
+    make_folder,
+    remove_abandoned,
+    written_aside,
+)
 from hashlens.index.layout import (
+    BLOCK_BYTES,
     DATABASE,
     TABLES,
+    UPLOADS,
     ArrayFile,
     Folder,
     Meta,
     create_tables,
     identity,
+    pragma,
     read_checksums,
     read_meta,
 )
@@ -118,14 +129,12 @@ class Store:
         self._immutable = False
         self._lock = threading.Lock()
         self._closed = False
-        with _looking_at(path):
-            found = self.database.is_file()
-        if not found:
-            what = "no such folder" if not path.is_dir() else f"it holds no {DATABASE}"
-            raise IndexStoreError(
-                f"{path}: not an index, {what}; make one with `hashlens index create`"
-            )
-        with _looking_at(path):
+        with file_errors(path, _READABLE):
+            if not self.database.is_file():
+                what = "no such folder" if not path.is_dir() else f"it holds no {DATABASE}"
+                raise IndexStoreError(
+                    f"{path}: not an index, {what}; make one with `hashlens index create`"
+                )
             self._opened = identity(self.database)
 
     @staticmethod
@@ -184,20 +193,11 @@ class Store:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Transaction]:
-        with self.database_errors():
+        with self._database_errors():
             link = self._take()
             connection = link.connection
             try:
-                if begin != "BEGIN":
-                    link.seen = None  # SQLite's number does not count its own commits
-                meta = self._begin_again(link)
-                if meta is None:
-                    head = read_head(link.folder)  # before: a writer may commit just after
-                    connection.execute(begin)
-                    version = _commit_of_others(connection)
-                    meta = read_meta(connection, self.database)
-                    self._require_commit(meta, head)
-                    link.seen = None if begin != "BEGIN" else (version, meta)
+                meta = self._begin(link, begin)
                 yield Transaction(connection, meta, link.folder, link.identity)
                 if connection.in_transaction:
                     connection.execute("COMMIT")
@@ -208,27 +208,37 @@ class Store:
                 raise
             self._give_back(link)
 
-    @staticmethod
-    def _begin_again(link: _Link) -> Meta | None:
-        """Begin reading, if nothing was committed since the last time; what holds there."""
-        if link.seen is None:
-            return None
-        version, meta = link.seen
-        link.connection.execute("BEGIN")
-        if _commit_of_others(link.connection) == version:
-            return meta
-        link.connection.execute("COMMIT")
-        return None
+    def _begin(self, link: _Link, begin: str) -> Meta:
+        """Begin a transaction; what holds there, read only if others have committed since."""
+        connection, seen = link.connection, link.seen
+        link.seen = None  # after writing: SQLite's number does not count its own commits
+        if begin == "BEGIN" and seen is not None:
+            connection.execute(begin)
+            if pragma(connection, "data_version") == seen[0]:
+                link.seen = seen
+                return seen[1]
+            connection.execute("COMMIT")
+        head = read_head(link.folder)  # before: a writer may commit just after
+        connection.execute(begin)
+        version, meta = pragma(connection, "data_version"), read_meta(connection, self.database)
+        if head is not None and head > meta.commit:  # a log that was cut reads as an earlier commit
+            raise IndexStoreError(
+                f"{self.database}-wal: cut or missing: the database ends at commit {meta.commit}, "
+                f"but commit {head} was made; restore the folder from a backup"
+            )
+        if begin == "BEGIN":
+            link.seen = version, meta
+        return meta
 
     def accept_replacement(self) -> bool:
         """Let the index that stands at the path now be written; whether it is another one."""
-        with _looking_at(self.path):
+        with file_errors(self.path, _READABLE):
             found = identity(self.database)
         before, self._opened = self._opened, found
         return before != found
 
     def _take(self) -> _Link:
-        with _looking_at(self.path):
+        with file_errors(self.path, _READABLE):
             now = identity(self.database)
         with self._lock:
             if self._closed:
@@ -296,17 +306,9 @@ class Store:
         connection.create_function(LABEL_FUNCTION, 1, label_value, deterministic=True)
         return connection
 
-    def _require_commit(self, meta: Meta, head: int | None) -> None:
-        """Raise if the database lost commits: a log that was cut reads as an earlier commit."""
-        if head is not None and head > meta.commit:
-            raise IndexStoreError(
-                f"{self.database}-wal: cut or missing: the database ends at commit {meta.commit}, "
-                f"but commit {head} was made; restore the folder from a backup"
-            )
-
     def checkpoint(self) -> None:
         """Move the log into the database, as far as readers allow."""
-        with self.database_errors():
+        with self._database_errors():
             link = self._take()
             link.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._give_back(link)
@@ -320,7 +322,7 @@ class Store:
             link.connection.close()
 
     @contextmanager
-    def database_errors(self) -> Iterator[None]:
+    def _database_errors(self) -> Iterator[None]:
         """Turn what SQLite and the operating system raise into one clear line."""
         try:
             with file_errors(self.path):
@@ -341,7 +343,7 @@ def require_free(path: Path) -> None:
             f"{path}: not a folder that can be made; give the index one of its own, such as "
             "shop.idx"
         )
-    with _looking_at(path):
+    with file_errors(path, _READABLE):
         free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     if not free:
         raise IndexStoreError(
@@ -349,37 +351,21 @@ def require_free(path: Path) -> None:
         )
 
 
-def _commit_of_others(connection: sqlite3.Connection) -> int:
-    """A number that changes when another connection, of any process, has committed."""
-    (version,) = connection.execute("PRAGMA data_version").fetchone()
-    return int(version)
+_READABLE = "check the name, and that you may read the folder"
 
 
 @contextmanager
-def file_errors(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` into an ``IndexStoreError`` that names the file and the remedy."""
+def file_errors(path: Path, remedy: str | None = None) -> Iterator[None]:
+    """Turn an ``OSError`` into an ``IndexStoreError``; by default that of a step that writes."""
     try:
         yield
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else path
-        reason = system_reason(error)
-        missing = isinstance(error, FileNotFoundError)
-        remedy = "make its folder" if missing else "free space or allow writing"
-        raise IndexStoreError(
-            f"{name}: {reason}; nothing of this step was committed: {remedy}, then run it again"
-        ) from error
-
-
-@contextmanager
-def _looking_at(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` while nothing is written into one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = system_reason(error)
-        raise IndexStoreError(
-            f"{path}: {reason}; check the name, and that you may read the folder"
-        ) from error
+        if remedy is None:
+            missing = isinstance(error, FileNotFoundError)
+            remedy = "make its folder" if missing else "free space or allow writing"
+            remedy = f"nothing of this step was committed: {remedy}, then run it again"
+        raise IndexStoreError(f"{name}: {system_reason(error)}; {remedy}") from error
 
 
 def read_head(folder: Folder) -> int | None:
@@ -432,7 +418,6 @@ def _explained(error: sqlite3.Error, folder: Path, database: Path) -> str:
 
 
 _RESTORE = "restore the folder from a backup"
-_CHECKS = 3
 _ROWS = (
     "SELECT id, position, alive, checksum, uri, label, metadata, size, mtime_ns, digest FROM images"
 )
@@ -440,42 +425,33 @@ _ROWS = (
 
 def find_damage(store: Store, progress: Callable[[int], None] | None = None) -> list[str]:
     """Check every byte that counts; return one line for each thing that is damaged."""
-    for _ in range(_CHECKS):
-        generation = store.meta().generation
-        damage = _find_damage(store, progress)
-        if not damage or store.meta().generation == generation:
+    for _ in range(_TRIES):
+        with store.reading() as transaction:
+            damage = list(_damaged(store.path, transaction, progress))
+        if not damage or store.meta().generation == transaction.meta.generation:
             break  # or else `compact` took the files away while they were read
     return damage
 
 
-def _find_damage(store: Store, progress: Callable[[int], None] | None) -> list[str]:
-    damage = []
-    with store.reading() as (connection, meta, folder, _):
-        if read_head(folder) is None:
-            damage.append(
-                f"{store.path / HEAD}: missing or damaged; no image is lost by it, and the next "
-                "change of the index writes it again"
-            )
-        for (line,) in connection.execute("PRAGMA integrity_check"):
-            if line != "ok":
-                damage.append(f"{store.database}: {line}; {_RESTORE}")
-        tables = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
-        if {sql for (sql,) in tables} != set(TABLES):
-            damage.append(f"{store.database}: its tables are not those of an index; {_RESTORE}")
-            return damage
-        arrays = meta.arrays(folder)
-        damage += _damaged_arrays(arrays, connection, meta, progress)
-        damage += _damaged_rows(store, arrays["ids"], connection, meta)
-    return damage
-
-
-def _damaged_arrays(
-    arrays: dict[str, ArrayFile],
-    connection: sqlite3.Connection,
-    meta: Meta,
-    progress: Callable[[int], None] | None,
+def _damaged(
+    path: Path, transaction: Transaction, progress: Callable[[int], None] | None
 ) -> Iterator[str]:
-    for name, file in arrays.items():
+    connection, meta, folder, _ = transaction
+    database = path / DATABASE
+    if read_head(folder) is None:
+        yield (
+            f"{path / HEAD}: missing or damaged; no image is lost by it, and the next "
+            "change of the index writes it again"
+        )
+    for (line,) in connection.execute("PRAGMA integrity_check"):
+        if line != "ok":
+            yield f"{database}: {line}; {_RESTORE}"
+    tables = connection.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL")
+    if {sql for (sql,) in tables} != set(TABLES):
+        yield f"{database}: its tables are not those of an index; {_RESTORE}"
+        return
+    ids: list[int] | None = None
+    for name, file in meta.arrays(folder).items():
         try:
             rows = file.map(meta.count)
         except IndexStoreError as error:
@@ -483,17 +459,10 @@ def _damaged_arrays(
             continue
         for block in file.damaged_blocks(rows, read_checksums(connection, name)):
             yield file.damage(block)
+        if name == "ids":
+            ids = rows[:, 0].tolist()
         if progress is not None:
             progress(meta.count)
-
-
-def _damaged_rows(
-    store: Store, file: ArrayFile, connection: sqlite3.Connection, meta: Meta
-) -> Iterator[str]:
-    """Rows against their checksums; positions against the array of ids."""
-    ids = None
-    with suppress(IndexStoreError):  # reported already
-        ids = file.map(meta.count)[:, 0].tolist()
     used = np.zeros(meta.count, np.int64)
     for image_id, position, alive, checksum, *content in connection.execute(_ROWS):
         wrong = checksum != row_checksum(image_id, *content) or alive not in (0, 1)
@@ -503,13 +472,69 @@ def _damaged_rows(
                 used[position] += 1
                 wrong = ids is not None and ids[position] != image_id
         if wrong:
-            yield f"{store.database}: the row of image {image_id} is damaged; {_RESTORE}"
+            yield f"{database}: the row of image {image_id} is damaged; {_RESTORE}"
     for (position,) in connection.execute("SELECT position FROM dead"):
         if 0 <= position < meta.count:
             used[position] += 1
-    if (used != 1).any():
-        at = int(np.flatnonzero(used != 1)[0])
+    for position in np.flatnonzero(used != 1)[:1].tolist():
         yield (
-            f"{store.database}: position {at} belongs to {int(used[at])} images, expected 1, "
+            f"{database}: position {position} belongs to {used[position]} images, expected 1, "
             f"living or dead; {_RESTORE}"
         )
+
+
+def copy_index(store: Store, path: Path) -> int:
+    """Copy an index to a new folder, checked against its checksums; the number of its images.
+
+    It may be written meanwhile: the copy is of one commit. The folder gets its name when it is
+    whole and on the disk.
+    """
+    require_free(path)
+    for _ in range(_TRIES):
+        with store.reading() as (connection, meta, folder, _), ExitStack() as opened:
+            try:
+                files = {
+                    name: (file, opened.enter_context(file.open(meta.count)))
+                    for name, file in meta.arrays(folder).items()
+                }
+            except IndexStoreError:
+                if meta.generation == store.meta().generation:
+                    raise
+                continue  # `compact` took the files away meanwhile
+            with file_errors(path):
+                make_folder(path.parent)
+                with written_aside(path) as aside:
+                    aside.mkdir()
+                    with closing(sqlite3.connect(aside / DATABASE)) as copied:
+                        connection.backup(copied)
+                    for name, (file, source) in files.items():
+                        _copy_array(file, source, meta, read_checksums(connection, name), aside)
+                    write_head(Folder(aside), meta.commit)
+                    copy_uploads(store.path / UPLOADS, aside / UPLOADS)
+            (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
+            return meta.count - int(dead)
+    raise IndexStoreError(f"{store.path}: is compacted again and again; try it later")
+
+
+def _copy_array(
+    file: ArrayFile, source: FileIO, meta: Meta, checksums: dict[int, int], folder: Path
+) -> None:
+    left, block = meta.count * file.row_bytes, 0
+    with (folder / file.name).open("wb") as target:
+        while left:
+            data = source.read(min(left, BLOCK_BYTES)) or b""
+            if len(data) < min(left, BLOCK_BYTES) or zlib.crc32(data) != checksums.get(block):
+                raise IndexStoreError(file.damage(block))
+            target.write(data)
+            left, block = left - len(data), block + 1
+
+
+def copy_uploads(folder: Path, target: Path) -> None:
+    """Pictures that a service was given: each file was whole before a commit named it."""
+    if not folder.is_dir():
+        return
+    target.mkdir(exist_ok=True)
+    shutil.copymode(folder, target)
+    for entry in os.scandir(folder):
+        if entry.is_file() and not is_written_aside(entry.name):
+            shutil.copy2(entry.path, target / entry.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,17 +46,8 @@ class _Job(NamedTuple):
 
 
 @dataclass
-class _Plan:
-    jobs: list[_Job] = field(default_factory=list)
-    changes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    gone: list[int] = field(default_factory=list)
-    moved: int = 0
-    unchanged: int = 0
-
-
-@dataclass
 class FolderSync:
-    """What a sync works with; see ``HashIndex.sync``."""
+    """One sync: what it works with, and what it found to do; see ``HashIndex.sync``."""
 
     store: Store
     encoder: EncoderLike
@@ -63,6 +55,10 @@ class FolderSync:
     progress: Callable[[int, int], None] | None = None
     strict: bool = False
     verify_content: bool = False
+    jobs: list[_Job] = field(default_factory=list)
+    changes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    moved: int = 0
+    unchanged: int = 0
 
     def run(
         self, paths: Sequence[Path], labels: Sequence[Any] | None, kept: Sequence[Path] = ()
@@ -71,17 +67,27 @@ class FolderSync:
         if labels is not None:
             check_lengths(len(paths), labels=labels)
         names = [None] * len(paths) if labels is None else [store_label(label) for label in labels]
-        plan = self._plan(paths, names, {os.path.abspath(path) for path in kept})
-        if plan.changes:
-            writing.update_records(self.store, plan.changes)
-        if plan.gone:
-            writing.remove_images(self.store, np.array(plan.gone, np.int64))
-        added, updated, skipped = self._encode(plan.jobs)
-        return SyncReport(added, updated, plan.moved, len(plan.gone), plan.unchanged, skipped)
+        gone = self._plan(paths, names, {os.path.abspath(path) for path in kept})
+        if self.changes:
+            writing.update_records(self.store, self.changes)
+        if gone:
+            writing.remove_images(self.store, np.array(gone, np.int64))
+        added = updated = 0
+        skipped: list[Skipped] = []
+        uris = (job.uri for job in self.jobs)
+        for batch in self.encoder.encode_batches(uris, strict=self.strict):
+            skipped += batch.skipped
+            new = self._commit(batch)
+            added += new
+            updated += len(batch.positions) - new
+            if self.progress is not None:
+                self.progress(added + updated + len(skipped), len(self.jobs))
+        return SyncReport(added, updated, self.moved, len(gone), self.unchanged, tuple(skipped))
 
     def _plan(
         self, paths: Sequence[Path], labels: Sequence[str | bytes | None], kept: set[str]
-    ) -> _Plan:
+    ) -> list[int]:
+        """Find out what to change and to encode; return the ids of images that are gone."""
         with self.store.reading() as (connection, *_):
             known, others = _known_files(connection, self.folder)
         if kept:
@@ -91,86 +97,69 @@ class FolderSync:
                 f"{self.folder}: holds no images, but {len(known)} in the index come from there; "
                 "if they are really gone, remove them with `hashlens index remove`"
             )
-        plan = _Plan()
         new: list[tuple[Path, Uri, str | bytes | None]] = []
         for path, label in zip(paths, labels, strict=True):
             uri = path_uri(path)
             entries = known.pop(uri, None)
             if entries is None:
                 new.append((path, uri, label))
-                continue
+            for entry in entries or ():
+                self._compare(path, uri, entry)
+        gone = {entry.id for entries in known.values() for entry in entries}
+        by_digest: dict[bytes, list[tuple[int, str]]] = {}
+        for old, entries in (*known.items(), *(_lost(others, new) if new else ())):
             for entry in entries:
-                _compare(plan, path, uri, entry, self.verify_content)
-        gone = {entry.id: uri for uri, entries in known.items() for entry in entries}
-        moved = _Moved([*known.items(), *(_lost(others, new) if new else ())])
+                if entry.digest:
+                    by_digest.setdefault(entry.digest, []).append((entry.id, old))
         for path, uri, label in new:
-            state = file_state(path) if moved.by_digest else None
-            old = moved.take(state.digest, uri) if state else None
-            if old is None or state is None:
-                plan.jobs.append(_Job(uri, None, label))
+            state = file_state(path) if by_digest else None
+            held = by_digest.get(state.digest) if state else None
+            if not held or state is None:
+                self.jobs.append(_Job(uri, None, label))
                 continue
-            image_id, old_uri = old
-            gone.pop(image_id, None)
+            image_id, old = _take(held, uri)
+            gone.discard(image_id)
             values = {"uri": store_text(uri), **state._asdict()}
-            stays = uri_path(old_uri).parent.name == uri_path(uri).parent.name
+            stays = uri_path(old).parent.name == uri_path(uri).parent.name
             if label is not None and not stays:  # else the image keeps the one that it was given
                 values["label"] = label
-            plan.changes.append((image_id, values))
-            plan.moved += 1
-        plan.gone = sorted(gone)
-        return plan
+            self.changes.append((image_id, values))
+            self.moved += 1
+        return sorted(gone)
 
-    def _encode(self, jobs: Sequence[_Job]) -> tuple[int, int, tuple[Skipped, ...]]:
-        """Encode the jobs' files, committing as it goes; return numbers added and updated."""
-        uris = (job.uri for job in jobs)
-        added = updated = done = 0
-        skipped: list[Skipped] = []
-        for batches in writing.commits(self.encoder.encode_batches(uris, strict=self.strict)):
-            for batch in batches:
-                skipped += batch.skipped
-                new = self._commit(jobs, batch)
-                added += new
-                updated += len(batch.positions) - new
-                done += len(batch.positions) + len(batch.skipped)
-            if self.progress is not None:
-                self.progress(done, len(jobs))
-        return added, updated, tuple(skipped)
+    def _compare(self, path: Path, uri: Uri, entry: _Known) -> None:
+        """Unchanged by size and time, or by content; else it is encoded again."""
+        state = None
+        with suppress(OSError):  # encoding will list it as unreadable
+            status = os.stat(path)
+            same = (status.st_size, changed_ns(status)) == (entry.size, entry.mtime_ns)
+            if same and not self.verify_content:
+                self.unchanged += 1
+                return
+            state = file_state(path) if status.st_size == entry.size else None
+        if state is None or state.digest != entry.digest:
+            self.jobs.append(_Job(uri, entry.id, None))
+            return
+        self.changes.append((entry.id, state._asdict()))
+        self.unchanged += 1
 
-    def _commit(self, jobs: Sequence[_Job], batch: EncodedBatch) -> int:
+    def _commit(self, batch: EncodedBatch) -> int:
         """Store an encoded batch; return how many of its images are new."""
         codes, features = check_encoded(self.store.meta(), batch.codes, batch.features)
-        new = np.array([jobs[i].id is None for i in batch.positions.tolist()], np.bool_)
+        jobs = [self.jobs[i] for i in batch.positions.tolist()]
+        new = np.array([job.id is None for job in jobs], np.bool_)
         if new.any():
             images = [
-                writing.NewImage(store_text(jobs[i].uri) or "", jobs[i].label, None, file)
-                for i, file in zip(batch.positions.tolist(), batch.files, strict=True)
-                if jobs[i].id is None
+                writing.NewImage(store_text(job.uri) or "", job.label, None, file)
+                for job, file in zip(jobs, batch.files, strict=True)
+                if job.id is None
             ]
             writing.append_images(self.store, codes[new], features[new], images)
         if not new.all():
-            ids = np.array([jobs[i].id for i in batch.positions[~new].tolist()], np.int64)
+            ids = np.array([job.id for job in jobs if job.id is not None], np.int64)
             files = [file for file, added in zip(batch.files, new, strict=True) if not added]
             writing.replace_images(self.store, ids, codes[~new], features[~new], files)
         return int(new.sum())
-
-
-def _compare(plan: _Plan, path: Path, uri: Uri, entry: _Known, verify_content: bool) -> None:
-    """Unchanged by size and time, or by content; else it is encoded again."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        plan.jobs.append(_Job(uri, entry.id, None))  # will be listed as unreadable
-        return
-    known = (status.st_size, changed_ns(status)) == (entry.size, entry.mtime_ns)
-    if known and not verify_content:
-        plan.unchanged += 1
-        return
-    state = file_state(path) if status.st_size == entry.size else None
-    if state is not None and state.digest == entry.digest:
-        plan.changes.append((entry.id, state._asdict()))
-        plan.unchanged += 1
-        return
-    plan.jobs.append(_Job(uri, entry.id, None))
 
 
 def _is_under(uri: str, places: set[str]) -> bool:
@@ -209,30 +198,15 @@ def _lost(
             yield uri, entries
 
 
-class _Moved:
-    """Images whose file is gone, to be found again by its content."""
+def _take(held: list[tuple[int, str]], uri: str) -> tuple[int, str]:
+    """Take one of the images of a content, rather the one whose path ends as this one does."""
 
-    def __init__(self, gone: Iterable[tuple[str, list[_Known]]]) -> None:
-        self.by_digest: dict[bytes, list[tuple[int, str]]] = {}
-        for uri, entries in gone:
-            for entry in entries:
-                if entry.digest:
-                    self.by_digest.setdefault(entry.digest, []).append((entry.id, uri))
+    def shared(old: tuple[int, str]) -> int:
+        return sum(takewhile(bool, map(eq, reversed(old[1].split("/")), reversed(uri.split("/")))))
 
-    def take(self, digest: bytes, uri: str) -> tuple[int, str] | None:
-        """One image of this content, rather the one whose path ends as this one does."""
-        held = self.by_digest.get(digest)
-        if not held:
-            return None
-        best = max(held, key=lambda old: _shared_ending(old[1], uri))
-        held.remove(best)
-        return best
-
-
-def _shared_ending(one: str, other: str) -> int:
-    """Number of parts at the end that two paths have in common."""
-    pairs = zip(reversed(one.split("/")), reversed(other.split("/")), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    best = max(held, key=shared)
+    held.remove(best)
+    return best
 
 
 class SyncedFolder(NamedTuple):
@@ -274,11 +248,11 @@ def relocated(uri: str, old: Path, new: Path) -> Uri | None:
     row = parse_row(uri)
     if row is not None and not row.is_in_file:
         return None
-    path = uri_path(uri if row is None else row.table)
+    path = uri_path(_file_of(uri))
     if not path.is_relative_to(old):
         return None
     moved = path_uri(new / path.relative_to(old))
-    return moved if row is None else row_uri(moved, row.row)
+    return moved if row is None else row_uri(moved, row.row, row.column)
 
 
 def relocate(store: Store, old: Path, new: Path) -> tuple[int, int]:

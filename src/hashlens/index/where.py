@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from hashlens.errors import InvalidInputError
 from hashlens.files import compared
@@ -39,21 +39,25 @@ def label_value(label: str | bytes | None) -> str | bytes | None:
     return store_text(compared(load_text(label) or "")) if label is not None else None
 
 
-def compile_where(where: Mapping[str, Any] | None) -> tuple[str, list[Any]]:
+_Sql: TypeAlias = tuple[str, list[Any]]  # an expression, and its parameters
+
+
+def compile_where(where: Mapping[str, Any] | None) -> _Sql:
     """Conditions as SQL, and its parameters."""
-    parts: list[str] = []
-    parameters: list[Any] = []
+    parts: list[_Sql] = []
     for key, wanted in (where or {}).items():
         if not isinstance(key, str):
             raise InvalidInputError(f"where: expected text as keys, got {key!r}")
-        sql, values = _condition(key, wanted)
-        parts.append(f"({sql})")
-        parameters += values
-    return " AND ".join(parts), parameters
+        sql, parameters = _condition(key, wanted)
+        parts.append((f"({sql})", parameters))
+    return _joined(" AND ", parts)
 
 
-def _condition(key: str, wanted: Any) -> tuple[str, list[Any]]:
-    column, own = _column(key)
+def _joined(word: str, parts: list[_Sql]) -> _Sql:
+    return word.join(sql for sql, _ in parts), [each for _, own in parts for each in own]
+
+
+def _condition(key: str, wanted: Any) -> _Sql:
     if hasattr(wanted, "tolist"):  # NumPy's arrays and scalars
         wanted = wanted.tolist()
     if isinstance(wanted, Mapping):
@@ -62,76 +66,64 @@ def _condition(key: str, wanted: Any) -> tuple[str, list[Any]]:
             raise InvalidInputError(
                 f"where: {key!r}: expected {', '.join(_COMPARISONS)}, got {list(wanted)}"
             )
-        return _comparisons(key, column, own, wanted)
+        return _comparisons(key, wanted)
     if isinstance(wanted, Sequence | set | frozenset) and not isinstance(wanted, str | bytes):
-        return _among(key, column, own, list(wanted))
-    return _among(key, column, own, [wanted])
+        return _among(key, list(wanted))
+    return _among(key, [wanted])
 
 
-def _column(key: str) -> tuple[str, list[Any]]:
+def _columns(key: str) -> tuple[_Sql, _Sql]:
+    """A value as SQLite finds it, and as Python does: in NFC, and whole where it holds a NUL."""
     if key == "label":
-        return "label", []
+        return ("label", []), (f"{LABEL_FUNCTION}(label)", [])
+    exact: _Sql = f"{METADATA_FUNCTION}(metadata, ?)", [store_text(key)]
     if _PLAIN_KEY.fullmatch(key):
-        return "json_extract(metadata, ?)", [f'$."{key}"']
-    return f"{METADATA_FUNCTION}(metadata, ?)", [store_text(key)]
+        return ("json_extract(metadata, ?)", [f'$."{key}"']), exact
+    return exact, exact
 
 
-def _among(key: str, column: str, own: list[Any], wanted: list[Any]) -> tuple[str, list[Any]]:
+def _among(key: str, wanted: list[Any]) -> _Sql:
     """One of some values: the column is computed once for all that SQLite compares alike."""
     if key == "label":  # SQLite would take true for the label 1
         wanted = [value for value in wanted if not isinstance(value, bool)]
     values = [_checked(key, value) for value in wanted if value is not None]
-    if key == "label":
-        plain = [value for value in values if not isinstance(value, str) or value.isascii()]
-        function, exact_own = f"{LABEL_FUNCTION}(label)", []
-    else:
-        # SQLite's JSON functions end text at the first NUL; where one is about, Python compares.
-        plain = [
-            value
-            for value in values
-            if not isinstance(value, bytes | str)
-            or (isinstance(value, str) and value.isascii() and "\0" not in value)
-        ]
-        function, exact_own = f"{METADATA_FUNCTION}(metadata, ?)", [store_text(key)]
-    exact = [value for value in values if value not in plain]
-    words = [value for value in plain if isinstance(value, str)]
-    parts: list[str] = []
-    parameters: list[Any] = []
+    column, exact = _columns(key)
+    words = [value for value in values if isinstance(value, str) and value.isascii()]
+    words = [value for value in words if "\0" not in value]
+    plain = words + [value for value in values if not isinstance(value, str | bytes)]
+    odd = [value for value in values if value not in plain]
+    parts: list[_Sql] = []
     if len(values) < len(wanted):
-        parts.append(f"{column} IS NULL")
-        parameters += own
+        parts.append((f"{column[0]} IS NULL", column[1]))
     if plain:
-        sql = f"{column} IN {_marks(plain)}"
-        parameters += [*own, *plain]
-        if words and key != "label":
+        sql, parameters = _in(column, plain)
+        if words and key != "label":  # SQLite's JSON functions end text at the first NUL
+            again, more = _in(exact, words)
             sql += (
-                " AND (instr(metadata, '\\u0000') = 0 OR typeof("
-                f"{column}) != 'text' OR {function} IN {_marks(words)})"
+                f" AND (instr(metadata, '\\u0000') = 0 OR typeof({column[0]}) != 'text' OR {again})"
             )
-            parameters += [*own, *exact_own, *words]
-        parts.append(f"({sql})")
-    if exact:
-        parts.append(f"{function} IN {_marks(exact)}")
-        parameters += [*exact_own, *exact]
-    return " OR ".join(parts) or "0", parameters
+            parameters += [*column[1], *more]
+        parts.append((f"({sql})", parameters))
+    if odd:
+        parts.append(_in(exact, odd))
+    return _joined(" OR ", parts or [("0", [])])
 
 
-def _marks(values: list[Any]) -> str:
-    return f"({', '.join('?' * len(values))})"
+def _in(column: _Sql, values: list[Any]) -> _Sql:
+    return f"{column[0]} IN ({', '.join('?' * len(values))})", [*column[1], *values]
 
 
-def _comparisons(
-    key: str, column: str, own: list[Any], wanted: Mapping[str, Any]
-) -> tuple[str, list[Any]]:
-    parts, parameters = [], []
+def _comparisons(key: str, wanted: Mapping[str, Any]) -> _Sql:
+    (column, own), _ = _columns(key)
+    parts: list[_Sql] = []
     for sign in _COMPARISONS:
         if sign in wanted:
             value = _checked(key, wanted[sign])
             # SQLite orders all numbers before all text; only values of the same kind compare.
             kind = "('text', 'blob')" if isinstance(value, str | bytes) else "('integer', 'real')"
-            parts.append(f"(typeof({column}) IN {kind} AND {column} {sign} ?)")
-            parameters += [*own, *own, value]
-    return " AND ".join(parts), parameters
+            sql = f"(typeof({column}) IN {kind} AND {column} {sign} ?)"
+            parts.append((sql, [*own, *own, value]))
+    return _joined(" AND ", parts)
 
 
 def _checked(key: str, value: Any) -> Any:

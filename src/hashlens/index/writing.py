@@ -5,25 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
-from itertools import repeat
-from typing import Any, NamedTuple
+from itertools import count, repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import InvalidInputError
 from hashlens.files import FileState, Uri, compared, parse_row, path_uri, row_uri
-from hashlens.index.layout import (
-    ARRAYS,
-    ArrayFile,
-    Folder,
-    Meta,
-    last_checksum,
-    write_checksums,
-    write_meta,
-)
+from hashlens.index.layout import ARRAYS, Folder, Meta, read_checksums, write_meta
 from hashlens.index.rows import (
     check_encoded,
     check_lengths,
@@ -32,16 +24,10 @@ from hashlens.index.rows import (
     store_text,
 )
 from hashlens.index.store import Store
-from hashlens.types import (
-    Codes,
-    EncodedBatch,
-    EncoderLike,
-    Features,
-    Ids,
-    ImageInput,
-    Metadata,
-    Skipped,
-)
+from hashlens.types import AddReport, Codes, EncodedBatch, Ids, ImageInput, Metadata, Skipped
+
+if TYPE_CHECKING:
+    from hashlens.index.protocol import Index
 
 _INSERT = "INSERT INTO images VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?)"
 IMAGES_PER_COMMIT = 1024
@@ -70,51 +56,42 @@ class GivenRows(NamedTuple):
     metadata: Sequence[Metadata | None] | None = None
     files: Sequence[FileState | None] | None = None
 
-    def stored(self, count: int) -> Iterator[NewImage]:
-        """As rows of ``count`` images; each is checked when it is taken."""
-        check_lengths(count, uris=self.uris, labels=self.labels, metadata=self.metadata)
-        return map(
-            _new_image,
-            self.uris,
-            repeat(None) if self.labels is None else self.labels,
-            repeat(None) if self.metadata is None else self.metadata,
-            repeat(None) if self.files is None else self.files,
-        )
-
-
-class EncodedRows(NamedTuple):
-    """Encoded images that are ready to be added, and those that could not be read."""
-
-    codes: Codes
-    features: Features
-    rows: GivenRows
-    skipped: tuple[Skipped, ...]
+    def stored(self) -> Iterator[NewImage]:
+        """As rows; each is checked when it is taken."""
+        columns = (repeat(None) if values is None else values for values in self)
+        for uri, label, metadata, file in zip(*columns, strict=False):
+            if not isinstance(uri, str):
+                raise InvalidInputError(f"uris: expected text, got {uri!r}")
+            text, words = store_text(uri) or "", store_metadata(metadata, uri)
+            yield NewImage(text, store_label(label), words, file)
 
 
 def encode_images(
-    encoder: EncoderLike,
+    index: Index,
     images: Iterable[ImageInput],
     labels: Sequence[Any] | None,
     metadata: Sequence[Metadata | None] | None,
-    given_uris: Sequence[str] | None = None,
+    given_uris: Sequence[str] | None,
     *,
+    progress: Callable[[int], None] | None,
     strict: bool,
-) -> Iterator[EncodedRows]:
-    """Encode images, in pieces that are worth a commit each; see ``HashIndex.add``."""
+) -> AddReport:
+    """Encode images and add them, in pieces that are worth a commit each; see ``Index.add``."""
+    encoder = index.require_encoder()
     if isinstance(images, str | os.PathLike | bytes):
         raise InvalidInputError(
             f"images: expected a list, got one image, {images!r:.80}; put it into a list"
         )
     if not isinstance(images, Iterable):
         raise InvalidInputError(f"images: expected a list of images, got {images!r:.80}")
+    given = {"labels": labels, "metadata": metadata, "uris": given_uris}
     if isinstance(images, Sized):
-        check_lengths(len(images), labels=labels, metadata=metadata, uris=given_uris)
+        check_lengths(len(images), **given)
     uris: list[str] = []
 
     def named() -> Iterator[ImageInput]:
         for image in images:
-            given = (("labels", labels), ("metadata", metadata), ("uris", given_uris))
-            for name, values in given:
+            for name, values in given.items():
                 if values is not None and len(values) <= len(uris):
                     raise InvalidInputError(
                         f"{name}: expected one per image, got {len(values)} for more images"
@@ -122,25 +99,32 @@ def encode_images(
             uris.append(uri_of(image) if given_uris is None else given_uris[len(uris)])
             yield image
 
+    ids: list[Ids] = [np.zeros(0, np.int64)]
+    skipped: list[Skipped] = []
     for batches in commits(encoder.encode_batches(named(), strict=strict)):
         at = [place for batch in batches for place in batch.positions.tolist()]
-        yield EncodedRows(
-            np.concatenate([batch.codes for batch in batches]),
-            np.concatenate([batch.features for batch in batches]),
-            GivenRows(
+        unread = [image for batch in batches for image in batch.skipped]
+        if at:
+            rows = GivenRows(
                 [uris[i] for i in at],
                 None if labels is None else [labels[i] for i in at],
                 None if metadata is None else [metadata[i] for i in at],
                 [file for batch in batches for file in batch.files],
-            ),
-            tuple(image for batch in batches for image in batch.skipped),
-        )
+            )
+            codes = np.concatenate([batch.codes for batch in batches])
+            features = np.concatenate([batch.features for batch in batches])
+            ids.append(index.add_rows(codes, features, rows))
+        skipped += unread
+        if progress is not None:
+            progress(len(at) + len(unread))
+    return AddReport(np.concatenate(ids), tuple(skipped))
 
 
 def add_images(store: Store, codes: Any, features: Any, rows: GivenRows) -> Ids:
     """Check encoded images, and add them in one commit; return their ids."""
     codes, stored = check_encoded(store.meta(), codes, features)
-    return append_images(store, codes, stored, rows.stored(len(codes)))
+    check_lengths(len(codes), uris=rows.uris, labels=rows.labels, metadata=rows.metadata)
+    return append_images(store, codes, stored, rows.stored())
 
 
 def append_images(
@@ -157,59 +141,41 @@ def append_images(
     return ids
 
 
-class EncodedImage(NamedTuple):
-    """One encoded image, and where it came from."""
-
-    codes: Codes
-    features: Features
-    uri: str
-    file: FileState | None
-
-
-def encode_image(encoder: EncoderLike, image: ImageInput) -> EncodedImage:
-    """Encode one image."""
-    (batch,) = encoder.encode_batches([image], strict=True)
-    return EncodedImage(batch.codes, batch.features, uri_of(image), batch.files[0])
-
-
 def update_image(
-    store: Store, image_id: int, changes: Mapping[str, Any], encoded: EncodedImage | None
+    store: Store, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None
 ) -> None:
-    """Change label, metadata or both of an image, and put another picture in its place."""
-    values: dict[str, Any] = {}
-    if "label" in changes:
-        values["label"] = store_label(changes["label"])
-    if "metadata" in changes:
-        values["metadata"] = store_metadata(changes["metadata"], f"image {image_id}")
+    """Change columns of an image, and put another picture in its place, in one commit."""
     if encoded is not None:
         codes, features = check_encoded(store.meta(), encoded.codes, encoded.features)
-        replace_images(store, np.array([image_id]), codes, features, [encoded.file])
-        if encoded.uri:
-            values["uri"] = store_text(encoded.uri)
-    if values:
+        replace_images(store, np.array([image_id]), codes, features, encoded.files, values)
+    elif values:
         update_records(store, [(image_id, values)])
 
 
 def replace_images(
-    store: Store, ids: Ids, codes: Codes, features: NDArray[Any], files: Sequence[FileState | None]
+    store: Store,
+    ids: Ids,
+    codes: Codes,
+    features: NDArray[Any],
+    files: Sequence[FileState | None],
+    values: dict[str, Any] | None = None,
 ) -> None:
-    """Give images new codes and features, and what is known of their files, in one commit."""
+    """Give images new codes and features, what is known of their files, and ``values``."""
     with store.writing() as (connection, meta, folder, _):
-        old = _positions(connection, ids)
+        _bury(connection, ids.tolist())
         _append_arrays(folder, connection, meta, codes, features, ids)
-        connection.executemany("INSERT INTO dead VALUES (?)", [(position,) for position in old])
         for place, (image_id, file) in enumerate(zip(ids.tolist(), files, strict=True)):
             sql = "UPDATE images SET position = ? WHERE id = ?"
             connection.execute(sql, (meta.count + place, image_id))
-            _set(connection, image_id, dict(zip(FileState._fields, file or _NO_FILE, strict=True)))
+            state = dict(zip(FileState._fields, file or _NO_FILE, strict=True))
+            _set(connection, image_id, state | (values or {}))
         _commit(connection, meta, count=meta.count + len(ids))
 
 
 def remove_images(store: Store, ids: Ids) -> None:
     """Mark images as dead, in one commit."""
     with store.writing() as (connection, meta, *_):
-        dead = [(position,) for position in _positions(connection, ids)]
-        connection.executemany("INSERT INTO dead VALUES (?)", dead)
+        _bury(connection, ids.tolist())
         removed = [(image_id,) for image_id in ids.tolist()]
         connection.executemany("UPDATE images SET alive = 0 WHERE id = ?", removed)
         _commit(connection, meta)
@@ -221,7 +187,6 @@ def update_records(
     """Set columns (uri, label, metadata, file state) of images, and ``meta``, in one commit."""
     with store.writing() as (connection, meta, *_):
         for image_id, values in changes:
-            _positions(connection, np.array([image_id]))
             _set(connection, image_id, values)
         _commit(connection, meta, **meta_changes)
 
@@ -236,13 +201,11 @@ def drop_stale_files(folder: Folder, generation: int) -> None:
 
 def _rows(
     images: Iterable[NewImage], first_id: int, first_position: int
-) -> Iterable[tuple[Any, ...]]:
-    position = first_position
-    for image_id, (uri, label, metadata, file) in enumerate(images, first_id):
+) -> Iterator[tuple[Any, ...]]:
+    places = zip(count(first_id), count(first_position), images, strict=False)
+    for image_id, position, (*texts, file) in places:
         state = file or _NO_FILE
-        checksum = row_checksum(image_id, uri, label, metadata, *state)
-        yield (image_id, uri, label, metadata, position, *state, checksum)
-        position += 1
+        yield (image_id, *texts, position, *state, row_checksum(image_id, *texts, *state))
 
 
 def _append_arrays(
@@ -256,28 +219,30 @@ def _append_arrays(
     drop_stale_files(folder, meta.generation)
     given = {"codes": codes, "features": features, "ids": ids[:, None]}
     for name, file in meta.arrays(folder).items():
-        checksums = file.append(given[name], meta.count, last_checksum(connection, name))
-        write_checksums(connection, name, checksums)
+        file.append(connection, given[name], meta.count)
 
 
-def _positions(connection: sqlite3.Connection, ids: Ids) -> list[int]:
-    """Positions of living images, or an error that names the ids which are not there."""
-    sql = "SELECT position FROM images WHERE id = ? AND alive"
-    found = [connection.execute(sql, (image_id,)).fetchone() for image_id in ids.tolist()]
-    missing = [image_id for image_id, row in zip(ids.tolist(), found, strict=True) if row is None]
+def _living(connection: sqlite3.Connection, ids: Iterable[int], columns: str) -> list[Any]:
+    """Columns of living images, or an error that names the ids which are not there."""
+    sql = f"SELECT {columns} FROM images WHERE id = ? AND alive"
+    found = {image_id: connection.execute(sql, (image_id,)).fetchone() for image_id in ids}
+    missing = [image_id for image_id, row in found.items() if row is None]
     if missing:
         named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise InvalidInputError(f"ids: no image in the index with id {named}; nothing was changed")
-    return [position for (position,) in found]
+    return list(found.values())
+
+
+def _bury(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
+    """Mark the positions of living images as dead."""
+    positions = _living(connection, ids, "position")
+    connection.executemany("INSERT INTO dead VALUES (?)", positions)
 
 
 def _set(connection: sqlite3.Connection, image_id: int, values: dict[str, Any]) -> None:
-    """Set columns of a row, and its checksum."""
-    sql = f"SELECT {_CONTENT} FROM images WHERE id = ?"
-    row = dict(
-        zip(_CONTENT.split(", "), connection.execute(sql, (image_id,)).fetchone(), strict=True)
-    )
-    row.update(values)
+    """Set columns of a living image's row, and its checksum."""
+    (held,) = _living(connection, [image_id], _CONTENT)
+    row = dict(zip(_CONTENT.split(", "), held, strict=True)) | values
     columns = ", ".join(f"{name} = ?" for name in row)
     connection.execute(
         f"UPDATE images SET {columns}, checksum = ? WHERE id = ?",
@@ -313,12 +278,6 @@ def commits(batches: Iterable[EncodedBatch]) -> Iterator[list[EncodedBatch]]:
         raise
     if gathered:
         yield gathered
-
-
-def _new_image(uri: str, label: Any, metadata: Metadata | None, file: FileState | None) -> NewImage:
-    if not isinstance(uri, str):
-        raise InvalidInputError(f"uris: expected text, got {uri!r}")
-    return NewImage(store_text(uri) or "", store_label(label), store_metadata(metadata, uri), file)
 
 
 def store_label(label: Any) -> str | bytes | None:
@@ -361,10 +320,15 @@ def compact(store: Store) -> int:
             return 0
         drop_stale_files(folder, meta.generation)
         new = replace(meta, generation=meta.generation + 1, count=len(ids), commit=meta.commit + 1)
-        connection.execute("DELETE FROM blocks")
         old_files = meta.arrays(folder)
         for name, file in new.arrays(folder).items():
-            write_checksums(connection, name, _copy(old_files[name], file, meta.count, positions))
+            source = old_files[name].map(meta.count)
+            old_files[name].require_intact(source, read_checksums(connection, name))
+            connection.execute("DELETE FROM blocks WHERE array = ?", (name,))
+            file.create()
+            step = max(1, _COPY_BYTES // max(1, file.row_bytes))
+            for at in range(0, len(positions), step):
+                file.append(connection, source[positions[at : at + step]], at)
         folder.sync()
         connection.execute("DELETE FROM images WHERE NOT alive")
         connection.execute("DELETE FROM dead")
@@ -373,25 +337,6 @@ def compact(store: Store) -> int:
         )
         write_meta(connection, new)
     for file in old_files.values():  # no others: the next writer may be making new ones already
-        file.remove()
+        folder.remove(file.name)
     store.checkpoint()
     return meta.count - new.count
-
-
-def _copy(old: ArrayFile, new: ArrayFile, count: int, positions: Ids) -> dict[int, int]:
-    """Write the rows at these positions to a new file; return its checksums."""
-    source = old.map(count)
-    checksums: dict[int, int] = {}
-    new.create()
-    done = 0
-    for rows in _pieces(source, positions):
-        # Only the last block can be partly filled, so only its checksum goes on.
-        checksums.update(new.append(rows, done, checksums))
-        done += len(rows)
-    return checksums
-
-
-def _pieces(source: NDArray[Any], positions: Ids) -> Iterator[NDArray[Any]]:
-    step = max(1, _COPY_BYTES // max(1, source.shape[1] * source.itemsize))
-    for at in range(0, len(positions), step):
-        yield source[positions[at : at + step]]

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 from hashlens.errors import IndexStoreError
 from hashlens.files import move
-from hashlens.index.copying import copy_uploads
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import UPLOADS
-from hashlens.index.store import file_errors
+from hashlens.index.store import copy_uploads, file_errors
 from hashlens.types import EncoderLike, Record, Skipped
 
 
