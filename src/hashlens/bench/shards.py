@@ -119,8 +119,8 @@ def _times(searched: dict[str, Any]) -> list[dict[str, Any]]:
 
 def write(results: dict[str, Any], out: Path, command: str) -> Path:
     """Write shards.md and shards.json; return the page's path."""
-    notes = f"""- {results["images"]:,} random codes of 64 bits with 64-d features, seed 0; `hds` with a
-  pool of {POOL} and k = {RESULTS}, records included; single queries, all rows taking turns,
+    notes = f"""- {results["images"]:,} random codes of 64 bits with 64-d features, seed 0; `hds`
+  with a pool of {POOL} and k = {RESULTS}, records included; single queries, all rows taking turns,
   {_REPEATS} after {_WARM_UP} that are not counted. All shards of Ray Serve share the machine
   with the asking process."""
     title = "Search over shards"

@@ -69,17 +69,18 @@ def encode_command(
             encoders, source, n_images=images, batch_size=batch_size, rounds=rounds, progress=done
         )
     lines = [
-        f"{speed.n_images} images, batches of {speed.batch_size}, {speed.workers} decoding "
-        f"threads, {speed.rounds} rounds; images per second (networks: median of batches):"
+        f"{speed['n_images']} images, batches of {speed['batch_size']}, {speed['workers']} "
+        f"decoding threads, {speed['rounds']} rounds; images per second (networks: median of "
+        "batches):"
     ]
     for stage in ("decode", "transform", "write", "together"):
-        lines.append(f"  {stage:10} {getattr(speed, stage):10,.0f}")
-    for name, forward in speed.forward.items():
+        lines.append(f"  {stage:10} {speed[stage]:10,.0f}")
+    for name, forward in speed["forward"].items():
         lines.append(
-            f"  forward    {forward.images_per_second:10,.0f}  ({forward.slow:,.0f} to "
-            f"{forward.fast:,.0f}), {forward.bits_equal:.3%} of bits equal  {name}"
+            f"  forward    {forward['images_per_second']:10,.0f}  ({forward['slow']:,.0f} to "
+            f"{forward['fast']:,.0f}), {forward['bits_equal']:.3%} of bits equal  {name}"
         )
-    tell(speed.to_dict(), "\n".join(lines), as_json)
+    tell(speed, "\n".join(lines), as_json)
 
 
 @bench_app.command("shards")
