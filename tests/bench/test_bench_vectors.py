@@ -54,8 +54,9 @@ def test_methods_are_compared_at_equal_bytes(
     assert bytes_of.keys() >= known | {"PCA, RaBitQ", "PCA, SQ8", "PCA, SQ4"}
     recalls = {(row["method"], row["pool"]): row["recall"] for row in results["measured"]}
     assert recalls["float, exact", 0] == 1.0
-    assert all(0.1 < recall <= 1 for recall in recalls.values())
-    assert recalls["ITQ", 200] > recalls["ITQ", 0]
+    assert all(0.02 < recall <= 1 for recall in recalls.values())
+    assert recalls["ITQ", 200] > recalls["ITQ", 0] > 0.1
+    assert recalls["SQ8", 0] > recalls["SQ4", 0] > 0.5
     for row in results["measured"]:
         assert 0.2 < row["precision"] <= 1
         assert 0 < row["minimum"] <= row["median"]

@@ -26,7 +26,7 @@ from hashlens.report.plot import Curve, panels, plot_curves
 from hashlens.types import Codes, Features, Ids, SearchOptions
 
 K, POOL = 10, 200
-FITTED, TIMED = 10_000, 32  # vectors that a method learns from at most; queries in a timed round
+FITTED, TIMED = 10_000, 8  # vectors that a method learns from at most; queries in a timed round
 SECONDS = 1.0  # of timing for each search
 MADE, MADE_WIDTH, CLUSTERS = 100_000, 256, 1_000
 _LEAST = 1_000  # vectors to search among

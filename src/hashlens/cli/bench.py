@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from hashlens.cli.options import GROUP, JSON, note, reads_sources, tell
+from hashlens.cli.options import GROUP, JSON, READING, note, takes, tell
 
 if TYPE_CHECKING:
     from hashlens.data.preprocessing import Metric
@@ -105,7 +105,7 @@ def shards_command(
 
 
 @bench_app.command("vectors")
-@reads_sources
+@takes(columns={name: READING[name] for name in ("label_column", "vector_column")})
 def vectors_command(
     source: str | None = typer.Argument(
         None,
@@ -119,7 +119,7 @@ def vectors_command(
     queries: int = typer.Option(500, min=1, help="Vectors that are held out to search with."),
     seed: int = typer.Option(0, help="Seed of all draws."),
     out: Path | None = typer.Option(None, help="Folder for vectors.md, vectors.png and .json."),
-    reading: dict[str, Any] = GROUP,
+    columns: dict[str, Any] = GROUP,
     as_json: bool = JSON,
 ) -> None:
     """Compare codes of vectors with PQ, OPQ, RaBitQ and scalar quantisation, by bytes.
@@ -136,7 +136,7 @@ def vectors_command(
     if source is None:
         vectors, labels = made_vectors(seed)
     else:
-        opened = open_source(source, **reading)
+        opened = open_source(source, **columns)
         if opened.vectors is None:
             raise InvalidInputError(
                 f"{source}: expected vectors, got images; hashlens index create, then hashlens "
