@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashlens.baselines.base import principal_components, random_rotation
-from hashlens.bench.search import import_faiss
+from hashlens.bench.search import Say, import_faiss
 from hashlens.bench.timing import environment, interleaved, write_page
 from hashlens.codes.packing import pack_bits
 from hashlens.data.preprocessing import Metric, VectorInput
@@ -32,7 +33,6 @@ MADE, MADE_WIDTH, CLUSTERS = 100_000, 256, 1_000
 _LEAST = 1_000  # vectors to search among
 _OPQ_WIDTH = 256  # of wider vectors OPQ takes so many dimensions: it would learn for hours
 
-Say = Callable[[str], None]
 Search = Callable[[Features], Ids]
 Hash = Callable[[Features], Codes]
 
@@ -48,8 +48,13 @@ class Sample(NamedTuple):
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels at all."""
-        return bool((self.labels > (0 if self.labels.ndim == 2 else -1)).any())
+        """Whether there are labels to learn from and to score by."""
+        return bool(_known(self.labels).any() and _known(self.query_labels).any())
+
+
+def _known(labels: LabelArray) -> NDArray[np.bool_]:
+    """Which vectors have a label."""
+    return np.asarray(labels >= 0 if labels.ndim == 1 else labels.any(axis=1))
 
 
 class Method(NamedTuple):
@@ -199,15 +204,13 @@ def _by_codes(sample: Sample, learn: Callable[[], Hash]) -> Method:
 
 
 def _hasher(sample: Sample, bits: int, seed: int, taught: bool) -> Hash:
-    labels: list[Any] | None = None
-    if taught:
-        some = sample.labels[:FITTED]
-        if some.ndim == 1:
-            labels = [None if label < 0 else label for label in some.tolist()]
-        else:
-            labels = [np.flatnonzero(row).tolist() or None for row in some]
+    vectors, labels = sample.database[:FITTED], sample.labels[:FITTED]
     hasher = Hasher(bits, metric=sample.metric, seed=seed)
-    return hasher.fit(sample.database[:FITTED], labels).transform
+    if not taught:
+        return hasher.fit(vectors).transform
+    known = _known(labels)
+    words = labels[known] if labels.ndim == 1 else map(np.flatnonzero, labels[known])
+    return hasher.fit(vectors[known], [each.tolist() for each in words]).transform
 
 
 def _rotated_components(learned: Features, bits: int, seed: int) -> Hash:
@@ -251,14 +254,18 @@ def _reach(sample: Sample) -> Features:
     return np.asarray(found.distances[:, -1] * 1.00001 + 1e-6, np.float32)
 
 
-def _scores(sample: Sample, ids: Ids, reach: Features) -> dict[str, float]:
+def _scores(sample: Sample, ids: Ids, reach: Features) -> dict[str, float | None]:
     """Recall, where what is as near as the true K-th counts, and precision by labels."""
     near, same = [], []
     asked = zip(ids, sample.queries, sample.query_labels, reach, strict=True)
     for row, query, label, limit in asked:
         near.append(np.linalg.norm(sample.database[row] - query, axis=1) <= limit)
         same.append(shares_label(label[None], sample.labels[row])[0])
-    return {"recall": float(np.mean(near)), "precision": float(precision_at_k(same, [K]).mean())}
+    precision = None
+    if sample.labelled:
+        scored = np.stack(same)[_known(sample.query_labels)]
+        precision = float(precision_at_k(scored, [K]).mean())
+    return {"recall": float(np.mean(near)), "precision": precision}
 
 
 _COLUMNS = (
