@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,13 @@ def test_what_cannot_be_compared_is_one_line(
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 1
     assert message in answer.output
+
+
+def test_a_missing_faiss_is_named(embeddings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    answer = CliRunner().invoke(app, ["bench", "vectors", str(embeddings)])
+    assert answer.exit_code == 1
+    assert "pip install 'hashlens[bench]'" in answer.output
 
 
 def test_images_are_no_vectors() -> None:

@@ -140,7 +140,7 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise MissingExtraError("the search benchmark (FAISS)", "bench") from None
+        raise MissingExtraError("a comparison with FAISS", "bench") from None
     return faiss
 
 
@@ -149,7 +149,7 @@ def import_usearch() -> Any:
     try:
         import usearch.index
     except ImportError:
-        raise MissingExtraError("the search benchmark (USearch)", "bench") from None
+        raise MissingExtraError("a comparison with USearch", "bench") from None
     return usearch.index
 
 

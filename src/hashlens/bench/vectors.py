@@ -102,9 +102,9 @@ def run(sample: Sample, sizes: Sequence[int], seed: int, say: Say) -> dict[str, 
         )
     rows: list[dict[str, Any]] = []
     calls: dict[str, Callable[[], None]] = {}
-    reach = _reach(sample)
-    Hasher(8, method="LSH").fit(sample.database[:_LEAST])  # loads what learning needs
     with _one_thread():
+        reach = _reach(sample)
+        Hasher(8, method="LSH").fit(sample.database[:_LEAST])  # loads what learning needs
         for name, fit in _methods(sample, sorted(set(sizes)), seed):
             say(f"fitting {name}")
             began = time.perf_counter()
