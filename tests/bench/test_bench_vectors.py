@@ -99,7 +99,8 @@ def test_what_cannot_be_compared_is_one_line(
 
 def test_a_missing_faiss_is_named(embeddings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    answer = CliRunner().invoke(app, ["bench", "vectors", str(embeddings)])
+    command = ["bench", "vectors", str(embeddings), "--queries", "50"]
+    answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 1
     assert "pip install 'hashlens[bench]'" in answer.output
 
