@@ -9,7 +9,7 @@ from functools import partial
 from itertools import compress
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,42 +24,6 @@ from hashlens.models.encoder import Encoder
 from hashlens.types import Codes
 
 
-class ForwardSpeed(NamedTuple):
-    """One model's network alone: median, first and last decile over all batches of all rounds.
-
-    ``bits_equal`` is the share of bits that equal the first model's; NaN where lengths differ.
-    """
-
-    images_per_second: float
-    slow: float
-    fast: float
-    bits_equal: float
-
-
-class EncodingSpeed(NamedTuple):
-    """Rates in images per second.
-
-    ``decode`` is from files to pictures, ``transform`` to the network's input, ``write`` from codes
-    and features to an index, ``together`` from files to codes with the first model, decoding while
-    the network runs. ``forward`` has each model's network alone, on the same input, in turns.
-    """
-
-    n_images: int
-    batch_size: int
-    workers: int
-    rounds: int
-    decode: float
-    transform: float
-    write: float
-    together: float
-    forward: dict[str, ForwardSpeed]
-
-    def to_dict(self) -> dict[str, Any]:
-        """One JSON object."""
-        forward = {name: speed._asdict() for name, speed in self.forward.items()}
-        return {**self._asdict(), "forward": forward}
-
-
 def measure_encoding(
     encoders: Mapping[str, Encoder],
     source: Source,
@@ -68,8 +32,15 @@ def measure_encoding(
     batch_size: int = 32,
     rounds: int = 5,
     progress: Callable[[int], None] | None = None,
-) -> EncodingSpeed:
-    """Measure each stage of encoding, and compare networks in turns."""
+) -> dict[str, Any]:
+    """Measure each stage of encoding, in images per second, and compare networks in turns.
+
+    ``decode`` is from files to pictures, ``transform`` to the network's input, ``write`` from codes
+    and features to an index, ``together`` from files to codes with the first model, decoding while
+    the network runs. ``forward`` has each model's network alone, on the same input: the median and
+    the first and last decile over all batches of all rounds, and the share of bits that equal the
+    first model's; NaN where lengths differ.
+    """
     first = next(iter(encoders.values()))
     preprocessing = first.preprocessing
     for name, encoder in encoders.items():
@@ -95,17 +66,17 @@ def measure_encoding(
         pass
     together = perf_counter() - start_together
     n = len(uris)
-    return EncodingSpeed(
-        n_images=n,
-        batch_size=batch_size,
-        workers=cores(),
-        rounds=rounds,
-        decode=n / (decoded - start),
-        transform=n / (transformed - decoded),
-        write=n / write,
-        together=n / together,
-        forward=forward,
-    )
+    return {
+        "n_images": n,
+        "batch_size": batch_size,
+        "workers": cores(),
+        "rounds": rounds,
+        "decode": n / (decoded - start),
+        "transform": n / (transformed - decoded),
+        "write": n / write,
+        "together": n / together,
+        "forward": forward,
+    }
 
 
 def _readable(uris: list[str], size_hint: int) -> list[str]:
@@ -125,7 +96,7 @@ def _forward(
     batch_size: int,
     rounds: int,
     progress: Callable[[int], None] | None,
-) -> tuple[dict[str, ForwardSpeed], Codes, NDArray[np.float32]]:
+) -> tuple[dict[str, dict[str, float]], Codes, NDArray[np.float32]]:
     """Speeds of the networks in turns, and the first one's codes and features."""
     rates: dict[str, list[float]] = {name: [] for name in encoders}
     answers: dict[str, list[tuple[Codes, NDArray[np.float32]]]] = {name: [] for name in encoders}
@@ -149,12 +120,14 @@ def _forward(
     reference = encoders[names[0]]
     speeds = {}
     for name in names:
-        slow, middle, fast = np.quantile(rates[name], [0.1, 0.5, 0.9])
+        slow, middle, fast = np.quantile(rates[name], [0.1, 0.5, 0.9]).tolist()
         equal = float("nan")
         if encoders[name].bits == reference.bits:
             bits = [unpack_bits(joined[key], reference.bits) for key in (name, names[0])]
             equal = float((bits[0] == bits[1]).mean())
-        speeds[name] = ForwardSpeed(float(middle), float(slow), float(fast), equal)
+        speeds[name] = {
+            "images_per_second": middle, "slow": slow, "fast": fast, "bits_equal": equal
+        }  # fmt: skip
     return speeds, joined[names[0]], np.concatenate([part[1] for part in answers[names[0]]])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.bench.timing import environment, machine_line
+from hashlens.bench.timing import environment, write_page
 from hashlens.distributed.cluster import connect
 from hashlens.distributed.serving import ServedShard, ServedShards
 from hashlens.distributed.sharded import ShardedIndex
 from hashlens.distributed.snapshots import Manifest, creating
-from hashlens.files import replace_file
 from hashlens.index.hash_index import HashIndex
 from hashlens.machine import cores
 from hashlens.report.page import Table
@@ -121,25 +119,12 @@ def _times(searched: dict[str, Any]) -> list[dict[str, Any]]:
 
 def write(results: dict[str, Any], out: Path, command: str) -> Path:
     """Write shards.md and shards.json; return the page's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "shards.json", json.dumps({**results, "command": command}, indent=1) + "\n")
-    page = out / "shards.md"
-    replace_file(
-        page,
-        f"""# Search over shards
-
-Made by `{command}`; the figures are in [shards.json](shards.json).
-
-- {machine_line(results["environment"])}
-- {results["images"]:,} random codes of 64 bits with 64-d features, seed 0; `hds` with a pool of
-  {POOL} and k = {RESULTS}, records included; single queries, all rows taking turns, {_REPEATS}
-  after {_WARM_UP} that are not counted. All shards of Ray Serve share the machine with the asking
-  process.
-
-{text(results)}
-""",
-    )
-    return page
+    notes = f"""- {results["images"]:,} random codes of 64 bits with 64-d features, seed 0; `hds`
+  with a pool of {POOL} and k = {RESULTS}, records included; single queries, all rows taking turns,
+  {_REPEATS} after {_WARM_UP} that are not counted. All shards of Ray Serve share the machine
+  with the asking process."""
+    title = "Search over shards"
+    return write_page(out, "shards", title, results, command, notes, text(results))
 
 
 def text(results: dict[str, Any]) -> str:

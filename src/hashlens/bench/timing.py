@@ -1,15 +1,19 @@
-"""Fair timing: contestants take turns, so that a busy machine slows all of them equally."""
+"""Fair timing: contestants take turns, so a busy machine slows all equally; and its page."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hashlens.files import replace_file
 from hashlens.machine import cores, processor_name, versions
+from hashlens.report.plot import save_figure
 
 MIN_ROUNDS = 3
 
@@ -76,3 +80,30 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 def as_rows(cell: Mapping[str, Any], timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
     """One row per contestant: what was measured, and its times."""
     return [{**cell, "engine": name, **asdict(timing)} for name, timing in timings.items()]
+
+
+def write_page(
+    out: Path,
+    name: str,
+    title: str,
+    results: Mapping[str, Any],
+    command: str,
+    notes: str,
+    body: str,
+    drawn: Sequence[Any] = (),
+) -> Path:
+    """Write NAME.md, NAME.json, and NAME.png of drawn panels; return the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    figures = json.dumps({**results, "command": command}, indent=1)
+    replace_file(out / f"{name}.json", figures + "\n")
+    picture = ""
+    if drawn:
+        save_figure(drawn[0].figure, out, name, svg=False)
+        picture = f"![{title}]({name}.png)\n\n"
+    page = out / f"{name}.md"
+    replace_file(
+        page,
+        f"# {title}\n\nMade by `{command}`; the figures are in [{name}.json]({name}.json).\n\n"
+        f"- {machine_line(results['environment'])}\n{notes}\n\n{picture}{body}\n",
+    )
+    return page

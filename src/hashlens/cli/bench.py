@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from hashlens.cli.options import JSON, note, tell
+from hashlens.cli.options import GROUP, JSON, READING, note, takes, tell
+
+if TYPE_CHECKING:
+    from hashlens.data.preprocessing import Metric
 
 bench_app = typer.Typer(
     no_args_is_help=True, help="Measure speed next to other libraries.", rich_markup_mode=None
@@ -16,37 +20,24 @@ bench_app = typer.Typer(
 @bench_app.command("search")
 def search_command(
     quick: bool = typer.Option(False, "--quick", help="Fewer and smaller cells: about a minute."),
-    full: bool = typer.Option(
-        False, "--full", help="Up to 100 million codes, and 1,124,087 in every index."
-    ),
-    part: list[str] = typer.Option(
-        [], help="exact, recall or growth; may be repeated. By default all."
-    ),
     out: Path | None = typer.Option(None, help="Folder for search.md, search.png and search.json."),
     seed: int = typer.Option(0, help="Seed of all data."),
     as_json: bool = JSON,
 ) -> None:
     """Time Hamming search next to FAISS and USearch.
 
-    Exact engines over 1,124,087 clustered codes, taking turns in the same run with the same
-    threads; approximate indexes by speed and recall; growth with the number of codes.
+    Exact engines over 1,124,087 codes of several kinds, taking turns in the same run with the
+    same threads.
 
     Example: hashlens bench search --quick --out results/
     """
-    from hashlens.bench.search import PARTS, Workload, run, text, write
+    from hashlens.bench.search import Workload, run, text, write
 
-    if quick and full:
-        raise typer.BadParameter("give --quick or --full, not both")
-    if not set(part) <= set(PARTS):
-        raise typer.BadParameter(f"--part: expected one of {', '.join(PARTS)}, got {part}")
     plan = Workload(seed=seed)
-    plan = plan.quick() if quick else plan.full() if full else plan
-    results = run(plan, note, part or PARTS)
+    results = run(plan.quick() if quick else plan, note)
     if out is not None:
-        option = " --quick" if quick else " --full" if full else ""
-        option += "".join(f" --part {name}" for name in part)
-        page = write(results, out, f"hashlens bench search{option} --seed {seed}")
-        note(f"page: {page}")
+        command = f"hashlens bench search{' --quick' if quick else ''} --seed {seed}"
+        note(f"page: {write(results, out, command)}")
     tell(results, text(results), as_json)
 
 
@@ -78,17 +69,18 @@ def encode_command(
             encoders, source, n_images=images, batch_size=batch_size, rounds=rounds, progress=done
         )
     lines = [
-        f"{speed.n_images} images, batches of {speed.batch_size}, {speed.workers} decoding "
-        f"threads, {speed.rounds} rounds; images per second (networks: median of batches):"
+        f"{speed['n_images']} images, batches of {speed['batch_size']}, {speed['workers']} "
+        f"decoding threads, {speed['rounds']} rounds; images per second (networks: median of "
+        "batches):"
     ]
     for stage in ("decode", "transform", "write", "together"):
-        lines.append(f"  {stage:10} {getattr(speed, stage):10,.0f}")
-    for name, forward in speed.forward.items():
+        lines.append(f"  {stage:10} {speed[stage]:10,.0f}")
+    for name, forward in speed["forward"].items():
         lines.append(
-            f"  forward    {forward.images_per_second:10,.0f}  ({forward.slow:,.0f} to "
-            f"{forward.fast:,.0f}), {forward.bits_equal:.3%} of bits equal  {name}"
+            f"  forward    {forward['images_per_second']:10,.0f}  ({forward['slow']:,.0f} to "
+            f"{forward['fast']:,.0f}), {forward['bits_equal']:.3%} of bits equal  {name}"
         )
-    tell(speed.to_dict(), "\n".join(lines), as_json)
+    tell(speed, "\n".join(lines), as_json)
 
 
 @bench_app.command("shards")
@@ -109,4 +101,53 @@ def shards_command(
     results = run(folder, images)
     if out is not None:
         note(f"page: {write(results, out, f'hashlens bench shards --images {images}')}")
+    tell(results, text(results), as_json)
+
+
+@bench_app.command("vectors")
+@takes(columns={name: READING[name] for name in ("label_column", "vector_column")})
+def vectors_command(
+    source: str | None = typer.Argument(
+        None,
+        help="Vectors: a .npy file, or a parquet file with a column of them. [default: 100,000 "
+        "made ones in clusters]",
+    ),
+    size: list[int] = typer.Option(
+        [8, 16, 32], "--bytes", min=1, help="Bytes of a vector's code; may be repeated."
+    ),
+    metric: str = typer.Option("cosine", help="cosine or euclidean: what near means."),
+    queries: int = typer.Option(500, min=1, help="Vectors that are held out to search with."),
+    seed: int = typer.Option(0, help="Seed of all draws."),
+    out: Path | None = typer.Option(None, help="Folder for vectors.md, vectors.png and .json."),
+    columns: dict[str, Any] = GROUP,
+    as_json: bool = JSON,
+) -> None:
+    """Compare codes of vectors with PQ, OPQ, RaBitQ and scalar quantisation, by bytes.
+
+    Recall of the true neighbours, precision where there are labels, and time on one thread; with
+    and without ordering a pool by the vectors themselves.
+
+    Example: hashlens bench vectors embeddings.parquet --bytes 16 --out results/
+    """
+    from hashlens.bench.vectors import hold_out, made_vectors, run, text, write
+    from hashlens.data.opening import open_source
+    from hashlens.errors import InvalidInputError
+
+    if source is None:
+        vectors, labels = made_vectors(seed)
+    else:
+        opened = open_source(source, **columns)
+        if opened.vectors is None:
+            raise InvalidInputError(
+                f"{source}: expected vectors, got images; hashlens index create, then hashlens "
+                "index export --format parquet, makes vectors of them"
+            )
+        vectors, labels = opened.vectors.gather(opened.rows), opened.targets
+    sample = hold_out(vectors, labels, cast("Metric", metric), queries, seed)
+    results = {"source": source or "made, in clusters", **run(sample, size, seed, note)}
+    if out is not None:
+        options = "".join(f" --bytes {each}" for each in size)
+        command = f"hashlens bench vectors {source or ''}".rstrip() + options
+        command += f" --metric {metric} --queries {queries} --seed {seed}"
+        note(f"page: {write(results, out, command)}")
     tell(results, text(results), as_json)

@@ -205,45 +205,14 @@ def merge_nearest(
 
 
 @njit(nogil=True, cache=True)
-def count_within(
-    blocks: Any, data: Any, n_bytes: int, first: int, last: int, n: int, queries: Any, words: Any,
-    allowed: Any, limit: np.uint64, histogram: Any,
-) -> None:  # fmt: skip
-    """Count codes at each distance below ``limit``.
-
-    Parameters
-    ----------
-    blocks, data, n_bytes, first, last, n, queries, words, allowed
-        As in ``scan_nearest``.
-    limit : int
-        One more than the largest distance to count.
-    histogram : ndarray of shape (q, limit), int64
-        Number of codes by query and distance; added to.
-    """
-    for b in range(first, last):
-        inside = min(BLOCK, n - b * BLOCK)
-        if len(data):
-            load_rows(data, n_bytes, b * BLOCK, inside, blocks[0], 0, words)
-        block = blocks[0 if len(data) else b]
-        for i in range(len(queries)):
-            query = queries[i]
-            for start in range(0, inside, GROUP):
-                if not any_below(block, start, query, limit, words):
-                    continue
-                mask = mask_below(block, start, query, limit, words)
-                while mask:
-                    j = start + np.int64(trailing_zeros(mask))
-                    mask &= mask - ONE
-                    if j < inside and (not len(allowed) or allowed[b * BLOCK + j]):
-                        histogram[i, code_distance(block, j, query, words)] += 1
-
-
-@njit(nogil=True, cache=True)
 def place_within(
     blocks: Any, data: Any, n_bytes: int, first: int, last: int, n: int, queries: Any, words: Any,
     allowed: Any, limits: Any, places: Any, ends: Any, distances: Any, ids: Any,
 ) -> None:  # fmt: skip
-    """Write codes nearer than each query's limit to their places in the order (distance, id).
+    """Count codes nearer than each query's limit by distance, and write them to their places.
+
+    Called twice: with no room for results, ``places`` that begin at 0 become histograms, and these
+    say where in the order (distance, id) the places are.
 
     Parameters
     ----------
@@ -254,7 +223,7 @@ def place_within(
     places : ndarray of shape (q, d), int64
         Where the next code of each query and distance goes; advanced.
     ends : ndarray of shape (q,), int64
-        A code whose place is at this or beyond is dropped.
+        A code whose place is at this or beyond is not written.
     distances, ids : ndarrays of shape (m,), uint16 and int64
         Results.
     """

@@ -39,6 +39,7 @@ _MAX_PIVOTS = BLOCK
 _CODES_PER_PIVOT = 1024
 _SAMPLE_PER_PIVOT = 32
 _ROUNDS = 3
+_COUNTED = 1 << 20  # codes counted at a time
 _SPREAD_QUERIES, _SPREAD_K = 64, 10
 _SORTED_FROM = 8  # so many queries are put into the order of their pivots
 _ONE_THREAD = 1 << 15  # a light pass over fewer numbers is not worth waking a thread
@@ -101,7 +102,11 @@ def build(
         return None
     labels, radii = assign(blocks, size, pivots, words)
     places = np.zeros((len(pivots), 64 * len(words) + 1), np.int64)
-    count_rings(ids, labels, radii, places)
+    for at in range(0, size, _COUNTED):
+        part = slice(at, min(at + _COUNTED, size))
+        rings = labels[part].astype(np.int64) * places.shape[1] + radii[part]
+        rings = rings[ids[part] >= 0] if len(ids) else rings
+        places += np.bincount(rings, minlength=places.size).reshape(places.shape)
     starts = np.zeros(len(pivots) + 1, np.int64)
     np.cumsum(-(-places.sum(axis=1) // GROUP), out=starts[1:])
     places[:] = np.cumsum(places, axis=1) - places + GROUP * starts[:-1, None]
@@ -268,24 +273,6 @@ def assign_blocks(
 
 
 @njit(nogil=True, cache=True)
-def count_rings(ids: Any, labels: Any, radii: Any, counts: Any) -> None:
-    """Count codes by pivot and by distance to it.
-
-    Parameters
-    ----------
-    ids : ndarray of shape (>= n,) or (0,), int32
-        Ids of the codes, -1 where there is none; empty: there is one at each position.
-    labels, radii : ndarrays of shape (n,), uint16
-        The nearest pivot of the code at each position, and its distance.
-    counts : ndarray of shape (p, 64 * w + 1), int64
-        Added to.
-    """
-    for i in range(len(labels)):
-        if len(ids) == 0 or ids[i] >= 0:
-            counts[labels[i], radii[i]] += 1
-
-
-@njit(nogil=True, cache=True)
 def place_codes(
     blocks: Any, ids: Any, labels: Any, radii: Any, places: Any, target: Any, new_ids: Any,
     nearest: Any, farthest: Any,
@@ -296,8 +283,10 @@ def place_codes(
     ----------
     blocks, target : ndarrays of shape (m, w, BLOCK) and (t, w, BLOCK), uint64
         From where, to where.
-    ids, labels, radii
-        As in ``count_rings``.
+    ids : ndarray of shape (>= n,) or (0,), int32
+        Ids of the codes, -1 where there is none; empty: there is one at each position.
+    labels, radii : ndarrays of shape (n,), uint16
+        The nearest pivot of the code at each position, and its distance.
     places : ndarray of shape (p, 64 * w + 1), int64
         Where the next code of each pivot and distance goes; advanced.
     new_ids : ndarray of shape (t * BLOCK,), int32

@@ -104,9 +104,12 @@ class Scan:
 
     def _count(self, levels: int) -> NDArray[np.int64]:
         """Codes at each distance below ``levels``, (t, q, levels), in each of t parts."""
-        histograms = np.zeros((len(self._parts), len(self._queries), levels), np.int64)
-        own = [(np.uint64(levels), part) for part in histograms]
-        self._run(kernels.count_within, self._queries, own)
+        q = len(self._queries)
+        histograms = np.zeros((len(self._parts), q, levels), np.int64)
+        nothing = np.zeros(q, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.int64)
+        limits = np.full(q, levels, np.uint64)
+        own = [(limits, part, *nothing) for part in histograms]
+        self._run(kernels.place_within, self._queries, own)
         return histograms
 
     def _place(
