@@ -20,6 +20,7 @@ from hashlens.workflows.look import prepare_folder, why_no_classes
 from image_builders import picture, write_class_folder
 
 WEIGHTS = "mobilenetv2_100_imagenet.safetensors"
+GOLDEN = Path(__file__).parents[1] / "data" / "models" / "format-3"  # of the classes cat, dog, eel
 
 
 def holiday(folder: Path, count: int = 24) -> Path:
@@ -65,6 +66,17 @@ def test_too_few_pictures_say_how_many_are_needed(tmp_path: Path) -> None:
         prepare_folder(tmp_path, tmp_path / "out")
 
 
+# Without what only learning needs: the next time takes seconds.
+_AGAIN = """
+import sys
+photos, *blocked = sys.argv[1:]
+sys.modules.update(dict.fromkeys(blocked))
+from hashlens.workflows.look import prepare_folder
+found = prepare_folder(photos)
+print(found.images, found.synced.report.added, found.synced.report.removed)
+"""
+
+
 def test_an_unlabelled_folder_is_fitted_once_and_then_synced(
     tmp_path: Path, weights_dir: Path
 ) -> None:
@@ -80,8 +92,13 @@ def test_an_unlabelled_folder_is_fitted_once_and_then_synced(
     before = Encoder.load(first.model).fingerprint
     picture("circle", 77, side=96).save(photos / "2021" / "new.jpg")
     (photos / "2021" / "01" / "IMG_0000.jpg").unlink()
-    again = prepare_folder(photos, say=said.append)
-    assert (again.images, again.synced.report.added, again.synced.report.removed) == (24, 1, 1)
+    blocked = ["lightning"] + ["torch"] * bool([*first.model.glob("twin-*.onnx")])
+    again = subprocess.run(
+        [sys.executable, "-c", _AGAIN, photos, *blocked], capture_output=True, text=True
+    )
+    assert again.stdout == "24 1 1\n", again.stderr
+    again = prepare_folder(photos)
+    assert (again.images, again.synced.report.unchanged) == (24, 24)
     assert Encoder.load(again.model).fingerprint == before
     with HashIndex.open(again.index) as index:
         assert {record.label for record in index} == {None}
@@ -90,6 +107,35 @@ def test_an_unlabelled_folder_is_fitted_once_and_then_synced(
     shutil.move(tmp_path / "photos.hashlens", tmp_path / "elsewhere.hashlens")
     there = prepare_folder(moved)
     assert (there.images, there.synced.report.added, there.synced.report.moved) == (24, 0, 24)
+
+
+def looked_at(folder: str, out: Path) -> list[str | None]:
+    """Labels of a folder's images, once it was looked at with a model that is there already."""
+    shutil.copytree(GOLDEN, out / "model")
+    with HashIndex.open(prepare_folder(folder, out).index) as index:
+        return sorted(record.label or "" for record in index)
+
+
+def test_what_a_message_tells_to_write_is_understood(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("training/cat/1", "training/dog/2", "testing/cat/3", "testing/dog/4"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        picture("cross", int(name[-1])).save(photos / f"{name}.png")
+    with pytest.raises(SourceError, match=r"name one: (\S+#testing) or (\S+#training)") as caught:
+        prepare_folder(photos)
+    named = [word for word in str(caught.value).split() if "#" in word]
+    assert looked_at(named[0], tmp_path / "a") == ["cat", "dog"]
+    assert looked_at(f"{photos}#*", tmp_path / "b") == ["testing"] * 2 + ["training"] * 2
+
+
+def test_a_list_next_to_the_pictures_has_the_labels(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(4):
+        picture("cross", i).save(photos / f"{i}.png")
+    (photos / "labels.csv").write_text("file,label\n0.png,cat\n1.png,dog\n2.png,dog\n")
+    assert looked_at(str(photos), tmp_path / "out") == ["", "cat", "dog", "dog"]
+    assert not prepare_folder(photos, tmp_path / "out").synced.listing.passed_over
 
 
 @contextmanager
@@ -118,7 +164,7 @@ def looking(*words: object) -> Iterator[tuple[str, str]]:
 def test_the_trip_of_a_shop_with_class_folders(tmp_path: Path) -> None:
     photos = write_class_folder(tmp_path / "shop", per_class=20)
     with looking(photos, "--no-browser") as (said, url):
-        assert "learning the 3 sub-folders as classes (circle, cross, stripe)" in said
+        assert "learning 3 classes (circle, cross, stripe)" in said
         assert "holds 60 images: 60 added" in said
         found = httpx.post(f"{url}/v1/search", data={"id": 0, "k": 5}, timeout=60).json()
         assert {hit["label"] for hit in found["hits"]} == {"circle"}
@@ -126,7 +172,7 @@ def test_the_trip_of_a_shop_with_class_folders(tmp_path: Path) -> None:
     with looking(photos, "--no-browser") as (said, _):
         assert "learning" not in said
         assert "holds 60 images: nothing new" in said
-    with pytest.raises(ModelError, match="--no-labels would not use"):
+    with pytest.raises(ModelError, match="with classes, which --no-labels would not use"):
         prepare_folder(photos, use_labels=False)
 
 

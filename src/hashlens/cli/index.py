@@ -181,7 +181,7 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
 @index_app.command("sync")
 def sync_command(
     index: Path = INDEX,
-    folder: Path = typer.Argument(..., help="Folder of images; sub-folders name classes."),
+    folder: str = typer.Argument(..., help="Folder of images; sub-folders name classes."),
     model: Path | None = INDEX_MODEL,
     exclude: list[str] = EXCLUDE,
     strict: bool = STRICT,
@@ -201,11 +201,10 @@ def sync_command(
     from hashlens.data.source import ReadOptions
     from hashlens.index.syncing import sync_folder
 
-    root = Path(os.path.abspath(folder.expanduser()))
     options = ReadOptions(tuple(exclude), strict)
     with open_index(index, model, encode=True) as opened, ProgressBar("encoding", None) as bar:
         found, report = sync_folder(
-            opened, root, options, verify_content=verify_content, progress=bar.reach
+            opened, folder, options, verify_content=verify_content, progress=bar.reach
         )
         images = len(opened)
     for line in found.notes():

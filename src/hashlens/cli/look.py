@@ -14,7 +14,7 @@ from hashlens.cli.serve import serve_index
 
 
 def look_command(
-    folder: Path = typer.Argument(..., help="Folder of images, in sub-folders or not."),
+    folder: str = typer.Argument(..., help="Folder of images, in sub-folders or not."),
     out: Path | None = typer.Option(
         None, help="Folder for model and index. [default: FOLDER.hashlens, next to it]"
     ),
