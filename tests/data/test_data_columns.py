@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -16,11 +17,15 @@ from picture_tables import PICTURES, assert_same_pictures
 
 from hashlens import SourceError, open_source
 from hashlens.data.opening import load_image
+from hashlens.errors import ImageError
 from image_builders import encoded
 
 BYTES = [encoded(image) for image in PICTURES]
 WORDS = list("aabbccabc")
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+NO_BYTES = pa.struct([("bytes", pa.null()), ("path", pa.string())])  # as pyarrow infers it
+JUST_PATH = pa.struct([("path", pa.string())])
+STRUCTS = (STRUCT, NO_BYTES, JUST_PATH)
 
 
 def save_pictures(folder: Path) -> list[str]:
@@ -59,15 +64,29 @@ def test_every_kind_of_bytes_is_read(tmp_path: Path, kind: Any) -> None:
     assert_same_pictures(open_source(table(tmp_path / "x.parquet", image=column)))
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), STRUCT])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), *STRUCTS])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_paths_are_read_next_to_the_table(tmp_path: Path, kind: Any, absolute: bool) -> None:
     names = save_pictures(tmp_path / "files")
     paths = [f"{tmp_path if absolute else ''}/files/{name}"[not absolute :] for name in names]
-    values = [{"bytes": None, "path": path} for path in paths] if kind is STRUCT else paths
+    values = [{"bytes": None, "path": path} for path in paths] if kind in STRUCTS else paths
     source = open_source(table(tmp_path / "x.parquet", image=pa.array(values, kind)))
     assert_same_pictures(source)
     assert_same_pictures(pickle.loads(pickle.dumps(source)))
+
+
+def test_paths_of_windows_and_texts_that_are_no_paths(tmp_path: Path) -> None:
+    names = save_pictures(tmp_path / "files")
+    paths = [f"files\\{name}" for name in names]
+    assert_same_pictures(open_source(table(tmp_path / "x.parquet", image=paths)))
+    (tmp_path / "x.csv").write_text("\n".join(["path", *paths]))
+    assert_same_pictures(open_source(tmp_path / "x.csv"))
+    coded = [b64encode(data * 40).decode() for data in BYTES] + ["x" * 300]
+    source = open_source(table(tmp_path / "coded.parquet", image=coded))
+    with pytest.raises(ImageError, match=r"coded.parquet#0: expected a path, got a text of \S+ ch"):
+        source.load(0)
+    with pytest.raises(ImageError, match="name too long"):
+        source.load(9)
 
 
 @pytest.mark.parametrize(
