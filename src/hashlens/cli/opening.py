@@ -106,14 +106,14 @@ def open_given(
 
     Of a table's other columns, ``columns`` become metadata; by default all of them.
     """
-    from hashlens.data.folders import is_image_name
+    from hashlens.data.folders import is_image_file
     from hashlens.data.lists import LIST_SUFFIXES
     from hashlens.data.opening import open_source
     from hashlens.files import path_uri
 
     found = GivenImages([], [], [], Counter(), [])
     for spec in sources:
-        if is_image_name(spec) and Path(spec).is_file():
+        if Path(spec).is_file() and is_image_file(Path(spec)):
             found.uris.append(path_uri(spec))
             found.labels.append(None)
             found.metadata.append({})
@@ -121,8 +121,8 @@ def open_given(
             continue
         if Path(spec).is_file() and not spec.lower().endswith((".parquet", ".npy", *LIST_SUFFIXES)):
             raise SourceError(
-                f"{spec}: not an image by its name; expected one such as x.jpg or x.png (convert "
-                "other kinds first), a folder, a .parquet, .csv or .npy file"
+                f"{spec}: not an image by its name or content; expected one such as x.jpg or x.png "
+                "(convert other kinds first), a folder, a .parquet, .csv or .npy file"
             )
         source = open_source(spec, **options)
         for line in source.notes:

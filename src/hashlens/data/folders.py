@@ -166,8 +166,8 @@ def folder_classes(
 ) -> FolderClasses:
     """Read classes off paths below a folder, given in parts.
 
-    A folder that only wraps others is gone through; folders named by dates are no classes; a
-    folder that is split into parts, or could be, is refused.
+    A folder that only wraps others is gone through; folders named by dates or cameras are no
+    classes; a folder that is split into parts, or could be, is refused.
     """
     depth = 0
     if not all_classes:
@@ -188,9 +188,19 @@ def folder_classes(
     return FolderClasses(names, base_parts)
 
 
-# A year, with or without month and day, also before words: 2023, 2023-05, 20230514 Rome.
+# A year, with or without month and day, also before words: 2023, 2023-05, 20230514 Rome; the day
+# or the month first, 14.05.2023; a month in words; what cameras and albums make, such as 100APPLE.
+_YEAR, _DAY = r"(19|20)\d\d", r"(0?[1-9]|[12]\d|3[01])"
+_MONTH_NAME = (
+    "jan(uary?)?|feb(ruary?)?|mar(ch)?|märz|apr(il)?|may|mai|jun[ei]?|jul[yi]?|aug(ust)?|"
+    "sept?(ember)?|o[ck]t(ober)?|nov(ember)?|de[cz](ember)?"
+)
 _DATE = re.compile(
-    r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?(0[1-9]|[12]\d|3[01]))?(\D.*)?)?", re.DOTALL
+    rf"{_YEAR}(([-_. ]?(0[1-9]|1[0-2])|[-_. 年]1?\d(?!\d))([-_. 月]?{_DAY})?(\D.*)?)?"
+    rf"|({_DAY}[-_. ])?(0?[1-9]|1[0-2])[-_. ]{_YEAR}(\D.*)?"
+    rf"|({_DAY}[-_. ]+)?(?i:{_MONTH_NAME})[-_. ,]+{_YEAR}(\D.*)?"
+    rf"|[1-9]\d\d(?=\d*[A-Z_])[A-Z\d_]{{5}}|Photos from {_YEAR}",
+    re.DOTALL,
 )
 
 
@@ -212,7 +222,7 @@ def _wrapped(parts: Sequence[tuple[str, ...]]) -> int:
 _SPLIT_WORD = re.compile(
     r"train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?|pred(iction)?|holdout|unlabell?ed"
 )
-_NUMBERED_WORD = re.compile(r"fold|part|split|set")
+_NUMBERED_WORD = re.compile(r"fold|part|split|set|cv|batch|shard")
 
 
 def _without_split_word(name: str) -> str | None:
@@ -272,8 +282,8 @@ def _readable(name: str) -> str:
 def _notes(root: Path, found: FolderClasses, names: Sequence[str]) -> list[str]:
     if found.is_dated:
         return [
-            f"the sub-folders of {path_uri(str(root))} are named by dates, so they are not taken "
-            f"for classes; if they are, write {path_uri(str(root))}#*"
+            f"the sub-folders of {path_uri(str(root))} are named by dates or cameras, so they are "
+            f"not taken for classes; if they are, write {path_uri(str(root))}#*"
         ]
     if not names:
         return [f"{path_uri(str(root))} has no sub-folders with images, so no classes"]
@@ -345,7 +355,7 @@ def _walk(
                 listing.system.append(path.relative_to(root).as_posix())
         elif entry.name.startswith("."):
             continue
-        elif is_image_name(entry.name) or (_says_nothing(suffix) and looks_like_image(path)):
+        elif is_image_file(path):
             listing.paths.append(path)
         else:
             listing.count(entry.name)
@@ -357,6 +367,12 @@ def is_image_name(name: str) -> bool:
     """Whether a file name ends like that of an image that can be read here."""
     suffix = os.path.splitext(name)[1].lower()
     return suffix in SUFFIXES or suffix in plugin_suffixes()
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is an image by its name, or by its content where the name says nothing."""
+    is_named = is_image_name(path.name)
+    return is_named or (_says_nothing(path.suffix.lower()) and looks_like_image(path))
 
 
 def _says_nothing(suffix: str) -> bool:
