@@ -272,7 +272,9 @@ def test_damaged_lists_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_images_behind_a_uri(object_store: Any, tmp_path: Path) -> None:
+def test_images_behind_a_uri(
+    object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i, data in enumerate(BYTES):
         object_store.pipe(f"/shop/photos/{WORDS[i]}/{i}.png", data)
     object_store.pipe("/shop/photos/a/readme.txt", b"-")
@@ -293,6 +295,8 @@ def test_images_behind_a_uri(object_store: Any, tmp_path: Path) -> None:
             file.writestr(f"{WORDS[i]}/{i}.png", data)
     zipped = open_source(f"zip://::{archive}")
     assert zipped.classes == ("a", "b", "c")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("zip://::x.zip").uris == zipped.uris  # found from every folder
     assert load_image(zipped.uris[0]).size == (8, 8)
     for spec, message in (
         ("memory://shop/none", "found none"),

@@ -349,6 +349,9 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
 
 def _open_remote(spec: str, options: ReadOptions) -> Source:
     """A parquet file, or all images below a prefix, behind a URI."""
+    head, chain, last = spec.rpartition("::")
+    if chain and not is_remote(last):
+        spec = f"{head}::{os.path.abspath(uri_path(last))}"
     if spec.lower().partition("::")[0].endswith(".parquet"):
         return open_tables(spec, [spec], options)
     listing, found = Listing(), []
