@@ -5,37 +5,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
-from typer.testing import CliRunner
 
 from hashlens import Encoder, HashIndex, open_source
-from hashlens.cli.main import app
 from hashlens.errors import ModelError, SourceError
 from hashlens.workflows.look import prepare_folder, why_no_classes
-from image_builders import picture, write_class_folder
+from image_builders import holiday, picture
 
 WEIGHTS = "mobilenetv2_100_imagenet.safetensors"
 GOLDEN = Path(__file__).parents[1] / "data" / "models" / "format-3"  # of the classes cat, dog, eel
-
-
-def holiday(folder: Path, count: int = 24) -> Path:
-    """Pictures by year and month, next to what phones, disks and photo programs leave."""
-    for number in range(count):
-        month = folder / f"20{21 + number % 3}" / f"{1 + number % 4:02}"
-        month.mkdir(parents=True, exist_ok=True)
-        kind = ("circle", "cross", "stripe")[number % 3]
-        picture(kind, number, side=96).save(month / f"IMG_{number:04}.jpg")
-    for junk in ("@eaDir", ".thumbnails", "#recycle"):
-        (folder / junk).mkdir()
-        picture("cross", 99).save(folder / junk / "small.jpg")
-    (folder / "2021" / "raw.cr2").write_bytes(b"raw")
-    (folder / "Thumbs.db").write_bytes(b"db")
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -126,6 +106,8 @@ def test_what_a_message_tells_to_write_is_understood(tmp_path: Path) -> None:
     named = [word for word in str(caught.value).split() if "#" in word]
     assert looked_at(named[0], tmp_path / "a") == ["cat", "dog"]
     assert looked_at(f"{photos}#*", tmp_path / "b") == ["testing"] * 2 + ["training"] * 2
+    with pytest.raises(ModelError, match="with classes, which --no-labels would not use"):
+        prepare_folder(photos, tmp_path / "b", use_labels=False)
 
 
 def test_a_list_next_to_the_pictures_has_the_labels(tmp_path: Path) -> None:
@@ -136,65 +118,3 @@ def test_a_list_next_to_the_pictures_has_the_labels(tmp_path: Path) -> None:
     (photos / "labels.csv").write_text("file,label\n0.png,cat\n1.png,dog\n2.png,dog\n")
     assert looked_at(str(photos), tmp_path / "out") == ["", "cat", "dog", "dog"]
     assert not prepare_folder(photos, tmp_path / "out").synced.listing.passed_over
-
-
-@contextmanager
-def looking(*words: object) -> Iterator[tuple[str, str]]:
-    """``hashlens look`` as a process of its own: what it says, and its address."""
-    command = [sys.executable, "-m", "hashlens", "look", *map(str, words), "--port", "0"]
-    log = Path(str(words[0]) + ".log")
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    assert process.stdout is not None
-    said = ""
-    try:
-        for line in process.stdout:
-            said += line
-            if " at http" in line:
-                break
-        assert " at http" in said, said + log.read_text()
-        yield said + log.read_text(), said.rsplit(" ", 1)[1].strip()
-    finally:
-        process.terminate()
-        process.wait(60)
-        process.stdout.close()
-
-
-@pytest.mark.slow
-def test_the_trip_of_a_shop_with_class_folders(tmp_path: Path) -> None:
-    photos = write_class_folder(tmp_path / "shop", per_class=20)
-    with looking(photos, "--no-browser") as (said, url):
-        assert "learning 3 classes (circle, cross, stripe)" in said
-        assert "holds 60 images: 60 added" in said
-        found = httpx.post(f"{url}/v1/search", data={"id": 0, "k": 5}, timeout=60).json()
-        assert {hit["label"] for hit in found["hits"]} == {"circle"}
-        assert httpx.get(url).text.startswith("<!doctype html>")
-    with looking(photos, "--no-browser") as (said, _):
-        assert "learning" not in said
-        assert "holds 60 images: nothing new" in said
-    with pytest.raises(ModelError, match="with classes, which --no-labels would not use"):
-        prepare_folder(photos, use_labels=False)
-
-
-@pytest.mark.slow
-def test_the_trip_of_holiday_pictures_whose_disk_moves(tmp_path: Path, weights_dir: Path) -> None:
-    photos = holiday(tmp_path / "photos", count=40)
-    picture("circle", 5, side=96).save(photos / "unsuffixed", "JPEG")
-    weights = weights_dir / WEIGHTS
-    with looking(photos, "--weights", weights) as (said, url):
-        assert "named by dates" in said
-        assert "holds 41 images: 41 added, passed over 2 (.cr2 1, .db 1)" in said
-        shown = httpx.get(f"{url}/v1/images", timeout=60).json()["images"]
-        assert {image["label"] for image in shown} == {None}
-        assert all(image["name"] for image in shown)
-    elsewhere = tmp_path / "new disk" / "photos"
-    elsewhere.parent.mkdir()
-    for name in ("photos", "photos.hashlens"):
-        shutil.move(tmp_path / name, elsewhere.parent / name)
-    with looking(elsewhere) as (said, url):
-        assert "holds 41 images: 41 moved" in said
-        picked = httpx.get(f"{url}/v1/images/0/thumbnail", timeout=60)
-        assert picked.headers["content-type"].startswith("image/")
-    found = CliRunner().invoke(app, ["search", f"{elsewhere}.hashlens/index", "0", "--json"])
-    assert (found.exit_code, str(photos) in found.stdout) == (0, False), found.output
-    assert str(elsewhere) in found.stdout
