@@ -362,6 +362,10 @@ def test_a_file_of_metadata_is_joined_by_name(
     result = runner.invoke(app, [str(word) for word in [*command, "--metadata", "lot=1"]])
     assert result.exit_code == 0, result.output
     assert "found 39 of 40 images, 1 of its 40 rows name no image here" in result.stderr
+    words = ["search", index, "0", "--where", "brand<50", "--where", "price<50"]
+    said = runner.invoke(app, [str(word) for word in words]).stderr
+    assert "metadata 'brand' holds words, such as 'no " in said
+    assert "'price'" not in said
     found = run_json("search", index, "0", "-k", 40, "--where", "price<50")["results"][0]["hits"]
     assert sorted(hit["metadata"]["price"] for hit in found) == [0, 10, 20, 30, 40]
     assert all(set(hit["metadata"]) == {"price", "brand", "lot"} for hit in found)

@@ -213,6 +213,15 @@ def test_lists_without_a_header_and_lists_by_the_name_alone(tmp_path: Path) -> N
     assert [open_source(tmp_path / "photos").label_name(i) for i in range(9)] == WORDS
 
 
+def test_numbers_with_a_decimal_comma(tmp_path: Path) -> None:
+    save_pictures(tmp_path)
+    path = tmp_path / "metadata.csv"
+    path.write_text("file;price;size\n0.png;12,5;3\n1.png;7;1,2 m\n")
+    assert open_source(tmp_path).metadata(0) == {"price": 12.5, "size": "3"}
+    path.write_text('file,price\n0.png,"12,5"\n')
+    assert open_source(tmp_path).metadata(0) == {"price": "12,5"}
+
+
 def test_what_a_list_leaves_open_is_said(tmp_path: Path) -> None:
     save_pictures(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,price\n0.png,1\nnone.png,2\n")

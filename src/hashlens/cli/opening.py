@@ -248,12 +248,17 @@ def unknown_words(index: Index, where: Mapping[str, Any]) -> list[str]:
     keys = {key for key in where if key != "label"}
     if keys:
         ids = index.ids()[:_MOST_READ]
-        known: dict[str, None] = {}
+        known: dict[str, Any] = {}
         for start in range(0, len(ids), _READ_AT_ONCE):  # most keys are in the first records
             for record in index.records(ids[start : start + _READ_AT_ONCE]):
-                known.update(dict.fromkeys(record.metadata))
+                known.update(record.metadata)
             if keys <= known.keys():
                 break
+        for key in sorted(keys & known.keys()):
+            asked, held = where[key], known[key]
+            limits = asked.values() if isinstance(asked, dict) else [""]
+            if isinstance(held, str) and not any(isinstance(limit, str) for limit in limits):
+                told.append(f"metadata {key!r} holds words, such as {held!r}: no number fits")
         for key in sorted(keys - known.keys()):
             like = ", ".join(list(known)[:10])
             told.append(

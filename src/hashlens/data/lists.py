@@ -122,15 +122,17 @@ def _csv_columns(path: Path, text: str) -> dict[str, list[Any]]:
         )
     width = len(header)
     cells = [row + [""] * (width - len(row)) for row in rows[1:]]
-    return {name: _typed([row[i] for row in cells]) for i, name in enumerate(header) if name}
+    # Where cells are parted by semicolons, a comma is that of a decimal number.
+    comma = "," if delimiter == ";" else "."
+    return {name: _typed([row[i] for row in cells], comma) for i, name in enumerate(header) if name}
 
 
-def _typed(cells: list[str]) -> list[Any]:
+def _typed(cells: list[str], comma: str = ".") -> list[Any]:
     """Cells as numbers, true and false if all of the column are; else as words."""
     values: list[Any] = []
     for cell in map(str.strip, cells):
         try:
-            value = json.loads(cell) if cell else None
+            value = json.loads(cell.replace(comma, ".")) if cell else None
         except (ValueError, RecursionError):
             return [cell.strip() or None for cell in cells]
         if not isinstance(value, int | float | None) or value in (float("inf"), -float("inf")):
