@@ -51,13 +51,7 @@ def look_command(
     )
     report = ready.synced.report
     show_skipped(report.skipped)
-    counts = {
-        "added": report.added,
-        "changed": report.updated,
-        "moved": report.moved,
-        "removed": report.removed,
-        "skipped": len(report.skipped),
-    }
+    counts = report._asdict() | {"skipped": len(report.skipped), "unchanged": 0}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     over = passed_over(ready.synced.listing.passed_over)
     typer.echo(f"{ready.index} holds {ready.images} images: {told or 'nothing new'}{over}")

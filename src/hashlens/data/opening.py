@@ -135,7 +135,8 @@ def open_source(
     if mark and base and _exists(Path(base)):
         return _open_part(text, Path(base), part, options)
     name = base if mark else text
-    if _HUB_NAME.fullmatch(name) and not _looks_local(name):
+    is_local = os.path.exists(name.split("/")[0]) or name.lower().endswith(".parquet")
+    if _HUB_NAME.fullmatch(name) and not is_local:
         try:
             return open_hub(text, text, options)
         except SourceError as error:
@@ -229,10 +230,6 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _looks_local(name: str) -> bool:
-    return os.path.exists(name.split("/")[0]) or name.lower().endswith(".parquet")
-
-
 def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -282,8 +279,7 @@ def open_directory(
             listing.forget(read.path)
         # Where a list has the labels, the sub-folders need not be classes.
         labelled = any(read.labels is not None for read in lists)
-        whole = all_classes or labelled
-        source = open_folder(spec, folder, all_classes=whole, listing=listing)
+        source = open_folder(spec, folder, listing, all_classes=all_classes or labelled)
         for read in lists:
             source = join_list(source, read)
         return source

@@ -168,7 +168,7 @@ def find_column(
     if asked is not None:
         found = asked if asked in columns else None
     if found is None:
-        kind = "image" if names is IMAGE_COLUMNS else "label"
+        kind = {IMAGE_COLUMNS: "image", LABEL_COLUMNS: "label"}.get(names, "vector")
         raise SourceError(
             f"{where}: expected a column '{asked or names[0]}', got {', '.join(columns)}; name "
             f"the one of the {kind}s with --{kind}-column"
@@ -391,12 +391,9 @@ class JoinedImages:
         return self.stores[at], row - int(self._starts[at])
 
 
-_LONGEST_PATH = 4096
-
-
 def near(name: str, table: str | Path) -> Path | Uri:
     """The file that a table names: next to the table if it is there, else as it is written."""
-    if len(name) > _LONGEST_PATH:  # such as a picture in base64
+    if len(name) > 4096:  # such as a picture in base64
         raise SourceError(f"expected a path, got a text of {len(name):,} characters")
     if is_remote(name):
         return Uri(name)

@@ -18,6 +18,7 @@ from hashlens.data.source import Columns, ReadOptions, Source
 from hashlens.data.tables import (
     IMAGE_COLUMNS,
     arrow_columns,
+    find_column,
     label_column,
     labelled_source,
     open_file,
@@ -279,13 +280,8 @@ def _vector_column(
     ``vectors`` are the columns of lists of numbers, ``encoded`` those that are no words. A table
     with encoded images is one of images, unless its column of vectors is named.
     """
-    asked = options.vector_column
-    if asked is not None:
-        if asked not in names:
-            raise SourceError(
-                f"{spec}: expected a column '{asked}' of vectors, got {', '.join(names)}"
-            )
-        return asked
+    if options.vector_column is not None:
+        return find_column(names, VECTOR_COLUMNS, spec, options.vector_column)
     images = {name for name in names if name.lower() in IMAGE_COLUMNS}
     if options.image_column is not None or images & encoded:
         return None

@@ -13,7 +13,7 @@ import numpy as np
 from hashlens.data.labels import class_counts
 from hashlens.data.opening import find_folder, open_directory
 from hashlens.data.source import ReadOptions, Source
-from hashlens.errors import ModelError, SourceError
+from hashlens.errors import ModelError, SourceError, few_of
 from hashlens.files import path_uri
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.syncing import SyncedFolder, sync_folder
@@ -107,8 +107,7 @@ def _make_model(
         reason = "as asked"
     if reason is None:
         say(
-            f"learning {len(source.classes)} classes "
-            f"({', '.join(source.classes[:5])}{', ...' if len(source.classes) > 5 else ''}); "
+            f"learning {len(source.classes)} classes ({few_of(source.classes)}); "
             "--no-labels does not"
         )
         # A folder should be seen in minutes; `hashlens train` takes longer and finds better.
