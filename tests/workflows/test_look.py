@@ -11,8 +11,10 @@ import pytest
 
 from hashlens import Encoder, HashIndex, open_source
 from hashlens.errors import ModelError, SourceError
+from hashlens.training.folder import open_run
+from hashlens.training.recipes import configure
 from hashlens.workflows.look import prepare_folder, why_no_classes
-from image_builders import holiday, picture
+from image_builders import holiday, picture, write_class_folder
 
 WEIGHTS = "mobilenetv2_100_imagenet.safetensors"
 GOLDEN = Path(__file__).parents[1] / "data" / "models" / "format-3"  # of the classes cat, dog, eel
@@ -87,6 +89,17 @@ def test_an_unlabelled_folder_is_fitted_once_and_then_synced(
     shutil.move(tmp_path / "photos.hashlens", tmp_path / "elsewhere.hashlens")
     there = prepare_folder(moved)
     assert (there.images, there.synced.report.added, there.synced.report.moved) == (24, 0, 24)
+
+
+@pytest.mark.slow
+def test_what_was_interrupted_with_other_pictures_begins_again(tmp_path: Path) -> None:
+    photos, out = write_class_folder(tmp_path / "photos", per_class=5), tmp_path / "out"
+    before = open_source(photos)
+    config, _ = configure("small", {}, before)
+    open_run(out / "model", before, config, resume=False, overwrite=False)
+    picture("cross", 99).save(photos / "cross" / "new.png")
+    assert prepare_folder(photos, out).images == 16
+    assert Encoder.load(out / "model").classes == before.classes
 
 
 def looked_at(folder: str, out: Path) -> list[str | None]:

@@ -210,17 +210,17 @@ def sync_command(
     for line in found.notes():
         note(f"note: {line}")
     show_skipped([] if as_json else report.skipped)
-    counts = {key: value for key, value in report._asdict().items() if key != "skipped"}
     result = {
         "index": str(index),
-        **counts,
+        **report._asdict(),
         "skipped": skipped_json(report.skipped),
         "passed_over": dict(found.passed_over),
+        "images": images,
     }
-    counts["skipped"] = len(report.skipped)
-    text = ", ".join(f"{value} {key}" for key, value in counts.items())
-    text += passed_over(found.passed_over)
-    tell({**result, "images": images}, f"{text}; {index} holds {images} images", as_json)
+    counts = {**report._asdict(), "skipped": len(report.skipped)}
+    told = ", ".join(f"{value} {key}" for key, value in counts.items())
+    text = f"{told}{passed_over(found.passed_over)}; {index} holds {images} images"
+    tell(result, text, as_json)
 
 
 def create_in_shards(

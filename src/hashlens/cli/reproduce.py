@@ -155,8 +155,7 @@ def products_command(
 
     settings = read_products(quick=quick)
     changes = {"epochs": epochs, "backbone": backbone}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    training = {**settings.training, **changes}
+    training = {**settings.training, **{k: v for k, v in changes.items() if v is not None}}
     length = settings.bits if bits is None else bits
     settings = replace(settings, bits=length, training=training)
     run = ProductsRun(
@@ -167,8 +166,7 @@ def products_command(
     kept = run.run()
     page = write_products(run, kept, _typed())
     scores = kept["scores"]
-    table = ways_table(scores["ways"], NAMES).text()
-    text = f"{summary(scores)}\n{table}\nreport: {page}"
+    text = f"{summary(scores)}\n{ways_table(scores['ways'], NAMES).text()}\nreport: {page}"
     tell({"piece": "products", "report": str(page), **kept}, text, as_json)
 
 

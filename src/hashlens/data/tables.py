@@ -168,7 +168,7 @@ def find_column(
     if asked is not None:
         found = asked if asked in columns else None
     if found is None:
-        kind = {IMAGE_COLUMNS: "image", LABEL_COLUMNS: "label"}.get(names, "vector")
+        kind = "label" if names is LABEL_COLUMNS else "vector" if "vector" in names else "image"
         raise SourceError(
             f"{where}: expected a column '{asked or names[0]}', got {', '.join(columns)}; name "
             f"the one of the {kind}s with --{kind}-column"

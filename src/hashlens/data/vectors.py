@@ -185,10 +185,8 @@ def vector_source(
 
 def _uri_column(columns: Columns) -> str | None:
     by_name = {name.lower(): name for name in columns}
-    for name in filter(None, map(by_name.get, URI_COLUMNS)):
-        if all(isinstance(value, str) and value for value in columns[name]):
-            return name
-    return None
+    found = filter(None, map(by_name.get, URI_COLUMNS))
+    return next((n for n in found if all(isinstance(v, str) and v for v in columns[n])), None)
 
 
 def load_npy(path: Path) -> NDArray[Any]:
@@ -290,7 +288,6 @@ def _vector_column(
 
 
 def _notes(column: str, columns: Columns) -> tuple[str, ...]:
-    paths = [name for name in columns if name.lower() in IMAGE_COLUMNS]
-    if not paths:
-        return ()
-    return (f"read as vectors, of column '{column}'; --image-column {paths[0]} reads the images",)
+    paths = [name for name in columns if name.lower() in IMAGE_COLUMNS][:1]
+    read = f"read as vectors, of column '{column}'; --image-column"
+    return tuple(f"{read} {name} reads the images" for name in paths)

@@ -96,20 +96,15 @@ def _make_model(
     say: Callable[[str], None],
     progress: bool,
 ) -> None:
-    root, are_classes = find_folder(spec)
-    all_classes = are_classes or not use_labels
-    source = open_directory(path_uri(root), root, options, all_classes=all_classes)
+    root, asked = find_folder(spec)
+    source = open_directory(path_uri(root), root, options, all_classes=asked or not use_labels)
     for line in source.notes:
         if use_labels or "class" not in line:
             say(f"note: {line}")
-    reason = None if are_classes else why_no_classes(source)
-    if not use_labels:
-        reason = "as asked"
+    reason = "as asked" if not use_labels else None if asked else why_no_classes(source)
     if reason is None:
-        say(
-            f"learning {len(source.classes)} classes ({few_of(source.classes)}); "
-            "--no-labels does not"
-        )
+        names = few_of(source.classes)
+        say(f"learning {len(source.classes)} classes ({names}); --no-labels does not")
         # A folder should be seen in minutes; `hashlens train` takes longer and finds better.
         if not has_cuda() and image_facts(source).side > SMALL_SIDE:
             values["freeze_backbone"] = True
@@ -126,7 +121,13 @@ def _make_model(
     from hashlens.training.fit import train  # loads PyTorch: only where something is learned
     from hashlens.training.state import RUN
 
-    train(source, model, resume=(model / RUN).is_dir(), progress=progress, **values)
+    values["progress"], resume = progress, (model / RUN).is_dir()
+    try:
+        train(source, model, resume=resume, **values)
+    except ModelError:  # what was interrupted had other images, or options
+        if not resume:
+            raise
+        train(source, model, overwrite=True, **values)
 
 
 def why_no_classes(source: Source) -> str | None:
