@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.hashlens-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-slow crash-test lowest lint types format bench docs docs-site clean
+.PHONY: help setup browser demo test test-slow trips crash-test lowest lint types format bench docs docs-site clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -33,6 +33,14 @@ test: setup  ## the default test suite (under 15 minutes on two cores)
 
 test-slow: setup  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
+
+trips: $(STAMP)  ## the first hour of three newcomers, from a freshly built wheel in a fresh environment
+	rm -rf build/trips
+	$(BIN)/python -m build --wheel --outdir build/trips .
+	$(BIN)/uv venv --quiet --python $(BIN)/python build/trips/venv
+	VIRTUAL_ENV=build/trips/venv $(BIN)/uv pip install --quiet -c constraints.txt \
+	  "hashlens[train,serve,heic] @ file://$$(ls $(CURDIR)/build/trips/*.whl)" pytest hypothesis httpx
+	build/trips/venv/bin/python -m pytest -m slow --durations=0 tests/test_newcomers.py
 
 crash-test: $(STAMP)  ## kill writers at random moments, 300 times, and check every index
 	$(BIN)/python -m pytest -m "slow or not slow" tests/index/test_crash.py --kills 300

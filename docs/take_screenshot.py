@@ -12,6 +12,9 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+_ALL_SEEN_ARE_LOADED = """[...document.images].every(
+    image => image.complete || image.getBoundingClientRect().top > innerHeight
+)"""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -31,11 +34,12 @@ def main() -> None:
             viewport={"width": options.width, "height": options.height},
             color_scheme="dark" if options.dark else "light",
             device_scale_factor=1.5,
+            bypass_csp=True,  # else nothing can be waited for on this page
         )
         page.goto(options.address)
         page.wait_for_selector("#content .card a img")
         page.wait_for_load_state("networkidle")
-        page.wait_for_function("[...document.images].every(image => image.complete)")
+        page.wait_for_function(_ALL_SEEN_ARE_LOADED)
         page.screenshot(path=options.out)
         browser.close()
 

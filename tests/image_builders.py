@@ -46,6 +46,21 @@ def write_class_folder(root: Path, per_class: int, side: int = 32) -> Path:
 
 
 @cache
+def holiday(folder: Path, count: int = 24) -> Path:
+    """Pictures by year and month, next to what phones, disks and photo programs leave."""
+    for number in range(count):
+        month = folder / f"20{21 + number % 3}" / f"{1 + number % 4:02}"
+        month.mkdir(parents=True, exist_ok=True)
+        kind = ("circle", "cross", "stripe")[number % 3]
+        picture(kind, number, side=96).save(month / f"IMG_{number:04}.jpg")
+    for junk in ("@eaDir", ".thumbnails", "#recycle"):
+        (folder / junk).mkdir()
+        picture("cross", 99).save(folder / junk / "small.jpg")
+    (folder / "2021" / "raw.cr2").write_bytes(b"raw")
+    (folder / "Thumbs.db").write_bytes(b"db")
+    return folder
+
+
 def _bomb() -> bytes:
     """A whole PNG of 30,000 x 30,000 grey pixels, in 900 kB."""
     side = 30_000

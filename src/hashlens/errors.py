@@ -6,7 +6,7 @@ line prints it as it is, without a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -18,6 +18,12 @@ def system_reason(error: OSError) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def few_of(names: Iterable[object]) -> str:
+    """The first five of some names, and how many more there are."""
+    words = [str(name) for name in names]
+    return ", ".join(words[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "")
 
 
 class HashlensError(Exception):

@@ -199,17 +199,21 @@ def test_the_empty_name_removes_nothing(index: Path) -> None:
     assert run_json("index", "info", index)["images"] == 42
 
 
-def test_large_pictures_within_the_limit_are_no_matter(
+def test_large_pictures_and_damaged_extras_are_no_matter(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = tmp_path / "large.png"
     Image.new("1", (10_000, 9_000)).save(large)
-    monkeypatch.setattr(sys, "argv", ["hashlens", "index", "add", str(index), str(large)])
+    odd = tmp_path / "unsuffixed"  # with EXIF that ends too early
+    Image.new("L", (9, 9)).save(odd, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    monkeypatch.setattr(sys, "argv", ["hashlens", "index", "add", str(index), str(large), str(odd)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(SystemExit):
             main()
-    assert "added 1, skipped 0" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "added 2, skipped 0" in said.out
+    assert "Warning" not in said.err
 
 
 def test_names_that_are_no_text_are_printed(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +234,8 @@ def test_sync_follows_a_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     first = run_json("index", "sync", index, "~/copy")
     assert (first["added"], first["images"]) == (40, 80)
-    assert run_json("index", "sync", index, folder)["unchanged"] == 40
+    again = runner.invoke(app, ["index", "sync", str(index), str(folder), "--json"])
+    assert (json.loads(again.stdout)["unchanged"], "0/?" in again.stderr) == (40, False)
     gone = next(folder.rglob("5.png"))
     gone.unlink()
     (folder / "empty.png").touch()
@@ -357,6 +362,10 @@ def test_a_file_of_metadata_is_joined_by_name(
     result = runner.invoke(app, [str(word) for word in [*command, "--metadata", "lot=1"]])
     assert result.exit_code == 0, result.output
     assert "found 39 of 40 images, 1 of its 40 rows name no image here" in result.stderr
+    words = ["search", index, "0", "--where", "brand<50", "--where", "price<50"]
+    said = runner.invoke(app, [str(word) for word in words]).stderr
+    assert "metadata 'brand' holds words, such as 'no " in said
+    assert "'price'" not in said
     found = run_json("search", index, "0", "-k", 40, "--where", "price<50")["results"][0]["hits"]
     assert sorted(hit["metadata"]["price"] for hit in found) == [0, 10, 20, 30, 40]
     assert all(set(hit["metadata"]) == {"price", "brand", "lot"} for hit in found)

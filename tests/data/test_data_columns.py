@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -16,11 +17,15 @@ from picture_tables import PICTURES, assert_same_pictures
 
 from hashlens import SourceError, open_source
 from hashlens.data.opening import load_image
+from hashlens.errors import ImageError
 from image_builders import encoded
 
 BYTES = [encoded(image) for image in PICTURES]
 WORDS = list("aabbccabc")
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+NO_BYTES = pa.struct([("bytes", pa.null()), ("path", pa.string())])  # as pyarrow infers it
+JUST_PATH = pa.struct([("path", pa.string())])
+STRUCTS = (STRUCT, NO_BYTES, JUST_PATH)
 
 
 def save_pictures(folder: Path) -> list[str]:
@@ -59,15 +64,29 @@ def test_every_kind_of_bytes_is_read(tmp_path: Path, kind: Any) -> None:
     assert_same_pictures(open_source(table(tmp_path / "x.parquet", image=column)))
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), STRUCT])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), *STRUCTS])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_paths_are_read_next_to_the_table(tmp_path: Path, kind: Any, absolute: bool) -> None:
     names = save_pictures(tmp_path / "files")
     paths = [f"{tmp_path if absolute else ''}/files/{name}"[not absolute :] for name in names]
-    values = [{"bytes": None, "path": path} for path in paths] if kind is STRUCT else paths
+    values = [{"bytes": None, "path": path} for path in paths] if kind in STRUCTS else paths
     source = open_source(table(tmp_path / "x.parquet", image=pa.array(values, kind)))
     assert_same_pictures(source)
     assert_same_pictures(pickle.loads(pickle.dumps(source)))
+
+
+def test_paths_of_windows_and_texts_that_are_no_paths(tmp_path: Path) -> None:
+    names = save_pictures(tmp_path / "files")
+    paths = [f"files\\{name}" for name in names]
+    assert_same_pictures(open_source(table(tmp_path / "x.parquet", image=paths)))
+    (tmp_path / "x.csv").write_text("\n".join(["path", *paths]))
+    assert_same_pictures(open_source(tmp_path / "x.csv"))
+    coded = [b64encode(data * 40).decode() for data in BYTES] + ["x" * 300]
+    source = open_source(table(tmp_path / "coded.parquet", image=coded))
+    with pytest.raises(ImageError, match=r"coded.parquet#0: expected a path, got a text of \S+ ch"):
+        source.load(0)
+    with pytest.raises(ImageError, match="name too long"):
+        source.load(9)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +213,15 @@ def test_lists_without_a_header_and_lists_by_the_name_alone(tmp_path: Path) -> N
     assert [open_source(tmp_path / "photos").label_name(i) for i in range(9)] == WORDS
 
 
+def test_numbers_with_a_decimal_comma(tmp_path: Path) -> None:
+    save_pictures(tmp_path)
+    path = tmp_path / "metadata.csv"
+    path.write_text("file;price;size\n0.png;12,5;3\n1.png;7;1,2 m\n")
+    assert open_source(tmp_path).metadata(0) == {"price": 12.5, "size": "3"}
+    path.write_text('file,price\n0.png,"12,5"\n')
+    assert open_source(tmp_path).metadata(0) == {"price": "12,5"}
+
+
 def test_what_a_list_leaves_open_is_said(tmp_path: Path) -> None:
     save_pictures(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,price\n0.png,1\nnone.png,2\n")
@@ -253,7 +281,9 @@ def test_damaged_lists_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_images_behind_a_uri(object_store: Any, tmp_path: Path) -> None:
+def test_images_behind_a_uri(
+    object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i, data in enumerate(BYTES):
         object_store.pipe(f"/shop/photos/{WORDS[i]}/{i}.png", data)
     object_store.pipe("/shop/photos/a/readme.txt", b"-")
@@ -274,6 +304,8 @@ def test_images_behind_a_uri(object_store: Any, tmp_path: Path) -> None:
             file.writestr(f"{WORDS[i]}/{i}.png", data)
     zipped = open_source(f"zip://::{archive}")
     assert zipped.classes == ("a", "b", "c")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("zip://::x.zip").uris == zipped.uris  # found from every folder
     assert load_image(zipped.uris[0]).size == (8, 8)
     for spec, message in (
         ("memory://shop/none", "found none"),

@@ -95,6 +95,7 @@ def test_a_hash_in_a_folder_name_is_part_of_the_name(tmp_path: Path) -> None:
         (("train2017", "val2017"), ("cat", "dog")),
         (("fold1", "fold2", "fold3"), ("cat", "dog")),
         (("trainset", "testset"), ("cat", "dog")),
+        (("cv_1", "cv_2", "cv_3"), ("cat", "dog")),
         (("Validation Images", "Train Images"), ("cat", "dog")),
     ],
 )
@@ -167,16 +168,28 @@ def test_one_class_alone_is_no_wrapper(tmp_path: Path) -> None:
         ["20230501", "20230502"],
         ["Photos/2022/12", "Photos/2023/01"],
         ["2023-05", "2023-06", "misc"],
+        ["14.05.2023", "15.05.2023 Rome"],
+        ["05-2023", "6-2023"],
+        ["May 2023", "june_2023", "2. Oktober 2023"],
+        ["2023年5月", "2023年12月3日"],
+        ["DCIM/100APPLE", "DCIM/101APPLE"],
+        ["100D5600", "101_PANA", "102CANON"],
+        ["Google Photos/Photos from 2022", "Google Photos/Photos from 2023"],
     ],
 )
 def test_dates_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     source = open_source(write(tmp_path, *in_each(*folders)))
     assert (source.classes, len(source)) == ((), 2 * len(folders))
-    assert "named by dates, so they are not taken for classes" in source.notes[0]
+    assert "named by dates or cameras, so they are not taken for classes" in source.notes[0]
     assert source.notes[0].endswith(f"if they are, write {tmp_path}#*")
     assert open_source(f"{tmp_path}#*").classes
-    with pytest.raises(SourceError, match=r"named by dates.*--unsupervised"):
+    with pytest.raises(SourceError, match=r"named by dates or cameras.*--unsupervised"):
         require_labels(source)
+
+
+def test_names_that_only_hold_numbers_are_classes(tmp_path: Path) -> None:
+    names = ["2000GT", "123ABC", "Ford Mustang 2012", "Mars 2012", "1066", "20235", "12345678"]
+    assert open_source(write(tmp_path, *in_each(*names))).classes == tuple(sorted(names))
 
 
 def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
@@ -230,3 +243,4 @@ def test_one_class_in_two_forms_of_unicode_is_one_class(tmp_path: Path) -> None:
     assert source.classes == (composed, "tea")
     assert np.bincount(source.labels).tolist() == [4, 2]
     assert sum(combined in uri for uri in source.uris) == 2  # paths stay as they are
+    assert open_source(tmp_path, exclude=[composed]).classes == ("tea",)

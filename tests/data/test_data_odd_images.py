@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from hashlens import ImageError
+from hashlens import ImageError, open_source
 from hashlens.data.decoding import decode_source, iter_decoded
-from hashlens.data.folders import open_folder
 from hashlens.data.image import ImageWarning
 from hashlens.data.opening import load_image
 from hashlens.data.preprocessing import Preprocessing
@@ -81,7 +80,7 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_read_and_told(
 def test_strict_refuses_a_cut_jpeg_wherever_it_is_read(tmp_path: Path) -> None:
     data = encoded(picture("circle", 0, 256), "JPEG", quality=95)
     (tmp_path / "cut.jpg").write_bytes(data[:-30])
-    source, size = open_folder("x", tmp_path), Preprocessing(16)
+    source, size = open_source(tmp_path), Preprocessing(16)
     with pytest.warns(ImageWarning, match="cut.jpg: lacks its last bytes"):
         assert len(decode_source(source, size).positions) == 1
     with pytest.raises(ImageError, match="truncated"):
@@ -172,9 +171,9 @@ def test_heic_is_read_where_its_plugin_is(tmp_path: Path) -> None:
         PICTURE.save(tmp_path / "IMG_1.HEIC", format="HEIF", quality=90)
     except Exception as error:  # the library was built without an encoder
         pytest.skip(f"pillow-heif cannot write HEIC here: {error}")
-    source = open_folder("x", tmp_path)
+    source = open_source(tmp_path)
     assert [Path(uri).name for uri in source.uris] == ["IMG_1.HEIC"]
     found = np.asarray(source.load(0)).astype(int)
     assert np.abs(found - np.asarray(PICTURE)).mean() < 12
     (tmp_path / "phone").write_bytes((tmp_path / "IMG_1.HEIC").read_bytes())
-    assert len(open_folder("x", tmp_path)) == 2  # judged by its content
+    assert len(open_source(tmp_path)) == 2  # judged by its content

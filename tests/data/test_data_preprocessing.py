@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from hashlens import InvalidInputError
 from hashlens.data.opening import load_image
-from hashlens.data.preprocessing import Preprocessing
+from hashlens.data.preprocessing import Preprocessing, input_from_dict
 from image_builders import encoded, picture
 
 GREY = {"channels": 1, "mean": (0.1307,), "std": (0.3081,)}
@@ -128,7 +128,7 @@ def test_reading_an_image_decodes_it_at_reduced_size() -> None:
 
 def test_json_round_trip() -> None:
     preprocessing = Preprocessing(96, 1, (0.2,), (0.3,), "crop", 0.875, "bilinear")
-    again = Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict())))
+    again = input_from_dict(json.loads(json.dumps(preprocessing.to_dict())))
     assert again == preprocessing
     assert hash(again) == hash(preprocessing)
 
@@ -151,11 +151,11 @@ def test_json_round_trip() -> None:
 )
 def test_json_of_another_kind_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        Preprocessing.from_dict({**Preprocessing(32).to_dict(), **change})
+        input_from_dict({**Preprocessing(32).to_dict(), **change})
 
 
 def test_json_that_lacks_a_field_is_refused() -> None:
     values = Preprocessing(32).to_dict()
     del values["resize"]
     with pytest.raises(InvalidInputError, match="resize"):
-        Preprocessing.from_dict(values)
+        input_from_dict(values)

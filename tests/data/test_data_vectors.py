@@ -72,7 +72,9 @@ def test_a_parquet_column_of_lists_is_a_source(tmp_path: Path, fixed: bool) -> N
     assert [source.label_name(i) for i in range(6)] == LABELS
     assert source.uris[5] == "https://x/5"
     assert source.metadata(2) == {"price": 2}
-    with pytest.raises(SourceError, match="expected a column 'nope' of vectors, got vec, label"):
+    with pytest.raises(
+        SourceError, match=r"expected a column 'nope', got vec, label.* --vector-column"
+    ):
         open_source(tmp_path / "x.parquet", vector_column="nope")
 
 

@@ -190,6 +190,7 @@ def test_a_class_of_one_image_trains_and_one_without_images_is_dropped(
     result = _train_folder(folder, tmp_path / "m")
     told = " ".join(result.warnings)
     assert "1 classes are dropped, none of their images could be read: broken" in told
+    assert "have no label" not in told
     assert "1 classes have one image each, which is in training and not in validation: alone" in (
         told
     )
@@ -201,6 +202,14 @@ def test_a_class_of_one_image_trains_and_one_without_images_is_dropped(
             file.write_bytes(b"no image")
     with pytest.raises(SourceError, match=r"at least 2 classes, got 1 \('dark'\)"):
         _train_folder(folder, tmp_path / "n")
+
+
+def test_a_few_images_of_each_class_are_enough(folder: Path, tmp_path: Path) -> None:
+    """As few as ``hashlens look`` takes for a class."""
+    for path in folder.rglob("[5-9].png"):
+        path.unlink()
+    result = _train_folder(folder, tmp_path / "m", validation=None)
+    assert (result.training_images, result.validation_images) == (8, 2)
 
 
 def test_more_classes_than_codes_are_told(digits: Source, quick: Quick, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
 @index_app.command("sync")
 def sync_command(
     index: Path = INDEX,
-    folder: Path = typer.Argument(..., help="Folder of images; sub-folders name classes."),
+    folder: str = typer.Argument(..., help="Folder of images; sub-folders name classes."),
     model: Path | None = INDEX_MODEL,
     exclude: list[str] = EXCLUDE,
     strict: bool = STRICT,
@@ -201,27 +201,26 @@ def sync_command(
     from hashlens.data.source import ReadOptions
     from hashlens.index.syncing import sync_folder
 
-    root = Path(os.path.abspath(folder.expanduser()))
     options = ReadOptions(tuple(exclude), strict)
     with open_index(index, model, encode=True) as opened, ProgressBar("encoding", None) as bar:
         found, report = sync_folder(
-            opened, root, options, verify_content=verify_content, progress=bar.reach
+            opened, folder, options, verify_content=verify_content, progress=bar.reach
         )
         images = len(opened)
     for line in found.notes():
         note(f"note: {line}")
     show_skipped([] if as_json else report.skipped)
-    counts = {key: value for key, value in report._asdict().items() if key != "skipped"}
     result = {
         "index": str(index),
-        **counts,
+        **report._asdict(),
         "skipped": skipped_json(report.skipped),
         "passed_over": dict(found.passed_over),
+        "images": images,
     }
-    counts["skipped"] = len(report.skipped)
-    text = ", ".join(f"{value} {key}" for key, value in counts.items())
-    text += passed_over(found.passed_over)
-    tell({**result, "images": images}, f"{text}; {index} holds {images} images", as_json)
+    counts = {**report._asdict(), "skipped": len(report.skipped)}
+    told = ", ".join(f"{value} {key}" for key, value in counts.items())
+    text = f"{told}{passed_over(found.passed_over)}; {index} holds {images} images"
+    tell(result, text, as_json)
 
 
 def create_in_shards(

@@ -14,7 +14,7 @@ from hashlens.cli.serve import serve_index
 
 
 def look_command(
-    folder: Path = typer.Argument(..., help="Folder of images, in sub-folders or not."),
+    folder: str = typer.Argument(..., help="Folder of images, in sub-folders or not."),
     out: Path | None = typer.Option(
         None, help="Folder for model and index. [default: FOLDER.hashlens, next to it]"
     ),
@@ -51,13 +51,7 @@ def look_command(
     )
     report = ready.synced.report
     show_skipped(report.skipped)
-    counts = {
-        "added": report.added,
-        "changed": report.updated,
-        "moved": report.moved,
-        "removed": report.removed,
-        "skipped": len(report.skipped),
-    }
+    counts = report._asdict() | {"skipped": len(report.skipped), "unchanged": 0}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     over = passed_over(ready.synced.listing.passed_over)
     typer.echo(f"{ready.index} holds {ready.images} images: {told or 'nothing new'}{over}")

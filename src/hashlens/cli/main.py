@@ -146,8 +146,8 @@ def main() -> None:
     """Entry point of the console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
-    # Pillow's word on half of the pixels that ``hashlens.data.image`` reads on purpose.
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
+    # Pillow's word on what ``hashlens.data.image`` reads on purpose: large and damaged pictures.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.showwarning = _show_warning
     try:
         app()

@@ -106,14 +106,14 @@ def open_given(
 
     Of a table's other columns, ``columns`` become metadata; by default all of them.
     """
-    from hashlens.data.folders import is_image_name
+    from hashlens.data.folders import is_image_file
     from hashlens.data.lists import LIST_SUFFIXES
     from hashlens.data.opening import open_source
     from hashlens.files import path_uri
 
     found = GivenImages([], [], [], Counter(), [])
     for spec in sources:
-        if is_image_name(spec) and Path(spec).is_file():
+        if Path(spec).is_file() and is_image_file(Path(spec)):
             found.uris.append(path_uri(spec))
             found.labels.append(None)
             found.metadata.append({})
@@ -121,8 +121,8 @@ def open_given(
             continue
         if Path(spec).is_file() and not spec.lower().endswith((".parquet", ".npy", *LIST_SUFFIXES)):
             raise SourceError(
-                f"{spec}: not an image by its name; expected one such as x.jpg or x.png (convert "
-                "other kinds first), a folder, a .parquet, .csv or .npy file"
+                f"{spec}: not an image by its name or content; expected one such as x.jpg or x.png "
+                "(convert other kinds first), a folder, a .parquet, .csv or .npy file"
             )
         source = open_source(spec, **options)
         for line in source.notes:
@@ -248,12 +248,17 @@ def unknown_words(index: Index, where: Mapping[str, Any]) -> list[str]:
     keys = {key for key in where if key != "label"}
     if keys:
         ids = index.ids()[:_MOST_READ]
-        known: dict[str, None] = {}
+        known: dict[str, Any] = {}
         for start in range(0, len(ids), _READ_AT_ONCE):  # most keys are in the first records
             for record in index.records(ids[start : start + _READ_AT_ONCE]):
-                known.update(dict.fromkeys(record.metadata))
+                known.update(record.metadata)
             if keys <= known.keys():
                 break
+        for key in sorted(keys & known.keys()):
+            asked, held = where[key], known[key]
+            limits = asked.values() if isinstance(asked, dict) else [""]
+            if isinstance(held, str) and not any(isinstance(limit, str) for limit in limits):
+                told.append(f"metadata {key!r} holds words, such as {held!r}: no number fits")
         for key in sorted(keys - known.keys()):
             like = ", ".join(list(known)[:10])
             told.append(

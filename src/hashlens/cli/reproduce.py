@@ -17,8 +17,6 @@ from hashlens.cli.options import JSON, tell
 from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hashlens.paper.run import Piece
 
 reproduce_app = typer.Typer(
@@ -85,7 +83,6 @@ def _comparison(name: str, about: str) -> None:
             features or piece.features,
             seed,
             {Encoder.load(path).bits: path for path in model or []},
-            _console(),
         )
         if unused := sorted(set(run.models) - {job.bits for job in run.jobs()}):
             raise InvalidInputError(
@@ -158,21 +155,18 @@ def products_command(
 
     settings = read_products(quick=quick)
     changes = {"epochs": epochs, "backbone": backbone}
-    training = {name: value for name, value in changes.items() if value is not None}
-    training = {**settings.training, **training}
+    training = {**settings.training, **{k: v for k, v in changes.items() if v is not None}}
     length = settings.bits if bits is None else bits
     settings = replace(settings, bits=length, training=training)
-    console = _console()
     run = ProductsRun(
-        open_source(source), settings, out, model, weights, without_h, scale, seed, console
+        open_source(source), settings, out, model, weights, without_h, scale, seed
     ).prepared()
-    say(console, run.describe())
-    say(console, _PRODUCTS_TIME)
+    say(run.console, run.describe())
+    say(run.console, _PRODUCTS_TIME)
     kept = run.run()
     page = write_products(run, kept, _typed())
     scores = kept["scores"]
-    table = ways_table(scores["ways"], NAMES).text()
-    text = f"{summary(scores)}\n{table}\nreport: {page}"
+    text = f"{summary(scores)}\n{ways_table(scores['ways'], NAMES).text()}\nreport: {page}"
     tell({"piece": "products", "report": str(page), **kept}, text, as_json)
 
 
@@ -211,7 +205,6 @@ def field_command(
     run = FieldRun(
         searched, asking, backbone, size, weights, out, methods.split(",") if methods else (),
         [int(each) for each in bits.split(",")], seeds, training, learned, unseen, tune, epochs,
-        _console(),
     )  # fmt: skip
     say(run.console, run.describe())
     found = run.run()
@@ -230,12 +223,6 @@ _PRODUCTS_TIME = (
 def _typed() -> str:
     """The command line, as it was typed."""
     return "hashlens " + shlex.join(sys.argv[1:])
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
 
 
 def _only(piece: Piece, methods: str | None, bits: str | None, epochs: int | None) -> Piece:

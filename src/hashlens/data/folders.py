@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from hashlens.data.image import looks_like_image, plugin_suffixes
 from hashlens.data.labels import labels_from_values
 from hashlens.data.source import FileImages, ReadOptions, Source
 from hashlens.data.tables import labelled_source
-from hashlens.errors import SourceError, system_reason
+from hashlens.errors import SourceError, few_of, system_reason
 from hashlens.files import compared, path_uri
 
 SUFFIXES = frozenset(
@@ -101,12 +100,12 @@ class Listing:
                 f"{count_words(self.passed_over)}{hint}"
             )
         if self.system:
-            notes.append(f"left out {len(self.system)} system folders: {_some(self.system)}")
+            notes.append(f"left out {len(self.system)} system folders: {few_of(self.system)}")
         if self.excluded:
             notes.append(f"left out {self.excluded} files and folders by --exclude")
         if self.denied:
             notes.append(
-                f"left out {len(self.denied)} folders that may not be listed: {_some(self.denied)}"
+                f"left out {len(self.denied)} folders that may not be listed: {few_of(self.denied)}"
             )
         return notes
 
@@ -119,25 +118,11 @@ def count_words(counts: Mapping[str, int]) -> str:
     return ", ".join(words + ([f"others {rest}"] if rest else []))
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+def open_folder(spec: str, folder: Path, listing: Listing, *, all_classes: bool) -> Source:
+    """A folder of images, which were listed, as a source.
 
-
-def open_folder(
-    spec: str,
-    folder: Path,
-    options: ReadOptions | None = None,
-    *,
-    all_classes: bool = False,
-    listing: Listing | None = None,
-) -> Source:
-    """A folder of images as a source.
-
-    With ``all_classes`` every sub-folder is a class, whatever its name and what is in it;
-    ``listing`` is what the folder holds, where that is known.
+    With ``all_classes`` every sub-folder is a class, whatever its name and what is in it.
     """
-    listing = listing or list_folder(folder, options)
     if not listing.paths:
         left_out = "".join(f"; {note}" for note in listing.notes())
         raise SourceError(
@@ -166,8 +151,8 @@ def folder_classes(
 ) -> FolderClasses:
     """Read classes off paths below a folder, given in parts.
 
-    A folder that only wraps others is gone through; folders named by dates are no classes; a
-    folder that is split into parts, or could be, is refused.
+    A folder that only wraps others is gone through; folders named by dates or cameras are no
+    classes; a folder that is split into parts, or could be, is refused.
     """
     depth = 0
     if not all_classes:
@@ -188,9 +173,19 @@ def folder_classes(
     return FolderClasses(names, base_parts)
 
 
-# A year, with or without month and day, also before words: 2023, 2023-05, 20230514 Rome.
+# A year, with or without month and day, also before words: 2023, 2023-05, 20230514 Rome; the day
+# or the month first, 14.05.2023; a month in words; what cameras and albums make, such as 100APPLE.
+_YEAR, _DAY = r"(19|20)\d\d", r"(0?[1-9]|[12]\d|3[01])"
+_MONTH_NAME = (
+    "jan(uary?)?|feb(ruary?)?|mar(ch)?|märz|apr(il)?|may|mai|jun[ei]?|jul[yi]?|aug(ust)?|"
+    "sept?(ember)?|o[ck]t(ober)?|nov(ember)?|de[cz](ember)?"
+)
 _DATE = re.compile(
-    r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?(0[1-9]|[12]\d|3[01]))?(\D.*)?)?", re.DOTALL
+    rf"{_YEAR}(([-_. ]?(0[1-9]|1[0-2])|[-_. 年]1?\d(?!\d))([-_. 月]?{_DAY})?(\D.*)?)?"
+    rf"|({_DAY}[-_. ])?(0?[1-9]|1[0-2])[-_. ]{_YEAR}(\D.*)?"
+    rf"|({_DAY}[-_. ]+)?(?i:{_MONTH_NAME})[-_. ,]+{_YEAR}(\D.*)?"
+    rf"|[1-9]\d\d(?=\d*[A-Z_])[A-Z\d_]{{5}}|Photos from {_YEAR}",
+    re.DOTALL,
 )
 
 
@@ -212,7 +207,7 @@ def _wrapped(parts: Sequence[tuple[str, ...]]) -> int:
 _SPLIT_WORD = re.compile(
     r"train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?|pred(iction)?|holdout|unlabell?ed"
 )
-_NUMBERED_WORD = re.compile(r"fold|part|split|set")
+_NUMBERED_WORD = re.compile(r"fold|part|split|set|cv|batch|shard")
 
 
 def _without_split_word(name: str) -> str | None:
@@ -250,9 +245,9 @@ def _refuse_splits(spec: str, tops: Collection[str], parts: Iterable[tuple[str, 
         raise _is_split(spec, names)
     if len(having) <= len(shared) and len(having) == len(names):
         raise SourceError(
-            f"{spec}: the sub-folders {_some(sorted(shared))} are in each of {_some(names)}: parts "
-            f"of one data set, or classes? For a part write {_choices(spec, names)}; if "
-            f"{_some(names)} are the classes, write {spec}#*"
+            f"{spec}: the sub-folders {few_of(sorted(shared))} are in each of {few_of(names)}: "
+            f"parts of one data set, or classes? For a part write {_choices(spec, names)}; if "
+            f"{few_of(names)} are the classes, write {spec}#*"
         )
 
 
@@ -272,8 +267,8 @@ def _readable(name: str) -> str:
 def _notes(root: Path, found: FolderClasses, names: Sequence[str]) -> list[str]:
     if found.is_dated:
         return [
-            f"the sub-folders of {path_uri(str(root))} are named by dates, so they are not taken "
-            f"for classes; if they are, write {path_uri(str(root))}#*"
+            f"the sub-folders of {path_uri(str(root))} are named by dates or cameras, so they are "
+            f"not taken for classes; if they are, write {path_uri(str(root))}#*"
         ]
     if not names:
         return [f"{path_uri(str(root))} has no sub-folders with images, so no classes"]
@@ -286,7 +281,7 @@ def _notes(root: Path, found: FolderClasses, names: Sequence[str]) -> list[str]:
         if not _is_system(entry.name) and _readable(entry.name) not in names and entry.is_dir()
     )
     if empty:
-        notes.append(f"{len(empty)} sub-folders have no images: {', '.join(empty[:5])}")
+        notes.append(f"{len(empty)} sub-folders have no images: {few_of(empty)}")
     if unlabelled := found.names.count(None):
         notes.append(f"{unlabelled} images are outside the sub-folders and are unlabelled")
     return notes
@@ -345,7 +340,7 @@ def _walk(
                 listing.system.append(path.relative_to(root).as_posix())
         elif entry.name.startswith("."):
             continue
-        elif is_image_name(entry.name) or (_says_nothing(suffix) and looks_like_image(path)):
+        elif is_image_file(path):
             listing.paths.append(path)
         else:
             listing.count(entry.name)
@@ -359,15 +354,19 @@ def is_image_name(name: str) -> bool:
     return suffix in SUFFIXES or suffix in plugin_suffixes()
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether a file is an image by its name, or by its content where the name says nothing."""
+    is_named = is_image_name(path.name)
+    return is_named or (_says_nothing(path.suffix.lower()) and looks_like_image(path))
+
+
+_KNOWN_KINDS = mimetypes.MimeTypes()  # Python's own list; the machine's would differ
+
+
 def _says_nothing(suffix: str) -> bool:
     if suffix in _RAW or suffix.endswith(_COPIES):
         return False
-    return _known_kinds().guess_type(f"x{suffix}") == (None, None)
-
-
-@cache
-def _known_kinds() -> mimetypes.MimeTypes:
-    return mimetypes.MimeTypes()  # Python's own list; the machine's would differ
+    return _KNOWN_KINDS.guess_type(f"x{suffix}") == (None, None)
 
 
 def _is_system(name: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, SourceError
+from hashlens.errors import InvalidInputError, SourceError, few_of
 from hashlens.files import compared
 
 
@@ -149,11 +149,10 @@ def require_labels(source: Source, *, images: int = 2) -> None:
         )
     few = [i for i in present if counts[i] < images]
     if few:
-        shown = ", ".join(f"'{source.classes[i]}' ({counts[i]})" for i in few[:5])
-        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        shown = few_of(f"'{source.classes[i]}' ({counts[i]})" for i in few)
         raise SourceError(
-            f"{source.spec}: each class needs at least {images} images, too few in: {shown}{more}; "
-            "add images, or take the class out"
+            f"{source.spec}: each class needs at least {images} images, too few in: {shown}; add "
+            "images, or take the class out"
         )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hashlens.data.folders import SUFFIXES
 from hashlens.data.labels import Labels, labels_from_values
 from hashlens.data.source import Columns, FileImages, ReadOptions, Source
-from hashlens.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, labelled_source, near
+from hashlens.data.tables import IMAGE_COLUMNS, find_column, label_column, labelled_source, near
 from hashlens.errors import SourceError, system_reason
 from hashlens.files import compared, is_remote, path_uri, uri_path
 
@@ -64,15 +64,10 @@ def read_list(path: Path, options: ReadOptions | None = None) -> ImageList:
     is_known = any(name.lower() in _KEYS for name in columns)
     first = None if is_known else next(iter(columns))
     image = find_column(columns, _KEYS, str(path), options.image_column or first)
-    label = options.label_column
-    if label is None:
-        others = [name for name in columns if name != image]
-        known = [name for name in others if name.lower() in LABEL_COLUMNS]
-        if not known and path.stem.lower().startswith("label"):
-            known = others
-        label = next(iter(known), None)
-    elif label not in columns:
-        find_column(columns, LABEL_COLUMNS, str(path), label)  # says what there is
+    others = [name for name in columns if name != image]
+    label = label_column(others, str(path), options)
+    if label is None and path.stem.lower().startswith("label"):
+        label = next(iter(others), None)
     names = [str(value) for value in columns[image]]
     labels = None if label is None else columns[label]
     rest = {name: values for name, values in columns.items() if name not in (image, label)}
@@ -122,15 +117,16 @@ def _csv_columns(path: Path, text: str) -> dict[str, list[Any]]:
         )
     width = len(header)
     cells = [row + [""] * (width - len(row)) for row in rows[1:]]
-    return {name: _typed([row[i] for row in cells]) for i, name in enumerate(header) if name}
+    comma = "," if delimiter == ";" else "."  # of a decimal number
+    return {name: _typed([row[i] for row in cells], comma) for i, name in enumerate(header) if name}
 
 
-def _typed(cells: list[str]) -> list[Any]:
+def _typed(cells: list[str], comma: str = ".") -> list[Any]:
     """Cells as numbers, true and false if all of the column are; else as words."""
     values: list[Any] = []
     for cell in map(str.strip, cells):
         try:
-            value = json.loads(cell) if cell else None
+            value = json.loads(cell.replace(comma, ".")) if cell else None
         except (ValueError, RecursionError):
             return [cell.strip() or None for cell in cells]
         if not isinstance(value, int | float | None) or value in (float("inf"), -float("inf")):

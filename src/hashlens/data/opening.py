@@ -135,7 +135,8 @@ def open_source(
     if mark and base and _exists(Path(base)):
         return _open_part(text, Path(base), part, options)
     name = base if mark else text
-    if _HUB_NAME.fullmatch(name) and not _looks_local(name):
+    is_local = os.path.exists(name.split("/")[0]) or name.lower().endswith(".parquet")
+    if _HUB_NAME.fullmatch(name) and not is_local:
         try:
             return open_hub(text, text, options)
         except SourceError as error:
@@ -229,17 +230,13 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _looks_local(name: str) -> bool:
-    return os.path.exists(name.split("/")[0]) or name.lower().endswith(".parquet")
-
-
 def _shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
     if path.is_dir():
-        return _open_directory(spec, path, options)
+        return open_directory(spec, path, options)
     if path.suffix.lower() == ".parquet":
         return open_tables(spec, [path], options)
     if path.suffix.lower() == ".npy":
@@ -249,11 +246,29 @@ def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
     raise SourceError(f"{_shown(spec)}: one file, but no source of many images; {_SHAPES}")
 
 
-def _open_directory(
-    spec: str, folder: Path, options: ReadOptions, *, all_classes: bool = False
+def find_folder(spec: str) -> tuple[Path, bool]:
+    """The folder of ``FOLDER``, ``FOLDER#PART`` or ``FOLDER#*``; True with the last of these."""
+    path = Path(os.path.abspath(uri_path(spec)))
+    base, mark, part = os.fspath(path).rpartition("#")
+    if not mark or path.exists() or not os.path.isdir(base):
+        return path, False
+    return Path(base, "" if part == "*" else part), part == "*"
+
+
+def open_directory(
+    spec: str,
+    folder: Path,
+    options: ReadOptions,
+    *,
+    all_classes: bool = False,
+    listing: Listing | None = None,
 ) -> Source:
+    """A folder of images, with what lists in it say of them, or of one parquet file.
+
+    ``listing`` is what the folder holds, where that is known.
+    """
     tables = _tables(folder)
-    listing = list_folder(folder, options)
+    listing = listing or list_folder(folder, options)
     if not tables:
         lists = [
             read_list(path, options)
@@ -264,8 +279,7 @@ def _open_directory(
             listing.forget(read.path)
         # Where a list has the labels, the sub-folders need not be classes.
         labelled = any(read.labels is not None for read in lists)
-        whole = all_classes or labelled
-        source = open_folder(spec, folder, all_classes=whole, listing=listing)
+        source = open_folder(spec, folder, listing, all_classes=all_classes or labelled)
         for read in lists:
             source = join_list(source, read)
         return source
@@ -321,10 +335,9 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
     tables = _tables(base)
     if part in tables:
         return _open_table(spec, part, tables[part], options)
-    if part == "*":
-        return _open_directory(spec, base, options, all_classes=True)
-    if part and (base / part).is_dir():
-        return _open_directory(spec, base / part, options)
+    folder, all_classes = find_folder(spec)
+    if part and folder.is_dir():
+        return open_directory(spec, folder, options, all_classes=all_classes)
     names = [*tables, *sorted(entry.name for entry in base.iterdir() if entry.is_dir())]
     choices = ", ".join(f"#{name}" for name in names[:10]) or "nothing to choose"
     raise SourceError(f"{_shown(spec)}: no part '{part}' in {base}; there is {choices}")
@@ -332,6 +345,9 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
 
 def _open_remote(spec: str, options: ReadOptions) -> Source:
     """A parquet file, or all images below a prefix, behind a URI."""
+    head, chain, last = spec.rpartition("::")
+    if chain and not is_remote(last):
+        spec = f"{head}::{os.path.abspath(uri_path(last))}"
     if spec.lower().partition("::")[0].endswith(".parquet"):
         return open_tables(spec, [spec], options)
     listing, found = Listing(), []

@@ -129,21 +129,6 @@ class Preprocessing:
         values = asdict(self)
         return {**values, "mean": list(self.mean), "std": list(self.std)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Inverse of ``to_dict``."""
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            odd = sorted(names ^ set(values))
-            raise InvalidInputError(
-                f"preprocessing: expected the fields {sorted(names)}, differing in {odd}; "
-                "was the model written by another version?"
-            )
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InvalidInputError(f"preprocessing: {error}") from error
-
 
 Metric: TypeAlias = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -208,9 +193,15 @@ class VectorInput:
 
 def input_from_dict(values: Mapping[str, Any]) -> Preprocessing | VectorInput:
     """Inverse of ``to_dict``, of pictures or vectors."""
-    if "metric" in values:
-        try:
-            return VectorInput(**values)
-        except TypeError as error:
-            raise InvalidInputError(f"preprocessing: {error}") from error
-    return Preprocessing.from_dict(values)
+    kind = VectorInput if "metric" in values else Preprocessing
+    names = {field.name for field in fields(kind)}
+    if set(values) != names:
+        odd = sorted(names ^ set(values))
+        raise InvalidInputError(
+            f"preprocessing: expected the fields {sorted(names)}, differing in {odd}; "
+            "was the model written by another version?"
+        )
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InvalidInputError(f"preprocessing: {error}") from error

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hashlens.data.image import RawImage, UnreadableImageError, decode
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.files import Uri, is_remote, uri_path
+from hashlens.files import Uri, compared, is_remote, uri_path
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ReadOptions:
 
     def excludes(self, name: str, path: str) -> bool:
         """Whether a pattern fits a file or folder: its name, or its path below the root."""
-        return any(fnmatchcase(text, each) for each in self.exclude for text in (name, path))
+        texts = compared(name), compared(path)
+        return any(fnmatchcase(text, compared(each)) for each in self.exclude for text in texts)
 
 
 _VECTORS = 4096  # read at a time

@@ -168,7 +168,7 @@ def find_column(
     if asked is not None:
         found = asked if asked in columns else None
     if found is None:
-        kind = "image" if names is IMAGE_COLUMNS else "label"
+        kind = "label" if names is LABEL_COLUMNS else "vector" if "vector" in names else "image"
         raise SourceError(
             f"{where}: expected a column '{asked or names[0]}', got {', '.join(columns)}; name "
             f"the one of the {kind}s with --{kind}-column"
@@ -356,12 +356,13 @@ class ParquetImages:
     def _check_image_column(self) -> None:
         kind = self.schema.field(self.column).type
         fields = [kind.field(i) for i in range(kind.num_fields)]
-        kinds = {field.name: field.type for field in fields} or {"bytes": kind}
-        held = getattr(kinds.get("bytes"), "value_type", kinds.get("bytes"))  # of a dictionary
-        if not str(held).removeprefix("large_").startswith(("binary", "fixed_size_bin", "string")):
+        kinds = [f.type for f in fields if f.name in ("bytes", "path")] or [kind]
+        held = [str(getattr(each, "value_type", each)) for each in kinds]  # of a dictionary
+        readable = ("binary", "large_binary", "fixed_size_bin", "string", "large_string")
+        if not any(each.startswith(readable) for each in held):
             raise SourceError(
                 f"{self.path}: column '{self.column}' must hold encoded images, their paths, or "
-                f"structs with a field 'bytes'; got {kind}; name another with --image-column"
+                f"structs with 'bytes' or 'path'; got {kind}; name another with --image-column"
             )
 
 
@@ -392,12 +393,17 @@ class JoinedImages:
 
 def near(name: str, table: str | Path) -> Path | Uri:
     """The file that a table names: next to the table if it is there, else as it is written."""
+    if len(name) > 4096:  # such as a picture in base64
+        raise SourceError(f"expected a path, got a text of {len(name):,} characters")
     if is_remote(name):
         return Uri(name)
     if is_remote(str(table)):
         return Uri(f"{str(table).rpartition('/')[0]}/{name}")
-    beside = Path(table).parent / uri_path(name)
-    return beside if beside.exists() else uri_path(name)
+    for each in (name, name.replace("\\", "/")):  # as Windows writes it
+        beside = Path(table).parent / uri_path(each)
+        if os.path.exists(beside):
+            return beside
+    return uri_path(name)
 
 
 def open_file(path: str) -> tuple[Any, os.stat_result | None]:

@@ -18,6 +18,7 @@ from hashlens.data.source import Columns, ReadOptions, Source
 from hashlens.data.tables import (
     IMAGE_COLUMNS,
     arrow_columns,
+    find_column,
     label_column,
     labelled_source,
     open_file,
@@ -184,10 +185,8 @@ def vector_source(
 
 def _uri_column(columns: Columns) -> str | None:
     by_name = {name.lower(): name for name in columns}
-    for name in filter(None, map(by_name.get, URI_COLUMNS)):
-        if all(isinstance(value, str) and value for value in columns[name]):
-            return name
-    return None
+    found = filter(None, map(by_name.get, URI_COLUMNS))
+    return next((n for n in found if all(isinstance(v, str) and v for v in columns[n])), None)
 
 
 def load_npy(path: Path) -> NDArray[Any]:
@@ -279,13 +278,8 @@ def _vector_column(
     ``vectors`` are the columns of lists of numbers, ``encoded`` those that are no words. A table
     with encoded images is one of images, unless its column of vectors is named.
     """
-    asked = options.vector_column
-    if asked is not None:
-        if asked not in names:
-            raise SourceError(
-                f"{spec}: expected a column '{asked}' of vectors, got {', '.join(names)}"
-            )
-        return asked
+    if options.vector_column is not None:
+        return find_column(names, VECTOR_COLUMNS, spec, options.vector_column)
     images = {name for name in names if name.lower() in IMAGE_COLUMNS}
     if options.image_column is not None or images & encoded:
         return None
@@ -294,7 +288,6 @@ def _vector_column(
 
 
 def _notes(column: str, columns: Columns) -> tuple[str, ...]:
-    paths = [name for name in columns if name.lower() in IMAGE_COLUMNS]
-    if not paths:
-        return ()
-    return (f"read as vectors, of column '{column}'; --image-column {paths[0]} reads the images",)
+    paths = [name for name in columns if name.lower() in IMAGE_COLUMNS][:1]
+    read = f"read as vectors, of column '{column}'; --image-column"
+    return tuple(f"{read} {name} reads the images" for name in paths)

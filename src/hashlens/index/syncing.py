@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hashlens.data.folders import Listing, folder_classes, list_folder
+from hashlens.data.folders import Listing, list_folder
+from hashlens.data.opening import find_folder, open_directory
 from hashlens.data.source import ReadOptions
 from hashlens.errors import IndexStoreError
 from hashlens.files import Uri, changed_ns, file_state, parse_row, path_uri, row_uri, uri_path
@@ -218,19 +219,22 @@ class SyncedFolder(NamedTuple):
 
 def sync_folder(
     index: Index,
-    root: Path,
+    spec: str,
     options: ReadOptions,
     *,
     use_labels: bool = True,
     verify_content: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> SyncedFolder:
-    """List a folder, whose sub-folders name the classes, and make an index say what it holds."""
+    """List a folder, with its labels, and make an index say what it holds."""
+    root, all_classes = find_folder(spec)
     found = list_folder(root, options)
     labels: list[str | None] | None = None
-    if use_labels:
-        parts = [path.relative_to(root).parts for path in found.paths]
-        labels = folder_classes(str(root), parts).names
+    if use_labels and found.paths:
+        source = open_directory(
+            path_uri(root), root, options, all_classes=all_classes, listing=found
+        )
+        labels = [source.label_name(i) for i in range(len(source))]
     report = index.sync(
         root,
         found.paths,

@@ -87,7 +87,8 @@ class ProgressBar:
         say(self._bar.console, line)
 
     def close(self) -> None:
-        """Stop drawing; the bar stays on the screen as it is."""
+        """Stop drawing; the bar stays on the screen as it is, if there was something to do."""
+        self._bar.update(self._task, visible=self._bar.tasks[self._task].total is not None)
         self._bar.stop()
 
     def __enter__(self) -> ProgressBar:

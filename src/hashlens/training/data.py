@@ -18,7 +18,7 @@ from hashlens.data.decoding import decode_source
 from hashlens.data.labels import class_counts, split_validation
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source, VectorStore
-from hashlens.errors import InvalidInputError, SourceError
+from hashlens.errors import InvalidInputError, SourceError, few_of
 from hashlens.machine import available_memory, has_cuda
 from hashlens.report.progress import ProgressBar, say
 from hashlens.training.config import TrainingConfig
@@ -196,13 +196,13 @@ def split_notes(
         notes.append(f"{len(inputs.skipped)} images could not be read and are left out")
     if lost:
         notes.append(
-            f"{len(lost)} classes are dropped, none of their images could be read: {_some(lost)}"
+            f"{len(lost)} classes are dropped, none of their images could be read: {few_of(lost)}"
         )
     counts = class_counts(source.subset(inputs.rows))
     if single := [source.classes[i] for i in np.flatnonzero(counts == 1)]:
         notes.append(
             f"{len(single)} classes have one image each, which is in training and not in "
-            f"validation: {_some(single)}"
+            f"validation: {few_of(single)}"
         )
     if (classes := int((counts > 0).sum())) > 2**bits:
         notes.append(
@@ -225,10 +225,6 @@ def say_what_is_left_out(
         say(console, f"skipped {one.name}: {one.reason}")
     for note in notes:
         say(console, f"note: {note}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class Batch(NamedTuple):

@@ -199,11 +199,12 @@ def fit(
         )
     else:
         inputs = decoded_inputs(source, taken, strict=strict, console=console)
+    given = source
     source, lost = without_lost_classes(source, inputs.rows)
     require_labels(source, images=1)
     targets = source.targets[inputs.rows]
     split = split_rows(source.labels[inputs.rows], inputs.twins, config)
-    notes = split_notes(source, inputs, split, lost, config.bits)
+    notes = split_notes(given, inputs, split, lost, config.bits)
     say_what_is_left_out(console, inputs.skipped, notes)
     module = _module(config, backbone, source.classes, start)
     few = len(split.validation) < _IMAGES_PER_CLASS * len(source.classes)

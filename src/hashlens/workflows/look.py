@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.data.folders import open_folder
 from hashlens.data.labels import class_counts
+from hashlens.data.opening import find_folder, open_directory
 from hashlens.data.source import ReadOptions, Source
-from hashlens.errors import ModelError, SourceError
+from hashlens.errors import ModelError, SourceError, few_of
 from hashlens.files import path_uri
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.syncing import SyncedFolder, sync_folder
@@ -23,9 +23,7 @@ from hashlens.models.description import CONFIG_NAME
 from hashlens.models.encoder import Encoder
 from hashlens.report.progress import ProgressBar
 from hashlens.training.config import TrainingConfig
-from hashlens.training.fit import train
 from hashlens.training.recipes import SMALL_SIDE, image_facts
-from hashlens.training.state import RUN
 
 ENOUGH = 5
 """A sub-folder of fewer images teaches nothing of a class."""
@@ -42,7 +40,7 @@ class Prepared:
 
 
 def prepare_folder(
-    folder: Path,
+    folder: str | Path,
     out: Path | None = None,
     *,
     use_labels: bool = True,
@@ -55,19 +53,21 @@ def prepare_folder(
 
     Both are kept in ``out``, by default next to the folder. What was interrupted goes on.
     """
-    root = Path(os.path.abspath(folder.expanduser()))
+    spec = os.fspath(folder)
+    root, all_classes = find_folder(spec)
     out = root.with_name(f"{root.name}.hashlens") if out is None else out
     model, index = out / "model", out / "index"
     options = ReadOptions(tuple(exclude))
     if not (model / CONFIG_NAME).is_file():
         values = {} if weights is None else {"weights": weights}
-        _make_model(root, model, options, values, use_labels, say, progress)
+        _make_model(spec, model, options, values, use_labels, say, progress)
     encoder = Encoder.load(model)
     labelled = bool(encoder.classes)
-    if labelled and not use_labels:
+    if labelled != (use_labels and (labelled or all_classes)):
+        held, asked = ("with", "--no-labels") if labelled else ("without", "#*")
         raise ModelError(
-            f"{out}: holds a model of the folder's classes, which --no-labels would not use; "
-            "remove it, or give another --out"
+            f"{out}: holds a model {held} classes, which {asked} would not use; remove it, or give "
+            "another --out"
         )
     if not (index / "index.sqlite").is_file():
         HashIndex.create(index, encoder, model=model).close()
@@ -75,20 +75,20 @@ def prepare_folder(
         if opened.model != os.path.abspath(model):  # both were moved
             update_records(opened.store, [], model=path_uri(model))
         with ProgressBar("encoding", None, hidden=not progress) as bar:
-            synced = sync_folder(opened, root, options, use_labels=labelled, progress=bar.reach)
+            synced = sync_folder(opened, spec, options, use_labels=labelled, progress=bar.reach)
         images = len(opened)
         if labelled:
             added = {*opened.label_counts()} - {None, *encoder.classes}
             if added:
                 say(
-                    f"{len(added)} sub-folders are no classes of the model yet, such as "
+                    f"{len(added)} labels are no classes of the model yet, such as "
                     f"{min(map(str, added))}; remove {model} to train again with them"
                 )
     return Prepared(model, index, images, synced)
 
 
 def _make_model(
-    root: Path,
+    spec: str,
     model: Path,
     options: ReadOptions,
     values: dict[str, Any],
@@ -96,32 +96,38 @@ def _make_model(
     say: Callable[[str], None],
     progress: bool,
 ) -> None:
-    source = open_folder(path_uri(root), root, options, all_classes=not use_labels)
+    root, asked = find_folder(spec)
+    source = open_directory(path_uri(root), root, options, all_classes=asked or not use_labels)
     for line in source.notes:
         if use_labels or "class" not in line:
             say(f"note: {line}")
-    reason = "as asked" if not use_labels else why_no_classes(source)
+    reason = "as asked" if not use_labels else None if asked else why_no_classes(source)
     if reason is None:
-        say(
-            f"learning the {len(source.classes)} sub-folders as classes "
-            f"({', '.join(source.classes[:5])}{', ...' if len(source.classes) > 5 else ''}); "
-            "--no-labels does not"
-        )
+        names = few_of(source.classes)
+        say(f"learning {len(source.classes)} classes ({names}); --no-labels does not")
         # A folder should be seen in minutes; `hashlens train` takes longer and finds better.
         if not has_cuda() and image_facts(source).side > SMALL_SIDE:
             values["freeze_backbone"] = True
-        resume = (model / RUN).is_dir()
-        train(source, model, resume=resume, progress=progress, **values)
-        return
-    bits = min(TrainingConfig().bits, len(source) // 2 // 8 * 8)
-    if bits < 8:
-        raise SourceError(
-            f"{path_uri(root)}: {len(source)} images without classes are too few, expected 16 or "
-            "more; add images, or put five or more of each class into a sub-folder of its own"
-        )
-    say(f"codes of {bits} bits from the images alone, no classes: {reason}")
-    bare = replace(source, classes=(), labels=np.full(len(source), -1), label_matrix=None)
-    train(bare, model, bits, unsupervised=True, progress=progress, **values)
+    else:
+        bits = min(TrainingConfig().bits, len(source) // 2 // 8 * 8)
+        if bits < 8:
+            raise SourceError(
+                f"{spec}: {len(source)} images without classes are too few, expected 16 or more; "
+                "add images, or put five or more of each class into a sub-folder of its own"
+            )
+        say(f"codes of {bits} bits from the images alone, no classes: {reason}")
+        source = replace(source, classes=(), labels=np.full(len(source), -1), label_matrix=None)
+        values |= {"bits": bits, "unsupervised": True}
+    from hashlens.training.fit import train  # loads PyTorch: only where something is learned
+    from hashlens.training.state import RUN
+
+    values["progress"], resume = progress, (model / RUN).is_dir()
+    try:
+        train(source, model, resume=resume, **values)
+    except ModelError:  # what was interrupted had other images, or options
+        if not resume:
+            raise
+        train(source, model, overwrite=True, **values)
 
 
 def why_no_classes(source: Source) -> str | None:

@@ -15,7 +15,7 @@ from hashlens import __version__
 from hashlens.codes.packing import unpack_bits
 from hashlens.data.opening import can_open, load_image, open_source
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, SourceError
+from hashlens.errors import InvalidInputError, SourceError, few_of
 from hashlens.evaluation.metrics import RECALL_LEVELS, LabelArray, shares_label
 from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
 from hashlens.index.ranking import ArraySearcher
@@ -362,8 +362,7 @@ def match_model(
 
 
 def _few(names: set[str]) -> str:
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (", …" if len(names) > 5 else "") or "no labels"
+    return few_of(sorted(names)) or "no labels"
 
 
 _SHOWN, _DRAWN, _WRONG = 8, 5, 3  # results of a query; queries of a sheet

@@ -235,7 +235,8 @@ def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig
     passes = 30 if frozen else (16 if grey or not facts.cuda else 30) if scratch else FINE_TUNING
     few = min(100, -(-80_000 // max(facts.images, 1)))
     choose("epochs", max(passes, few if scratch or frozen else passes))
-    choose("validation", 0.1 if facts.images < 20000 else 0.05)
+    share = round(2 / max(facts.images, 4), 3)  # two images are the fewest that can choose
+    choose("validation", max(share, 0.1 if facts.images < 20000 else 0.05))
     choose("flip", not grey)
     choose("rotate", 12.0 if grey and scratch else 0.0)
     return config, reasons
