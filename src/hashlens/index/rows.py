@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +80,27 @@ ROW = "id, uri, label, metadata, size, mtime_ns, digest, checksum"
 
 def require_intact_rows(rows: Sequence[tuple[Any, ...]]) -> None:
     """Raise ``IndexStoreError`` if rows that begin with the columns ``ROW`` were changed."""
+    crc32 = zlib.crc32
     for row in rows:
-        if row_checksum(*row[:7]) != row[7]:
+        if crc32(repr(row[:7]).encode()) != row[7]:  # as ``row_checksum``, without its call
             raise IndexStoreError(
                 f"index.sqlite: the row of image {row[0]} is damaged; `hashlens index verify` "
                 "names all that is: restore the folder from a backup"
             )
 
 
+def record_columns(rows: Sequence[tuple[Any, ...]]) -> tuple[Iterable[Any], ...]:
+    """Ids, URIs, labels and metadata of rows that begin with the columns ``ROW``; checked."""
+    require_intact_rows(rows)
+    # column by column, and parsed together: a call for each text would take most of the time
+    ids, uris, labels, texts = list(zip(*rows, strict=True))[:4] if rows else ((),) * 4
+    metadata = json.loads(f"[{','.join([text or '{}' for text in texts])}]")
+    return ids, map(load_text, uris), map(load_text, labels), metadata
+
+
 def to_records(rows: Sequence[tuple[Any, ...]]) -> list[Record]:
     """Records from rows that begin with the columns ``ROW``; they are checked."""
-    require_intact_rows(rows)
-    # parsed together: a call for each text would take most of the time
-    texts = json.loads(f"[{','.join([row[3] or '{}' for row in rows])}]")
-    return [
-        Record(image_id, load_text(uri) or "", load_text(label), metadata)
-        for (image_id, uri, label, *_), metadata in zip(rows, texts, strict=True)
-    ]
+    return [*map(Record._make, zip(*record_columns(rows), strict=True))]
 
 
 def list_ids(ids: Any) -> list[int]:

@@ -20,7 +20,7 @@ from hashlens.index.features import RowNorms
 from hashlens.index.layout import ArrayFile, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
-from hashlens.index.rows import ROW, check_width, list_ids, load_text, to_records
+from hashlens.index.rows import ROW, check_width, list_ids, load_text, record_columns, to_records
 from hashlens.index.store import Transaction
 from hashlens.index.where import compile_where
 from hashlens.types import (
@@ -282,10 +282,9 @@ class View(NamedTuple):
             apart = distances[found].tolist()
             euclidean = apart if mode in ("hds", "es") else none
             asymmetric = apart if mode == "acs" else none
-            packed, width = codes.tobytes(), codes.shape[1]
-            each = [packed[at : at + width] for at in range(0, len(packed), width)]
-            records = to_records([row[:-1] for row in own])
-            hits.append(Hits(map(_hit, records, bits, euclidean, each, asymmetric)))
+            packed = codes.view(f"V{codes.shape[1]}").ravel().tolist()
+            columns = (*record_columns(own), bits, euclidean, packed, asymmetric)
+            hits.append(Hits(map(Hit._make, zip(*columns, strict=True))))
         return hits
 
     def _rows(self, ids: Ids) -> dict[int, tuple[Any, ...]]:
@@ -296,7 +295,7 @@ class View(NamedTuple):
             some = wanted[at : at + _ROWS_AT_A_TIME]
             marks = ",".join("?" * len(some))
             sql = f"SELECT {ROW}, position FROM images WHERE id IN ({marks}) AND alive"
-            rows.update((row[0], row) for row in self.connection.execute(sql, some))
+            rows |= {row[0]: row for row in self.connection.execute(sql, some)}
         if len(rows) < len(wanted):
             missing = next(image_id for image_id in wanted if image_id not in rows)
             raise InvalidInputError(f"id {missing}: no such image in the index")
@@ -348,8 +347,3 @@ class View(NamedTuple):
         found: tuple[Any, ...] = row
         return found
 
-
-def _hit(
-    record: Record, hamming: int, euclidean: float | None, code: bytes, asymmetric: float | None
-) -> Hit:
-    return Hit(*record, hamming, euclidean, code, asymmetric)
