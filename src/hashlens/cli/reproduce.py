@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import typer
 
 from hashlens.cli.options import JSON, tell
@@ -194,6 +193,8 @@ def field_command(
 
     Example: hashlens reproduce field grocery#train grocery#test --weights lite2.safetensors
     """
+    import numpy as np
+
     from hashlens.data.opening import open_source
     from hashlens.paper.field import FieldRun, field_table, write_field
     from hashlens.report.progress import say
