@@ -346,4 +346,3 @@ class View(NamedTuple):
             raise InvalidInputError(f"id {image_id}: no such image in the index")
         found: tuple[Any, ...] = row
         return found
-

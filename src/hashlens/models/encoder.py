@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.packing import code_bytes, pack_bits
+from hashlens.codes.threads import split
 from hashlens.data.decoding import iter_decoded
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, MissingExtraError, ModelError, first_line
-from hashlens.machine import gpu_name
+from hashlens.machine import cores, gpu_name
 from hashlens.models.description import ModelConfig, parse_config, read_config, read_twin
 from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, ImageInput, Mode, Skipped
 
@@ -332,6 +334,10 @@ _EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)locat
 OUTPUTS = ("latent", "features", "scores")
 
 
+# A few images stay in a core's cache from one layer to the next; a whole batch does not.
+_IMAGES_AT_A_TIME = 4
+
+
 class OnnxRunner:
     """Runs an ONNX Runtime session."""
 
@@ -342,9 +348,15 @@ class OnnxRunner:
 
     def run(self, images: NetworkInput) -> NetworkOutput:
         """Prepared images of shape (n, channels, size, size) to their outputs."""
-        values = dict(
-            zip(self._outputs, self._session.run(self._outputs, {INPUT: images}), strict=True)
-        )
+        pieces = split(len(images), -(-len(images) // _IMAGES_AT_A_TIME))
+
+        def run_piece(piece: tuple[int, int]) -> Any:
+            return self._session.run(self._outputs, {INPUT: images[slice(*piece)]})
+
+        with ThreadPoolExecutor(min(cores(), len(pieces))) as threads:
+            found = list(threads.map(run_piece, pieces))
+        joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        values = dict(zip(self._outputs, joined, strict=True))
         return NetworkOutput(values["latent"], values["features"], values.get("scores"))
 
 
@@ -381,6 +393,8 @@ def open_session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors come as exceptions; warnings are for exporters
+    # its threads would take the processor from others, and from each other, while they wait
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
         str(path), sess_options=options, providers=["CPUExecutionProvider"]
     )
