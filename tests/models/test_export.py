@@ -190,8 +190,9 @@ def test_another_version_is_refused(
     assert "changed.onnx" in str(raised.value)
 
 
-def _with_twin(model: Path, folder: Path) -> Path:
-    """The model, with the twin that seven noise images allow."""
+def _with_twin(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model, with the twin that seven noise images allow, however long it takes."""
+    monkeypatch.setattr(export, "_SLOWER", np.inf)
     folder.mkdir()
     for place, pixels in enumerate(_noise(7, 16)):
         Image.fromarray(pixels).save(folder / f"{place}.png")
@@ -204,7 +205,7 @@ def test_a_twin_stands_for_its_model_until_it_does_not_fit(
 ) -> None:
     model = make_model(tmp_path / "model")
     assert Encoder.load(model).runtime == "torch"
-    twin = _with_twin(model, tmp_path / "noise")
+    twin = _with_twin(model, tmp_path / "noise", monkeypatch)
     update_config(model, radius=7)
     found, plain = Encoder.load(model), Encoder.load(model, device="cpu")
     assert (found.runtime, plain.runtime) == ("onnx", "torch")
@@ -230,10 +231,10 @@ def test_a_twin_stands_for_its_model_until_it_does_not_fit(
 
 
 def test_another_model_in_the_folder_drops_the_twin(
-    make_model: Callable[..., Path], tmp_path: Path
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(tmp_path / "model")
-    twin = _with_twin(model, tmp_path / "noise")
+    twin = _with_twin(model, tmp_path / "noise", monkeypatch)
     make_model(model, seed=1)
     assert not twin.exists()
     assert Encoder.load(model).runtime == "torch"
