@@ -52,9 +52,8 @@ def serve_plain(index_path: Path, model: Path) -> None:
 
     @app.post("/v1/search")
     def search(image: UploadFile = File(), k: int = Form(10)) -> dict[str, Any]:  # noqa: B008
-        picture = Image.open(image.file)
-        picture.draft("RGB", (side, side))
-        small = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        picture = Image.open(image.file).convert("RGB")
+        small = picture.resize((side, side), Image.Resampling.BICUBIC)
         pixels = (np.asarray(small, np.float32) / 255 - mean) / std
         latent = session.run(["latent"], {"images": pixels.transpose(2, 0, 1)[None]})[0]
         code = np.packbits(latent > 0, axis=1, bitorder="little")

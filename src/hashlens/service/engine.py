@@ -131,7 +131,8 @@ class Engine:
         self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
 
     async def __aenter__(self) -> Engine:
-        sizes = {"decode": self._limits.decoders or cores(), "encode": 1, "search": max(2, cores())}
+        sizes = {"decode": self._limits.decoders or cores(), "encode": _BATCHES_AT_A_TIME}
+        sizes["search"] = max(2, cores())
         self._threads = {
             stage: ThreadPoolExecutor(size, thread_name_prefix=f"hashlens-{stage}")
             for stage, size in (sizes | {"write": 1, "files": 2, "kernels": 1}).items()
@@ -444,8 +445,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_BATCHES_AT_A_TIME = 2  # so that cores have work while a batch is made ready or handed out
+
+
 class BatchQueue(Generic[Item, Result]):
-    """Runs one item at once, and those that arrive meanwhile as the next batch."""
+    """Runs an item at once, and those that arrive while all workers are busy as the next batch."""
 
     def __init__(self, run: Callable[[list[Item]], Awaitable[Sequence[Result]]], size: int) -> None:
         self._run = run
@@ -454,13 +458,13 @@ class BatchQueue(Generic[Item, Result]):
 
     def start(self) -> None:
         """Begin to work; call inside the event loop."""
-        self._task = asyncio.create_task(self._work())
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(_BATCHES_AT_A_TIME)]
 
     async def stop(self) -> None:
         """Stop; items that run or wait fail with CancelledError."""
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         while not self._queue.empty():
             self._queue.get_nowait()[1].cancel()
 
