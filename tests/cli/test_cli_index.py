@@ -425,7 +425,9 @@ def test_the_environment_sets_options_of_serve(
 def test_duplicates_and_export(index: Path, photos: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin.png"
     shutil.copy(next(photos.rglob("4.png")), twin)
-    run("index", "add", index, twin)
+    told = runner.invoke(app, ["index", "add", str(index), str(twin)]).stderr
+    assert "note: 1 of these pictures were in the index already under another name" in told
+    assert "hashlens index remove" in told
     found = run_json("index", "duplicates", index, "--radius", 0, "--sheet", tmp_path / "d.png")
     assert any(40 in group for group in found["copies"])
     assert Image.open(tmp_path / "d.png").width > 100

@@ -148,6 +148,8 @@ def add_command(
 
 
 def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None:
+    from hashlens.index.hash_index import HashIndex
+
     known, is_new = set(index.uris()), []
     for uri in images.uris:
         is_new.append(uri not in known)
@@ -163,12 +165,23 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
             strict=strict,
         )
     show_skipped([] if as_json else report.skipped)
+    twice: list[int] = []
+    if isinstance(index, HashIndex) and len(report.ids):
+        first = int(report.ids[0])
+        twice = [group[0] for group in index.copies(first) if group[0] < first]
+    if twice:
+        note(
+            f"note: {len(twice)} of these pictures were in the index already under another name, "
+            f"such as {printable(index.get(twice[0]).uri)}; if they moved: hashlens index remove "
+            f"{index.path} OLD, and next time hashlens index sync, or relocate"
+        )
     result = {
         "index": str(index.path),
         "added": len(report.ids),
         "skipped": skipped_json(report.skipped),
         "passed_over": dict(images.passed_over),
         "already_there": there,
+        "copies": len(twice),
         "images": len(index),
     }
     text = f"added {len(report.ids)}, skipped {len(report.skipped)}"

@@ -334,17 +334,17 @@ class HashIndex(Index):
         with self._last_commit() as view:
             return view.file_digest(image_id)
 
-    def copies(self) -> list[list[int]]:
-        """Groups of images whose files have the same content, by digest."""
+    def copies(self, since: int = 0) -> list[list[int]]:
+        """Groups of images whose files have the same content, one of id ``since`` or more."""
         sql = (
             "SELECT id, digest FROM images WHERE alive AND digest IN (SELECT digest FROM images "
-            "WHERE alive AND digest NOT NULL GROUP BY digest HAVING count(*) > 1) ORDER BY id"
+            "WHERE alive AND digest NOT NULL AND id >= ?) ORDER BY id"
         )
         groups: dict[bytes, list[int]] = {}
         with self._last_commit() as view:
-            for image_id, digest in view.connection.execute(sql):
+            for image_id, digest in view.connection.execute(sql, [since]):
                 groups.setdefault(digest, []).append(image_id)
-        return list(groups.values())
+        return [group for group in groups.values() if len(group) > 1]
 
     def to_arrow(self) -> Any:
         """All images as a table: id, uri, label, metadata (JSON text), code (bytes), features.
