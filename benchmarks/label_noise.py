@@ -25,12 +25,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from hashlens import Encoder, __version__, open_source
-from hashlens.evaluation.label_noise import (
-    ClassScores,
-    Suspicion,
-    leave_one_out_scores,
-    suspicion,
-)
+from hashlens.evaluation.label_noise import ClassScores, Suspicion, leave_one_out_scores, suspicion
 from hashlens.machine import cores
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
