@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,6 @@ from hashlens.cli.options import JSON, tell
 from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hashlens.paper.run import Piece
 
 reproduce_app = typer.Typer(
@@ -74,9 +71,10 @@ def _comparison(name: str, about: str) -> None:
         from hashlens.paper.run import read_piece
         from hashlens.paper.splits import make_split
         from hashlens.report.progress import say
+        from hashlens.workflows.demo import known_data
 
         piece = _only(read_piece(name, quick=quick), methods, bits, epochs)
-        spec = data or _default_data(name) or piece.hub
+        spec = data or known_data(name)
         parts = open_source(f"{spec}#train"), open_source(f"{spec}#test")
         run = Comparison(
             piece,
@@ -85,7 +83,6 @@ def _comparison(name: str, about: str) -> None:
             features or piece.features,
             seed,
             {Encoder.load(path).bits: path for path in model or []},
-            _console(),
         )
         if unused := sorted(set(run.models) - {job.bits for job in run.jobs()}):
             raise InvalidInputError(
@@ -152,7 +149,7 @@ def products_command(
     Example: hashlens reproduce products photos/ --quick
     """
     from hashlens.data.opening import open_source
-    from hashlens.paper.products import NAMES, ProductsRun, summary, write_products
+    from hashlens.paper.products import ProductsRun, summary, write_products
     from hashlens.paper.run import read_products, ways_table
     from hashlens.report.progress import say
 
@@ -162,16 +159,14 @@ def products_command(
     training = {**settings.training, **training}
     length = settings.bits if bits is None else bits
     settings = replace(settings, bits=length, training=training)
-    console = _console()
-    run = ProductsRun(
-        open_source(source), settings, out, model, weights, without_h, scale, seed, console
-    ).prepared()
-    say(console, run.describe())
-    say(console, _PRODUCTS_TIME)
+    run = ProductsRun(open_source(source), settings, out, model, weights, without_h, scale, seed)
+    run = run.prepared()
+    say(run.console, run.describe())
+    say(run.console, _PRODUCTS_TIME)
     kept = run.run()
     page = write_products(run, kept, _typed())
     scores = kept["scores"]
-    table = ways_table(scores["ways"], NAMES).text()
+    table = ways_table(scores["ways"]).text()
     text = f"{summary(scores)}\n{table}\nreport: {page}"
     tell({"piece": "products", "report": str(page), **kept}, text, as_json)
 
@@ -211,7 +206,6 @@ def field_command(
     run = FieldRun(
         searched, asking, backbone, size, weights, out, methods.split(",") if methods else (),
         [int(each) for each in bits.split(",")], seeds, training, learned, unseen, tune, epochs,
-        _console(),
     )  # fmt: skip
     say(run.console, run.describe())
     found = run.run()
@@ -230,12 +224,6 @@ _PRODUCTS_TIME = (
 def _typed() -> str:
     """The command line, as it was typed."""
     return "hashlens " + shlex.join(sys.argv[1:])
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)
 
 
 def _only(piece: Piece, methods: str | None, bits: str | None, epochs: int | None) -> Piece:
@@ -263,9 +251,3 @@ def _listed(what: str, text: str, known: Sequence[str]) -> list[str]:
     if unknown := [one for one in chosen if one not in known]:
         raise typer.BadParameter(f"{what}: expected some of {', '.join(known)}, got {unknown[0]!r}")
     return chosen
-
-
-def _default_data(name: str) -> str | None:
-    """``$HASHLENS_DATA/NAME``, if that folder exists."""
-    folder = Path(os.environ.get("HASHLENS_DATA", "")) / name
-    return str(folder) if os.environ.get("HASHLENS_DATA") and folder.is_dir() else None
