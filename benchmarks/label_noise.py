@@ -22,15 +22,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
 from hashlens import Encoder, __version__, open_source
-from hashlens.evaluation.label_noise import (
-    ClassScores,
-    Suspicion,
-    feature_neighbours,
-    leave_one_out_scores,
-    suspicion,
-)
+from hashlens.evaluation.label_noise import ClassScores, Suspicion, leave_one_out_scores, suspicion
 from hashlens.machine import cores
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
@@ -150,7 +145,8 @@ def main() -> None:
         if options.features is not None:
             np.save(options.features, features)
     true, classes = source.labels, len(source.classes)
-    neighbours = feature_neighbours(features, 20)
+    nearest = NearestNeighbors(n_neighbors=20, metric="cosine").fit(features)
+    neighbours = nearest.kneighbors(return_distance=False)  # without the image itself
     methods: dict[str, Callable[[Labels], Suspicion]] = {
         "report (leave-one-out ridge)": lambda shown: suspicion(
             leave_one_out_scores(features, shown, classes), shown

@@ -6,18 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from hashlens import InvalidInputError
-from hashlens.evaluation.label_noise import (
-    code_neighbours,
-    confused_pairs,
-    feature_neighbours,
-    leave_one_out_scores,
-    suspicion,
-)
+from hashlens.evaluation.label_noise import confused_pairs, leave_one_out_scores, suspicion
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (12, 30)])
@@ -46,38 +38,6 @@ def test_features_that_say_nothing_give_about_the_shares_of_the_classes() -> Non
     scores = leave_one_out_scores(np.ones((40, 5), np.float32), labels, 3)
     assert np.allclose(scores[:, 0], 0.75, atol=0.03)
     assert np.allclose(scores[:, 2], 0, atol=1e-9)
-
-
-@settings(max_examples=40)
-@given(st.integers(1, 30), st.integers(0, 8), st.integers(0, 2**32 - 1))
-def test_neighbours_are_those_of_a_plain_loop(n: int, k: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, 4, (n, 2), np.uint8)  # few values: many ties
-    features = rng.integers(-1, 2, (n, 3)).astype(np.float32)
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    directions = features / np.maximum(lengths, 1e-20)
-    distances = [
-        np.bitwise_count(codes[:, None] ^ codes[None]).sum(axis=2),
-        -np.round(directions @ directions.T, 5),
-    ]
-    by_code, by_feature = code_neighbours(codes, k), feature_neighbours(features, k)
-    assert by_code.shape == by_feature.shape == (n, min(k, n - 1))
-    for i in range(n):
-        others = [j for j in range(n) if j != i]
-        expected = sorted(others, key=lambda j: (distances[0][i][j], j))[:k]
-        assert by_code[i].tolist() == expected
-        found = by_feature[i].tolist()
-        assert i not in found
-        nearest = sorted(distances[1][i][j] for j in others)[:k]
-        assert [distances[1][i][j] for j in found] == pytest.approx(nearest, abs=1e-4)
-
-
-def test_equal_angles_stand_in_the_order_of_positions() -> None:
-    features = np.array([[1, 0], [0, 1], [2, 0], [4, 0], [1, 0], [0, 3]], np.float32)
-    for k in range(1, 6):
-        found = feature_neighbours(np.repeat(features, 3, axis=0), k)
-        assert found[0].tolist() == [1, 2, 6, 7, 8][:k]
-        assert found[3].tolist() == [4, 5, 15, 16, 17][:k]
 
 
 def test_suspicion_by_hand() -> None:

@@ -11,10 +11,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from hashlens.baselines.base import HashMethod, SupervisedMethod, UnsupervisedMethod
+from hashlens.baselines.base import HashMethod
 from hashlens.errors import InvalidInputError
 
-__all__ = ["HashMethod", "SupervisedMethod", "UnsupervisedMethod", "create_method", "method_names"]
+__all__ = ["HashMethod", "create_method", "method_names"]
 
 
 def method_names() -> tuple[str, ...]:

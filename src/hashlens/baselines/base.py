@@ -57,6 +57,7 @@ class HashMethod(Parameters, ABC):
     """
 
     _mean: Any
+    _kernel: AnchorKernel | None = None
     _weights: Any
 
     def __init__(self, bits: int, *, seed: int = 0) -> None:
@@ -64,20 +65,41 @@ class HashMethod(Parameters, ABC):
         self.seed = seed
         self._width: int | None = None
 
-    @abstractmethod
     def fit(self, features: Any, labels: Any = None) -> Self:
         """Learn the hash functions from features (n, d), floating.
 
         ``labels`` (n,) are words or numbers; an unsupervised method never reads them. Raises
         ``InvalidInputError`` if the data is not enough, which says what is needed.
         """
+        array = finite_features(features)
+        name = type(self).__name__
+        if len(array) < self.bits:
+            raise InvalidInputError(
+                f"{name}: expected at least {self.bits} training images for {self.bits} bits, "
+                f"got {len(array)}; add images or use fewer bits"
+            )
+        if bool((array == array[0]).all()):
+            raise InvalidInputError(
+                f"{name}: expected training features that differ, got {len(array)} equal rows; "
+                "check how they were computed"
+            )
+        none = np.zeros(0, np.int64)
+        self._learn(array, check_labels(labels, len(array), name) if self.supervised else none)
+        self._width = array.shape[1]
+        return self
+
+    @abstractmethod
+    def _learn(self, features: Features, classes: Ids) -> None:
+        """Learn from checked features (n, d) and classes (n,) in 0..c-1; none if unsupervised."""
 
     def _project(self, features: Features) -> NDArray[np.float32]:
         """Values (n, h) of checked features; bit j is 1 where value j is 0 or more.
 
-        These are the values of a linear method, which has learned a mean and weights.
+        These are the values of a linear method, which has learned a mean and weights, or a kernel
+        and weights of its values.
         """
-        projected: NDArray[np.float32] = (features - self._mean) @ self._weights
+        inputs = features - self._mean if self._kernel is None else self._kernel(features)
+        projected: NDArray[np.float32] = inputs @ self._weights
         return projected
 
     def values(self, features: Any) -> NDArray[np.float32]:
@@ -109,53 +131,6 @@ class HashMethod(Parameters, ABC):
             for start in range(0, len(array), _BLOCK)
         ]
         return np.concatenate([np.zeros((0, code_bytes(self.bits)), np.uint8), *blocks])
-
-    def _check_training(self, features: Any) -> Features:
-        array = finite_features(features)
-        name = type(self).__name__
-        if len(array) < self.bits:
-            raise InvalidInputError(
-                f"{name}: expected at least {self.bits} training images for {self.bits} bits, "
-                f"got {len(array)}; add images or use fewer bits"
-            )
-        if bool((array == array[0]).all()):
-            raise InvalidInputError(
-                f"{name}: expected training features that differ, got {len(array)} equal rows; "
-                "check how they were computed"
-            )
-        return array
-
-
-class UnsupervisedMethod(HashMethod):
-    """Learns from features alone."""
-
-    supervised = False
-
-    def fit(self, features: Any, labels: Any = None) -> Self:
-        array = self._check_training(features)
-        self._learn(array)
-        self._width = array.shape[1]
-        return self
-
-    @abstractmethod
-    def _learn(self, features: Features) -> None:
-        """Learn from checked features (n, d)."""
-
-
-class SupervisedMethod(HashMethod):
-    """Learns from features and class labels."""
-
-    supervised = True
-
-    def fit(self, features: Any, labels: Any = None) -> Self:
-        array = self._check_training(features)
-        self._learn(array, check_labels(labels, len(array), type(self).__name__))
-        self._width = array.shape[1]
-        return self
-
-    @abstractmethod
-    def _learn(self, features: Features, classes: Ids) -> None:
-        """Learn from checked features (n, d) and classes (n,) in 0..c-1."""
 
 
 def finite_features(features: Any) -> Features:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot, signs_of
+from hashlens.baselines.base import AnchorKernel, HashMethod, one_hot, signs_of
 from hashlens.types import Features, Ids
 
 
-class BRE(SupervisedMethod):
+class BRE(HashMethod):
     """Kernel hash functions whose Hamming distances rebuild the distances of the labels.
 
     B. Kulis, T. Darrell, *Learning to hash with binary reconstructive embeddings*, NIPS 2009:
@@ -38,6 +38,7 @@ class BRE(SupervisedMethod):
         Mean over all pairs of equation 2 before the first and after each sweep; never rises.
     """
 
+    supervised = True
     losses: list[float]
 
     def __init__(
@@ -69,10 +70,6 @@ class BRE(SupervisedMethod):
             if not moved:
                 break
         self._weights = weights
-
-    def _project(self, features: Features) -> NDArray[np.float32]:
-        projected: NDArray[np.float32] = self._kernel(features) @ self._weights
-        return projected
 
 
 def reconstruction_loss(signs: NDArray[np.float32], indicators: NDArray[np.float32]) -> float:

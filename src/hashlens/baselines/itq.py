@@ -5,20 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import (
-    UnsupervisedMethod,
-    principal_components,
-    random_rotation,
-    signs_of,
-)
+from hashlens.baselines.base import HashMethod, principal_components, random_rotation, signs_of
 from hashlens.errors import InvalidInputError
-from hashlens.types import Features
+from hashlens.types import Features, Ids
 
 ITERATIONS = 50
 """As in the paper, section 3.2."""
 
 
-class ITQ(UnsupervisedMethod):
+class ITQ(HashMethod):
     """Signs of the principal components, rotated towards the corners of the cube.
 
     Y. Gong, S. Lazebnik, *Iterative quantization: a Procrustean approach to learning binary
@@ -38,7 +33,7 @@ class ITQ(UnsupervisedMethod):
     bias: NDArray[np.float32]
     losses: list[float]
 
-    def _learn(self, features: Features) -> None:
+    def _learn(self, features: Features, classes: Ids) -> None:
         width = features.shape[1]
         if width < self.bits:
             raise InvalidInputError(

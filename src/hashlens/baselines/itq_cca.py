@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import SupervisedMethod, one_hot
+from hashlens.baselines.base import HashMethod, one_hot
 from hashlens.baselines.itq import rotate_to_corners
 from hashlens.types import Features, Ids
 
@@ -13,7 +13,7 @@ RIDGE = 1e-4
 """Added to each covariance, as a share of its mean variance."""
 
 
-class ITQCCA(SupervisedMethod):
+class ITQCCA(HashMethod):
     """ITQ after canonical correlation analysis with the class indicators.
 
     Y. Gong, S. Lazebnik, *Iterative quantization*, CVPR 2011, section 4: the directions solve
@@ -22,6 +22,8 @@ class ITQCCA(SupervisedMethod):
     bits, the remaining columns are zero before the rotation, as the generalised eigenvalue
     problem gives (l = 0).
     """
+
+    supervised = True
 
     def _learn(self, features: Features, classes: Ids) -> None:
         self._mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import AnchorKernel, SupervisedMethod, one_hot, signs_of
+from hashlens.baselines.base import AnchorKernel, HashMethod, one_hot, signs_of
 from hashlens.types import Features, Ids
 
 STEPS = 100
 """Accelerated gradient steps per bit."""
 
 
-class KSH(SupervisedMethod):
+class KSH(HashMethod):
     """Bits learned one by one so that inner products of codes match the labels.
 
     W. Liu, J. Wang, R. Ji, Y.-G. Jiang, S.-F. Chang, *Supervised hashing with kernels*, CVPR
@@ -42,6 +42,7 @@ class KSH(SupervisedMethod):
         y' R y of each bit after the spectral relaxation, and as kept: never less.
     """
 
+    supervised = True
     gains: list[tuple[float, float]]
 
     def __init__(
@@ -76,10 +77,6 @@ class KSH(SupervisedMethod):
             image = (values.T @ signs[best]).astype(np.float64)
             target -= np.outer(image, image)
         self._weights = np.stack(columns, axis=1)
-
-    def _project(self, features: Features) -> NDArray[np.float32]:
-        projected: NDArray[np.float32] = self._kernel(features) @ self._weights
-        return projected
 
 
 class _Residual:

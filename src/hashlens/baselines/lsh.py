@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from hashlens.baselines.base import UnsupervisedMethod
-from hashlens.types import Features
+from hashlens.baselines.base import HashMethod
+from hashlens.types import Features, Ids
 
 
-class LSH(UnsupervisedMethod):
+class LSH(HashMethod):
     """Signs of Gaussian random projections of centred features.
 
     M. Charikar, *Similarity estimation techniques from rounding algorithms*, STOC 2002, section
@@ -17,7 +17,7 @@ class LSH(UnsupervisedMethod):
     cites do: without it non-negative features such as GIST share most bits.
     """
 
-    def _learn(self, features: Features) -> None:
+    def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
         weights = rng.standard_normal((features.shape[1], self.bits))
         self._mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)

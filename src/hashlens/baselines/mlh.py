@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import SupervisedMethod, principal_components
+from hashlens.baselines.base import HashMethod, principal_components
 from hashlens.types import Features, Ids
 
 PAIRS = 100
@@ -13,7 +13,7 @@ PAIRS = 100
 MOMENTUM = 0.9
 
 
-class MLH(SupervisedMethod):
+class MLH(HashMethod):
     """Linear hash functions under a hinge-like loss on the Hamming distance of pairs.
 
     M. Norouzi, D. Fleet, *Minimal loss hashing for compact binary codes*, ICML 2011: a pair of
@@ -46,6 +46,7 @@ class MLH(SupervisedMethod):
         Mean loss of equation 4 over each tenth of the steps.
     """
 
+    supervised = True
     losses: list[float]
 
     def __init__(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.baselines.base import UnsupervisedMethod, principal_components
+from hashlens.baselines.base import HashMethod, principal_components
 from hashlens.errors import InvalidInputError
-from hashlens.types import Features
+from hashlens.types import Features, Ids
 
 
-class SpectralHashing(UnsupervisedMethod):
+class SpectralHashing(HashMethod):
     """Signs of the smoothest waves along the principal components.
 
     Y. Weiss, A. Torralba, R. Fergus, *Spectral hashing*, NIPS 2008, section 3: along each
@@ -20,7 +20,7 @@ class SpectralHashing(UnsupervisedMethod):
     make the bits. More bits than dimensions therefore use higher waves, and are not refused.
     """
 
-    def _learn(self, features: Features) -> None:
+    def _learn(self, features: Features, classes: Ids) -> None:
         found = principal_components(features, min(self.bits, features.shape[1]))
         count = min(found.rank, found.directions.shape[1])
         self._mean, self._directions = found.mean, found.directions[:, :count]

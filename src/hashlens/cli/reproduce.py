@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -71,9 +70,10 @@ def _comparison(name: str, about: str) -> None:
         from hashlens.paper.run import read_piece
         from hashlens.paper.splits import make_split
         from hashlens.report.progress import say
+        from hashlens.workflows.demo import known_data
 
         piece = _only(read_piece(name, quick=quick), methods, bits, epochs)
-        spec = data or _default_data(name) or piece.hub
+        spec = data or known_data(name)
         parts = open_source(f"{spec}#train"), open_source(f"{spec}#test")
         run = Comparison(
             piece,
@@ -148,7 +148,7 @@ def products_command(
     Example: hashlens reproduce products photos/ --quick
     """
     from hashlens.data.opening import open_source
-    from hashlens.paper.products import NAMES, ProductsRun, summary, write_products
+    from hashlens.paper.products import ProductsRun, summary, write_products
     from hashlens.paper.run import read_products, ways_table
     from hashlens.report.progress import say
 
@@ -165,7 +165,8 @@ def products_command(
     kept = run.run()
     page = write_products(run, kept, _typed())
     scores = kept["scores"]
-    text = f"{summary(scores)}\n{ways_table(scores['ways'], NAMES).text()}\nreport: {page}"
+    table = ways_table(scores["ways"]).text()
+    text = f"{summary(scores)}\n{table}\nreport: {page}"
     tell({"piece": "products", "report": str(page), **kept}, text, as_json)
 
 
@@ -251,9 +252,3 @@ def _listed(what: str, text: str, known: Sequence[str]) -> list[str]:
     if unknown := [one for one in chosen if one not in known]:
         raise typer.BadParameter(f"{what}: expected some of {', '.join(known)}, got {unknown[0]!r}")
     return chosen
-
-
-def _default_data(name: str) -> str | None:
-    """``$HASHLENS_DATA/NAME``, if that folder exists."""
-    folder = Path(os.environ.get("HASHLENS_DATA", "")) / name
-    return str(folder) if os.environ.get("HASHLENS_DATA") and folder.is_dir() else None

@@ -87,8 +87,10 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Keys as ``inspect --json`` prints them."""
-        radii = self.radii
-        curves = ("within", "between", "precision", "recall", "pool", "empty")
+        radii, curves = self.radii, {}
+        if radii is not None:
+            names = ("within", "between", "precision", "recall", "pool", "empty")
+            curves = {name: getattr(radii, name).tolist() for name in names}
         return {
             "bits": self.bits,
             "n_images": self.images,
@@ -100,12 +102,7 @@ class Inspection:
             "mean_correlation": self.mean_correlation,
             "occupancy": self.occupancy._asdict(),
             "radius": None if radii is None else radii.best,
-            "radii": None
-            if radii is None
-            else {
-                "n_queries": radii.queries,
-                **{name: getattr(radii, name).tolist() for name in curves},
-            },
+            "radii": None if radii is None else {"n_queries": radii.queries, **curves},
         }
 
 

@@ -1,7 +1,6 @@
 """Which labels are likely wrong: what the other images say about each image's own label.
 
-No image's label counts for the image itself: its neighbours leave it out, and so does the linear
-classifier that scores it.
+No image's label counts for the image itself: the linear classifier that scores it leaves it out.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.search import hamming_topk
 from hashlens.errors import InvalidInputError
-from hashlens.types import Codes, Features, Ids
+from hashlens.types import Features, Ids
 
 ClassScores = NDArray[np.float64]
 
@@ -23,7 +21,6 @@ _LEAST_VARIANCE = 1e-12  # for features that are all alike
 # Chosen on training images with labels changed (benchmarks/label_noise.py): of few images, whose
 # scores vary, a plain majority calls a third of right labels wrong, and this a tenth.
 _CLEARLY = 3.0
-_BLOCK_VALUES = 8_000_000  # values of a block of images by images: bounds the memory taken
 
 
 class ConfusedPair(NamedTuple):
@@ -81,43 +78,6 @@ def leave_one_out_scores(features: Features, labels: Any, classes: int) -> Class
         if loss < least:
             best, least = targets - errors, loss
     return np.asarray(best + shares, np.float64)
-
-
-def code_neighbours(codes: Codes, k: int) -> Ids:
-    """The k nearest other images of each by Hamming distance; ties by position."""
-    wanted = min(k, len(codes) - 1)
-    _, ids = hamming_topk(codes, codes, wanted + 1)
-    # Its own number, or the last where that is not among them.
-    own = ids == np.arange(len(ids))[:, None]
-    own[~own.any(axis=1), -1] = True
-    return np.asarray(ids[~own].reshape(len(ids), wanted), np.int64)
-
-
-def feature_neighbours(features: Features, k: int) -> Ids:
-    """The k nearest other images of each by the angle between features.
-
-    Ties are ordered by position.
-    """
-    wanted = min(k, len(features) - 1)
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    directions = features / np.maximum(lengths, np.finfo(np.float32).tiny)
-    found = np.empty((len(features), wanted), np.int64)
-    step = max(1, _BLOCK_VALUES // max(1, len(features)))
-    for start in range(0, len(features), step):
-        cosines = directions[start : start + step] @ directions.T
-        rows = np.arange(len(cosines))
-        cosines[rows, rows + start] = -np.inf
-        if wanted:
-            nearest = np.argpartition(-cosines, wanted - 1, axis=1)[:, :wanted]
-            last = np.take_along_axis(cosines, nearest, axis=1).min(axis=1, keepdims=True)
-            for row in np.flatnonzero((cosines >= last).sum(axis=1) > wanted):  # tied for the last
-                nearer = np.flatnonzero(cosines[row] > last[row])
-                tied = np.flatnonzero(cosines[row] == last[row])
-                nearest[row] = np.concatenate([nearer, tied])[:wanted]
-            nearest.sort(axis=1)
-            order = np.argsort(-np.take_along_axis(cosines, nearest, axis=1), kind="stable")
-            found[start : start + step] = np.take_along_axis(nearest, order, axis=1)
-    return found
 
 
 def suspicion(scores: ClassScores, labels: Any) -> Suspicion:

@@ -256,7 +256,7 @@ class _ModeRun:
                     ids = self._search(rows, max(ks), pool)
                     # The order within the first k matters only to a smaller k, and to nDCG.
                     ordered = len(ks) > 1 or many
-                    ranked = self._ranked(rows, ids) if ordered else self._unordered(rows, ids)
+                    ranked = self._ranked(rows, ids, ordered=ordered)
                 for k in sorted(ks):
                     add(f"precision@{k}", precision_at_k(ranked.relevant, [k])[:, 0])
                     if many and k in NDCG_AT:
@@ -278,16 +278,8 @@ class _ModeRun:
         precision = {k: means[f"precision@{k}"] for k in self.precision_at}
         average, expected = means.pop("map@1000"), means.pop("map@1000_ties")
         more = {name: value for name, value in means.items() if not name.startswith("precision@")}
-        return ModeScores(
-            average,
-            expected,
-            precision,
-            self._milliseconds_per_query(),
-            nearest,
-            distances,
-            recalls,
-            more,
-        )
+        spent = self._milliseconds_per_query()
+        return ModeScores(average, expected, precision, spent, nearest, distances, recalls, more)
 
     @property
     def _longest(self) -> int:
@@ -301,31 +293,23 @@ class _ModeRun:
             return None
         return self.options.pool or default_pool(k)
 
-    def _ranked(self, rows: slice, ids: Ids) -> _Ranked:
-        """Results of some queries: which ones is up to the searcher, at what distance is not."""
-        found = self._unordered(rows, ids)
+    def _ranked(self, rows: slice, ids: Ids, *, ordered: bool = True) -> _Ranked:
+        """Results of some queries: which ones is up to the searcher, at what distance is not.
+
+        Without ``ordered`` they stay as the searcher returned them, without distances.
+        """
         queries = self.queries.rows(rows)
+        found = _Ranked(ids, np.full(ids.shape, np.inf, np.float32), np.zeros(ids.shape, np.int32))
         for row, returned in enumerate(ids):
             held = returned >= 0
-            found.distances[row, held] = self._distances(queries, row, returned[held])
+            labels = self.database.labels[returned[held]]
+            found.shared[row, held] = shared_labels(queries.labels[row : row + 1], labels)[0]
+            if ordered:
+                found.distances[row, held] = self._distances(queries, row, returned[held])
+        if not ordered:
+            return found
         order = np.lexsort((ids, found.distances), axis=-1)
-        return _Ranked(
-            np.take_along_axis(found.ids, order, axis=1),
-            np.take_along_axis(found.distances, order, axis=1),
-            np.take_along_axis(found.shared, order, axis=1),
-        )
-
-    def _unordered(self, rows: slice, ids: Ids) -> _Ranked:
-        """Results as the searcher returned them, without distances."""
-        asked, labels = self.queries.labels[rows], self.database.labels
-        distances = np.full(ids.shape, np.inf, dtype=np.float32)
-        if labels.ndim == 1:
-            shared = ((labels[ids] == asked[:, None]) & (asked >= 0)[:, None]).astype(np.int32)
-        else:
-            shared = np.zeros(ids.shape, dtype=np.int32)
-            for row, returned in enumerate(ids):
-                shared[row] = shared_labels(asked[row : row + 1], labels[returned])[0]
-        return _Ranked(ids, distances, np.where(ids >= 0, shared, 0))
+        return _Ranked._make(np.take_along_axis(part, order, axis=1) for part in found)
 
     def _search(self, rows: slice, k: int, pool: int | None) -> Ids:
         queries, exclude = self.queries.rows(rows), self.options.exclude

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,26 +19,21 @@ from hashlens.baselines.base import principal_components
 from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.errors import InvalidInputError
-from hashlens.evaluation.scoring import Evaluation, score_searcher, top_class_error
+from hashlens.evaluation.scoring import ModeScores, top_class_error
 from hashlens.files import replace_file
-from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder
 from hashlens.paper.gist import gist
 from hashlens.paper.run import (
-    KS,
     OBJECTIVES,
     OURS,
     Piece,
     ResultStore,
-    SheetRow,
     draw_sheet,
     file_name,
     made_on,
     mode_scores,
-    printed_errors,
-    printed_figure,
-    printed_map,
-    printed_precision,
+    printed_figures,
+    search_ways,
     short_digest,
     train_once,
     training_config,
@@ -68,14 +63,6 @@ class Job(NamedTuple):
     def name(self) -> str:
         """What its result is kept under."""
         return f"{self.method}-{self.bits}"
-
-
-class Timed(NamedTuple):
-    """All images of a split, encoded, and how long it took."""
-
-    images: EncodedImages
-    fit_seconds: float
-    encode_seconds: float
 
 
 Kept: TypeAlias = Mapping[Job, Mapping[str, Any]]
@@ -146,8 +133,11 @@ class Comparison:
         options = dict(self.piece.options.get(job.method, {}))
         return configuration | {"features": self.features, "options": options}
 
-    def encode(self, job: Job) -> Timed:
-        """Train a method on the training images and their labels, and encode every image."""
+    def encode(self, job: Job) -> tuple[EncodedImages, float, float]:
+        """Train a method on the training images and their labels, and encode every image.
+
+        Next to the images: the seconds of training, and of encoding.
+        """
         train, images = self.split.train, self.split.images
         if job.method in OBJECTIVES:
             encoder, seconds = self._encoder(job)
@@ -157,7 +147,7 @@ class Comparison:
             scores, classes = None, images.classes
             if found.scores is not None and set(encoder.classes) == set(classes):
                 scores = found.scores[:, [encoder.classes.index(name) for name in classes]]
-            return Timed(replace(found, scores=scores), seconds, spent)
+            return replace(found, scores=scores), seconds, spent
         features = self._features
         started = time.monotonic()
         options = self.piece.options.get(job.method, {})
@@ -167,30 +157,36 @@ class Comparison:
         codes = method.encode(features)
         spent = time.monotonic() - fitted
         none = np.zeros((len(codes), 0), np.float32)
-        return Timed(EncodedImages(codes, none, images.labels), fitted - started, spent)
+        return EncodedImages(codes, none, images.labels), fitted - started, spent
 
     def score(self, job: Job) -> dict[str, Any]:
         """Encode, search with binary codes alone, and score; ours with the other ways as well."""
         started = time.monotonic()
         whole, fit_seconds, encode_seconds = self.encode(job)
         euclidean = job.method == OURS and job.bits == self.piece.bits[0]
-        modes: tuple[Mode, ...] = ("bcs", "acs", "hds", "es") if euclidean else ("bcs",)
+        modes: list[Mode] = ["bcs", "acs", "hds", "es"] if euclidean else ["bcs"]
         found = self._search(whole, job.bits, modes)
         queries, error = whole.rows(self.split.rows.queries), None
         if queries.scores is not None:
             error = top_class_error(queries.scores, queries.labels)
         scores: dict[str, Any] = {
-            **mode_scores(found.modes["bcs"]),
+            **mode_scores(found["bcs"]),
             "classification_error": error,
             "fit_seconds": fit_seconds,
             "encode_seconds": encode_seconds,
-            "sheet": self._sheet(found, whole.codes, job.bits),
+            "sheet": self._sheet(found["bcs"], whole.codes, job.bits),
         }
         if euclidean:
-            scores["ways"] = {mode: mode_scores(found.modes[mode]) for mode in modes}
+            scores["ways"] = {mode: mode_scores(one) for mode, one in found.items()}
             scores["ways"]["neural codes"] = self._neural_codes(whole)
         scores["seconds"] = time.monotonic() - started
         return scores
+
+    def printed(self, figure: str, bits: int | None) -> dict[tuple[str, int], float]:
+        """The authors' figures; none for another protocol than theirs, as they do not compare."""
+        if self.split.protocol != "paper":
+            return {}
+        return printed_figures(self.piece.name, figure, bits)
 
     @cached_property
     def _store(self) -> ResultStore:
@@ -247,23 +243,23 @@ class Comparison:
         replace_file(kept, lambda aside: np.save(aside, found))
         return found
 
-    def _search(self, whole: EncodedImages, bits: int, modes: tuple[Mode, ...]) -> Evaluation:
-        rows = self.split.rows
-        database, queries = whole.rows(rows.database), whole.rows(rows.queries)
-        searcher = ArraySearcher(database.codes, database.features if "es" in modes else None)
-        return score_searcher(searcher, database, queries, bits=bits, modes=modes, precision_at=KS)
+    def _search(
+        self, whole: EncodedImages, bits: int, modes: Sequence[Mode]
+    ) -> dict[str, ModeScores]:
+        database, queries = (whole.rows(part) for part in self.split.rows[1:])
+        return search_ways(database, queries, bits, modes=modes)
 
     def _neural_codes(self, whole: EncodedImages) -> dict[str, Any]:
         """Euclidean search over F7 compressed by PCA."""
         train = self.split.rows.train
         dimensions = min(NEURAL_DIMENSIONS, whole.features.shape[1], len(train))
         compressed = replace(whole, features=neural_codes(whole.features, train, dimensions))
-        found = self._search(compressed, 8 * whole.codes.shape[1], ("es",))
-        return mode_scores(found.modes["es"]) | {"dimensions": dimensions}
+        found = self._search(compressed, 8 * whole.codes.shape[1], ["es"])
+        return mode_scores(found["es"]) | {"dimensions": dimensions}
 
-    def _sheet(self, found: Evaluation, codes: Codes, bits: int) -> list[dict[str, Any]]:
+    def _sheet(self, nearest: ModeScores, codes: Codes, bits: int) -> list[dict[str, Any]]:
         """A few queries, the same for every method, with their nearest images."""
-        rows, nearest = self.split.rows, found.modes["bcs"]
+        rows = self.split.rows
         # Spread over the classes: the first of some, by the queries' order within them.
         by_class = np.argsort(self.split.images.labels[rows.queries], kind="stable")
         count = min(_SHEET_QUERIES, len(rows.queries))
@@ -310,31 +306,19 @@ def spoken_time(seconds: float) -> str:
 
 
 _PRECISION_AT = (100, 400, 1000)
-WAYS = {
-    "es": "ES: exhaustive, Euclidean over F7",
-    "bcs": "BCS: binary codes alone",
-    "acs": "ACS: binary codes, then the query's latent values in the pool",
-    "hds": "HDS: binary codes, then F7 in the pool",
-    "neural codes": "Neural codes: ES over F7 compressed by PCA",
-}
-
-
-def _printed_here(run: Comparison) -> bool:
-    """Whether the printed figures are of this protocol; those of another do not compare."""
-    return run.split.protocol == "paper"
 
 
 def precision_table(run: Comparison, kept: Kept) -> Table:
     """Precision at k of every method at the curves' length, and the printed one."""
     bits = run.piece.bits[0]
-    printed = printed_precision(run.piece.name, bits) if _printed_here(run) else {}
+    printed = run.printed("precision", bits)
     compared = ["printed @1000", "difference"] if printed else []
     headers = ["method", *(f"@{k}" for k in _PRECISION_AT), *compared, "mAP@1000", "over ties"]
     headers += ["training s", "encoding s"]
     rows: list[list[Cell]] = []
     for method in run.piece.methods:
         scores = kept[Job(method, bits)]["scores"]
-        found, then = scores["precision"], printed.get(method, {}).get(1000)
+        found, then = scores["precision"], printed.get((method, 1000))
         rows.append([method, *(found[str(k)] for k in _PRECISION_AT)])
         if printed:
             rows[-1] += [then, None if then is None else f"{found['1000'] - then:+.3f}"]
@@ -346,14 +330,14 @@ def precision_table(run: Comparison, kept: Kept) -> Table:
 def map_table(run: Comparison, kept: Kept) -> Table:
     """Mean average precision at 1,000 by code length, measured and printed."""
     lengths = sorted(run.piece.bits)
-    printed = printed_map(run.piece.name) if _printed_here(run) else {}
+    printed = [run.printed("map", bits) for bits in lengths]
     headers = ["method", *(text for bits in lengths for text in (f"{bits} bits", "printed"))]
     rows: list[list[Cell]] = []
     for method in run.piece.methods:
         rows.append([method])
-        for bits in lengths:
+        for bits, then in zip(lengths, printed, strict=True):
             measured = kept[Job(method, bits)]["scores"]["map@1000"]
-            rows[-1] += [measured, printed.get(method, {}).get(bits)]
+            rows[-1] += [measured, then.get((method, 1000))]
     return Table(headers, rows, digits=3)
 
 
@@ -364,14 +348,11 @@ def error_table(run: Comparison, kept: Kept) -> Table:
         error = result["scores"]["classification_error"]
         if error is None or job.bits not in run.piece.error_bits:
             continue
-        then = None
-        if job.method == OURS:
-            then = printed_figure(run.piece.name, "classification_error", job.bits)
+        then = run.printed("classification_error", job.bits).get((job.method, 0))
         rows.append([job.method, job.bits, 100 * error, None if then is None else 100 * then])
-    if rows and _printed_here(run):
-        rows += [
-            [name, None, None, 100 * then] for name, then in printed_errors(run.piece.name).items()
-        ]
+    if rows:
+        others = run.printed("classification_error", None).items()
+        rows += [[name, None, None, 100 * then] for (name, _), then in others]
     return Table(["method", "bits", "error %", "printed %"], rows, digits=2)
 
 
@@ -386,13 +367,13 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
         f"{worked_on or f'F7 of {run.features}'}. Seed {run.seed}. {made_on(newest)}"
     )
     page.heading(f"Precision at k with {bits} bits")
-    printed = printed_precision(piece.name, bits) if _printed_here(run) else {}
+    curves = _curves(run, kept)
     page.figure(
-        plot_curves(_curves(run, kept, printed), ends=True, xlabel="k", ylabel="precision at k"),
+        plot_curves(curves, ends=True, xlabel="k", ylabel="precision at k"),
         "precision_at_k",
         "Precision at k of every method",
         "Search with binary codes alone (BCS); equal distances are in the order of ids."
-        + (" Dotted: as the authors printed it." if printed else ""),
+        + (" Dotted: as the authors printed it." if len(curves) > len(piece.methods) else ""),
     )
     page.table(
         precision_table(run, kept),
@@ -414,7 +395,7 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     if OURS in piece.methods:
         page.heading("Ways to search with our network")
         page.table(
-            ways_table(kept[Job(OURS, bits)]["scores"]["ways"], WAYS),
+            ways_table(kept[Job(OURS, bits)]["scores"]["ways"]),
             f"{bits} bits. Time: median of single queries for ten results, without encoding.",
         )
     page.heading("Nearest pictures")
@@ -431,17 +412,17 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     return page.write()
 
 
-def _curves(
-    run: Comparison, kept: Kept, printed: Mapping[str, Mapping[int, float]]
-) -> dict[str, Curve]:
+def _curves(run: Comparison, kept: Kept) -> dict[str, Curve]:
     """Precision from k = 100 on of each method, measured and printed."""
-    curves = {}
+    bits, curves = run.piece.bits[0], {}
+    printed = run.printed("precision", bits)
     for method in run.piece.methods:
-        precision = kept[Job(method, run.piece.bits[0])]["scores"]["precision"]
+        precision = kept[Job(method, bits)]["scores"]["precision"]
         measured = {k: value for k, value in precision.items() if int(k) >= _PRECISION_AT[0]}
         curves[method] = Curve.through(measured)
-        if method in printed:
-            ks, values = zip(*sorted(printed[method].items()), strict=True)
+        points = sorted((k, value) for (name, k), value in printed.items() if name == method)
+        if points:
+            ks, values = zip(*points, strict=True)
             curves[f"{method}, printed"] = Curve(ks, values, "dotted", like=method)
     return curves
 
@@ -456,6 +437,6 @@ def _sheets(run: Comparison, kept: Kept) -> list[Image.Image]:
         for method, entries in found.items():
             rows, distances = entries[position]["nearest"], entries[position]["distances"]
             nearest[method] = list(zip(rows, (f"{d} bits" for d in distances), strict=True))
-        row = SheetRow(own["query"], own["code"], nearest)
+        row = (own["query"], own["code"], nearest)
         sheets.append(draw_sheet(run.split.images, [row], own["bits"], 72))
     return sheets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,7 @@ from hashlens.baselines import create_method, method_names
 from hashlens.data.labels import split_validation
 from hashlens.data.source import Source
 from hashlens.errors import HashlensError, InvalidInputError, SourceError
-from hashlens.evaluation.scoring import score_searcher
 from hashlens.hasher import Hasher
-from hashlens.index.ranking import ArraySearcher
 from hashlens.models.backbones import create_backbone
 from hashlens.models.encoder import Encoder
 from hashlens.paper.run import (
@@ -27,6 +25,7 @@ from hashlens.paper.run import (
     joined,
     made_on,
     plain_features,
+    search_ways,
     short_digest,
     train_once,
     training_config,
@@ -36,7 +35,7 @@ from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
 from hashlens.training.objectives import objectives
 from hashlens.types import EncodedImages, Features, Ids, Mode
-from hashlens.workflows.score import encode
+from hashlens.workflows.score import encode, renumbered
 
 FEATURES = "features"
 """The features themselves, compared by the cosine: what codes are measured against."""
@@ -99,8 +98,7 @@ class FieldRun:
         if len(found) < len(cells):
             if not self.tune:
                 _ = self._vectors  # a wrong backbone stops the run, and is no cell's error
-            bar = ProgressBar("cells", len(cells), done=len(found), console=self.console)
-            with bar:
+            with ProgressBar("cells", len(cells), done=len(found), console=self.console) as bar:
                 for cell in cells:
                     if cell not in found:
                         configuration = self._configuration(cell)
@@ -147,14 +145,13 @@ class FieldRun:
             sides.append(values / np.linalg.norm(values, axis=1, keepdims=True))
         return sides
 
-    def _numbers(self, source: Source) -> Ids:
-        """Labels as the database numbers them."""
-        places = {name: i for i, name in enumerate(self.database.classes)}
-        of_class = np.array([places.get(name, -1) for name in source.classes], np.int64)
-        return of_class[source.labels]
+    @cached_property
+    def _labels(self) -> list[Ids]:
+        """Labels of database and queries, both as the database numbers them."""
+        return [renumbered(one, self.database.classes) for one in (self.database, self.queries)]
 
     def _measure(self, cell: Cell) -> dict[str, Any]:
-        numbers, asked = self._numbers(self.database), self._numbers(self.queries)
+        numbers, asked = self._labels
         rows, queries = np.arange(len(numbers)), np.arange(len(asked))
         rng = np.random.default_rng(cell.seed)
         if self.unseen:
@@ -178,30 +175,33 @@ class FieldRun:
     def _encoded(self, cell: Cell, learned: Ids) -> tuple[float, list[EncodedImages]]:
         """Seconds of learning, and both sides as the method encodes them."""
         sides, learns = (self.database, self.queries), cell.method in objectives()
-        labels = [self._numbers(source) for source in sides]
+        labels = self._labels
         if self.tune:
             seconds, encoder = self._tuned(cell.method if learns else "softmax", cell, learned)
             encoded = [encode(encoder, source, strict=True, progress=True) for source in sides]
             if learns:
-                return seconds, [joined([e], own) for e, own in zip(encoded, labels, strict=True)]
+                return seconds, [
+                    replace(one, labels=own) for one, own in zip(encoded, labels, strict=True)
+                ]
             vectors = [one.features for one in encoded]
         else:
             vectors = self._vectors
         taught = labels[0] if self.taught is None else self.taught
-        began, seconds = time.perf_counter(), 0.0
-        if learns:
-            hasher = Hasher(cell.bits, method=cell.method, seed=cell.seed, epochs=self.epochs)
-            hasher.fit(vectors[0][learned], taught[learned])
-            seconds = time.perf_counter() - began
-            batches = [list(hasher.encode_batches(part, strict=True)) for part in vectors]
-            return seconds, list(map(joined, batches, labels))
         if cell.method == FEATURES:
             codes = [np.zeros((len(part), cell.bits // 8), np.uint8) for part in vectors]
-        else:
-            method = create_method(cell.method, cell.bits, seed=cell.seed)
-            method.fit(vectors[0][learned], taught[learned])
-            seconds = time.perf_counter() - began
-            codes = [method.encode(part) for part in vectors]
+            return 0.0, list(map(EncodedImages, codes, vectors, labels))
+        method = (
+            Hasher(cell.bits, method=cell.method, seed=cell.seed, epochs=self.epochs)
+            if learns
+            else create_method(cell.method, cell.bits, seed=cell.seed)
+        )
+        began = time.perf_counter()
+        method.fit(vectors[0][learned], taught[learned])
+        seconds = time.perf_counter() - began
+        if isinstance(method, Hasher):
+            batches = [list(method.encode_batches(part, strict=True)) for part in vectors]
+            return seconds, list(map(joined, batches, labels))
+        codes = [method.encode(part) for part in vectors]
         return seconds, list(map(EncodedImages, codes, vectors, labels))
 
     def _tuned(self, objective: str, cell: Cell, learned: Ids) -> tuple[float, Encoder]:
@@ -222,12 +222,9 @@ class FieldRun:
 def _scores(
     database: EncodedImages, queries: EncodedImages, bits: int, ways: Sequence[Mode]
 ) -> dict[str, dict[str, float | None]]:
-    searcher = ArraySearcher(database.codes, database.features)
-    found = score_searcher(searcher, database, queries, bits=bits, modes=ways).modes
-    return {
-        mode: {"map@1000": one.mean_average_precision, **{s: one.more.get(s) for s in SCORES[1:]}}
-        for mode, one in found.items()
-    }
+    found = search_ways(database, queries, bits, modes=ways)
+    kept = {mode: one.to_dict() for mode, one in found.items()}
+    return {mode: {score: own.get(score) for score in SCORES} for mode, own in kept.items()}
 
 
 _WAYS = {"bcs": "codes", "acs": "latent", "es": "features"}
@@ -268,8 +265,7 @@ def _spread(values: Sequence[float | None]) -> str:
 def write_field(run: FieldRun, found: Mapping[Cell, Mapping[str, Any]], command: str) -> Path:
     """Write report.html, report.md and the picture; returns the page."""
     page = Page(run.out, "Methods on one network", run.describe())
-    missing = len(run.cells()) - len(found)
-    page.paragraph(f"{len(found)} of {len(found) + missing} cells are measured.")
+    page.paragraph(f"{len(found)} of {len(run.cells())} cells are measured.")
     page.table(field_table(found), made_on(next(iter(found.values()))))
     curves: dict[str, dict[int, list[float]]] = {}
     for cell, kept in found.items():

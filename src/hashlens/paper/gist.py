@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
 from hashlens.errors import InvalidInputError
 from hashlens.types import Features
@@ -66,8 +67,6 @@ def _margin(size: int) -> int:
 
 def _spectrum_product(images: Any, transfer: Any) -> Any:
     """Images filtered by one real transfer function of their own size."""
-    from scipy import fft
-
     return fft.ifft2(fft.fft2(images, workers=-1) * transfer, workers=-1)
 
 
@@ -110,8 +109,6 @@ def _gabor_filters(size: int) -> NDArray[np.float32]:
 
 def _energies(images: NDArray[np.float32], filters: NDArray[np.float32]) -> Features:
     """Mean response magnitudes over the grid's cells, shape (n, 32 * 16)."""
-    from scipy import fft
-
     n, size, _ = images.shape
     margin, cell = _margin(size), size // GRID
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")

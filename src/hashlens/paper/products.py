@@ -14,21 +14,23 @@ from hashlens.data.image import RawImage
 from hashlens.data.labels import split_validation
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.evaluation.scoring import score_searcher, top_class_error
-from hashlens.index.ranking import ArraySearcher
+from hashlens.evaluation.scoring import ModeScores, top_class_error
 from hashlens.models.backbones import create_backbone
 from hashlens.models.encoder import Encoder
 from hashlens.paper.run import (
-    KS,
+    OURS,
+    PLAIN,
+    WAYS,
+    WITHOUT_H,
     Products,
     ResultStore,
-    SheetRow,
     draw_sheet,
     joined,
     made_on,
     mode_scores,
     plain_features,
-    printed_figure,
+    printed_figures,
+    search_ways,
     short_digest,
     train_once,
     training_config,
@@ -96,7 +98,6 @@ def changed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return copy
 
 
-PLAIN, WITHOUT_H = "plain", "without h"
 _SHEET_QUERIES, _SHEET_NEAREST = 4, 5
 
 
@@ -192,18 +193,22 @@ class ProductsRun:
         if found.scores is not None and encoder.classes == self.collection.classes:
             error = top_class_error(found.scores[held_out], grown.labels[held_out])
             accuracy = None if error is None else 1 - error
-        ways, sheets = self._search(found, encoder.bits)
+        ways = self._search(found, encoder.bits)
         for name, features in self._other_features(grown).items():
             bare = EncodedImages(found.codes, features, grown.labels)
-            more, other = self._search(bare, encoder.bits, name)
-            ways, sheets = {**more, **ways}, {**other, **sheets}
+            ways = {name: self._search(bare, encoder.bits, modes=["es"])["es"], **ways}
+        every = max(1, len(self.queries) // _SHEET_QUERIES)
+        shown = slice(None, every * _SHEET_QUERIES, every)
+        queries = self.queries[shown].tolist()
+        nearest = {name: one.nearest[shown, :_SHEET_NEAREST].tolist() for name, one in ways.items()}
+        codes = [found.codes[row].tobytes().hex() for row in queries]
         return {
             "bits": encoder.bits,
             "accuracy": accuracy,
             "held_out": len(held_out),
             "trained_here": self.model is None,
-            "ways": ways,
-            "nearest": sheets,
+            "ways": {name: mode_scores(one) for name, one in ways.items()},
+            "nearest": {**nearest, "queries": queries, "codes": codes},
         }
 
     def _encode(self, encoder: Encoder, grown: Source) -> EncodedImages:
@@ -222,32 +227,9 @@ class ProductsRun:
                 bar(len(batch.codes))
         return replace(joined(parts, grown.labels), scores=found.scores)
 
-    def _search(
-        self, whole: EncodedImages, bits: int, other: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Scores of each way, or of ES over features called ``other``; nearest of few queries."""
+    def _search(self, whole: EncodedImages, bits: int, **options: Any) -> dict[str, ModeScores]:
         rows = self.queries
-        searcher = ArraySearcher(whole.codes, whole.features)
-        found = score_searcher(
-            searcher,
-            whole,
-            whole.rows(rows),
-            bits=bits,
-            modes=("es",) if other else None,
-            precision_at=KS,
-            exclude=rows,
-            progress=True,
-        )
-        names = {mode: other or mode for mode in found.modes}
-        shown = slice(None, None, max(1, len(rows) // _SHEET_QUERIES))
-        scores = {names[mode]: mode_scores(value) for mode, value in found.modes.items()}
-        nearest = {
-            names[mode]: value.nearest[shown][:_SHEET_QUERIES, :_SHEET_NEAREST].tolist()
-            for mode, value in found.modes.items()
-        }
-        queries = rows[shown][:_SHEET_QUERIES]
-        codes = [whole.codes[row].tobytes().hex() for row in queries]
-        return scores, nearest | {"queries": queries.tolist(), "codes": codes}
+        return search_ways(whole, whole.rows(rows), bits, exclude=rows, progress=True, **options)
 
     def _other_features(self, grown: Source) -> dict[str, Features]:
         """F7 of other networks: the published backbone, and one that was trained without H."""
@@ -266,16 +248,6 @@ class ProductsRun:
         return found
 
 
-NAMES = {
-    PLAIN: "plain backbone F7",
-    WITHOUT_H: "F7 without H",
-    "es": "ES (F7)",
-    "bcs": "BCS (codes)",
-    "acs": "ACS (codes, then latent values)",
-    "hds": "HDS (codes, then F7)",
-}
-
-
 def summary(scores: dict[str, Any]) -> str:
     """Code length and accuracy, with what the number means."""
     text = f"{scores['bits']}-bit codes. "
@@ -287,7 +259,7 @@ def summary(scores: dict[str, Any]) -> str:
         if scores["trained_here"]
         else "images; whether the given model saw them in training is not known here."
     )
-    then = printed_figure("products", "accuracy", scores["bits"])
+    then = printed_figures("products", "accuracy", scores["bits"]).get((OURS, 0))
     if then is not None:
         text += f" (The paper, on its own collection, never released: {100 * then:.2f} %.)"
     return text
@@ -310,11 +282,11 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
         )
     page.heading("Scores and time")
     page.table(
-        ways_table(scores["ways"], NAMES),
+        ways_table(scores["ways"]),
         "Time: median of single queries for ten results, without encoding. " + made_on(kept),
     )
     ways = scores["ways"].items()
-    curves = {NAMES[key]: Curve.through(way["precision"]) for key, way in ways}
+    curves = {WAYS[key]: Curve.through(way["precision"]) for key, way in ways}
     figure = plot_curves(curves, xlabel="k", ylabel="precision at k")
     page.figure(figure, "precision_at_k", "Precision at k of each way to search")
     page.heading("Five nearest pictures")
@@ -333,11 +305,11 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
 def _sheet(run: ProductsRun, scores: dict[str, Any]) -> Image.Image:
     images = run.collection if run.scale is None else grow(run.collection, run.scale, run.seed)
     nearest, queries = scores["nearest"], []
-    shown = {NAMES[key]: nearest[key] for key in NAMES if key in nearest}
+    shown = {WAYS[key]: nearest[key] for key in WAYS if key in nearest}
     for position, query in enumerate(nearest["queries"]):
         rows = {
             name: [(row, "") for row in found[position] if row >= 0]
             for name, found in shown.items()
         }
-        queries.append(SheetRow(query, nearest["codes"][position], rows))
+        queries.append((query, nearest["codes"][position], rows))
     return draw_sheet(images, queries, scores["bits"], 96)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from rich.console import Console
 from hashlens.baselines import method_names
 from hashlens.codes.packing import unpack_bits
 from hashlens.data.source import Source
-from hashlens.evaluation.scoring import ModeScores
+from hashlens.evaluation.scoring import ModeScores, score_searcher
 from hashlens.files import replace_file
+from hashlens.index.ranking import ArraySearcher
 from hashlens.machine import hardware, versions
 from hashlens.models.backbones import Backbone
 from hashlens.models.description import CONFIG_NAME
@@ -36,7 +37,6 @@ from hashlens.types import EncodedBatch, EncodedImages, Features
 
 OURS = "Hashlens"
 """Name of this implementation's own method in tables; the authors call theirs DLBHC."""
-
 
 OBJECTIVES = {"CNNH": "cnnh", "CNNH+": "cnnh+", OURS: "latent"}
 """The methods that learn features and codes together, and the objectives they train with."""
@@ -55,7 +55,7 @@ class Amounts:
 class Piece:
     """One experiment on one of the paper's data sets.
 
-    ``hub`` is the data set's name where no folder is given. ``methods`` and ``bits`` are in the
+    ``methods`` and ``bits`` are in the
     order of the tables; the curves are drawn at the first length. ``training`` holds recipe and
     options of the deep methods, ``options`` those of a shallow method by name. ``seconds`` is about
     how long a method takes at the first length on two cores; methods that are not named there come
@@ -64,7 +64,6 @@ class Piece:
 
     name: str
     title: str
-    hub: str
     size: int
     channels: Literal[1, 3]
     features: str
@@ -114,51 +113,17 @@ def _values(name: str, quick: bool) -> dict[str, Any]:
     return {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
 
 
-_PRINTED_NAMES = {"DLBHC": OURS}
+def printed_figures(piece: str, figure: str, bits: int | None) -> dict[tuple[str, int], float]:
+    """Printed figures of one kind with so many bits, by method and k (0: the figure has none).
 
-
-def _printed_rows(name: str) -> list[dict[str, str]]:
-    text = (files(__package__) / "published" / name).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
-
-
-def printed_precision(piece: str, bits: int) -> dict[str, dict[int, float]]:
-    """Printed precision at k with so many bits, by method; empty where none was printed."""
-    found: dict[str, dict[int, float]] = {}
-    if piece == "cifar10":
-        for row in _printed_rows("cifar10_precision_at_k.csv"):
-            if int(row["bits"]) == bits:
-                name = _PRINTED_NAMES.get(row["method"], row["method"])
-                found.setdefault(name, {})[int(row["k"])] = float(row["precision"])
-    return found
-
-
-def printed_map(piece: str) -> dict[str, dict[int, float]]:
-    """Printed mean average precision, by method and bits; empty where none was printed."""
-    if piece != "cifar10":
-        return {}
+    Without bits: those of methods without codes.
+    """
+    text = (files(__package__) / "published" / "figures.csv").read_text(encoding="utf-8")
     return {
-        _PRINTED_NAMES.get(row["method"], row["method"]): {
-            int(key.removeprefix("bits_")): float(value)
-            for key, value in row.items()
-            if key.startswith("bits_")
-        }
-        for row in _printed_rows("cifar10_map_at_1000.csv")
+        (row["method"].replace("DLBHC", OURS), int(row["k"] or 0)): float(row["value"])
+        for row in csv.DictReader(text.splitlines())
+        if (row["piece"], row["figure"], row["bits"]) == (piece, figure, str(bits or ""))
     }
-
-
-def printed_figure(piece: str, figure: str, bits: int) -> float | None:
-    """One other figure of the paper, or None."""
-    for row in _printed_rows("paper.csv"):
-        if (row["piece"], row["figure"], int(row["bits"])) == (piece, figure, bits):
-            return float(row["value"])
-    return None
-
-
-def printed_errors(piece: str) -> dict[str, float]:
-    """Classification error printed for other classifiers of that time, by classifier."""
-    rows = _printed_rows("classification_errors.csv")
-    return {row["classifier"]: float(row["error"]) for row in rows if row["piece"] == piece}
 
 
 _PACKAGES = ("hashlens", "numpy", "scipy", "torch", "lightning")
@@ -264,6 +229,15 @@ KS = (1, 5, 10, 50, *range(100, 1001, 100))
 """Cutoffs of precision in results and curves."""
 
 
+def search_ways(
+    database: EncodedImages, queries: EncodedImages, bits: int, **options: Any
+) -> dict[str, ModeScores]:
+    """Search in memory, in the ways and with the other options of ``score_searcher``."""
+    searcher = ArraySearcher(database.codes, database.features)
+    found = score_searcher(searcher, database, queries, bits=bits, precision_at=KS, **options)
+    return {mode: scores for mode, scores in found.modes.items()}
+
+
 def mode_scores(scores: ModeScores) -> dict[str, Any]:
     """The scores of one way to search, as they are kept."""
     return {
@@ -274,15 +248,28 @@ def mode_scores(scores: ModeScores) -> dict[str, Any]:
     }
 
 
-def ways_table(ways: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Table:
+PLAIN, WITHOUT_H = "plain", "without h"
+WAYS = {
+    PLAIN: "plain backbone F7",
+    WITHOUT_H: "F7 without H",
+    "es": "ES (F7)",
+    "bcs": "BCS (codes)",
+    "acs": "ACS (codes, then latent values)",
+    "hds": "HDS (codes, then F7)",
+    "neural codes": "neural codes (ES over F7 compressed by PCA)",
+}
+"""Ways to search, as results name them, and as tables do."""
+
+
+def ways_table(ways: Mapping[str, Mapping[str, Any]]) -> Table:
     """Scores and time per query of each way to search, and how much faster than ES it is."""
     ks = ("1", "10", "100", "1000")
     headers = ["", *(f"precision@{k}" for k in ks), "mAP@1000", "ms per query", "ES time / time"]
     rows = []
-    for key in [key for key in names if key in ways]:
+    for key in [key for key in WAYS if key in ways]:
         way, spent = ways[key], ways[key]["ms_per_query"]
         times = (f"{spent:.3f}", f"{ways['es']['ms_per_query'] / spent:.1f}")
-        rows.append([names[key], *(way["precision"][k] for k in ks), way["map@1000"], *times])
+        rows.append([WAYS[key], *(way["precision"][k] for k in ks), way["map@1000"], *times])
     return Table(headers, rows, digits=3)
 
 
@@ -292,12 +279,8 @@ def made_on(kept: Mapping[str, Any]) -> str:
     return f"{kept['hardware']}; {packages}."
 
 
-class SheetRow(NamedTuple):
-    """A query with its code in hexadecimal, and for each method the nearest rows with captions."""
-
-    query: int
-    code: str
-    nearest: Mapping[str, Sequence[tuple[int, str]]]
+SheetRow: TypeAlias = tuple[int, str, Mapping[str, Sequence[tuple[int, str]]]]
+"""A query, its code in hexadecimal, and for each method the nearest rows with captions."""
 
 
 def draw_sheet(images: Source, rows: Sequence[SheetRow], bits: int, tile: int) -> Image.Image:

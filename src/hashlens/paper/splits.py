@@ -13,7 +13,7 @@ from hashlens.data.tables import JoinedImages
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.paper.run import Amounts
 from hashlens.types import Ids
-from hashlens.workflows.score import NamedLabels
+from hashlens.workflows.score import renumbered
 
 PROTOCOLS = {
     "paper": "all training images train and are searched, all test images are queries",
@@ -47,16 +47,6 @@ class PaperSplit:
     def train(self) -> Source:
         """The training images: all that a supervised method may see the labels of."""
         return self.images.subset(self.rows.train)
-
-    @property
-    def database(self) -> Source:
-        """The images that are searched."""
-        return self.images.subset(self.rows.database)
-
-    @property
-    def queries(self) -> Source:
-        """The images that the database is searched with."""
-        return self.images.subset(self.rows.queries)
 
     def describe(self) -> str:
         """One sentence on protocol and numbers."""
@@ -100,7 +90,7 @@ def _join(train: Source, test: Source) -> Source:
             f"{train.spec} and {test.spec}: expected the same classes, got "
             f"{len(train.classes)} and {len(test.classes)} that differ"
         )
-    other = NamedLabels.of(test).renumbered(train.classes, many=False)
+    other = renumbered(test, train.classes)
     return replace(
         train,
         spec=f"{train.spec} and {test.spec}",

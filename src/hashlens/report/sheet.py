@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hashlens.errors import ImageError, InvalidInputError
 
@@ -58,57 +58,48 @@ def picture_sheet(queries: Sequence[SheetQuery], load: Load, *, tile: int = 120)
     name_width = max([int(font.getlength(name)) for name in names] or [0]) + _GAP
     columns = max([len(row) for query in queries for row in query.nearest.values()] or [0])
     cell, row_height = tile + _GAP, tile + 2 * _LINE + _GAP
-    left = max(tile, _bits_width(tile)) + 2 * _GAP
-    heights = [_query_height(query, tile, row_height) for query in queries]
-    width = _GAP + left + name_width + columns * cell + _GAP
-    sheet = Image.new("RGB", (width, _GAP + sum(heights)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.fontmode = "L"
-    top = _GAP
-    for position, (query, height) in enumerate(zip(queries, heights, strict=True)):
-        if position:
-            draw.line((_GAP, top - _GAP, width - _GAP, top - _GAP), fill=(210, 210, 210))
-        _draw_tile(
-            sheet, _GAP, top, tile, Neighbour(query.uri, f"{query.title}: {query.label}"), load
-        )
-        if query.bits is not None:
-            _draw_bits(draw, _GAP, top + tile + _LINE + 6, tile, query.bits)
+    bits_width = 32 * max(4, tile // 32)
+    left = max(tile, bits_width) + 3 * _GAP
+    rows = []
+    for query in queries:
+        bits = None if query.bits is None else _bits_picture(query.bits, bits_width)
+        own = tile + _LINE + 6 + (bits.height if bits else 0)
+        height = max(own, row_height * len(query.nearest)) + 2 * _GAP
+        row = Image.new("RGB", (left + name_width + columns * cell + _GAP, height), _PAPER)
+        rows.append(row)
+        _draw_tile(row, _GAP, 0, tile, Neighbour(query.uri, f"{query.title}: {query.label}"), load)
+        if bits:
+            row.paste(bits, (_GAP, tile + _LINE + 6))
         for line, (name, nearest) in enumerate(query.nearest.items()):
-            y = top + line * row_height
-            draw.text((_GAP + left, y + tile // 2 - 8), name, fill=_INK, font=font)
+            y = line * row_height
+            ImageDraw.Draw(row).text((left, y + tile // 2 - 8), name, fill=_INK, font=font)
             for column, neighbour in enumerate(nearest):
-                x = _GAP + left + name_width + column * cell
-                _draw_tile(sheet, x, y, tile, neighbour, load)
-        top += height
+                _draw_tile(row, left + name_width + column * cell, y, tile, neighbour, load)
+    sheet = Image.new("RGB", (rows[0].width, _GAP + sum(row.height for row in rows)), _PAPER)
+    top = _GAP
+    for row in rows:
+        sheet.paste(row, (0, top))
+        if row is not rows[0]:
+            line_at = (_GAP, top - _GAP, row.width - _GAP, top - _GAP)
+            ImageDraw.Draw(sheet).line(line_at, fill=(210, 210, 210))
+        top += row.height
     return sheet
 
 
-def _bits_width(tile: int) -> int:
-    return 32 * max(4, tile // 32)
-
-
-def _bits_size(count: int, tile: int) -> tuple[int, int, int]:
-    """Squares per line, side of a square, height of all lines."""
-    across = 8 if count <= 64 else 16 if count <= 256 else 32
-    side = max(4, _bits_width(tile) // across)
-    return across, side, side * -(-count // across)
-
-
-def _query_height(query: SheetQuery, tile: int, row_height: int) -> int:
-    own = tile + _LINE + 6
-    if query.bits is not None:
-        own += _bits_size(len(query.bits), tile)[2] + _LINE
-    return max(own, row_height * len(query.nearest)) + 2 * _GAP
-
-
-def _draw_bits(draw: ImageDraw.ImageDraw, x: int, y: int, tile: int, bits: Any) -> None:
-    across, side, height = _bits_size(len(bits), tile)
+def _bits_picture(bits: Any, width: int) -> Image.Image:
+    """Squares, filled where a bit is 1, with their number below."""
+    across = 8 if len(bits) <= 64 else 16 if len(bits) <= 256 else 32
+    side = width // across
+    height = side * -(-len(bits) // across)
+    picture = Image.new("RGB", (width, height + _LINE), _PAPER)
+    draw = ImageDraw.Draw(picture)
     for j, bit in enumerate(bits):
-        left, top = x + j % across * side, y + j // across * side
-        box = (left, top, left + side - 2, top + side - 2)
+        x, y = j % across * side, j // across * side
+        box = (x, y, x + side - 2, y + side - 2)
         draw.rectangle(box, fill=_INK if bit else None, outline=_QUIET)
     font = ImageFont.load_default(_TEXT_SIZE - 2)
-    draw.text((x, y + height + 2), f"{len(bits)} bits", fill=_QUIET, font=font)
+    draw.text((0, height + 2), f"{len(bits)} bits", fill=_QUIET, font=font)
+    return picture
 
 
 def _draw_tile(
@@ -124,9 +115,11 @@ def _draw_tile(
         draw.line((x, y + tile - 1, x + tile - 1, y), fill=_QUIET)
     else:
         inner = tile - 2 * _FRAME
-        fitted = _fitted(picture.convert("RGB"), inner)
-        offset = (tile - fitted.width) // 2, (tile - fitted.height) // 2
-        sheet.paste(fitted, (x + offset[0], y + offset[1]))
+        # The pixels of a small picture stay visible.
+        small = inner >= 2 * max(picture.size)
+        method = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+        fitted = ImageOps.pad(picture.convert("RGB"), (inner, inner), method, _PAPER)
+        sheet.paste(fitted, (x + _FRAME, y + _FRAME))
     if neighbour.right is not None:
         colour = RIGHT if neighbour.right else WRONG
         draw.rectangle(box, outline=colour, width=_FRAME)
@@ -135,14 +128,6 @@ def _draw_tile(
     for line, text in enumerate((neighbour.label, neighbour.caption)):
         place = (x, y + tile + 2 + line * _LINE)
         draw.text(place, _cut(text, font, tile), fill=_QUIET if line else _INK, font=font)
-
-
-def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """Scale to fit a square; the shape stays, and the pixels of a small picture stay visible."""
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    return picture.resize(size, method)
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, x: int, y: int, right: bool) -> None:

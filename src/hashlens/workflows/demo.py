@@ -89,7 +89,7 @@ def demo_sources(data: str, path: str | None = None) -> tuple[Source, Source]:
     A source with parts ``train`` and ``test`` is used with these; otherwise a fifth of each class
     is held out, with a fixed seed.
     """
-    spec = path or _known(data)
+    spec = path or known_data(data)
     if spec == "digits" or spec.startswith("hub:") or _has_parts(Path(spec)):
         return open_source(f"{spec}#train"), open_source(f"{spec}#test")
     source = open_source(spec)
@@ -102,7 +102,8 @@ def demo_sources(data: str, path: str | None = None) -> tuple[Source, Source]:
     return source.subset(train_rows), source.subset(test_rows)
 
 
-def _known(data: str) -> str:
+def known_data(data: str) -> str:
+    """A data set by its name: ``$HASHLENS_DATA/NAME`` if it is there, or the hub; else as given."""
     if data not in HUB_NAMES:
         return data
     folder = os.environ.get("HASHLENS_DATA")

@@ -81,9 +81,8 @@ def find_duplicates(
             pictures = np.stack([picture for picture in small if picture is not None])
             for rows in group_pairs(len(known), _alike(pictures))[0]:
                 near.append(_largest_first([group[known[row]] for row in rows.tolist()]))
-    if candidates and not read:
-        return Duplicates(copies, candidates, found.pairs, unread, by_codes=True)
-    return Duplicates(copies, near, found.pairs, unread, by_codes=False)
+    by_codes = bool(candidates) and not read
+    return Duplicates(copies, candidates if by_codes else near, found.pairs, unread, by_codes)
 
 
 def _small(uri: str) -> NDArray[np.float32] | None:

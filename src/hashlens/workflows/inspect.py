@@ -14,6 +14,7 @@ from hashlens.data.opening import open_source
 from hashlens.data.source import Source
 from hashlens.errors import SourceError
 from hashlens.evaluation.inspection import Inspection, RadiusCurve, inspect_codes
+from hashlens.evaluation.metrics import Scores
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Cell, Page, Table
 from hashlens.report.plot import Curve, plot_curves, plot_matrix, plot_steps
@@ -148,14 +149,17 @@ def inspect_model(
     return InspectedModel(found, images, encoded, encoder.fingerprint)
 
 
-def radius_table(radii: RadiusCurve) -> Table:
-    """What a search within each radius finds, to a few past the proposed one."""
-    columns = {
+def _curves(radii: RadiusCurve) -> dict[str, Scores]:
+    return {
         "precision": radii.precision,
         "recall": radii.recall,
         "share of images in the pool": radii.pool,
-        "queries without any": radii.empty,
     }
+
+
+def radius_table(radii: RadiusCurve) -> Table:
+    """What a search within each radius finds, to a few past the proposed one."""
+    columns = {**_curves(radii), "queries without any": radii.empty}
     rows: list[list[Cell]] = []
     for radius in range(min(len(radii.precision), radii.best + 6)):
         name = f"{radius}{' (proposed)' if radius == radii.best else ''}"
@@ -212,11 +216,7 @@ def _add_radii(page: Page, radii: RadiusCurve) -> None:
         "the codes tell classes apart. Dotted: the proposed radius.",
     )
     steps = range(len(radii.precision))
-    curves = {
-        "precision": Curve(steps, radii.precision.tolist()),
-        "recall": Curve(steps, radii.recall.tolist()),
-        "share of images in the pool": Curve(steps, radii.pool.tolist()),
-    }
+    curves = {name: Curve(steps, values.tolist()) for name, values in _curves(radii).items()}
     page.figure(
         plot_curves(curves, xlabel="Hamming radius", ylabel="mean over queries"),
         "radius",

@@ -20,17 +20,16 @@ from hashlens.errors import SourceError
 from hashlens.evaluation.label_noise import (
     ConfusedPair,
     Suspicion,
-    code_neighbours,
     confused_pairs,
-    feature_neighbours,
     leave_one_out_scores,
     suspicion,
 )
 from hashlens.files import Uri, content_digest, replace_file
+from hashlens.index.ranking import ArraySearcher
 from hashlens.models.encoder import Encoder
 from hashlens.report.page import Cell, Page, Table
 from hashlens.report.sheet import Neighbour, SheetQuery, picture_sheet
-from hashlens.types import Ids, Skipped
+from hashlens.types import Codes, Features, Ids, Mode, SearchOptions, Skipped
 from hashlens.workflows.score import encode, load_small
 
 NEIGHBOURS = 10
@@ -116,8 +115,7 @@ def examine_labels(
     labels = readable.labels
     scores = leave_one_out_scores(encoded.features, labels, len(source.classes))
     found = suspicion(scores, labels)
-    nearest = feature_neighbours(encoded.features, NEIGHBOURS)
-    by_code = code_neighbours(encoded.codes, NEIGHBOURS)
+    nearest, by_code = nearest_others(encoded.features, encoded.codes, NEIGHBOURS)
     return ExaminedLabels(
         readable,
         found,
@@ -130,6 +128,22 @@ def examine_labels(
         encoded.skipped,
         (*source.notes, *_warnings(encoder, source), *_few(labels, source.classes)),
     )
+
+
+def nearest_others(features: Features, codes: Codes, k: int) -> tuple[Ids, Ids]:
+    """The k nearest other images of each by the angle of features, and by codes; ties by position.
+
+    Features of zeros stay as they are, and are compared by distance.
+    """
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    directions = features / np.maximum(lengths, np.finfo(np.float32).tiny)
+    searcher, own = ArraySearcher(codes, directions), np.arange(len(codes))
+
+    def nearest(mode: Mode) -> Ids:
+        options = SearchOptions(min(k, len(codes) - 1), mode=mode, exclude=own)
+        return searcher.search_encoded(codes, directions, options).ids
+
+    return nearest("es"), nearest("bcs")
 
 
 def same_files(source: Source) -> list[list[int]]:

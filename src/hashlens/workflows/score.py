@@ -186,9 +186,8 @@ def evaluate(
     database, queries = open_source(database), open_source(queries)
     notes = [f"{given.spec}: {note}" for given in (database, queries) for note in given.notes]
     queries, unlabelled = _labelled(queries, database)
-    held, asked = NamedLabels.of(database), NamedLabels.of(queries)
-    matched = match_classes(held, asked)
-    truth, model_warnings = match_model(asked, encoder.classes)
+    matched = match_classes(database, queries)
+    truth, model_warnings = match_model(queries, encoder.classes)
     base = encode(encoder, database, strict=strict, progress=progress)
     found = encode(encoder, queries, strict=strict, progress=progress)
     exclude = _own_rows(base, found)
@@ -268,38 +267,31 @@ def _own_rows(database: EncodedImages, queries: EncodedImages) -> Ids | None:
     return own if (own >= 0).any() else None
 
 
-class NamedLabels(NamedTuple):
-    """Labels of a source with their class names."""
+def used_classes(source: Source) -> set[str]:
+    """Names of classes that at least one image has."""
+    labels = source.targets
+    held = np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else labels
+    return {source.classes[label] for label in np.unique(held).tolist() if label >= 0}
 
-    name: str  # the source, for messages
-    classes: Sequence[str]  # class names
-    labels: LabelArray  # (n,): places in ``classes``, -1 where unlabelled; or a row of classes
 
-    @classmethod
-    def of(cls, source: Source) -> NamedLabels:
-        """Those of a source."""
-        return cls(source.spec, source.classes, source.targets)
+def renumbered(source: Source, classes: Sequence[str], *, many: bool = False) -> LabelArray:
+    """A source's labels as places in ``classes``, -1 where not there; (n, classes) if many.
 
-    def used(self) -> set[str]:
-        """Names that at least one image has."""
-        held = np.flatnonzero(self.labels.any(axis=0)) if self.labels.ndim == 2 else self.labels
-        return {self.classes[label] for label in np.unique(held).tolist() if label >= 0}
-
-    def renumbered(self, classes: Sequence[str], *, many: bool) -> LabelArray:
-        """The labels as places in ``classes``, which hold all names here; (n, classes) if many."""
-        place = {name: number for number, name in enumerate(classes)}
-        matrix = np.zeros((len(self.labels), len(classes)), dtype=np.bool_)
-        if self.labels.ndim == 2:
-            for column in np.flatnonzero(self.labels.any(axis=0)).tolist():
-                matrix[:, place[self.classes[column]]] = self.labels[:, column]
-            return matrix
-        numbers = np.array([place.get(name, -1) for name in self.classes] + [-1], dtype=np.int64)
-        labels: NDArray[np.int64] = numbers[self.labels]
-        if not many:
-            return labels
-        held = np.flatnonzero(labels >= 0)
-        matrix[held, labels[held]] = True
-        return matrix
+    Of a source with several labels per image, ``classes`` hold all names.
+    """
+    place = {name: number for number, name in enumerate(classes)}
+    numbers = np.array([place.get(name, -1) for name in source.classes] + [-1], dtype=np.int64)
+    labels: NDArray[np.int64] = numbers[source.labels]
+    if source.label_matrix is not None:
+        images, held = np.nonzero(source.label_matrix)
+        held = numbers[held]
+    elif many:
+        images, held = np.flatnonzero(labels >= 0), labels[labels >= 0]
+    else:
+        return labels
+    matrix = np.zeros((len(source), len(classes)), dtype=np.bool_)
+    matrix[images, held] = True
+    return matrix
 
 
 class Matched(NamedTuple):
@@ -311,52 +303,52 @@ class Matched(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def match_classes(database: NamedLabels, queries: NamedLabels) -> Matched:
+def match_classes(database: Source, queries: Source) -> Matched:
     """Number the classes of both as the database does; those of queries alone come after.
 
     If one source has many labels per image, both have afterwards.
     """
-    here, asked = database.used(), queries.used()
+    here, asked = used_classes(database), used_classes(queries)
     if not here & asked:
         raise SourceError(
-            f"{queries.name} and {database.name} have no class in common ({_few(asked)}; "
+            f"{queries.spec} and {database.spec} have no class in common ({_few(asked)}; "
             f"{_few(here)}): nothing could be found; give sources with the same class names"
         )
     warnings = []
     if missing := asked - here:
         warnings.append(
-            f"{len(missing)} of the {len(asked)} classes of {queries.name} are not in "
-            f"{database.name} ({_few(missing)}): their queries find nothing and score 0"
+            f"{len(missing)} of the {len(asked)} classes of {queries.spec} are not in "
+            f"{database.spec} ({_few(missing)}): their queries find nothing and score 0"
         )
     classes = (*database.classes, *(c for c in queries.classes if c not in set(database.classes)))
-    many = database.labels.ndim == 2 or queries.labels.ndim == 2
+    many = database.is_multi_label or queries.is_multi_label
     return Matched(
         classes,
-        database.renumbered(classes, many=many),
-        queries.renumbered(classes, many=many),
+        renumbered(database, classes, many=many),
+        renumbered(queries, classes, many=many),
         tuple(warnings),
     )
 
 
 def match_model(
-    queries: NamedLabels, classes: Sequence[str]
+    queries: Source, classes: Sequence[str]
 ) -> tuple[LabelArray | None, tuple[str, ...]]:
     """Labels of queries under a model's numbering, for its classification error."""
     if not classes:
         return None, ()
-    asked = queries.used()
+    asked = used_classes(queries)
     unknown = asked - set(classes)
     if unknown == asked:
         return None, (
-            f"the model knows none of the classes of {queries.name} ({_few(asked)}): no "
+            f"the model knows none of the classes of {queries.spec} ({_few(asked)}): no "
             "classification error",
         )
-    labels = queries.renumbered((*classes, *sorted(unknown)), many=queries.labels.ndim == 2)
+    labels = renumbered(queries, (*classes, *sorted(unknown)))
     labels = labels if labels.ndim == 2 else np.minimum(labels, len(classes))
     if not unknown:
         return labels, ()
     return labels, (
-        f"{len(unknown)} of the {len(asked)} classes of {queries.name} are unknown to the model "
+        f"{len(unknown)} of the {len(asked)} classes of {queries.spec} are unknown to the model "
         f"({_few(unknown)}): it classifies all their images wrongly",
     )
 
