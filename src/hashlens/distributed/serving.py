@@ -13,7 +13,7 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -84,41 +84,28 @@ def build(args: dict[str, str]) -> Any:
             "unset HASHLENS_API_KEY, or serve a folder that all machines share"
         )
     deployment: Any = serve.deployment
-    writer = deployment(
-        Writer,
-        max_ongoing_requests=_REQUESTS,
-        health_check_period_s=5,
-        ray_actor_options={"num_cpus": 0},
-    )
+    writer = deployment(Writer, max_ongoing_requests=_REQUESTS, ray_actor_options={"num_cpus": 0})
     front_end = deployment(
         serve.ingress(lambda: _front_end(options, key, shards))(),
         name="FrontEnd",
         num_replicas=options.front_ends,
         max_ongoing_requests=_REQUESTS,
     )
-    served = [_served(options, position) for position in range(shards)]
-    return front_end.bind(writer.bind(options, shards), *served)
-
-
-def _name(position: int) -> str:
-    return shard_name(position).capitalize()
-
-
-def _served(options: ServeOptions, position: int) -> Any:
-    """The deployment of one shard."""
-    from ray import serve
-
     most = max(options.replicas, options.max_replicas)
-    deployment: Any = serve.deployment
-    return deployment(
+    shard = deployment(
         ServedShard,
-        name=_name(position),
         max_ongoing_requests=_REQUESTS,
         health_check_period_s=5,
         health_check_timeout_s=10,
         ray_actor_options={"num_cpus": 0},
         autoscaling_config={"min_replicas": options.replicas, "max_replicas": most},
-    ).bind(options.index, position)
+    )
+    served = [shard.options(name=_name(p)).bind(options.index, p) for p in range(shards)]
+    return front_end.bind(writer.bind(options.index), *served)
+
+
+def _name(position: int) -> str:
+    return shard_name(position).capitalize()
 
 
 def newest(index: str, copy: str) -> tuple[Path, Manifest]:
@@ -137,7 +124,8 @@ class ServedShard:
         self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shard-")
         folder, _ = newest(index, self._copy.name)
         self._shard = Shard(str(folder), index if is_remote(index) else None)
-        self._follow()
+        with suppress(UnreadableShardError):  # the others answer; each search tries it again
+            self._follow()
 
     async def ask(self, *call: Any) -> Any:
         """As :meth:`Shard.ask`."""
@@ -156,9 +144,8 @@ class ServedShard:
 class Writer:
     """The one process that changes the index, for all front ends."""
 
-    def __init__(self, options: ServeOptions, shards: int) -> None:
-        self._options, self._shards = options, shards
-        self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shards-")
+    def __init__(self, index: str) -> None:
+        self._index = index
         self._writing = asyncio.Lock()
         self._waiting: list[tuple[tuple[str, tuple[Any, ...]], asyncio.Future[Any]]] = []
 
@@ -172,7 +159,7 @@ class Writer:
         async with self._writing:
             if self._waiting:
                 taken, self._waiting = self._waiting, []
-                index = ShardedIndex.open(self._options.index)
+                index = ShardedIndex.open(self._index)
                 found = await asyncio.to_thread(index.together, [call for call, _ in taken])
                 for (_, future), each in zip(taken, found, strict=True):
                     future.set_result(each)
@@ -181,34 +168,12 @@ class Writer:
             raise result
         return result
 
-    async def check_health(self) -> None:
-        """Start the shards that came since the application was started, each as its own."""
-        with suppress(HashlensError, OSError):
-            await asyncio.to_thread(self._start_new)
-
-    def _start_new(self) -> None:
-        from ray import serve
-
-        app = serve.get_replica_context().app_name
-        _, manifest = newest(self._options.index, self._copy.name)
-        shards = len(manifest.shards)
-        for position in range(self._shards, shards):
-            name = f"{app}-{_name(position)}"
-            if name not in serve.status().applications:
-                serve.run(_served(self._options, position), name=name, route_prefix=None)
-        self._shards = shards
-
 
 class ServedShards:
-    """Asks the deployments of the shards, each within the deadline.
+    """Asks the deployments of the shards, each within the deadline; a later shard has none."""
 
-    ``later`` finds the handle of a shard that came after them, or raises.
-    """
-
-    def __init__(
-        self, handles: list[Any], deadline: float, later: Callable[[int], Any] | None = None
-    ) -> None:
-        self._handles, self._deadline, self._later = handles, deadline, later
+    def __init__(self, handles: list[Any], deadline: float) -> None:
+        self._handles, self._deadline = handles, deadline
         self._resting: dict[int, float] = {}  # until when a shard that did not answer is left out
         self._lock = threading.Lock()
 
@@ -220,13 +185,13 @@ class ServedShards:
         waiting: dict[int, Any] = {}
         for position in filter(self._may_ask, calls):
             waiting[position] = None
-            with suppress(Exception):  # no such deployment yet: tried once more below
-                waiting[position] = self._send(position, calls[position])
+            with suppress(Exception):  # a handle whose router is not ready: tried once more below
+                waiting[position] = self._handles[position].ask.remote(*calls[position])
         for position, response in waiting.items():
             for again in (False, True):
                 try:
                     if response is None or again:
-                        response = self._send(position, calls[position])
+                        response = self._handles[position].ask.remote(*calls[position])
                     left = max(0.0, ends - time.monotonic())
                     answers.values[position] = response.result(timeout_s=left)
                     del answers.missing[position]
@@ -250,21 +215,13 @@ class ServedShards:
                     self._resting[position] = time.monotonic() + _REST_SECONDS
         return answers
 
-    def _send(self, position: int, call: tuple[Any, ...]) -> Any:
-        while position >= len(self._handles) and self._later is not None:
-            self._handles.append(self._later(len(self._handles)))
-        return self._handles[position].ask.remote(*call)
-
     def _may_ask(self, position: int) -> bool:
         """Whether a shard is not resting; of those who find its rest over, the first tries it."""
         with self._lock:
-            until = self._resting.get(position)
-            if until is None:
-                return True
-            if time.monotonic() < until:
-                return False
-            self._resting[position] = time.monotonic() + _REST_SECONDS
-            return True
+            until, now = self._resting.get(position), time.monotonic()
+            if until is not None and until <= now:
+                self._resting[position] = now + _REST_SECONDS
+            return position < len(self._handles) and (until is None or until <= now)
 
 
 def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
@@ -302,11 +259,7 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
             require_own_place(model, folder)
         encoder = None if model is None else Encoder.load(model)
         handles = [handle(_name(position)) for position in range(shards)]
-
-        def later(position: int) -> Any:
-            return serve.get_app_handle(f"{app_name}-{_name(position)}")
-
-        asked = ServedShards(handles, options.deadline, later)
+        asked = ServedShards(handles, options.deadline)
         if is_remote(options.index):
             threading.Thread(
                 target=_follow, args=(options.index, folder, asked), daemon=True

@@ -93,8 +93,6 @@ class Manifest:
     model: str
     shards: tuple[Snapshot, ...] = ()
     version: int = 1
-    before: tuple[str, ...] = field(default=())
-    """Folders of the versions before that readers may still have open."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     """The same in all versions and copies of one index."""
 
@@ -139,9 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         shards = (Snapshot(_own_name(s["folder"]), int(s["images"])) for s in content["shards"])
         return Manifest(
-            **{name: kind(content[name]) for name, kind in _PLAIN.items()},
-            shards=tuple(shards),
-            before=tuple(map(_own_name, content["before"])),
+            **{name: kind(content[name]) for name, kind in _PLAIN.items()}, shards=tuple(shards)
         )
     except (KeyError, TypeError, ValueError) as error:
         raise IndexStoreError(
@@ -215,13 +211,8 @@ class Publication:
         """End writing; return the next manifest."""
         for position, index in self._opened.items():
             self._shards[position] = seal(index, self._shards[position].folder)
-        replaced = set(self._before.shards) - set(self._shards)
-        return replace(
-            self._before,
-            shards=tuple(self._shards),
-            version=self._before.version + 1,
-            before=tuple(sorted(shard.folder for shard in replaced)),
-        )
+        version = self._before.version + 1
+        return replace(self._before, shards=tuple(self._shards), version=version)
 
 
 @contextmanager
@@ -312,12 +303,10 @@ def creating(folder: Path, manifest: Manifest, shards: int) -> Iterator[list[Has
     """The empty shards of a new sharded index, to be filled; it is there when the block ends."""
     with written_aside(folder) as aside:
         aside.mkdir()
-        names = [snapshot_name(position, 1) for position in range(shards)]
-        with ExitStack() as stack:
-            made = [stack.enter_context(create_shard(aside / name, manifest)) for name in names]
-            yield made
-            published = tuple(map(seal, made, names))
-        write_manifest(aside, replace(manifest, shards=published))
+        write_manifest(aside, replace(manifest, version=0))
+        with publishing(aside) as publication:
+            yield [publication.shard(position) for position in range(shards)]
+        (aside / LOCK_NAME).unlink()
 
 
 def copy_shards(source: Path, target: Path) -> int:
