@@ -45,7 +45,7 @@ def answers(index: ShardedIndex) -> dict[str, Any]:
         "records": [list(record) for record in index.records()],
         "codes": [bytes(code).hex() for code in codes],
         "features": features.astype(float).tolist(),
-        "shards": [shard.images for shard in index.shards],
+        "shards": [shard.images for shard in index.manifest.shards],
     }
     for mode in ("bcs", "hds", "es"):
         options = SearchOptions(7, mode=mode, where={"price": {"<": 25}})  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.distributed.snapshots import SHARD_SHIFT, Manifest, creating
+from hashlens.distributed.snapshots import SHARD_SHIFT, creating
+from hashlens.index.layout import Meta
 
 BITS, DIM = 16, 6
 
@@ -21,8 +22,8 @@ def part(images: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 def make_shards(folder: Path, images: dict[str, Any], bounds: Sequence[int]) -> None:
     """A shard for the images between each bound and the next."""
-    kind = Manifest(BITS, DIM, "float16", "", "")
-    with creating(folder, kind, len(bounds) - 1) as shards:
+    meta = Meta(BITS, DIM, "float16", "", "")
+    with creating(folder, meta, len(bounds) - 1) as shards:
         for shard, (start, stop) in zip(shards, pairwise(bounds), strict=True):
             shard.add_encoded(**part(images, start, stop))
 

@@ -163,7 +163,7 @@ def test_a_hung_shard_is_left_out_and_the_others_answer(
     index = ShardedIndex(folder, shards=ServedShards(handles, 3.0))
     code = np.zeros((1, 2), np.uint8)
     options = SearchOptions(5, mode="bcs")
-    assert not index.search_encoded(code, None, options).partial
+    assert not index.search_encoded(code, None, options).missing
     hung = _processes("Shard-0001")
     for process in hung:
         process.suspend()
@@ -191,7 +191,7 @@ def test_a_hung_shard_is_left_out_and_the_others_answer(
     with pytest.raises(IndexStoreError, match="shard-0001 did not answer in time"):
         index.search_encoded(code, None, options)
     index.require_all = False
-    _until(lambda: not index.search_encoded(code, None, options).partial)
+    _until(lambda: not index.search_encoded(code, None, options).missing)
 
 
 def test_errors_of_a_shard_are_said_as_they_are(client: Any, folder: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_shard_that_cannot_be_read_is_missing_and_asked_again_at_once(
     assert (found.ids >> 40 == 0).all()
     with pytest.raises(IndexStoreError, match=r"shard-0001: .*v0-gone"):
         ShardedIndex(tmp_path, shards=asked, require_all=True).search_encoded(*question)
-    assert not ShardedIndex(folder, shards=asked).search_encoded(*question).partial
+    assert not ShardedIndex(folder, shards=asked).search_encoded(*question).missing
 
 
 def test_a_shard_that_came_later_is_missing_until_the_application_is_started_again(
@@ -229,7 +229,29 @@ def test_a_shard_that_came_later_is_missing_until_the_application_is_started_aga
     found = client.post("/v1/search", data={"id": "3"})
     assert found.status_code == 206
     assert found.json()["missing"] == ["shard-0002"]
-    assert found.json()["results"][0]["id"] == 3
+    assert found.json()["hits"][0]["id"] == 3
+
+
+def test_a_shard_that_is_damaged_from_the_start_is_missing(
+    client: Any, images: dict[str, Any], tmp_path: Path
+) -> None:
+    from ray import serve
+
+    make_shards(tmp_path, images, BOUNDS)
+    damaged = tmp_path / read_manifest(tmp_path).shards[1].folder / "index.sqlite"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"x")
+    serve.run(build({"index": str(tmp_path)}), name="damaged", route_prefix="/damaged")
+
+    def search() -> Any:
+        return client.post("/damaged/v1/search", data={"id": "3", "mode": "bcs"})
+
+    assert search().status_code == 206
+    assert search().json()["missing"] == ["shard-0001"]
+    assert search().json()["hits"][0]["id"] == 3
+    damaged.write_bytes(whole)
+    assert search().json()["missing"] == []
+    serve.delete("damaged")
 
 
 def test_nothing_is_left_when_the_application_is_deleted(client: Any) -> None:

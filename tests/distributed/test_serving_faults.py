@@ -83,9 +83,9 @@ def test_a_lost_node_costs_what_had_no_replica_elsewhere_until_it_is_replaced(
     served: tuple[ShardedIndex, Callable[[], None]],
 ) -> None:
     index, lose_a_node_and_add_another = served
-    assert not _search(index).partial
+    assert not _search(index).missing
     lose_a_node_and_add_another()
-    _until(lambda: not _search(index).partial)
+    _until(lambda: not _search(index).missing)
 
 
 def test_searches_go_on_while_the_controller_is_restarted(served: tuple[ShardedIndex, Any]) -> None:
@@ -96,6 +96,6 @@ def test_searches_go_on_while_the_controller_is_restarted(served: tuple[ShardedI
     controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     ray.kill(controller, no_restart=False)
     for _ in range(20):
-        assert not _search(index).partial
+        assert not _search(index).missing
     _until(lambda: serve.status().applications["fault-0"].status == "RUNNING")
-    assert not _search(index).partial
+    assert not _search(index).missing

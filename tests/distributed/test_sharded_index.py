@@ -80,7 +80,7 @@ def test_it_answers_as_one_index_does_or_nearer(
                 )
             expected = one.search_encoded(codes, features, own, latent)
             got = sharded.search_encoded(codes, features, theirs, latent)
-            assert not got.partial
+            assert not got.missing
             width = min(got.ids.shape[1], expected.ids.shape[1])
             exact = mode in ("bcs", "es") or "radius" in limits
             if exact:
@@ -169,7 +169,7 @@ def test_a_shard_that_cannot_be_read_is_named_and_the_others_answer(
     _damage(tmp_path, 1)
     index, trace = ShardedIndex.open(tmp_path, require_all=False), SearchTrace()
     found = index.search_encoded(codes, features, options)
-    assert found.partial
+    assert found.missing
     assert found.missing == ("shard-0001",)
     for got, whole in zip(found.ids, expected.ids, strict=True):
         np.testing.assert_array_equal(got[got >= 0], whole[whole >> 40 != 1])
@@ -285,13 +285,13 @@ def test_a_reader_goes_on_while_versions_are_published(
     options = SearchOptions(5, mode="es")
     for step in range(4):
         assert len(reader.search_encoded(codes, features, options).ids) == len(codes)
-        before = writer.shards
+        before = writer.manifest.shards
         (new,) = writer.add_encoded(codes[:1], np.full((1, DIM), 90.0 + step), [f"new{step}"])
         found = reader.search_encoded(codes[:1], np.full((1, DIM), 90.0 + step), options)
         assert found.ids[0, 0] == new
         assert len(reader) == 601 + step
     kept = {path.name for path in tmp_path.glob("shard-*.v*")}
-    assert kept == {shard.folder for shard in (*writer.shards, *before)}
+    assert kept == {shard.folder for shard in (*writer.manifest.shards, *before)}
 
 
 def test_a_search_that_began_on_a_version_ends_on_it(
@@ -351,7 +351,7 @@ def test_changes_of_several_are_one_version_and_a_wrong_one_is_its_own(
     assert (first, last, len(index)) == (None, None, 578)
     assert isinstance(wrong, InvalidInputError)
     assert index.together([("add_shard", ()), ("add_shard", ())]) == [None, None]
-    assert len(index.shards) == 5
+    assert len(index.manifest.shards) == 5
 
 
 def test_a_damaged_shard_is_not_copied(images: dict[str, Any], tmp_path: Path) -> None:
@@ -381,12 +381,12 @@ def test_an_older_version_reads_as_before_though_files_are_shared(
     (old,) = read_manifest(tmp_path).shards
     index = ShardedIndex.open(tmp_path)
     index.add_encoded(**part(images, 0, 40))
-    kept = index.shards[0].folder
+    kept = index.manifest.shards[0].folder
     index.remove([3])
     with HashIndex.open(tmp_path / kept, read_only=True) as before:
         assert len(before) == 640
         assert before.verify() == []
-    assert not list((tmp_path / index.shards[0].folder).glob("*-wal"))
+    assert not list((tmp_path / index.manifest.shards[0].folder).glob("*-wal"))
     assert old.folder != kept
 
 
@@ -490,7 +490,7 @@ def test_resharding_keeps_images_and_what_is_known(images: dict[str, Any], tmp_p
         arrays = one.encoded()
     assert reshard(tmp_path / "one", tmp_path / "four", 4) == 600
     four = ShardedIndex.open(tmp_path / "four")
-    assert [shard.images for shard in four.shards] == [150] * 4
+    assert [shard.images for shard in four.manifest.shards] == [150] * 4
     assert reshard(tmp_path / "four", tmp_path / "again", None) == 600
     with HashIndex.open(tmp_path / "again") as again:
         assert again.file_digest(599) == digest

@@ -15,8 +15,9 @@ from hashlens.bench.timing import environment, write_page
 from hashlens.distributed.cluster import connect
 from hashlens.distributed.serving import ServedShard, ServedShards
 from hashlens.distributed.sharded import ShardedIndex
-from hashlens.distributed.snapshots import Manifest, creating
+from hashlens.distributed.snapshots import creating
 from hashlens.index.hash_index import HashIndex
+from hashlens.index.layout import Meta
 from hashlens.machine import cores
 from hashlens.report.page import Table
 from hashlens.types import SearchOptions
@@ -72,8 +73,8 @@ def _one_index(folder: Path, images: int) -> Path:
 def _in_shards(folder: Path, images: int, shards: int) -> Path:
     """The same images, spread over shards."""
     if not folder.exists():
-        kind = Manifest(8 * CODE_BYTES, FEATURE_DIM, "float16", "", "")
-        with creating(folder, kind, shards) as made:
+        meta = Meta(8 * CODE_BYTES, FEATURE_DIM, "float16", "", "")
+        with creating(folder, meta, shards) as made:
             for block in _blocks(images):
                 for position, shard in enumerate(made):
                     shard.add_encoded(*(values[position::shards] for values in block))

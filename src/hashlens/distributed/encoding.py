@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,8 @@ from hashlens.distributed.snapshots import (
 )
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
 from hashlens.files import make_folder, path_uri, replace_file, written_aside
+from hashlens.index.layout import Meta
+from hashlens.index.store import require_free
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import Skipped
@@ -89,18 +91,15 @@ def create_sharded(
     left = [part for part in parts if not _is_done(folder, part)]
     images = sum(parts.values())
     done = images - sum(parts[part] for part in left)
-    kind = Manifest(
-        encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model)
-    )
+    meta = Meta(encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model))
     with plain_errors(ray):
         for part in chain([None], _encode_parts(ray, folder, place, left, workers, batch_size)):
             done += parts[part] if part else 0
             if progress is not None:
                 progress(done, images)
         build = ray.remote(write_shard).options(num_cpus=1)
-        built = ray.get([build.remote(str(folder), kind, shard) for shard in range(shards)])
-    published = tuple(Snapshot(one["folder"], one["images"]) for one in built)
-    manifest = replace(kind, shards=published)
+        built = ray.get([build.remote(str(folder), meta, shard) for shard in range(shards)])
+    manifest = Manifest(meta, tuple(Snapshot(one["folder"], one["images"]) for one in built))
     write_manifest(folder, manifest)
     for name in (PARTS, NAMES):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -125,8 +124,7 @@ def _start_or_go_on(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
                 "remove the folder to start again"
             )
         return kept
-    if folder.exists() and any(folder.iterdir()):
-        raise IndexStoreError(f"{folder}: expected a new or empty folder; choose another name")
+    require_free(folder)
     if asked["shards"] < 1:
         raise InvalidInputError(f"shards: expected 1 or more, got {asked['shards']}")
     make_folder(folder / PARTS)
@@ -248,7 +246,7 @@ class EncodePart:
         return {"codes": codes, "features": features, "reasons": reasons.astype(str)}
 
 
-def write_shard(folder: str, kind: Manifest, shard: int) -> dict[str, Any]:
+def write_shard(folder: str, meta: Meta, shard: int) -> dict[str, Any]:
     """Write a shard from its parts, if that was not done before; what was made of them."""
     place = Path(folder)
     told = _built(place, shard)
@@ -256,7 +254,7 @@ def write_shard(folder: str, kind: Manifest, shard: int) -> dict[str, Any]:
         return dict(json.loads(told.read_text()))
     parts = sorted((place / PARTS).glob(f"{shard:04d}-*.npz"))
     name, skipped = snapshot_name(shard, 1), []
-    with written_aside(place / name) as aside, create_shard(aside, kind) as index:
+    with written_aside(place / name) as aside, create_shard(aside, meta) as index:
         for part in parts:
             rows = _read_names(place, part.stem)
             with np.load(part) as encoded:

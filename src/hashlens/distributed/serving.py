@@ -25,7 +25,7 @@ from hashlens.distributed.cluster import load_ray
 from hashlens.distributed.sharded import Answers, Shard, ShardedIndex, UnreadableShardError
 from hashlens.distributed.snapshots import Manifest, fetch_manifest, read_manifest, shard_name
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
-from hashlens.files import is_remote, uri_path
+from hashlens.files import is_remote
 from hashlens.models.description import require_own_place
 from hashlens.models.encoder import Encoder
 
@@ -252,21 +252,20 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
             ) from error
 
     def open_index() -> ShardedIndex:
-        folder, manifest = newest(options.index, tempfile.mkdtemp())
-        model = options.model
-        if model is None and manifest.model:
-            model = uri_path(manifest.model)
-            require_own_place(model, folder)
-        encoder = None if model is None else Encoder.load(model)
+        folder, _ = newest(options.index, tempfile.mkdtemp())
         handles = [handle(_name(position)) for position in range(shards)]
         asked = ServedShards(handles, options.deadline)
+        index = ShardedIndex(folder, shards=asked, write=write, require_all=options.require_all)
+        model = options.model or index.model
+        if options.model is None and model is not None:
+            require_own_place(Path(model), folder)
+        if model is not None:
+            index.encoder = Encoder.load(model)
         if is_remote(options.index):
             threading.Thread(
                 target=_follow, args=(options.index, folder, asked), daemon=True
             ).start()
-        return ShardedIndex(
-            folder, encoder, shards=asked, write=write, require_all=options.require_all
-        )
+        return index
 
     # Serve calls this on an event loop, where its handles do not wait for answers
     with ThreadPoolExecutor(1) as aside:

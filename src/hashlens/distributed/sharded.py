@@ -22,7 +22,6 @@ from hashlens.distributed.snapshots import (
     SHARD_SHIFT,
     Manifest,
     Publication,
-    Snapshot,
     copy_shards,
     fetch_snapshot,
     global_ids,
@@ -160,11 +159,6 @@ class ShardedResult(SearchResult):
 
     missing: tuple[str, ...] = ()  # names of those that did not answer, or cannot be read
 
-    @property
-    def partial(self) -> bool:
-        """Whether a shard is missing."""
-        return bool(self.missing)
-
 
 class ShardedIndex(Index):
     """Shards of one folder, which answer as one index of the same images would.
@@ -232,26 +226,21 @@ class ShardedIndex(Index):
         return self._read[1]
 
     @property
-    def shards(self) -> tuple[Snapshot, ...]:
-        """The shards as they are published now."""
-        return self.manifest.shards
-
-    @property
     def model(self) -> str | None:
-        stored = self.manifest.model
+        stored = self.manifest.meta.model
         return str(uri_path(stored)) if stored else None
 
     @property
     def bits(self) -> int:
-        return self.manifest.bits
+        return self.manifest.meta.bits
 
     @property
     def feature_dim(self) -> int:
-        return self.manifest.feature_dim
+        return self.manifest.meta.feature_dim
 
     @property
     def fingerprint(self) -> str:
-        return self.manifest.fingerprint
+        return self.manifest.meta.fingerprint
 
     def info(self) -> IndexInfo:
         parts: list[IndexInfo] = list(self._some(lambda _: ("info",)).values.values())

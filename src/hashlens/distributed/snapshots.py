@@ -19,9 +19,10 @@ import shutil
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +85,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sharded index consists of at one version; each has an index's own description."""
+    """What a sharded index consists of at one version."""
 
-    bits: int
-    feature_dim: int
-    features: str
-    fingerprint: str
-    model: str
+    meta: Meta  # of a new shard
     shards: tuple[Snapshot, ...] = ()
     version: int = 1
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     """The same in all versions and copies of one index."""
-
-    @property
-    def meta(self) -> Meta:
-        """What a new shard says of itself."""
-        return Meta(self.bits, self.feature_dim, self.features, self.fingerprint, self.model)
 
     @property
     def images(self) -> int:
@@ -136,19 +128,15 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         shards = (Snapshot(_own_name(s["folder"]), int(s["images"])) for s in content["shards"])
-        return Manifest(
-            **{name: kind(content[name]) for name, kind in _PLAIN.items()}, shards=tuple(shards)
-        )
+        meta = Meta(**{name: kind(content[name]) for name, kind in _META.items()})
+        return Manifest(meta, tuple(shards), int(content["version"]), str(content["id"]))
     except (KeyError, TypeError, ValueError) as error:
         raise IndexStoreError(
             f"{path}: an entry is missing or of the wrong type: {error}"
         ) from error
 
 
-_PLAIN: dict[str, type] = {
-    **dict.fromkeys(("bits", "feature_dim", "version"), int),
-    **dict.fromkeys(("features", "fingerprint", "model", "id"), str),
-}
+_META = {"bits": int, "feature_dim": int, "features": str, "fingerprint": str, "model": str}
 
 
 def _own_name(name: Any) -> str:
@@ -160,7 +148,9 @@ def _own_name(name: Any) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the folder's manifest in one step."""
-    content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    content = asdict(manifest)
+    meta = content.pop("meta")
+    content = {"format_version": FORMAT_VERSION} | {n: meta[n] for n in _META} | content
     replace_file(folder / FILE_NAME, json.dumps(content, indent=1) + "\n")
 
 
@@ -181,11 +171,12 @@ class Publication:
             name = snapshot_name(position, self._before.version + 1)
             aside = self._stack.enter_context(written_aside(self._folder / name))
             if position < len(self._shards):
-                _extend(self._folder / self._shards[position].folder, aside)
+                old = self._folder / self._shards[position].folder
+                shutil.copytree(old, aside, copy_function=_share)
                 index = HashIndex.open(aside)
             else:
                 self._shards.append(Snapshot(name, 0))
-                index = create_shard(aside, self._before)
+                index = create_shard(aside, self._before.meta)
             self._stack.callback(index.close)  # before the folder goes, after an error
             self._shards[position] = Snapshot(name, len(index))
             self._opened[position] = index
@@ -270,22 +261,17 @@ def _switch(folder: Path, manifest: Manifest) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _extend(old: Path, new: Path) -> None:
-    """A copy of a snapshot that may be changed; files that only grow are shared by hard links."""
-    new.mkdir()
-    for path in old.iterdir():
-        if path.name.partition(".")[0] in ARRAYS:
-            try:
-                os.link(path, new / path.name)
-                continue
-            except OSError:  # another file system, or one without hard links
-                pass
-        shutil.copy2(path, new / path.name)  # the database is whole: its log was ended
+def _share(old: str, new: str) -> None:
+    """Share a file that only grows by a hard link; copy others, and where there are no links."""
+    if Path(old).name.partition(".")[0] in ARRAYS:
+        with suppress(OSError):
+            return os.link(old, new)
+    shutil.copy2(old, new)  # the database is whole: its log was ended
 
 
-def create_shard(path: Path, manifest: Manifest) -> HashIndex:
-    """A new, empty index of the kind that a manifest describes."""
-    return HashIndex(Store.create(path, manifest.meta))
+def create_shard(path: Path, meta: Meta) -> HashIndex:
+    """A new, empty index of this kind."""
+    return HashIndex(Store.create(path, meta))
 
 
 def seal(index: HashIndex, name: str) -> Snapshot:
@@ -299,11 +285,11 @@ def seal(index: HashIndex, name: str) -> Snapshot:
 
 
 @contextmanager
-def creating(folder: Path, manifest: Manifest, shards: int) -> Iterator[list[HashIndex]]:
+def creating(folder: Path, meta: Meta, shards: int) -> Iterator[list[HashIndex]]:
     """The empty shards of a new sharded index, to be filled; it is there when the block ends."""
     with written_aside(folder) as aside:
         aside.mkdir()
-        write_manifest(aside, replace(manifest, version=0))
+        write_manifest(aside, Manifest(meta, version=0))
         with publishing(aside) as publication:
             yield [publication.shard(position) for position in range(shards)]
         (aside / LOCK_NAME).unlink()
@@ -383,7 +369,7 @@ def reshard(
     require_free(new)
     parts = [HashIndex.open(folder, read_only=True) for folder in _folders(old)]
     total, meta = sum(map(len, parts)), parts[0].store.meta()
-    kind = Manifest(meta.bits, meta.feature_dim, meta.features, meta.fingerprint, meta.model)
+    meta = Meta(**{name: getattr(meta, name) for name in _META})
     if shards is not None and not 1 <= shards <= max(total, 1):
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
     with file_errors(new), ExitStack() as stack:
@@ -391,15 +377,17 @@ def reshard(
         remove_abandoned(new.parent)
         if shards is None:
             aside = stack.enter_context(written_aside(new))
-            made = [stack.enter_context(create_shard(aside, kind))]
+            made = [stack.enter_context(create_shard(aside, meta))]
         else:
-            made = stack.enter_context(creating(new, kind, shards))
+            made = stack.enter_context(creating(new, meta, shards))
         bounds, done = np.linspace(0, total, len(made) + 1).astype(int), 0
-        for codes, features, rows in _rows(parts, progress):
+        for codes, features, rows in chain.from_iterable(map(_blocks, parts)):
             inside = (bounds.clip(done, done + len(rows)) - done).tolist()
             for index, start, end in zip(made, inside, inside[1:], strict=False):
                 append_images(index.store, codes[start:end], features[start:end], rows[start:end])
             done += len(rows)
+            if progress is not None:
+                progress(len(rows))
     return total
 
 
@@ -414,24 +402,14 @@ def _folders(folder: Path) -> list[Path]:
         raise IndexStoreError(f"{folder / FILE_NAME}: not a manifest of shards ({error})") from None
 
 
-_STORED = (
-    "SELECT id, uri, label, metadata, size, mtime_ns, digest FROM images WHERE alive ORDER BY id"
-)
-
-
-def _rows(
-    parts: Sequence[HashIndex], progress: Callable[[int], None] | None
-) -> Iterator[tuple[Codes, NDArray[Any], list[NewImage]]]:
-    """Codes, features and rows as they are stored, in blocks."""
-    for part in parts:
-        with part.store.reading() as (connection, *_):
-            cursor = connection.execute(_STORED)
-            while block := cursor.fetchmany(_BLOCK):
-                _, codes, features = part.encoded([row[0] for row in block])
-                rows = [
-                    NewImage(row[1], row[2], row[3], row[4] and FileState(*row[4:]))
-                    for row in block
-                ]
-                yield codes, features, rows
-                if progress is not None:
-                    progress(len(block))
+def _blocks(index: HashIndex) -> Iterator[tuple[Codes, NDArray[Any], list[NewImage]]]:
+    """Codes, features and rows as they are stored, some at a time."""
+    columns = "id, uri, label, metadata, size, mtime_ns, digest"
+    with index.store.reading() as (connection, *_):
+        cursor = connection.execute(f"SELECT {columns} FROM images WHERE alive ORDER BY id")
+        while block := cursor.fetchmany(_BLOCK):
+            _, codes, features = index.encoded([row[0] for row in block])
+            rows = (
+                NewImage(row[1], row[2], row[3], row[4] and FileState(*row[4:])) for row in block
+            )
+            yield codes, features, list(rows)
