@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens.codes.light import load_kernels
+from hashlens.codes.packing import code_bytes
 from hashlens.data.preprocessing import VectorInput
-from hashlens.errors import InvalidInputError
+from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
@@ -157,10 +158,14 @@ class Engine:
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
     def _warm_up(self) -> None:
-        """Search once in each way."""
-        if len(self._index) == 0:
+        """Search once in each way; not for an image, as its shard may be one that is damaged."""
+        index = self._index
+        if len(index) == 0:
             return
-        encoded = self._look_up(int(self._index.ids()[0]))
+        code, bits = np.zeros(code_bytes(index.bits), np.uint8), np.full(index.bits, np.nan)
+        features = np.zeros(index.feature_dim, np.float32) if index.feature_dim else None
+        query = QueryAnswer(id=None, label=None, code="")
+        encoded = Encoded(query, code, features, bits.astype(np.float32))
         for mode in self._modes:
             self.find(encoded, SearchOptions(1, mode=mode), histogram=mode == "bcs")
 
@@ -368,6 +373,9 @@ class Engine:
             if label is not None
         ]
         most = sorted(counts, key=lambda each: -each.count)[:_LABELS]
+        records: list[Record] = []
+        with suppress(IndexStoreError):  # a shard that cannot be read hides no more than its images
+            records = self._records(_RECORDS_READ, 0)
         return IndexAnswer(
             name=_plain(self._index.path.resolve().name),
             images=info.images,
@@ -376,7 +384,7 @@ class Engine:
             fingerprint=info.fingerprint,
             radius=None if self._encoder is None else self._encoder.radius,
             labels=sorted(most, key=lambda each: each.label),
-            metadata=_fields(self._records(_RECORDS_READ, 0)),
+            metadata=_fields(records),
             modes=self._modes,
             mode=self.default_mode(),
             searches_images=self._encoder is not None and self._encoder.vectors is None,
