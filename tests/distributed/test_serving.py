@@ -248,7 +248,7 @@ def test_a_shard_that_is_damaged_from_the_start_is_missing(
 
     assert search().status_code == 206
     assert search().json()["missing"] == ["shard-0001"]
-    assert search().json()["hits"][0]["id"] == 3
+    assert {hit["id"] >> 40 for hit in search().json()["hits"]} == {0}
     assert client.get("/damaged/v1/index").json()["images"] == 400
     damaged.write_bytes(whole)
     assert search().json()["missing"] == []
