@@ -68,7 +68,7 @@ def test_images_of_a_bucket_are_listed_and_encoded(
         bucket.pipe(f"shop/photos/cat/{i:02}.png", file.getvalue())
     for name in (encoding.PARTS, encoding.NAMES):
         (tmp_path / name).mkdir()
-    assert list_names("s3://shop/photos", str(tmp_path), 1) == 40
+    assert list_names("s3://shop/photos", str(tmp_path), 1) == {"0000-000000": 40}
     worker = EncodePart(str(tmp_path), str(model), "cpu", 2**30, batch_size=16)
     assert worker({"item": ["0000-000000"]}) == {"item": ["0000-000000"]}
 
