@@ -84,10 +84,11 @@ def test_a_method_that_is_not_known_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_network_gives_shallow_methods_its_features(
-    field: Callable[..., dict[str, Any]],
+def test_a_network_that_learns_gives_shallow_methods_its_features(
+    field: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    frozen = field("--methods", "latent,ITQ")
-    tuned = field("--methods", "latent,ITQ", "--tune")
+    scratch = ["--backbone", "smallcnn", "--size", "16", "--epochs", "8", "--methods", "latent,ITQ"]
+    frozen = field("--methods", "latent,ITQ", "--epochs", "8")
+    tuned = _field(tmp_path / "tuned", *scratch, "--tune")
     for name in ("latent", "ITQ"):
         assert tuned[name]["validation"] > frozen[name]["validation"]
