@@ -135,7 +135,9 @@ class FieldRun:
     @cached_property
     def _vectors(self) -> list[Features]:
         """Features of database and queries, at unit length."""
-        base = create_backbone(self.backbone, size=self.size, weights=self.weights)
+        base = create_backbone(  # a frozen network that never learned says nothing of a method
+            self.backbone, size=self.size, weights=self.weights, pretrained=self.weights is None
+        )
         sides = []
         for name, source in (("database", self.database), ("queries", self.queries)):
             if source.label_matrix is not None or len(source.labelled) < len(source):
