@@ -152,6 +152,10 @@ def test_memory_of_a_process() -> None:
             {"proc/cpuinfo": "processor : 0\nmodel name\t: Fast Chip 9\nmodel name: b\n"},
             "Fast Chip 9",
         ),
+        (
+            {"proc/cpuinfo": "cpu family : 25\nmodel : 17\nmodel name : Fast Chip 9\n"},
+            "Fast Chip 9 (family 25 model 17)",
+        ),
         ({}, platform.processor() or platform.machine()),
     ],
 )
