@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hashlens import Encoder, HashIndex, open_source
+from hashlens import Encoder, HashIndex, __version__, open_source
 from hashlens.cli.main import app, main
 
 runner = CliRunner()
@@ -411,6 +411,15 @@ def _equal_files(index: HashIndex) -> list[list[int]]:
     for record in index:
         groups.setdefault(Path(record.uri).read_bytes(), []).append(record.id)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def test_the_version_and_completion_for_a_shell() -> None:
+    assert run("--version") == f"hashlens {__version__}\n"
+    assert "--install-completion" in run("--help")
+    completed = CliRunner(
+        env={"_HASHLENS_COMPLETE": "complete_bash", "COMP_WORDS": "hashlens ser", "COMP_CWORD": "1"}
+    ).invoke(app, prog_name="hashlens")
+    assert completed.stdout.split() == ["serve"]
 
 
 def test_the_environment_sets_options_of_serve(
