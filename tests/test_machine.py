@@ -157,6 +157,7 @@ def test_memory_of_a_process() -> None:
             "Fast Chip 9 (family 25 model 17)",
         ),
         ({}, platform.processor() or platform.machine()),
+        ({"proc/cpuinfo": "cpu family : 6\n"}, platform.processor() or platform.machine()),
     ],
 )
 def test_the_processor_has_the_name_that_the_machine_gives(

@@ -145,7 +145,7 @@ def hardware() -> str:
 def processor_name() -> str:
     """The processor's name as the machine gives it, and its family and model, which tell more."""
     name = next(_processor_lines("model name"), "")
-    if family := next(_processor_lines("cpu family"), ""):
+    if name and (family := next(_processor_lines("cpu family"), "")):
         name += f" (family {family} model {next(_processor_lines('model'), '?')})"
     if not name and sys.platform == "darwin":
         name = _answer("sysctl", "-n", "machdep.cpu.brand_string")

@@ -166,7 +166,7 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
         )
     show_skipped([] if as_json else report.skipped)
     twice: list[int] = []
-    if isinstance(index, HashIndex) and len(report.ids):
+    if isinstance(index, HashIndex) and 0 < len(report.ids) < len(index):
         first = int(report.ids[0])
         twice = [group[0] for group in index.copies(first) if group[0] < first]
     if twice:

@@ -400,9 +400,9 @@ def near(name: str, table: str | Path) -> Path | Uri:
     if is_remote(str(table)):
         return Uri(f"{str(table).rpartition('/')[0]}/{name}")
     for each in (name, name.replace("\\", "/")):  # as Windows writes it
-        beside = Path(table).parent / uri_path(each)
-        if os.path.exists(beside):
-            return beside
+        found = Path(table).parent / uri_path(each)
+        if os.path.exists(found):
+            return found
     return uri_path(name)
 
 

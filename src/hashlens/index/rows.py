@@ -80,9 +80,8 @@ ROW = "id, uri, label, metadata, size, mtime_ns, digest, checksum"
 
 def require_intact_rows(rows: Sequence[tuple[Any, ...]]) -> None:
     """Raise ``IndexStoreError`` if rows that begin with the columns ``ROW`` were changed."""
-    crc32 = zlib.crc32
     for row in rows:
-        if crc32(repr(row[:7]).encode()) != row[7]:  # as ``row_checksum``, without its call
+        if row_checksum(*row[:7]) != row[7]:
             raise IndexStoreError(
                 f"index.sqlite: the row of image {row[0]} is damaged; `hashlens index verify` "
                 "names all that is: restore the folder from a backup"

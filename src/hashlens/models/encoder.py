@@ -357,6 +357,7 @@ class OnnxRunner:
         if len(pieces) == 1:
             joined = run_piece(pieces[0])
         else:
+            # threads of its own: on those of the kernels, searches would wait for whole batches
             with ThreadPoolExecutor(min(cores(), len(pieces))) as threads:
                 found = list(threads.map(run_piece, pieces))
             joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]

@@ -235,7 +235,7 @@ def search_ways(
     """Search in memory, in the ways and with the other options of ``score_searcher``."""
     searcher = ArraySearcher(database.codes, database.features)
     found = score_searcher(searcher, database, queries, bits=bits, precision_at=KS, **options)
-    return {mode: scores for mode, scores in found.modes.items()}
+    return dict(found.modes.items())
 
 
 def mode_scores(scores: ModeScores) -> dict[str, Any]:

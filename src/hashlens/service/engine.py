@@ -132,11 +132,17 @@ class Engine:
         self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
 
     async def __aenter__(self) -> Engine:
-        sizes = {"decode": self._limits.decoders or cores(), "encode": _BATCHES_AT_A_TIME}
-        sizes["search"] = max(2, cores())
+        sizes = {
+            "decode": self._limits.decoders or cores(),
+            "encode": _BATCHES_AT_A_TIME,
+            "search": max(2, cores()),
+            "write": 1,
+            "files": 2,
+            "kernels": 1,
+        }
         self._threads = {
             stage: ThreadPoolExecutor(size, thread_name_prefix=f"hashlens-{stage}")
-            for stage, size in (sizes | {"write": 1, "files": 2, "kernels": 1}).items()
+            for stage, size in sizes.items()
         }
         # The first client should not wait for libraries to be loaded.
         await self.run("search", self._warm_up)
@@ -451,7 +457,6 @@ class Engine:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
 
 _BATCHES_AT_A_TIME = 2  # so that cores have work while a batch is made ready or handed out
 
