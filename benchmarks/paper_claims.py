@@ -38,7 +38,8 @@ def main(models: list[str], database_name: str, queries_name: str) -> None:
     for name in models:
         net, config = load_model(Path(name))
         net.feature_mean = net.feature_scale = None  # F7 as it is; scaled below
-        encoder, pooled = Encoder(config, TorchRunner(net)), hooked(net)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        encoder, pooled = Encoder(config, TorchRunner(net, device)), hooked(net)
         parts, layers = [], []
         for source in sources:
             parts.append(encode_source(encoder, source))

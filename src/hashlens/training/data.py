@@ -298,9 +298,10 @@ class TrainingBatches:
             ahead.shutdown(wait=False)
 
     def _batch(self, order: Rows, draws: NDArray[np.float32]) -> Batch:
-        return _readable_batch(
-            self._inputs, self._targets, self._rows[order], torch.from_numpy(draws)
-        )
+        rows = self._rows[order]
+        batch = _readable_batch(self._inputs, self._targets, rows, torch.from_numpy(draws))
+        # Of pinned memory a GPU takes the next batch while it still works on this one.
+        return Batch(*(part.pin_memory() for part in batch)) if has_cuda() else batch
 
 
 class ValidationBatches:
