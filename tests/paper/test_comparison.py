@@ -19,9 +19,18 @@ from hashlens.paper.comparison import (
     error_table,
     map_table,
     neural_codes,
+    others_table,
     write_comparison,
 )
-from hashlens.paper.run import Amounts, Piece, ResultStore, file_name, printed_figures, read_piece
+from hashlens.paper.run import (
+    Amounts,
+    Piece,
+    ResultStore,
+    all_printed,
+    file_name,
+    printed_figures,
+    read_piece,
+)
 from hashlens.paper.splits import PROTOCOLS, PaperSplit, make_split
 
 AMOUNTS = Amounts(training=200, database=200, queries=40)
@@ -208,6 +217,28 @@ def test_printed_figures_are_those_of_the_authors(tmp_path: Path) -> None:
     assert rows[1] == ["stochastic pooling", None, None, pytest.approx(15.13)]
     assert len(rows) == 9
     assert len(error_table(other, classified).rows) == 1
+
+
+def test_figures_of_others_are_shown_under_their_protocol_alone(tmp_path: Path) -> None:
+    piece = read_piece("cifar10")
+    run = Comparison(piece, digits_split(), tmp_path, "gist")
+    kept = {Job(name, 48): {"scores": {"map@all": 0.5}} for name in ("Hashlens", "KSH")}
+    ours = ["Hashlens", 48, "", 0.5, "this run"]
+    shown = {}
+    for protocol in PROTOCOLS:
+        split = replace(run.split, protocol=protocol)
+        *shown[protocol], last = others_table(replace(run, split=split), kept).rows
+        assert last == ours
+    assert [row[:4] for row in shown["paper"]] == [
+        ["GreedyHash", 48, "AlexNet", 0.932],
+        ["GreedyHash", 48, "–", 0.944],
+    ]
+    assert ["HashNet", 48, "AlexNet", 0.782, "swuxyj/DeepHash-pytorch"] in shown["54000"]
+    assert not any(row[0] == "GreedyHash" for row in shown["54000"])
+    assert others_table(replace(run, piece=read_piece("mnist")), kept).rows == []
+    for one in all_printed():
+        assert one.protocol, one
+        assert one.source, one
 
 
 def test_pieces_compare_every_method_in_the_order_of_the_paper() -> None:

@@ -28,6 +28,7 @@ from hashlens.paper.run import (
     OURS,
     Piece,
     ResultStore,
+    all_printed,
     draw_sheet,
     file_name,
     made_on,
@@ -183,10 +184,8 @@ class Comparison:
         return scores
 
     def printed(self, figure: str, bits: int | None) -> dict[tuple[str, int], float]:
-        """The authors' figures; none for another protocol than theirs, as they do not compare."""
-        if self.split.protocol != "paper":
-            return {}
-        return printed_figures(self.piece.name, figure, bits)
+        """The authors' figures under the run's protocol; those of another do not compare."""
+        return printed_figures(self.piece.name, figure, bits, self.split.protocol)
 
     @cached_property
     def _store(self) -> ResultStore:
@@ -341,6 +340,19 @@ def map_table(run: Comparison, kept: Kept) -> Table:
     return Table(headers, rows, digits=3)
 
 
+def others_table(run: Comparison, kept: Kept) -> Table:
+    """Figures of the whole ranking that others printed under the run's protocol, next to ours."""
+    rows: list[list[Cell]] = [
+        [one.method, int(one.bits), one.network or "–", one.value, one.source]
+        for one in all_printed()
+        if (one.piece, one.protocol, one.cutoff) == (run.piece.name, run.split.protocol, "all")
+    ]
+    for job, result in kept.items() if rows else ():
+        if job.method in OBJECTIVES:
+            rows.append([job.method, job.bits, "", result["scores"].get("map@all"), "this run"])
+    return Table(["method", "bits", "network", "mAP", "source"], rows, digits=3)
+
+
 def error_table(run: Comparison, kept: Kept) -> Table:
     """Error in per cent on the queries where methods classify; then printed ones of others."""
     rows: list[list[Cell]] = []
@@ -384,6 +396,10 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     if len(piece.bits) > 1:
         page.heading("Mean average precision by code length")
         page.table(map_table(run, kept), "mAP@1000, binary codes alone.")
+    others = others_table(run, kept)
+    if others.rows:
+        page.heading("Printed by others")
+        page.table(others, "Mean average precision of the whole ranking, the same protocol.")
     errors = error_table(run, kept)
     if errors.rows:
         page.heading("Classification error")

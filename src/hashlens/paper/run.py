@@ -11,9 +11,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,16 +114,40 @@ def _values(name: str, quick: bool) -> dict[str, Any]:
     return {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
 
 
-def printed_figures(piece: str, figure: str, bits: int | None) -> dict[tuple[str, int], float]:
-    """Printed figures of one kind with so many bits, by method and k (0: the figure has none).
+class Printed(NamedTuple):
+    """A figure as somebody printed it; ``published/README.md`` says more of the sources."""
+
+    piece: str
+    figure: str
+    method: str
+    bits: str  # empty for methods without codes
+    cutoff: str  # k of a precision or a mean average precision; "all": of the whole ranking
+    value: float
+    protocol: str
+    network: str  # empty where the source does not say
+    source: str
+
+
+@cache
+def all_printed() -> tuple[Printed, ...]:
+    """All figures that others printed."""
+    text = (files(__package__) / "published" / "figures.csv").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
+    return tuple(Printed(**{**row, "value": float(row["value"])}) for row in rows)
+
+
+def printed_figures(
+    piece: str, figure: str, bits: int | None, protocol: str = "paper"
+) -> dict[tuple[str, int], float]:
+    """The authors' figures of one kind with so many bits, by method and k (0: it has none).
 
     Without bits: those of methods without codes.
     """
-    text = (files(__package__) / "published" / "figures.csv").read_text(encoding="utf-8")
+    wanted = (piece, figure, str(bits or ""), protocol)
     return {
-        (row["method"].replace("DLBHC", OURS), int(row["k"] or 0)): float(row["value"])
-        for row in csv.DictReader(text.splitlines())
-        if (row["piece"], row["figure"], row["bits"]) == (piece, figure, str(bits or ""))
+        (one.method.replace("DLBHC", OURS), int(one.cutoff or 0)): one.value
+        for one in all_printed()
+        if (*one[:2], one.bits, one.protocol) == wanted and one.cutoff != "all"
     }
 
 
@@ -244,6 +269,7 @@ def mode_scores(scores: ModeScores) -> dict[str, Any]:
         "precision": {str(k): scores.precision[k] for k in KS},
         "map@1000": scores.mean_average_precision,
         "map@1000_ties": scores.expected_mean_average_precision,
+        "map@all": scores.more["map@all"],
         "ms_per_query": scores.ms_per_query,
     }
 
