@@ -207,10 +207,11 @@ def test_printed_figures_are_those_of_the_authors(tmp_path: Path) -> None:
     assert errors[1]["network in network, augmented", 0] == 0.0881
     piece = replace(read_piece("cifar10"), methods=("KSH",))
     kept = {Job("KSH", bits): {"scores": {"map@1000": bits / 100}} for bits in piece.bits}
-    run = Comparison(piece, digits_split(), tmp_path, "gist")
+    run = Comparison(piece, replace(digits_split(), whole=True), tmp_path, "gist")
     assert map_table(run, kept).rows == [["KSH", 0.12, 0.303, 0.32, 0.346, 0.48, 0.356]]
     other = replace(run, split=replace(run.split, protocol="59000"))
     assert map_table(other, kept).rows == [["KSH", 0.12, None, 0.32, None, 0.48, None]]
+    assert map_table(replace(run, split=digits_split()), kept).rows == map_table(other, kept).rows
     classified = {Job("Hashlens", 48): {"scores": {"classification_error": 0.1}}}
     rows = error_table(run, classified).rows
     assert rows[0] == ["Hashlens", 48, 10.0, None]
@@ -221,7 +222,7 @@ def test_printed_figures_are_those_of_the_authors(tmp_path: Path) -> None:
 
 def test_figures_of_others_are_shown_under_their_protocol_alone(tmp_path: Path) -> None:
     piece = read_piece("cifar10")
-    run = Comparison(piece, digits_split(), tmp_path, "gist")
+    run = Comparison(piece, replace(digits_split(), whole=True), tmp_path, "gist")
     kept = {Job(name, 48): {"scores": {"map@all": 0.5}} for name in ("Hashlens", "KSH")}
     ours = ["Hashlens", 48, "", 0.5, "this run"]
     shown = {}
@@ -236,6 +237,7 @@ def test_figures_of_others_are_shown_under_their_protocol_alone(tmp_path: Path) 
     assert ["HashNet", 48, "AlexNet", 0.782, "swuxyj/DeepHash-pytorch"] in shown["54000"]
     assert not any(row[0] == "GreedyHash" for row in shown["54000"])
     assert others_table(replace(run, piece=read_piece("mnist")), kept).rows == []
+    assert others_table(replace(run, split=digits_split()), kept).rows == []
     for one in all_printed():
         assert one.protocol, one
         assert one.source, one

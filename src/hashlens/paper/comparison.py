@@ -184,7 +184,9 @@ class Comparison:
         return scores
 
     def printed(self, figure: str, bits: int | None) -> dict[tuple[str, int], float]:
-        """The authors' figures under the run's protocol; those of another do not compare."""
+        """The authors' figures under the run's protocol; none where images were left out."""
+        if not self.split.whole:
+            return {}
         return printed_figures(self.piece.name, figure, bits, self.split.protocol)
 
     @cached_property
@@ -344,7 +346,7 @@ def others_table(run: Comparison, kept: Kept) -> Table:
     """Figures of the whole ranking that others printed under the run's protocol, next to ours."""
     rows: list[list[Cell]] = [
         [one.method, int(one.bits), one.network or "–", one.value, one.source]
-        for one in all_printed()
+        for one in (all_printed() if run.split.whole else ())
         if (one.piece, one.protocol, one.cutoff) == (run.piece.name, run.split.protocol, "all")
     ]
     for job, result in kept.items() if rows else ():
