@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from hashlens.data.decoding import decode_source
+from hashlens.data.decoding import decode_source, iter_decoded
 from hashlens.data.labels import class_counts, split_validation
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source, VectorStore
@@ -89,26 +89,25 @@ def feature_inputs(
         skipped = [Skipped(*one) for one in kept["skipped"]]
         found = kept["rows"].numpy()
         return Inputs(HeldPixels(kept["features"]), found, skipped, kept["twins"].numpy())
-    images = StreamedPixels(source, wanted, preprocessing, strict=strict)
     device = torch.device("cuda" if has_cuda() else "cpu")
     backbone = backbone.to(device).to(memory_format=torch.channels_last).eval()
-    parts, readable, twins = [], [], []
+    parts, readable, twins, skipped = [], [wanted[:0]], [], []
     bar = ProgressBar("features", len(wanted), console=console)
+    stream = iter_decoded(source.subset(wanted).inputs, preprocessing, _CHUNK, strict=strict)
     with bar, torch.inference_mode():
-        for start in range(0, len(wanted), _CHUNK):
-            pixels, good = images.gather(np.arange(start, min(start + _CHUNK, len(wanted))))
-            values = torch.from_numpy(preprocessing.normalise(pixels[good].numpy()))
-            if len(values):
+        for images in stream:  # the next are decoded while the network runs
+            if len(images.pixels):
+                values = torch.from_numpy(preprocessing.normalise(images.pixels))
                 values = values.to(device, memory_format=torch.channels_last)
                 parts.append(backbone(values).float().cpu())
-            readable.append(good)
-            twins += _digests(pixels[good].numpy())
-            bar(len(pixels))
+            readable.append(wanted[images.positions])
+            skipped += [one._replace(position=int(wanted[one.position])) for one in images.skipped]
+            twins += _digests(images.pixels)
+            bar(len(images.positions) + len(images.skipped))
     backbone.cpu()
     if not parts:
         raise SourceError(f"{source.spec}: expected images, none of {len(wanted)} could be read")
-    found = wanted[torch.cat(readable).numpy()]
-    features, same = torch.cat(parts), _numbered(twins)
+    found, features, same = np.concatenate(readable), torch.cat(parts), _numbered(twins)
     if cache is not None and write:
         write_state(
             {
@@ -116,11 +115,11 @@ def feature_inputs(
                 "features": features,
                 "rows": torch.from_numpy(found),
                 "twins": torch.from_numpy(same),
-                "skipped": [tuple(one) for one in images.skipped],
+                "skipped": [tuple(one) for one in skipped],
             },
             cache,
         )
-    return Inputs(HeldPixels(features), found, images.skipped, same)
+    return Inputs(HeldPixels(features), found, skipped, same)
 
 
 def _vector_inputs(
