@@ -24,9 +24,12 @@ from hashlens import (
     InvalidInputError,
     ModelError,
     SourceError,
+    baselines,
     unpack_bits,
 )
+from hashlens.baselines import create_method, method_names
 from hashlens.baselines.itq import ITQ
+from hashlens.models.export import export_onnx
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(4, 24))
@@ -97,16 +100,44 @@ def test_a_clone_a_pickle_a_pipeline_and_a_folder_give_the_same_codes(
     assert pipeline.transform(X).shape == (240, 2)
 
 
-@pytest.mark.parametrize("method", ["LSH", "ITQ-CCA", "MLH"])
-def test_a_linear_method_of_the_baselines_becomes_a_model(method: str, tmp_path: Path) -> None:
-    hasher = Hasher(bits=8, method=method).fit(X, CLASSES)
+@pytest.mark.parametrize("method", method_names())
+def test_a_method_of_the_baselines_becomes_a_model(method: str, tmp_path: Path) -> None:
+    hasher = Hasher(bits=16, method=method, metric="euclidean", seed=3).fit(X, CLASSES)
+    codes = create_method(method, 16, seed=3).fit(X, CLASSES).encode(X)
+    assert np.bitwise_count(hasher.transform(X) ^ codes).sum() <= 2  # of 3,840, by rounding
     hasher.save(tmp_path / "m")
-    np.testing.assert_array_equal(Hasher.load(tmp_path / "m").transform(X), hasher.transform(X))
+    again = Hasher.load(tmp_path / "m")
+    np.testing.assert_array_equal(again.transform(X), hasher.transform(X))
+    assert again.feature_dim == X.shape[1]
+    export_onnx(tmp_path / "m", tmp_path / "m.onnx")
+    exported = Encoder.load(tmp_path / "m.onnx").encode(X)[0]
+    assert np.bitwise_count(exported ^ codes).sum() <= 2
 
 
-def test_a_method_that_no_model_can_hold_says_which_can() -> None:
-    with pytest.raises(InvalidInputError, match=r"KSH: is not linear .* choose ITQ, LSH"):
-        Hasher(bits=8, method="KSH").fit(X, CLASSES)
+SQUARES = """
+import numpy as np
+from hashlens.baselines import HashMethod
+
+class Squares(HashMethod):
+    def _learn(self, features, classes):
+        self.middle = np.median(np.square(features[:, : self.bits]), axis=0)
+
+    def _project(self, features):
+        return np.square(features[:, : self.bits]) - self.middle
+"""
+
+
+def test_a_method_that_no_model_can_hold_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "squares.py").write_text(SQUARES)
+    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
+    assert create_method("SQUARES", 8).fit(X).encode(X).shape == (240, 1)
+    with pytest.raises(InvalidInputError, match=r"SQUARES: a model cannot hold this method"):
+        Hasher(bits=8, method="SQUARES").fit(X)
+
+
+def test_methods_that_are_not_known_or_need_labels_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"method: expected one of .*ITQ.*latent"):
         Hasher(bits=8, method="best").fit(X)
     with pytest.raises(InvalidInputError, match=r"needs labels; give them as fit\(X, y\)"):

@@ -30,9 +30,9 @@ class Hasher(Parameters):
     bits : int
         Length of a code.
     method : str, optional
-        Without labels: ITQ (the default) or LSH. With labels: an objective of ``hashlens train``
-        ("latent" by default), for which a layer F7 and the latent layer are trained; or ITQ-CCA
-        or MLH.
+        Without labels: ITQ (the default), LSH or SH. With labels: an objective of ``hashlens
+        train`` ("latent" by default), for which a layer F7 and the latent layer are trained; or
+        ITQ-CCA, KSH, BRE or MLH.
     metric : {"cosine", "euclidean"}
         With ``cosine`` vectors are brought to unit length inside the model.
     epochs : int, optional

@@ -56,9 +56,11 @@ class HashMethod(Parameters, ABC):
     The conventions of scikit-learn hold: a method can be cloned, pickled and put into a pipeline.
     """
 
-    _mean: Any
-    _kernel: AnchorKernel | None = None
-    _weights: Any
+    # What a model of the method holds; a method with a ``_project`` of its own may have others.
+    mean: Any
+    kernel: AnchorKernel | None = None
+    weights: Any
+    phase: NDArray[np.float32] | None = None
 
     def __init__(self, bits: int, *, seed: int = 0) -> None:
         self.bits = check_bits(bits)
@@ -96,11 +98,11 @@ class HashMethod(Parameters, ABC):
         """Values (n, h) of checked features; bit j is 1 where value j is 0 or more.
 
         These are the values of a linear method, which has learned a mean and weights, or a kernel
-        and weights of its values.
+        and weights of its values; with a phase, their cosine.
         """
-        inputs = features - self._mean if self._kernel is None else self._kernel(features)
-        projected: NDArray[np.float32] = inputs @ self._weights
-        return projected
+        inputs = features - self.mean if self.kernel is None else self.kernel(features)
+        projected: NDArray[np.float32] = inputs @ self.weights
+        return projected if self.phase is None else np.cos(projected + self.phase)
 
     def values(self, features: Any) -> NDArray[np.float32]:
         """Values (n, h) of features (n, d) before their signs become bits; see ``encode``."""
@@ -234,24 +236,24 @@ class AnchorKernel:
 
     def __init__(self, features: Features, anchors: int, rng: np.random.Generator) -> None:
         rows = rng.choice(len(features), min(anchors, len(features)), replace=False)
-        self._anchors = features[np.sort(rows)]
-        self._scale = 2.0 * float(self._squared_distances(features).mean(dtype=np.float64))
-        self._mean: NDArray[np.float32] | float = 0.0
-        self._mean = self(features).mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.anchors = features[np.sort(rows)]
+        self.scale = 2.0 * float(self._squared_distances(features).mean(dtype=np.float64))
+        self.mean: NDArray[np.float32] | float = 0.0
+        self.mean = self(features).mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def __len__(self) -> int:
-        return len(self._anchors)
+        return len(self.anchors)
 
     def __call__(self, features: Features) -> NDArray[np.float32]:
         """Centred kernel values, shape (n, anchors)."""
-        values: NDArray[np.float32] = np.exp(self._squared_distances(features) / -self._scale)
-        values -= self._mean
+        values: NDArray[np.float32] = np.exp(self._squared_distances(features) / -self.scale)
+        values -= self.mean
         return values
 
     def _squared_distances(self, features: Features) -> NDArray[np.float32]:
         squared: NDArray[np.float32] = np.square(features).sum(axis=1)[:, None] - 2.0 * (
-            features @ self._anchors.T
+            features @ self.anchors.T
         )
-        squared += np.square(self._anchors).sum(axis=1)
+        squared += np.square(self.anchors).sum(axis=1)
         np.maximum(squared, 0.0, out=squared)
         return squared

@@ -51,13 +51,13 @@ class BRE(HashMethod):
 
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
-        self._kernel = AnchorKernel(features, 10 * self.anchors, rng)
+        self.kernel = AnchorKernel(features, 10 * self.anchors, rng)
         used = np.sort(rng.choice(len(features), min(self.images, len(features)), replace=False))
-        values = self._kernel(features[used])
+        values = self.kernel(features[used])
         indicators = one_hot(classes[used])
-        per_bit = min(self.anchors, len(self._kernel))
-        chosen = [rng.choice(len(self._kernel), per_bit, replace=False) for _ in range(self.bits)]
-        weights = np.zeros((len(self._kernel), self.bits), np.float32)
+        per_bit = min(self.anchors, len(self.kernel))
+        chosen = [rng.choice(len(self.kernel), per_bit, replace=False) for _ in range(self.bits)]
+        weights = np.zeros((len(self.kernel), self.bits), np.float32)
         for bit, rows in enumerate(chosen):
             weights[rows, bit] = rng.standard_normal(per_bit)
         signs = signs_of(values @ weights)
@@ -69,7 +69,7 @@ class BRE(HashMethod):
             self.losses.append(reconstruction_loss(signs, indicators))
             if not moved:
                 break
-        self._weights = weights
+        self.weights = weights
 
 
 def reconstruction_loss(signs: NDArray[np.float32], indicators: NDArray[np.float32]) -> float:

@@ -26,13 +26,13 @@ class ITQCCA(HashMethod):
     supervised = True
 
     def _learn(self, features: Features, classes: Ids) -> None:
-        self._mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-        centred = features - self._mean
+        self.mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        centred = features - self.mean
         directions = _canonical_directions(centred, one_hot(classes))[:, : self.bits]
         missing = self.bits - directions.shape[1]
         padded = np.pad(directions, ((0, 0), (0, missing))).astype(np.float32)
         rotation, self.losses = rotate_to_corners(centred @ padded, self.seed)
-        self._weights = padded @ rotation
+        self.weights = padded @ rotation
 
 
 def _canonical_directions(

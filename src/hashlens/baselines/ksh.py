@@ -54,9 +54,9 @@ class KSH(HashMethod):
 
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
-        self._kernel = AnchorKernel(features, self.anchors, rng)
+        self.kernel = AnchorKernel(features, self.anchors, rng)
         used = np.sort(rng.choice(len(features), min(self.images, len(features)), replace=False))
-        values = self._kernel(features[used])
+        values = self.kernel(features[used])
         residual = _Residual(one_hot(classes)[used], self.bits)
         gram = (values.T @ values).astype(np.float64)
         # The ridge only matters where anchors coincide.
@@ -76,7 +76,7 @@ class KSH(HashMethod):
             residual.subtract(signs[best])
             image = (values.T @ signs[best]).astype(np.float64)
             target -= np.outer(image, image)
-        self._weights = np.stack(columns, axis=1)
+        self.weights = np.stack(columns, axis=1)
 
 
 class _Residual:

@@ -20,5 +20,5 @@ class LSH(HashMethod):
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
         weights = rng.standard_normal((features.shape[1], self.bits))
-        self._mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._weights = weights.astype(np.float32)
+        self.mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.weights = weights.astype(np.float32)

@@ -69,8 +69,8 @@ class MLH(HashMethod):
 
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
-        self._mean, whiten = _whitening(features)
-        inputs = ((features - self._mean) @ whiten).astype(np.float32, copy=False)
+        self.mean, whiten = _whitening(features)
+        inputs = ((features - self.mean) @ whiten).astype(np.float32, copy=False)
         drawn = rng.standard_normal((inputs.shape[1], self.bits))
         drawn /= np.linalg.norm(drawn, axis=0)
         weights = drawn.astype(np.float32)
@@ -85,7 +85,7 @@ class MLH(HashMethod):
             velocity -= rate * (gradient + np.float32(self.decay) * weights)
             weights += velocity
         self.losses = [float(part.mean()) for part in np.array_split(losses, min(10, self.steps))]
-        self._weights = whiten @ weights
+        self.weights = whiten @ weights
 
     def _gradient(
         self,

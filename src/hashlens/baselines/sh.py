@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashlens.baselines.base import HashMethod, principal_components
 from hashlens.errors import InvalidInputError
@@ -23,8 +22,8 @@ class SpectralHashing(HashMethod):
     def _learn(self, features: Features, classes: Ids) -> None:
         found = principal_components(features, min(self.bits, features.shape[1]))
         count = min(found.rank, found.directions.shape[1])
-        self._mean, self._directions = found.mean, found.directions[:, :count]
-        projected = (features - self._mean) @ self._directions
+        directions = found.directions[:, :count]
+        projected = (features - found.mean) @ directions
         low, high = projected.min(axis=0), projected.max(axis=0)
         extent = (high - low).astype(np.float64)
         if not (extent > 0).all():
@@ -37,10 +36,6 @@ class SpectralHashing(HashMethod):
         frequency = np.pi * waves[None, :] / extent[:, None]
         chosen = np.argsort(frequency, axis=None, kind="stable")[: self.bits]
         component, wave = np.unravel_index(chosen, frequency.shape)
-        self._low, self._component = low, component
-        self._frequency = frequency[component, wave].astype(np.float32)
-
-    def _project(self, features: Features) -> NDArray[np.float32]:
-        projected = (features - self._mean) @ self._directions - self._low
-        waves: NDArray[np.float32] = np.cos(projected[:, self._component] * self._frequency)
-        return waves
+        scale = frequency[component, wave].astype(np.float32)
+        self.mean, self.weights = found.mean, directions[:, component] * scale
+        self.phase = -low[component] * scale

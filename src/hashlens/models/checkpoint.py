@@ -129,6 +129,8 @@ def _build(config: ModelConfig, state: Mapping[str, Tensor]) -> LatentHashNet:
         classes=len(config.classes),
         feature_layer=config.feature_dim if layered else 0,
         plain="feature_classifier.weight" in state,
+        anchors=len(state.get("kernel.anchors", ())),
+        waves="phase" in state,
     )
     if config.feature_scaling != "none":
         net.set_feature_scaling(torch.zeros(net.feature_dim), torch.ones(net.feature_dim))

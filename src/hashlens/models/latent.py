@@ -30,6 +30,26 @@ class LatentOutput(NamedTuple):
     scores: Tensor
 
 
+class Anchors(nn.Module):
+    """Centred kernel values of features, which ``baselines.base.AnchorKernel`` defines."""
+
+    anchors: Tensor
+    scale: Tensor
+    mean: Tensor
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("anchors", torch.zeros(count, width))
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("mean", torch.zeros(count))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (n, width) to values (n, count)."""
+        squared = features.square().sum(dim=1, keepdim=True) - 2 * features @ self.anchors.T
+        squared = (squared + self.anchors.square().sum(dim=1)).clamp(min=0)
+        return torch.exp(-squared / self.scale) - self.mean
+
+
 class LatentHashNet(nn.Module):
     """Backbone -> F7 features -> latent layer H (sigmoid) -> classifier F8.
 
@@ -43,9 +63,12 @@ class LatentHashNet(nn.Module):
     of F7 that training leaves out before H. ``feature_layer`` units make an F7 of its own between
     backbone and H: a frozen backbone's features know nothing of the classes, those of a trained F7
     do. ``plain`` is the paper's network without H: the classifier reads F7, and H stays as it was
-    drawn, so that the codes are signs of random projections of F7 (LSH).
+    drawn, so that the codes are signs of random projections of F7 (LSH). Methods of
+    ``hashlens.baselines`` are held as well: H reads kernel values of F7 at ``anchors`` images (KSH,
+    BRE), or its values are cosines (``waves``: SH).
     """
 
+    phase: Tensor | None
     feature_mean: Tensor | None
     feature_scale: Tensor | None
 
@@ -60,6 +83,8 @@ class LatentHashNet(nn.Module):
         latent_dropout: float = 0.0,
         feature_layer: int = 0,
         plain: bool = False,
+        anchors: int = 0,
+        waves: bool = False,
     ) -> None:
         super().__init__()
         if feature_dim < 1 or classes < 0 or feature_layer < 0:
@@ -71,7 +96,10 @@ class LatentHashNet(nn.Module):
         self.feature_layer: nn.Linear | None = None
         if feature_layer:
             self.feature_layer = nn.Linear(feature_dim, feature_layer)
-        self.latent = nn.Linear(feature_layer or feature_dim, check_bits(bits))
+        self.feature_dim = feature_layer or feature_dim  # width d of F7
+        self.kernel = Anchors(anchors, self.feature_dim) if anchors else None
+        self.latent = nn.Linear(anchors or self.feature_dim, check_bits(bits))
+        self.register_buffer("phase", torch.zeros(bits) if waves else None)
         self.normalise: nn.BatchNorm1d | None = None
         if latent_normalisation:
             self.normalise = nn.BatchNorm1d(bits)
@@ -93,11 +121,6 @@ class LatentHashNet(nn.Module):
         """Length h of a code."""
         return self.latent.out_features
 
-    @property
-    def feature_dim(self) -> int:
-        """Width d of F7."""
-        return self.latent.in_features
-
     def set_feature_scaling(self, mean: Tensor, scale: Tensor) -> None:
         """Give out F7 as :func:`scaled_features`; latent values and scores still read F7 itself."""
         self.feature_mean, self.feature_scale = mean, scale
@@ -112,9 +135,11 @@ class LatentHashNet(nn.Module):
             kept = functional.dropout(features, DROPOUT, self.training)
             features = torch.relu(self.feature_layer(kept))
         seen = functional.dropout(features, self.latent_dropout, self.training)
-        latent = self.latent(seen)
+        latent = self.latent(seen if self.kernel is None else self.kernel(seen))
         if self.normalise is not None:
             latent = self.normalise(latent)
+        if self.phase is not None:
+            latent = torch.cos(latent + self.phase)
         activations = torch.sigmoid(latent)
         if self.feature_classifier is not None:
             scores = self.feature_classifier(seen)

@@ -121,18 +121,34 @@ def _with_method(
     base: Backbone, method: HashMethod, name: str, features: Features
 ) -> LatentHashNet:
     """A network whose latent layer is the method's projection."""
-    width = base.feature_dim
-    bias = method.values(np.zeros((1, width), np.float32))[0]
-    weights = method.values(np.eye(width, dtype=np.float32)) - bias
+    width, kernel, phase = base.feature_dim, method.kernel, method.phase
+    anchors = 0 if kernel is None else len(kernel)
+    net = LatentHashNet(base.module, feature_dim=width, bits=method.bits, classes=0,
+                        anchors=anchors, waves=phase is not None)  # fmt: skip
+    if kernel is not None:
+        weights, bias = method.weights, np.zeros(method.bits, np.float32)
+        scale = np.array([kernel.scale], np.float32)
+        state = {
+            "kernel.anchors": kernel.anchors,
+            "kernel.scale": scale,
+            "kernel.mean": kernel.mean,
+        }
+    elif phase is not None:
+        weights, bias = method.weights, -method.mean @ method.weights
+        state = {"phase": phase}
+    else:  # of any method that is linear
+        bias, state = method.values(np.zeros((1, width), np.float32))[0], {}
+        weights = method.values(np.eye(width, dtype=np.float32)) - bias
+    state |= {"latent.weight": weights.T, "latent.bias": bias}
+    held = {part: torch.from_numpy(np.ascontiguousarray(value)) for part, value in state.items()}
+    net.load_state_dict(net.state_dict() | held)
     some = features[:100]
     expected = method.values(some)
-    if not np.allclose(some @ weights + bias, expected, atol=1e-3 * np.abs(expected).max()):
+    with torch.inference_mode():
+        found = net.eval().from_features(torch.from_numpy(some)).latent.numpy()
+    if not np.allclose(found, expected, atol=1e-3 * np.abs(expected).max()):
         raise InvalidInputError(
-            f"{name}: is not linear in the features, so a model cannot hold it; choose ITQ, LSH, "
-            f"ITQ-CCA or MLH, or use hashlens.baselines.create_method({name!r}, bits)"
+            f"{name}: a model cannot hold this method, which is neither linear in the features nor "
+            f"over a kernel; use hashlens.baselines.create_method({name!r}, bits)"
         )
-    net = LatentHashNet(base.module, feature_dim=width, bits=method.bits, classes=0)
-    with torch.no_grad():
-        net.latent.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
-        net.latent.bias.copy_(torch.from_numpy(bias))
     return net
