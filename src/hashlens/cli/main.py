@@ -41,6 +41,7 @@ _EXTRAS = {
     **dict.fromkeys(("datasets", "huggingface_hub"), "hub"),
     "pyarrow": "parquet",
     "fsspec": "remote",
+    "open_clip": "clip",
     "tensorboard": "tensorboard",
     "ray": "ray",
     "faiss": "faiss",

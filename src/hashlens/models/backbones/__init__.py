@@ -57,10 +57,10 @@ def register_backbone(build: Callable[..., Backbone]) -> Callable[..., Backbone]
     """Decorator for the function that builds a backbone; the function's name is the backbone's.
 
     Its keyword parameters say what the backbone takes. ``size`` is the side of the input in
-    pixels, or None. Without ``channels`` it takes colour images only; without ``weights`` (a file
-    or None) and ``pretrained`` (download published weights) it starts from scratch only;
-    ``model`` is what follows a colon in the name. All others are its options, written
-    ``NAME?KEY=VALUE``; ``**options`` takes any.
+    pixels, or None; None as its default keeps recipes from choosing one. Without ``channels`` it
+    takes colour images only; without ``weights`` (a file or None) and ``pretrained`` (download
+    published weights) it starts from scratch only; ``model`` is what follows a colon in the name.
+    All others are its options, written ``NAME?KEY=VALUE``; ``**options`` takes any.
     """
     _BUILDERS[build.__name__] = build
     return build
@@ -83,6 +83,12 @@ def describe_backbones() -> Mapping[str, str]:
 def has_published_weights(name: str) -> bool:
     """Whether starting weights of a backbone can be downloaded."""
     return "pretrained" in inspect.signature(_builder(name)).parameters
+
+
+def keeps_its_size(name: str | None) -> bool:
+    """Whether a backbone keeps its own size of input unless a user names another."""
+    size = inspect.signature(_builder(name)).parameters.get("size") if name else None
+    return size is not None and size.default is None
 
 
 def vectors_name(taken: VectorInput) -> str:
