@@ -176,12 +176,25 @@ def test_a_pickle_in_the_folder_is_not_read(home: Path, tmp_path: Path) -> None:
 
     folder = tmp_path / "clip"
     folder.mkdir()
-    described = json.loads((home / "clip" / "open_clip_config.json").read_text())
-    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    shutil.copy(home / "clip" / "open_clip_config.json", folder)
     torch.save({"visual.proj": Trap()}, folder / "open_clip_pytorch_model.bin")
     with pytest.raises(ModelError, match="could not be built"):
         create_backbone(f"open_clip:local-dir:{folder}", pretrained=True)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_tokenizer_that_brings_code_is_not_loaded(home: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(home / "itq", tmp_path / "m"))
+    config = home / "clip" / "open_clip_config.json"
+    before = config.read_text()
+    described = json.loads(before)
+    described["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    try:
+        config.write_text(json.dumps(described))
+        with pytest.raises(ModelError, match="brings code"):
+            Encoder.load(model).encode_text(WORDS)
+    finally:
+        config.write_text(before)
 
 
 def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,9 @@ def search_command(
     if not images and vector is None and not text:
         raise typer.BadParameter("expected an IMAGE, an id, --text WORDS, or --vector FILE.npy")
     images = _with_folders(images) if images else []
-    queries: list[Any] = [*map(_query, images), *map(Text, text)]
+    ids = (i.isascii() and i.isdecimal() and not Path(i).exists() for i in images)
+    queries: list[Any] = [int(i) if is_id else i for i, is_id in zip(images, ids, strict=True)]
+    queries += map(Text, text)
     images += text
     if vector is not None:
         import numpy as np
@@ -150,13 +152,6 @@ def _with_folders(images: list[str]) -> list[str]:
     if not given:
         raise SourceError(f"{', '.join(images)}: no images found there to search by")
     return given
-
-
-def _query(text: str) -> str | int:
-    """A file, or an id."""
-    if text.isascii() and text.isdecimal() and not Path(text).exists():
-        return int(text)
-    return text
 
 
 def _without_code(hit: Hit) -> dict[str, Any]:

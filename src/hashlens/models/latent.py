@@ -71,7 +71,9 @@ class LatentHashNet(nn.Module):
         self.feature_layer: nn.Linear | None = None
         if feature_layer:
             self.feature_layer = nn.Linear(feature_dim, feature_layer)
-        self.latent = nn.Linear(feature_layer or feature_dim, check_bits(bits))
+        self.feature_dim = feature_layer or feature_dim  # width d of F7
+        self.bits = check_bits(bits)  # length h of a code
+        self.latent = nn.Linear(self.feature_dim, self.bits)
         self.normalise: nn.BatchNorm1d | None = None
         if latent_normalisation:
             self.normalise = nn.BatchNorm1d(bits)
@@ -87,16 +89,6 @@ class LatentHashNet(nn.Module):
         # Not in the state until they are set, so that models without them stay as they were.
         self.register_buffer("feature_mean", None)
         self.register_buffer("feature_scale", None)
-
-    @property
-    def bits(self) -> int:
-        """Length h of a code."""
-        return self.latent.out_features
-
-    @property
-    def feature_dim(self) -> int:
-        """Width d of F7."""
-        return self.latent.in_features
 
     def set_feature_scaling(self, mean: Tensor, scale: Tensor) -> None:
         """Give out F7 as :func:`scaled_features`; latent values and scores still read F7 itself."""

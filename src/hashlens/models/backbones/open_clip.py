@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ def open_clip(
     """
     if model.startswith(_LOCAL):
         model = _LOCAL + str(Path(model.removeprefix(_LOCAL)).expanduser().absolute())
-    clip, start = _clip(model, size, weights, whole=pretrained or weights is not None)
-    width = import_module("open_clip").get_model_config(_named(model)[0])["embed_dim"]
+    clip, known, start = _clip(model, size, weights, whole=pretrained or weights is not None)
+    width = import_module("open_clip").get_model_config(known)["embed_dim"]
     seen = clip.visual.preprocess_cfg
     resize = "crop" if seen["resize_mode"] == "shortest" else "squash"
     side = int(np.min(seen["size"]))  # of a tower that is built for squares
@@ -56,8 +56,12 @@ def load_texts(directory: Path) -> Callable[[Sequence[str]], NetworkOutput]:
     """Runs a model's own layers on texts, embedded as the checkpoint of its backbone does."""
     net, config = load_model(directory)
     model = config.backbone.partition(":")[2]
-    clip, _ = _clip(model, config.preprocessing.shape[-1], None, whole=True)
-    tokens = import_module("open_clip").get_tokenizer(_named(model)[0])
+    clip, known, _ = _clip(model, config.preprocessing.shape[-1], None, whole=True)
+    library = import_module("open_clip")
+    texts_taken = library.get_model_config(known)["text_cfg"]
+    if texts_taken.get("tokenizer_kwargs", {}).get("trust_remote_code"):
+        raise ModelError(f"{config.backbone}: its tokenizer brings code, which is not run")
+    tokens = library.get_tokenizer(known)
     own = net.backbone.state_dict()
     for name, value in _image_tower(clip).state_dict().items():
         if not torch.allclose(value.float(), own[name].float(), 1e-3, 1e-5):
@@ -79,21 +83,18 @@ def _image_tower(clip: Any) -> nn.Module:
     return nn.Sequential(clip.visual, UnitLength())
 
 
-def _named(model: str) -> tuple[str, str]:
-    """A model as open_clip calls it, and the tag of its weights; a folder has none."""
-    name, _, tag = (model, "", "") if model.startswith(_LOCAL) else model.partition("/")
-    return name, tag
-
-
 def _clip(
     model: str, size: int | None, weights: Path | None, *, whole: bool
-) -> tuple[Any, StartWeights]:
-    """A CLIP with the weights of its checkpoint, if ``whole``; else random and without texts."""
+) -> tuple[Any, str, StartWeights]:
+    """A CLIP with its checkpoint's weights, if ``whole``, else random and without texts.
+
+    Its name for open_clip, which leaves the tag out, and where its weights are from.
+    """
     try:
         library: Any = import_module("open_clip")
     except ImportError as error:
         raise MissingExtraError(f"the backbone open_clip:{model}", "clip") from error
-    name, tag = _named(model)
+    name, _, tag = (model, "", "") if model.startswith(_LOCAL) else model.partition("/")
     published, start = library.get_pretrained_cfg(name, tag), StartWeights()
     unnamed = not published and (tag or (whole and not weights))
     if not name.startswith(_LOCAL) and (unnamed or name not in library.list_models()):
@@ -117,11 +118,16 @@ def _clip(
         if isinstance(clip, library.CoCa):
             raise ValueError("a CoCa gives several vectors an image; use another model")
         if whole:
-            path = weights or _checkpoint(model, published)
-            if path.suffix != ".safetensors":
-                raise ValueError(f"{path} is no .safetensors file, and a pickle is not read")
-            library.load_checkpoint(clip, str(path))
-            start = StartWeights(f"open_clip {model}", start_from_file(path).licence)
+            if weights is None and published:
+                repo, _, file = published["hf_hub"].rpartition("/")
+                file = Path(file or _WEIGHTS).with_suffix(".safetensors").name
+                with one_try():
+                    weights = Path(import_module("huggingface_hub").hf_hub_download(repo, file))
+            weights = weights or Path(name.removeprefix(_LOCAL)) / _WEIGHTS
+            if weights.suffix != ".safetensors":
+                raise ValueError(f"{weights} is no .safetensors file, and a pickle is not read")
+            library.load_checkpoint(clip, str(weights))
+            start = StartWeights(f"open_clip {model}", start_from_file(weights).licence)
     except Exception as error:  # open_clip and the hub raise errors of every kind
         raise ModelError(
             f"open_clip:{model} could not be built ({first_line(error)}); give a name that "
@@ -131,14 +137,4 @@ def _clip(
     finally:
         logging.root.removeHandler(quiet)
         logging.root.disabled = before
-    return clip, start
-
-
-def _checkpoint(model: str, published: Mapping[str, Any]) -> Path:
-    """The safetensors file with the weights of both towers."""
-    if not published:
-        return Path(model.removeprefix(_LOCAL)) / _WEIGHTS
-    repo, _, file = published["hf_hub"].rpartition("/")
-    file = Path(file or _WEIGHTS).with_suffix(".safetensors").name
-    with one_try():
-        return Path(import_module("huggingface_hub").hf_hub_download(repo, file))
+    return clip, name, start
