@@ -1,4 +1,7 @@
-"""The Python of the guide on text runs, and prints what the guide says."""
+"""The guide on text: its example over vectors runs, and prints what the guide says.
+
+What it says of open_clip is in tests/models/test_open_clip.py and tests/cli/test_cli_text.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ def test_the_guide_runs_and_prints_what_it_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = GUIDE.read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    block, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(block, str(GUIDE), "exec"), {})
     said = re.findall(r"print\(.*\) +# (.*)", block)
     assert len(said) == 2
