@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hashlens.index.hash_index import HashIndex
     from hashlens.models.encoder import Encoder
     from hashlens.training.fit import train
-    from hashlens.types import Hit, Record, Searcher, SearchOptions, SearchResult
+    from hashlens.types import Hit, Record, Searcher, SearchOptions, SearchResult, Text
     from hashlens.workflows.score import evaluate
 
 _HOMES = {
@@ -46,6 +46,7 @@ _HOMES = {
     "SearchResult": "hashlens.types",
     "Searcher": "hashlens.types",
     "SourceError": "hashlens.errors",
+    "Text": "hashlens.types",
     "evaluate": "hashlens.workflows.score",
     "hamming_radius": "hashlens.codes.search",
     "hamming_topk": "hashlens.codes.search",
@@ -71,6 +72,7 @@ __all__ = [
     "SearchResult",
     "Searcher",
     "SourceError",
+    "Text",
     "__version__",
     "evaluate",
     "hamming_radius",

@@ -32,6 +32,10 @@ For a model over ready vectors: a one-dimensional array of floating numbers.
 """
 
 
+class Text(str):
+    """A description in words that is searched by, where the model knows texts."""
+
+
 DEFAULT_POOL = 200
 """Images that ``hds`` and ``acs`` order for small k, where no radius is given."""
 

@@ -105,9 +105,11 @@ def test_names_and_what_they_are_come_without_torch() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     names = answer.stdout.split()
-    assert names == ["alexnet", "caffenet", "resnet9", "smallcnn", "timm:NAME", "vectors"]
+    expected = ["alexnet", "caffenet", "open_clip:NAME", "resnet9", "smallcnn", "timm:NAME"]
+    assert names == [*expected, "vectors"]
     assert all(describe_backbones().values())
-    assert [name for name in names if has_published_weights(name)] == ["alexnet", "timm:NAME"]
+    published = [name for name in names if has_published_weights(name)]
+    assert published == ["alexnet", "open_clip:NAME", "timm:NAME"]
 
 
 def test_alexnet_and_caffenet_give_f7(tmp_path: Path) -> None:
@@ -166,7 +168,11 @@ def _safetensors(path: Path, **tensors: torch.Tensor) -> Path:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet10", {}, "known are alexnet, caffenet, resnet9, smallcnn, timm:NAME"),
+        (
+            "resnet10",
+            {},
+            "known are alexnet, caffenet, open_clip:NAME, resnet9, smallcnn, timm:NAME",
+        ),
         ("timm:mobilenet_v99", {}, "timm has no model"),
         ("timm:mobilenetv2_050?no_such=1", {}, "takes the options act_layer.*got no_such"),
         ("timm:mobilenetv2_050?checkpoint_path=/x.pth", {}, "got checkpoint_path"),

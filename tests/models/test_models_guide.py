@@ -27,5 +27,5 @@ def test_the_encoding_example(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_has_every_backbone() -> None:
     page = (ROOT / "docs" / "guides" / "models.md").read_text()
-    rows = re.findall(r"^\| `([a-z0-9]+(?::NAME)?)` \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_]+(?::NAME)?)` \|", page, re.MULTILINE)
     assert sorted(rows) == list(describe_backbones())

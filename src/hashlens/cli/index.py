@@ -107,7 +107,20 @@ def create_command(
             raise typer.BadParameter(
                 "--shards takes one SOURCE, without --metadata, --strict or --features"
             )
-        create_in_shards(index, sources[0], model, shards, ray, as_json)
+        from hashlens.distributed.encoding import create_sharded
+
+        with ProgressBar("encoding", None, unit="images") as bar:
+            made = create_sharded(
+                index, model, sources[0], shards=shards, address=ray, progress=bar.reach
+            )
+        sizes = [shard.images for shard in made.manifest.shards]
+        result = {"index": str(index), "added": sum(sizes), "shards": sizes}
+        show_skipped([] if as_json else made.skipped)
+        text = (
+            f"added {sum(sizes)}, skipped {len(made.skipped)}; {index} has {shards} shards of "
+            f"{min(sizes)} to {max(sizes)}"
+        )
+        tell({**result, "skipped": skipped_json(made.skipped)}, text, as_json)
         return
     from hashlens.index.hash_index import HashIndex
     from hashlens.index.layout import FEATURE_TYPES
@@ -117,8 +130,8 @@ def create_command(
     columns = _columns(metadata_columns)
     images = with_metadata(open_given(sources or [], columns, **reading), metadata)
     encoder = open_model(model)
-    with HashIndex.create(index, encoder, features=features, model=model) as made:
-        _add(made, images, reading["strict"], as_json)
+    with HashIndex.create(index, encoder, features=features, model=model) as new:
+        _add(new, images, reading["strict"], as_json)
 
 
 @index_app.command("add")
@@ -175,15 +188,9 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
             f"such as {printable(index.get(twice[0]).uri)}; if they moved: hashlens index remove "
             f"{index.path} OLD, and next time hashlens index sync, or relocate"
         )
-    result = {
-        "index": str(index.path),
-        "added": len(report.ids),
-        "skipped": skipped_json(report.skipped),
-        "passed_over": dict(images.passed_over),
-        "already_there": there,
-        "copies": len(twice),
-        "images": len(index),
-    }
+    result = {"index": str(index.path), "added": len(report.ids), "images": len(index)}
+    result |= {"already_there": there, "copies": len(twice)}
+    result |= {"skipped": skipped_json(report.skipped), "passed_over": dict(images.passed_over)}
     text = f"added {len(report.ids)}, skipped {len(report.skipped)}"
     if there:
         text += f", {there} were there already"
@@ -223,41 +230,11 @@ def sync_command(
     for line in found.notes():
         note(f"note: {line}")
     show_skipped([] if as_json else report.skipped)
-    result = {
-        "index": str(index),
-        **report._asdict(),
-        "skipped": skipped_json(report.skipped),
-        "passed_over": dict(found.passed_over),
-        "images": images,
-    }
+    result = {"index": str(index), **report._asdict(), "images": images}
+    result |= {"skipped": skipped_json(report.skipped), "passed_over": dict(found.passed_over)}
     counts = {**report._asdict(), "skipped": len(report.skipped)}
     told = ", ".join(f"{value} {key}" for key, value in counts.items())
     text = f"{told}{passed_over(found.passed_over)}; {index} holds {images} images"
-    tell(result, text, as_json)
-
-
-def create_in_shards(
-    index: Path, source: str, model: Path, shards: int, address: str | None, as_json: bool
-) -> None:
-    """Encode a source into a new index in shards, or go on with one that was stopped."""
-    from hashlens.distributed.encoding import create_sharded
-
-    with ProgressBar("encoding", None, unit="images") as bar:
-        made = create_sharded(
-            index, model, source, shards=shards, address=address, progress=bar.reach
-        )
-    sizes = [shard.images for shard in made.manifest.shards]
-    result = {
-        "index": str(index),
-        "added": sum(sizes),
-        "shards": sizes,
-        "skipped": skipped_json(made.skipped),
-    }
-    show_skipped([] if as_json else made.skipped)
-    text = (
-        f"added {sum(sizes)}, skipped {len(made.skipped)}; {index} has {shards} shards of "
-        f"{min(sizes)} to {max(sizes)}"
-    )
     tell(result, text, as_json)
 
 
@@ -284,12 +261,9 @@ def reencode_command(
     with ProgressBar("encoding", None) as progress:
         done = reencode(index, open_model(model), model, progress=progress.reach)
     show_skipped([] if as_json else done.skipped)
-    result = {
-        "index": str(done.new),
-        "images": done.images,
-        "before": None if done.before is None else str(done.before),
-        "skipped": skipped_json(done.skipped),
-    }
+    before = None if done.before is None else str(done.before)
+    result = {"index": str(done.new), "images": done.images, "before": before}
+    result["skipped"] = skipped_json(done.skipped)
     text = f"{done.new} holds {done.images} images; the index before is {done.before}"
     if done.before is None:
         text = (

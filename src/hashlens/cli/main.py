@@ -29,22 +29,13 @@ from hashlens.errors import HashlensError, MissingExtraError, system_reason
 
 # The extra that brings a package which the base installation lacks.
 _EXTRAS = {
-    **dict.fromkeys(
-        (
-            "torch", "torchvision", "timm", "lightning", "safetensors", "sklearn", "scipy",
-            "matplotlib",
-        ),
-        "train",
-    ),
+    **dict.fromkeys(("torch", "torchvision", "timm", "lightning", "safetensors"), "train"),
+    **dict.fromkeys(("sklearn", "scipy", "matplotlib"), "train"),
     **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "multipart"), "serve"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     **dict.fromkeys(("datasets", "huggingface_hub"), "hub"),
-    "pyarrow": "parquet",
-    "fsspec": "remote",
-    "tensorboard": "tensorboard",
-    "ray": "ray",
-    "faiss": "faiss",
-    "usearch": "bench",
+    "pyarrow": "parquet", "fsspec": "remote", "open_clip": "clip", "tensorboard": "tensorboard",
+    "ray": "ray", "faiss": "faiss", "usearch": "bench",
 }  # fmt: skip
 
 

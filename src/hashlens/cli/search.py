@@ -33,6 +33,10 @@ def search_command(
     vector: Path | None = typer.Option(
         None, help="A .npy file: a vector, or an array with one in each row, to search by."
     ),
+    text: list[str] = typer.Option(
+        [],
+        help="Words to search by, where the model's backbone is open_clip:NAME; may be repeated.",
+    ),
     k: int = typer.Option(10, "-k", min=1, help="Results for each image."),
     mode: str | None = typer.Option(
         None,
@@ -59,7 +63,7 @@ def search_command(
 
     Example: hashlens search shop.idx a.jpg b.jpg -k 5 --where brand=acme --sheet found.png
     """
-    from hashlens.types import MODES, SearchTrace
+    from hashlens.types import MODES, SearchTrace, Text
 
     if mode is not None and mode not in MODES:
         raise typer.BadParameter(f"--mode: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -67,10 +71,13 @@ def search_command(
         raise typer.BadParameter("--radius goes with --mode hds, acs or bcs")
     limit = parse_radius(radius)
     conditions = parse_where(where)
-    if not images and vector is None:
-        raise typer.BadParameter("expected an IMAGE, an id of the index, or --vector FILE.npy")
+    if not images and vector is None and not text:
+        raise typer.BadParameter("expected an IMAGE, an id, --text WORDS, or --vector FILE.npy")
     images = _with_folders(images) if images else []
-    queries: list[Any] = [_query(image) for image in images]
+    ids = (i.isascii() and i.isdecimal() and not Path(i).exists() for i in images)
+    queries: list[Any] = [int(i) if is_id else i for i, is_id in zip(images, ids, strict=True)]
+    queries += map(Text, text)
+    images += text
     if vector is not None:
         import numpy as np
 
@@ -145,13 +152,6 @@ def _with_folders(images: list[str]) -> list[str]:
     if not given:
         raise SourceError(f"{', '.join(images)}: no images found there to search by")
     return given
-
-
-def _query(text: str) -> str | int:
-    """A file, or an id."""
-    if text.isascii() and text.isdecimal() and not Path(text).exists():
-        return int(text)
-    return text
 
 
 def _without_code(hit: Hit) -> dict[str, Any]:

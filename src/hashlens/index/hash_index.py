@@ -15,11 +15,19 @@ from numpy.typing import NDArray
 from hashlens.codes.packing import check_bits
 from hashlens.codes.search import hamming_radius
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.files import path_uri, uri_path
+from hashlens.files import compared, path_uri, uri_path
 from hashlens.index import exporting, writing
 from hashlens.index.layout import FEATURE_TYPES, FORMAT_VERSION, Meta
 from hashlens.index.protocol import Hits, Index
-from hashlens.index.rows import check_encoded, check_ids, require_same_model
+from hashlens.index.rows import (
+    ROW,
+    check_encoded,
+    check_ids,
+    list_ids,
+    load_text,
+    require_same_model,
+    to_records,
+)
 from hashlens.index.snapshot import Snapshot, View
 from hashlens.index.store import Store, copy_index, find_damage
 from hashlens.index.syncing import FolderSync, relocate
@@ -238,19 +246,7 @@ class HashIndex(Index):
         latent: Latent | None = None,
         trace: SearchTrace | None = None,
     ) -> list[Hits]:
-        """As ``search_encoded``, with records: a list of hits for each query, of one commit.
-
-        Parameters
-        ----------
-        codes, features, options, latent
-            As in ``search_encoded``.
-        trace : SearchTrace, optional
-            ``hds`` and ``acs`` add their times and pools.
-
-        Returns
-        -------
-        list of Hits
-        """
+        """As ``search_encoded``, with records: a list of hits for each query, of one commit."""
         with self._last_commit() as view:
             found = view.search(codes, features, options, latent, trace)
             return view.hits(codes, found, options.mode)
@@ -313,26 +309,45 @@ class HashIndex(Index):
 
     def records(self, ids: Iterable[int] | None = None) -> list[Record]:
         """What is known of images, in the order asked for; of all, by id, without ``ids``."""
+        columns = f"SELECT {ROW} FROM images WHERE alive AND"
         with self._last_commit() as view:
-            return view.records(ids)
+            if ids is None:
+                every = view.connection.execute(f"{columns} TRUE ORDER BY id")
+                return to_records(list(every))
+            return to_records([view.one(f"{columns} id = ?", each) for each in list_ids(ids)])
 
     def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
         with self._last_commit() as view:
-            at, snapshot = view.positions(ids), view.snapshot
+            snapshot, sql = view.snapshot, "SELECT position FROM images WHERE id = ? AND alive"
+            if ids is None:
+                at = snapshot.living()
+            else:
+                at = np.array([view.one(sql, each)[0] for each in list_ids(ids)], np.int64)
             return snapshot.ids[at], snapshot.codes[at], snapshot.features[at]
 
     def uris(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
         with self._last_commit() as view:
-            return view.uris()
+            sql = "SELECT id, uri FROM images WHERE alive ORDER BY id"
+            for image_id, uri in view.connection.execute(sql):
+                found.setdefault(load_text(uri) or "", []).append(image_id)
+        return found
 
     def label_counts(self) -> dict[str | None, int]:
+        sql = "SELECT label, COUNT(*) FROM images WHERE alive GROUP BY label ORDER BY label"
+        counts: dict[str | None, int] = {}
         with self._last_commit() as view:
-            return view.label_counts()
+            for stored, count in view.connection.execute(sql):
+                label = None if stored is None else compared(load_text(stored) or "")
+                counts[label] = counts.get(label, 0) + count
+        return counts
 
     def file_digest(self, image_id: int) -> bytes | None:
         """Digest of an image's file when it was encoded; None where it came from no file."""
         with self._last_commit() as view:
-            return view.file_digest(image_id)
+            sql = "SELECT digest FROM images WHERE id = ? AND alive"
+            digest: bytes | None = view.one(sql, *list_ids(image_id))[0]
+        return digest
 
     def copies(self, since: int = 0) -> list[list[int]]:
         """Groups of images whose files have the same content, one of id ``since`` or more."""
@@ -577,6 +592,6 @@ class HashIndex(Index):
                     known = self._snapshot
                     if known is None or not known.is_later(snapshot):
                         self._snapshot = snapshot
-                snapshot.require_sizes()
+                snapshot.arrays.require_sizes(snapshot.meta.count)
                 yield View(transaction.connection, snapshot)
                 return

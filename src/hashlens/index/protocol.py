@@ -38,6 +38,7 @@ from hashlens.types import (
     SearchOptions,
     SearchTrace,
     SyncReport,
+    Text,
     is_id,
 )
 
@@ -88,10 +89,11 @@ class Index(Searcher, Protocol):
 
         Parameters
         ----------
-        query : image, path, vector or int; or a list of these
+        query : image, path, vector, Text or int; or a list of these
             An int is the id of an image in the index, which then comes first itself. A vector is
-            a one-dimensional array of floating numbers, where the model takes vectors. A list, or
-            an array (q, d) of vectors, is answered together, and gives a list of lists.
+            a one-dimensional array of floating numbers, where the model takes vectors.
+            ``Text("red shoes")`` is a description, where it knows texts. A list, or an array
+            (q, d) of vectors, is answered together, and gives a list of lists.
         k : int
             At most k results per query.
         mode : {"hds", "acs", "bcs", "es"}, optional
@@ -162,18 +164,26 @@ class Index(Searcher, Protocol):
         codes = np.zeros((len(queries), -(-bits // 8)), np.uint8)
         features = np.zeros((len(queries), width), np.float32)
         latent: Latent | None = np.full((len(queries), bits), np.nan, np.float32)
-        images = [place for place, query in enumerate(queries) if not is_id(query)]
+        texts = [place for place, query in enumerate(queries) if isinstance(query, Text)]
+        images = [i for i, query in enumerate(queries) if i not in texts and not is_id(query)]
+        made: list[tuple[Any, Any]] = []
+        if texts:
+            encode_text = getattr(self.require_encoder(), "encode_text", None)
+            if encode_text is None:
+                raise InvalidInputError("query: this index's encoder knows no texts; got a Text")
+            made.append((texts, encode_text([queries[place] for place in texts])))
         if images:
             given = [_check_image(queries[place]) for place in images]
-            for batch in self.require_encoder().encode_batches(given, strict=True):
-                at = np.array(images)[batch.positions]
-                codes[at] = batch.codes
-                if width:  # else the index keeps codes alone
-                    features[at] = batch.features
-                if batch.latent is None:
-                    latent = None  # an encoder of the user's own, which gives codes only
-                elif latent is not None:
-                    latent[at] = batch.latent
+            batches = self.require_encoder().encode_batches(given, strict=True)
+            made += [(np.array(images)[batch.positions], batch) for batch in batches]
+        for at, batch in made:
+            codes[at] = batch.codes
+            if width:  # else the index keeps codes alone
+                features[at] = batch.features
+            if batch.latent is None:
+                latent = None  # an encoder of the user's own, which gives codes only
+            elif latent is not None:
+                latent[at] = batch.latent
         return codes, features, latent
 
     def get(self, image_id: int) -> Record:

@@ -10,10 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.asymmetric import asymmetric_distances
 from hashlens.codes.database import Allowed, CodeDatabase, allow
 from hashlens.codes.packing import unpack_bits
-from hashlens.codes.search import hamming_radius, hamming_topk
+from hashlens.codes.search import asymmetric_distances, hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
 from hashlens.index.features import RowNorms, check_features, distances_to_rows, nearest_candidates
@@ -57,21 +56,16 @@ class ArraySearcher:
         self._ids = ids
         if isinstance(codes, CodeDatabase) and ids is not None:
             # of an index, whose ids ascend; codes may have been added since
-            self._codes, self._all = codes, allow(None, len(ids))
+            self.codes, self._all = codes, allow(None, len(ids))
         else:
-            self._codes = CodeDatabase(codes)
-            self._all = allow(None, len(self._codes))
+            self.codes = CodeDatabase(codes)
+            self._all = allow(None, len(self.codes))
             if ids is not None and (len(ids) != len(self) or bool((np.diff(ids) <= 0).any())):
                 raise InvalidInputError(f"ids: expected {len(self)} ascending values, one per code")
         self._fine = None if features is None else FineSearch(features, rows, len(self), norms)
 
     def __len__(self) -> int:
         return self._all.n
-
-    @property
-    def codes(self) -> CodeDatabase:
-        """The codes, prepared for searching."""
-        return self._codes
 
     def search_encoded(
         self,
@@ -125,7 +119,7 @@ class ArraySearcher:
 
         def pairs() -> Iterator[tuple[Ids, Ids]]:
             mask = allowed.mask if allowed is not None and len(allowed.mask) else None
-            codes = self._codes.packed(np.arange(len(self)))
+            codes = self.codes.packed(np.arange(len(self)))
             for left, right, _ in hamming_pairs(codes, radius, allowed=mask):
                 if progress is not None:
                     progress(len(left))
@@ -160,7 +154,7 @@ class ArraySearcher:
         return np.where(self._ids[slots] == ids, slots, -1) if len(self) else np.full(count, -1)
 
     def _by_codes(self, codes: Codes, k: int, radius: int | None, allowed: Allowed) -> SearchResult:
-        distances, slots = hamming_topk(self._codes, codes, k, allowed=allowed)
+        distances, slots = hamming_topk(self.codes, codes, k, allowed=allowed)
         if radius is not None:
             beyond = distances > radius
             slots[beyond], distances[beyond] = -1, _NO_HAMMING
@@ -183,9 +177,9 @@ class ArraySearcher:
             began = time.perf_counter()
             if radius is None:
                 more = pool if excluded is None else pool + 1
-                pools = list(hamming_topk(self._codes, codes[queries], more, allowed=allowed)[1])
+                pools = list(hamming_topk(self.codes, codes[queries], more, allowed=allowed)[1])
             else:
-                found = hamming_radius(self._codes, codes[queries], radius, allowed=allowed)
+                found = hamming_radius(self.codes, codes[queries], radius, allowed=allowed)
                 pools = np.split(found.ids, found.offsets[1:-1])
             if excluded is not None:
                 pools = [p[p != one] for p, one in zip(pools, excluded[queries], strict=True)]
@@ -197,7 +191,7 @@ class ArraySearcher:
             trace.pools += [len(members) for members in pools]
 
     def _asymmetric_distances(self, slots: Ids, latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        return asymmetric_distances(self._codes.packed(slots), latent)
+        return asymmetric_distances(self.codes.packed(slots), latent)
 
     def _empty_result(self, queries: int, k: int, allowed: Allowed) -> SearchResult:
         """Rows to fill: as wide as k, or as many images as are allowed."""
@@ -278,6 +272,7 @@ class FineSearch:
         self, features: Any, rows: Ids | None, slots: int, norms: RowNorms | None = None
     ) -> None:
         self._features = check_features(features)
+        self.width = int(self._features.shape[1])
         self._norms = RowNorms() if norms is None else norms
         self._rows = rows
         self._slots = slots
@@ -286,11 +281,6 @@ class FineSearch:
             raise InvalidInputError(
                 f"features: expected {slots} rows, as many as codes, got {held}"
             )
-
-    @property
-    def width(self) -> int:
-        """Width d of a feature vector."""
-        return int(self._features.shape[1])
 
     def check_queries(self, features: Any, count: int) -> Features:
         """Features of ``count`` queries as float32, or ``InvalidInputError``."""

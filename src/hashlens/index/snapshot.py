@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from hashlens.codes.database import Allowed, CodeDatabase, with_room
 from hashlens.errors import InvalidInputError
-from hashlens.files import compared
 from hashlens.index.features import RowNorms
 from hashlens.index.layout import ArrayFile, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
-from hashlens.index.rows import ROW, check_width, list_ids, load_text, record_columns, to_records
+from hashlens.index.rows import ROW, check_width, record_columns
 from hashlens.index.store import Transaction
 from hashlens.index.where import compile_where
 from hashlens.types import (
@@ -30,7 +29,6 @@ from hashlens.types import (
     Ids,
     Latent,
     Mode,
-    Record,
     SearchOptions,
     SearchResult,
     SearchTrace,
@@ -132,9 +130,9 @@ class Snapshot:
         self.meta = meta
         if before is not None and not before._shares_files(transaction):
             before = None
-        self._arrays: Generation = Generation(transaction) if before is None else before._arrays
+        self.arrays: Generation = Generation(transaction) if before is None else before.arrays
         self.ids: Ids
-        self.ids, ascending = self._arrays.ids(transaction)
+        self.ids, ascending = self.arrays.ids(transaction)
         self._dead: int
         (self._dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
         self._alive = self._mask_of_living(connection, before)
@@ -152,8 +150,8 @@ class Snapshot:
 
     def _shares_files(self, transaction: Transaction) -> bool:
         """Whether a transaction sees the array files of this commit."""
-        same: bool = self.meta.generation == transaction.meta.generation
-        return same and self.identity == transaction.identity
+        own = (self.meta.generation, self.identity)
+        return own == (transaction.meta.generation, transaction.identity)
 
     def _mask_of_living(
         self, connection: sqlite3.Connection, before: Snapshot | None
@@ -179,12 +177,12 @@ class Snapshot:
     @cached_property
     def codes(self) -> NDArray[np.uint8]:
         """Packed codes, by position."""
-        return self._arrays.map("codes", self.meta.count)
+        return self.arrays.map("codes", self.meta.count)
 
     @cached_property
     def features(self) -> NDArray[Any]:
         """Features, by position."""
-        return self._arrays.map("features", self.meta.count)
+        return self.arrays.map("features", self.meta.count)
 
     def __len__(self) -> int:
         """Number of living images."""
@@ -192,8 +190,8 @@ class Snapshot:
 
     def is_of(self, transaction: Transaction) -> bool:
         """Whether these are the arrays of the commit that a transaction sees."""
-        same: bool = self.meta.commit == transaction.meta.commit
-        return same and self.identity == transaction.identity
+        own = (self.meta.commit, self.identity)
+        return own == (transaction.meta.commit, transaction.identity)
 
     def is_later(self, other: Snapshot) -> bool:
         """Whether this is a later commit of the same index."""
@@ -204,13 +202,13 @@ class Snapshot:
         """The search over this commit, made when first asked for; codes are verified then."""
         with self._lock:
             if self._searcher is None:
-                order, codes = self._order, self._arrays.codes(connection, self.meta.count)
+                order, codes = self._order, self.arrays.codes(connection, self.meta.count)
                 self._searcher = ArraySearcher(
                     codes if order is None else codes.packed(order),
                     self.features if self.meta.feature_dim else None,
                     ids=self.ids if order is None else self.ids[order],
                     rows=order,
-                    norms=self._arrays.norms,
+                    norms=self.arrays.norms,
                 )
             return self._searcher
 
@@ -234,10 +232,6 @@ class Snapshot:
                 del self._masks[next(iter(self._masks))]
             self._masks[key] = allowed
         return allowed
-
-    def require_sizes(self) -> None:
-        """Raise ``IndexStoreError`` if an array was cut since it was mapped."""
-        self._arrays.require_sizes(self.meta.count)
 
     def living(self) -> Ids:
         """Positions of the living images, in the order of their ids."""
@@ -301,45 +295,8 @@ class View(NamedTuple):
             raise InvalidInputError(f"id {missing}: no such image in the index")
         return rows
 
-    def records(self, ids: Iterable[int] | None) -> list[Record]:
-        """Records of images in this order; of all living ones, by id, without ``ids``."""
-        if ids is None:
-            sql = f"SELECT {ROW} FROM images WHERE alive ORDER BY id"
-            return to_records(list(self.connection.execute(sql)))
-        sql = f"SELECT {ROW} FROM images WHERE id = ? AND alive"
-        return to_records([self._one(sql, image_id) for image_id in list_ids(ids)])
-
-    def positions(self, ids: Iterable[int] | None) -> Ids:
-        """Positions of living images; of all, by id, without ``ids``."""
-        if ids is None:
-            return self.snapshot.living()
-        sql = "SELECT position FROM images WHERE id = ? AND alive"
-        return np.array([self._one(sql, image_id)[0] for image_id in list_ids(ids)], np.int64)
-
-    def file_digest(self, image_id: int) -> bytes | None:
-        """Digest of a living image's file when it was encoded; None where it is not known."""
-        sql = "SELECT digest FROM images WHERE id = ? AND alive"
-        digest: bytes | None = self._one(sql, *list_ids(image_id))[0]
-        return digest
-
-    def label_counts(self) -> dict[str | None, int]:
-        """Living images with each label."""
-        sql = "SELECT label, COUNT(*) FROM images WHERE alive GROUP BY label ORDER BY label"
-        counts: dict[str | None, int] = {}
-        for stored, count in self.connection.execute(sql):
-            label = None if stored is None else compared(load_text(stored) or "")
-            counts[label] = counts.get(label, 0) + count
-        return counts
-
-    def uris(self) -> dict[str, list[int]]:
-        """Ids of living images with each URI."""
-        found: dict[str, list[int]] = {}
-        sql = "SELECT id, uri FROM images WHERE alive ORDER BY id"
-        for image_id, uri in self.connection.execute(sql):
-            found.setdefault(load_text(uri) or "", []).append(image_id)
-        return found
-
-    def _one(self, sql: str, image_id: int) -> tuple[Any, ...]:
+    def one(self, sql: str, image_id: int) -> tuple[Any, ...]:
+        """The row of a living image, by a statement that takes its id."""
         inside = -(2**63) <= image_id < 2**63
         row = self.connection.execute(sql, (image_id,)).fetchone() if inside else None
         if row is None:

@@ -227,10 +227,7 @@ def _write_config(
 ) -> None:
     values = {**config.to_dict(), "weights": weights_name}
     if twin is not None:
-        values["twin"] = {
-            "file": twin.path.name,
-            "sha256": twin.sha256,
-            "weights_sha256": twin.weights_sha256,
-        }
+        digests = twin._asdict()
+        values["twin"] = {"file": digests.pop("path").name, **digests}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     replace_file(directory / CONFIG_NAME, text)

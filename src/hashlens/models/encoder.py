@@ -44,11 +44,15 @@ class Encoder:
         The model's description.
     runner : Runner
         Runs its network.
+    folder : Path, optional
+        The model's folder, from which texts are encoded.
     """
 
-    def __init__(self, config: ModelConfig, runner: Runner) -> None:
+    def __init__(self, config: ModelConfig, runner: Runner, folder: Path | None = None) -> None:
         self.config = config
         self._runner = runner
+        self._folder = folder
+        self._texts: Callable[[Sequence[str]], NetworkOutput] | None = None
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> Encoder:
@@ -86,7 +90,7 @@ class Encoder:
             raise ModelError(f"HASHLENS_RUNTIME: expected onnx or torch, got {wanted!r}")
         if device is None and wanted != "torch" and (wanted or gpu_name() is None):
             if loaded := load_twin(path):
-                return cls(*loaded)
+                return cls(*loaded, path)
             if wanted:
                 raise ModelError(
                     f"{path}: no ONNX twin that can be used is in this folder; train again, or "
@@ -103,7 +107,7 @@ class Encoder:
             raise MissingExtraError(
                 f"{path}: a model directory (an exported .onnx file does without)", "train"
             ) from error
-        return cls(*load_torch(path, device))
+        return cls(*load_torch(path, device), path)
 
     @property
     def runtime(self) -> str:
@@ -183,6 +187,44 @@ class Encoder:
         batches = list(self.encode_batches(images, strict=True))
         return self._joined(batches, "codes"), self._joined(batches, "features")
 
+    def encode_text(self, texts: Sequence[str]) -> EncodedPixels:
+        """Encode words, such as "red shoes", to search images by.
+
+        The text tower of the checkpoint that the backbone is from is loaded at the first call; what
+        it makes of a text goes through the same layers as what the image tower makes of an image.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            In the language of that checkpoint.
+
+        Returns
+        -------
+        EncodedPixels
+            ``codes``, ``features``, ``scores`` and ``latent``, a row for each text.
+
+        Raises
+        ------
+        ModelError
+            If the backbone has no text tower, or was trained away from it.
+        MissingExtraError
+            If open_clip or PyTorch is not installed.
+        """
+        if isinstance(texts, str) or not texts or not all(map(str.strip, texts)):
+            raise InvalidInputError(f"texts: expected a list of words, got {texts!r:.80}")
+        if self._folder is None or not self.config.backbone.startswith("open_clip:"):
+            raise ModelError(
+                f"this model ({self.config.backbone.partition('?')[0]}) knows no texts; take the "
+                "folder of one that was trained with --backbone open_clip:NAME, or a text's vector"
+            )
+        if self._texts is None:
+            try:
+                from hashlens.models.backbones.open_clip import load_texts
+            except ImportError as error:
+                raise MissingExtraError("searching by text", "clip") from error
+            self._texts = load_texts(self._folder)
+        return _packed(self._texts(texts))
+
     def _joined(self, batches: Sequence[EncodedBatch], output: str) -> Any:
         """One output of all batches; None where the model has no such output."""
         parts = [getattr(batch, output) for batch in (self._nothing(), *batches)]
@@ -217,9 +259,9 @@ class Encoder:
             return
         decoded = iter_decoded(images, self.preprocessing, batch_size=batch_size, strict=strict)
         for batch in decoded:
-            codes, features, scores, latent = self.encode_pixels(batch.pixels)
+            found = self.encode_pixels(batch.pixels)
             yield EncodedBatch(
-                batch.positions, codes, features, scores, batch.skipped, batch.files, latent
+                batch.positions, *found[:3], batch.skipped, batch.files, found.latent
             )
 
     def _encode_vectors(
@@ -236,15 +278,8 @@ class Encoder:
                 raise InvalidInputError(f"{skipped[0].name}: {skipped[0].reason}; leave it out")
             good = np.array([row for row in range(len(part)) if row not in faults], np.int64)
             found = self.encode_prepared(vectors[good])
-            yield EncodedBatch(
-                first + good,
-                found.codes,
-                found.features,
-                found.scores,
-                skipped,
-                (None,) * len(good),
-                found.latent,
-            )
+            files = (None,) * len(good)
+            yield EncodedBatch(first + good, *found[:3], skipped, files, found.latent)
             first += len(part)
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> EncodedPixels:
@@ -265,8 +300,7 @@ class Encoder:
         """Encode the network's own input, as one batch."""
         if len(images) == 0:
             return self._nothing()
-        out = self._runner.run(images)
-        return EncodedPixels(pack_bits(out.latent >= 0), out.features, out.scores, out.latent)
+        return _packed(self._runner.run(images))
 
 
 def encode_source(
@@ -311,12 +345,16 @@ class NetworkOutput(NamedTuple):
 
 
 class EncodedPixels(NamedTuple):
-    """What an encoder makes of a batch of n images."""
+    """What an encoder makes of a batch of n images, or texts."""
 
     codes: Codes  # (n, ceil(bits / 8))
     features: Features  # (n, d)
     scores: NDArray[np.float32] | None  # (n, classes)
     latent: NDArray[np.float32]  # (n, bits)
+
+
+def _packed(out: NetworkOutput) -> EncodedPixels:
+    return EncodedPixels(pack_bits(out.latent >= 0), out.features, out.scores, out.latent)
 
 
 class Runner(Protocol):

@@ -28,7 +28,6 @@ from hashlens.models.encoder import (
     METADATA_KEY,
     OUTPUTS,
     NetworkInput,
-    NetworkOutput,
     OnnxRunner,
     Runner,
     load_onnx,
@@ -281,13 +280,12 @@ def _compare(
     first: Runner, second: Runner, config: ModelConfig, pixels: NDArray[Any]
 ) -> tuple[float, float]:
     """Share of equal bits, and largest feature difference over the largest feature."""
-    one = [first.run(batch) for batch in _batches(config, pixels)]
-    two = [second.run(batch) for batch in _batches(config, pixels)]
 
-    def joined(outputs: list[NetworkOutput], field: int) -> Any:
-        return np.concatenate([output[field] for output in outputs])
+    def outputs(runner: Runner) -> list[NDArray[np.float32]]:
+        made = [runner.run(batch)[:2] for batch in _batches(config, pixels)]
+        return [np.concatenate(part) for part in zip(*made, strict=True)]
 
-    bits_equal = float(np.mean((joined(one, 0) >= 0) == (joined(two, 0) >= 0)))
-    expected, got = joined(one, 1), joined(two, 1)
+    (latent, expected), (other, got) = outputs(first), outputs(second)
     scale = float(np.abs(expected).max()) or 1.0
+    bits_equal = float(np.mean((latent >= 0) == (other >= 0)))
     return bits_equal, float(np.abs(expected - got).max()) / scale

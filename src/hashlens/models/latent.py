@@ -97,8 +97,9 @@ class LatentHashNet(nn.Module):
         if feature_layer:
             self.feature_layer = nn.Linear(feature_dim, feature_layer)
         self.feature_dim = feature_layer or feature_dim  # width d of F7
+        self.bits = check_bits(bits)  # length h of a code
         self.kernel = Anchors(anchors, self.feature_dim) if anchors else None
-        self.latent = nn.Linear(anchors or self.feature_dim, check_bits(bits))
+        self.latent = nn.Linear(anchors or self.feature_dim, bits)
         self.register_buffer("phase", torch.zeros(bits) if waves else None)
         self.normalise: nn.BatchNorm1d | None = None
         if latent_normalisation:
@@ -115,11 +116,6 @@ class LatentHashNet(nn.Module):
         # Not in the state until they are set, so that models without them stay as they were.
         self.register_buffer("feature_mean", None)
         self.register_buffer("feature_scale", None)
-
-    @property
-    def bits(self) -> int:
-        """Length h of a code."""
-        return self.latent.out_features
 
     def set_feature_scaling(self, mean: Tensor, scale: Tensor) -> None:
         """Give out F7 as :func:`scaled_features`; latent values and scores still read F7 itself."""

@@ -15,7 +15,7 @@ from hashlens.baselines import HashMethod, create_method
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, ModelError, SourceError
 from hashlens.machine import keep_freed_memory, versions
-from hashlens.models.backbones import Backbone, create_backbone
+from hashlens.models.backbones import Backbone, create_backbone, keeps_its_size
 from hashlens.models.description import CONFIG_NAME, FeatureScaling
 from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
@@ -111,7 +111,8 @@ def unsupervised_config(values: Mapping[str, Any], source: Source | None = None)
     """The configuration of a model without labels, which has few options."""
     if odd := sorted(set(values) - set(OPTIONS)):
         raise InvalidInputError(f"--unsupervised does not use {', '.join(odd)}; leave it out")
-    chosen = {"recipe": "unsupervised", "backbone": BACKBONE, "size": SIZE, **values}
+    size = None if keeps_its_size(values.get("backbone")) else SIZE
+    chosen = {"recipe": "unsupervised", "backbone": BACKBONE, "size": size, **values}
     if source is not None and source.vectors is not None:
         chosen["backbone"], chosen["size"] = vectors_backbone(source, values), None
     return TrainingConfig().with_values(chosen)

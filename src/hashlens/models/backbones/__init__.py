@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -57,10 +58,10 @@ def register_backbone(build: Callable[..., Backbone]) -> Callable[..., Backbone]
     """Decorator for the function that builds a backbone; the function's name is the backbone's.
 
     Its keyword parameters say what the backbone takes. ``size`` is the side of the input in
-    pixels, or None. Without ``channels`` it takes colour images only; without ``weights`` (a file
-    or None) and ``pretrained`` (download published weights) it starts from scratch only;
-    ``model`` is what follows a colon in the name. All others are its options, written
-    ``NAME?KEY=VALUE``; ``**options`` takes any.
+    pixels, or None; None as its default keeps recipes from choosing one. Without ``channels`` it
+    takes colour images only; without ``weights`` (a file or None) and ``pretrained`` (download
+    published weights) it starts from scratch only; ``model`` is what follows a colon in the name.
+    All others are its options, written ``NAME?KEY=VALUE``; ``**options`` takes any.
     """
     _BUILDERS[build.__name__] = build
     return build
@@ -83,6 +84,12 @@ def describe_backbones() -> Mapping[str, str]:
 def has_published_weights(name: str) -> bool:
     """Whether starting weights of a backbone can be downloaded."""
     return "pretrained" in inspect.signature(_builder(name)).parameters
+
+
+def keeps_its_size(name: str | None) -> bool:
+    """Whether a backbone keeps its own size of input unless a user names another."""
+    size = inspect.signature(_builder(name)).parameters.get("size") if name else None
+    return size is not None and size.default is None
 
 
 def vectors_name(taken: VectorInput) -> str:
@@ -135,13 +142,8 @@ def create_backbone(
             f"no download is known for the weights of {base}; give a file with --weights FILE, "
             "write --no-pretrained, or use another backbone, such as alexnet"
         )
-    asked = {
-        "channels": channels,
-        "size": size,
-        "model": model,
-        "weights": weights,
-        "pretrained": pretrained,
-    }
+    asked: dict[str, Any] = {"channels": channels, "size": size, "model": model}
+    asked |= {"weights": weights, "pretrained": pretrained}
     options = _options(name, query)
     free = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes.values())
     known = sorted(set(takes) - set(asked))
@@ -176,22 +178,34 @@ def _options(name: str, query: str) -> dict[str, Any]:
     return options
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict: safetensors, or one of PyTorch, without running code."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     import pickle
 
+    from safetensors import SafetensorError
+
+    if not path.is_file():
+        raise ModelError(f"no weights file at {path}; give a .safetensors or .pth file")
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"{path}: not a readable weights file ({first_line(error)}); it must be a whole "
+            ".safetensors or a .pth that torch.load(weights_only=True) accepts"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict: safetensors, or one of PyTorch, without running code."""
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
     from torch import Tensor
 
-    _check_file(path)
-    try:
+    with _reading(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise _unreadable(path, error) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -234,25 +248,10 @@ def start_from_file(path: Path) -> StartWeights:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Text metadata of a safetensors file; empty for other files."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    _check_file(path)
-    if path.suffix != ".safetensors":
-        return {}
-    try:
+    with _reading(path):
+        if path.suffix != ".safetensors":
+            return {}
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ModelError(f"no weights file at {path}; give a .safetensors or .pth file")
-
-
-def _unreadable(path: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"{path}: not a readable weights file ({first_line(error)}); it must be a whole "
-        ".safetensors or a .pth that torch.load(weights_only=True) accepts"
-    )

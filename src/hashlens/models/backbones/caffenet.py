@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,36 +42,28 @@ def caffenet(*, size: int | None, weights: Path | None) -> Backbone:
     return Backbone("caffenet", module, FEATURE_DIM, squashed(227, 3, _MEAN, _STD), start)
 
 
+# Of each convolution: channels in and out, side, and what else it has.
+_CONVOLUTIONS: tuple[tuple[int, int, int, dict[str, Any]], ...] = (
+    (3, 96, 11, {"stride": 4}),
+    (96, 256, 5, {"padding": 2, "groups": 2}),
+    (256, 384, 3, {"padding": 1}),
+    (384, 384, 3, {"padding": 1, "groups": 2}),
+    (384, 256, 3, {"padding": 1, "groups": 2}),
+)
+
+
 def _caffenet() -> nn.Sequential:
-    def norm() -> nn.LocalResponseNorm:
-        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-    def pool() -> nn.MaxPool2d:
-        return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(3, 96, 11, stride=4),
-        relu1=nn.ReLU(inplace=True),
-        pool1=pool(),
-        norm1=norm(),
-        conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),
-        relu2=nn.ReLU(inplace=True),
-        pool2=pool(),
-        norm2=norm(),
-        conv3=nn.Conv2d(256, 384, 3, padding=1),
-        relu3=nn.ReLU(inplace=True),
-        conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2),
-        relu4=nn.ReLU(inplace=True),
-        conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2),
-        relu5=nn.ReLU(inplace=True),
-        pool5=pool(),
-        flatten=nn.Flatten(),
-        fc6=nn.Linear(256 * 6 * 6, FEATURE_DIM),
-        relu6=nn.ReLU(inplace=True),
-        drop6=nn.Dropout(0.5),
-        fc7=nn.Linear(FEATURE_DIM, FEATURE_DIM),
-        relu7=nn.ReLU(inplace=True),
-    )
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, (inputs, outputs, side, options) in enumerate(_CONVOLUTIONS, 1):
+        layers[f"conv{i}"] = nn.Conv2d(inputs, outputs, side, **options)
+        layers[f"relu{i}"] = nn.ReLU(inplace=True)
+        if i in (1, 2, 5):
+            layers[f"pool{i}"] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        if i in (1, 2):
+            layers[f"norm{i}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+    layers |= {"flatten": nn.Flatten(), "fc6": nn.Linear(256 * 6 * 6, FEATURE_DIM)}
+    layers |= {"relu6": nn.ReLU(inplace=True), "drop6": nn.Dropout(0.5)}
+    layers |= {"fc7": nn.Linear(FEATURE_DIM, FEATURE_DIM), "relu7": nn.ReLU(inplace=True)}
     # Caffe's own start: narrow Gaussians, ones as bias where a ReLU would otherwise stay shut.
     with torch.no_grad():
         for name, layer in layers.items():

@@ -29,18 +29,9 @@ FILTERS = ("bilinear", "bicubic", "lanczos")
 # What a model's name may ask for. A name may come with somebody else's model: other arguments of
 # timm open files (`checkpoint_path`) or addresses.
 OPTIONS = (
-    "act_layer",
-    "drop_path_rate",
-    "drop_rate",
-    "dynamic_img_size",
-    "global_pool",
-    "img_size",
-    "norm_layer",
-    "output_stride",
-    "pad_type",
-    "patch_size",
-    "window_size",
-)
+    "act_layer", "drop_path_rate", "drop_rate", "dynamic_img_size", "global_pool", "img_size",
+    "norm_layer", "output_stride", "pad_type", "patch_size", "window_size",
+)  # fmt: skip
 _TINY = 64  # px: enough for most models to state their width
 
 

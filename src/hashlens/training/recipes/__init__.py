@@ -17,7 +17,7 @@ from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
 from hashlens.machine import has_cuda, multiplies_bfloat16
-from hashlens.models.backbones import has_published_weights, vectors_name
+from hashlens.models.backbones import has_published_weights, keeps_its_size, vectors_name
 from hashlens.models.description import read_config
 from hashlens.training.config import TrainingConfig, options
 
@@ -217,7 +217,7 @@ def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig
     else:
         name = "timm:resnet50" if facts.cuda else "timm:mobilenetv2_100"
         choose("backbone", name, where)
-        if not facts.cuda and config.recipe != "paper":
+        if not facts.cuda and config.recipe != "paper" and not keeps_its_size(config.backbone):
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
     assert config.backbone is not None  # chosen above
     choose("pretrained", config.weights is None and _is_published(config.backbone))
