@@ -16,9 +16,9 @@ from hashlens.codes.database import (
     check_width,
 )
 from hashlens.codes.light import LightScan, suffices
-from hashlens.codes.packing import check_codes, to_words
+from hashlens.codes.packing import check_codes, pack_bits, to_words, unpack_bits
 from hashlens.errors import InvalidInputError
-from hashlens.types import Ids
+from hashlens.types import Codes, Ids, Latent
 
 if TYPE_CHECKING:
     from hashlens.codes.rings import RingSearch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # If fewer than one code in so many is allowed, the allowed ones are gathered and searched.
 _GATHERED_PART = 8
+_BITS_OF_BYTES = unpack_bits(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32)
 
 
 class RadiusResult(NamedTuple):
@@ -141,6 +142,34 @@ def hamming_distances(database: Any, query: Any, rows: Any) -> NDArray[np.uint16
         found = codes[at]
     check_width(found.shape[1], query, "query")
     distances: NDArray[np.uint16] = np.bitwise_count(found ^ query).sum(axis=1, dtype=np.uint16)
+    return distances
+
+
+def asymmetric_distances(codes: Codes, latent: Latent) -> NDArray[np.float32]:
+    """Distances of a query's latent values from stored bits.
+
+    The distance is the sum of abs(latent_j) over the bits j that differ from the query's own: the
+    asymmetric distance of Gordo et al., *Asymmetric Distances for Binary Embeddings* (TPAMI 2014),
+    up to a constant per query. A bit that the query is unsure of costs little. Equal codes have
+    equal distances, to the last digit.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (m, ceil(bits / 8)), uint8
+        Packed codes.
+    latent : ndarray of shape (bits,), float32
+        Layer H of the query before the sigmoid; bit j of its code is 1 where it is at least 0.
+
+    Returns
+    -------
+    ndarray of shape (m,), float32
+    """
+    weights = np.zeros(8 * codes.shape[1], np.float32)
+    weights[: len(latent)] = np.abs(latent)
+    # What each value of a byte of differing bits adds, byte by byte.
+    table = weights.reshape(-1, 8) @ _BITS_OF_BYTES.T
+    differing = codes ^ pack_bits(latent[None] >= 0)
+    distances: NDArray[np.float32] = table[np.arange(codes.shape[1]), differing].sum(axis=1)
     return distances
 
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.asymmetric import asymmetric_distances
-from hashlens.codes.search import hamming_distances
+from hashlens.codes.search import asymmetric_distances, hamming_distances
 from hashlens.codes.threads import run_all
 from hashlens.errors import InvalidInputError
 from hashlens.evaluation.metrics import (

@@ -10,10 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.asymmetric import asymmetric_distances
 from hashlens.codes.database import Allowed, CodeDatabase, allow
 from hashlens.codes.packing import unpack_bits
-from hashlens.codes.search import hamming_radius, hamming_topk
+from hashlens.codes.search import asymmetric_distances, hamming_radius, hamming_topk
 from hashlens.codes.threads import run_all, split, thread_count
 from hashlens.errors import InvalidInputError
 from hashlens.index.features import RowNorms, check_features, distances_to_rows, nearest_candidates
