@@ -13,7 +13,7 @@ from hashlens.codes.packing import check_codes, unpack_bits
 from hashlens.data.labels import class_counts, split_validation
 from hashlens.data.opening import open_source
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, SourceError
+from hashlens.errors import InvalidInputError, SourceError, few_of
 from hashlens.evaluation.metrics import (
     LabelArray,
     Scores,
@@ -227,11 +227,11 @@ class InspectedModel:
         ]
         if found.stuck:
             lines.append(
-                f"{len(found.stuck)} bits hardly ever change ({_few(found.stuck)}): train longer, "
-                "with latent normalisation, or with fewer bits."
+                f"{len(found.stuck)} bits hardly ever change ({few_of(found.stuck)}): train "
+                "longer, with latent normalisation, or with fewer bits."
             )
         if found.twins:
-            pairs = _few([f"{a} and {b}" for a, b in found.twins])
+            pairs = few_of(f"{a} and {b}" for a, b in found.twins)
             lines.append(
                 f"{len(found.twins)} pairs of bits say the same or the opposite ({pairs}): fewer "
                 "bits would do as well."
@@ -429,7 +429,3 @@ def _radius_sentence(radii: RadiusCurve | None) -> str:
         f"of a query's class, with a precision of {radii.precision[best]:.3f}; the pool "
         f"holds {100 * radii.pool[best]:.1f} % of all images."
     )
-
-
-def _few(names: list[Any]) -> str:
-    return ", ".join(map(str, names[:6])) + (", …" if len(names) > 6 else "")
