@@ -42,8 +42,7 @@ _EXTRAS = {
     "fsspec": "remote",
     "tensorboard": "tensorboard",
     "ray": "ray",
-    "faiss": "faiss",
-    "usearch": "bench",
+    **dict.fromkeys(("faiss", "usearch"), "bench"),
 }  # fmt: skip
 
 
