@@ -14,15 +14,17 @@ from rich.console import Console
 from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.baselines import create_method, method_names
 from hashlens.paper.comparison import (
+    PROTOCOLS,
     Comparison,
     Job,
+    PaperSplit,
     error_table,
+    make_split,
     map_table,
     neural_codes,
     write_comparison,
 )
 from hashlens.paper.run import Amounts, Piece, ResultStore, file_name, printed_figures, read_piece
-from hashlens.paper.splits import PROTOCOLS, PaperSplit, make_split
 
 AMOUNTS = Amounts(training=200, database=200, queries=40)
 
