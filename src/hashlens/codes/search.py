@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.database import (
-    CodeBlocks,
-    CodeDatabase,
-    allow,
-    blocks_of_rows,
-    check_rows,
-    check_width,
-)
+from hashlens.codes.database import CodeDatabase, allow, blocks_of_rows, check_rows, check_width
 from hashlens.codes.light import LightScan, suffices
 from hashlens.codes.packing import check_codes, pack_bits, to_words, unpack_bits
 from hashlens.errors import InvalidInputError
@@ -207,19 +200,15 @@ def _prepare(database: Any, queries: Any, allowed: Any) -> _Call:
         rows = np.flatnonzero(mask)
         packed = database.packed(rows) if isinstance(database, CodeDatabase) else database[rows]
         codes, mask = blocks_of_rows(packed), mask[:0]
-    return _Call(_search(codes, words, mask, in_numpy), len(words), available, rows)
-
-
-def _search(
-    codes: CodeBlocks, words: NDArray[np.uint64], mask: NDArray[np.bool_], in_numpy: bool
-) -> LightScan | Scan | RingSearch:
-    """What searches; numba is loaded only where it does."""
+    search: LightScan | Scan | RingSearch
     if in_numpy:
-        return LightScan(codes, words, mask)
-    if codes.rings is not None:
+        search = LightScan(codes, words, mask)
+    elif codes.rings is not None:  # numba is loaded only where it is used
         from hashlens.codes.rings import RingSearch
 
-        return RingSearch(codes.rings, codes.words, words, mask)
-    from hashlens.codes.scan import Scan
+        search = RingSearch(codes.rings, codes.words, words, mask)
+    else:
+        from hashlens.codes.scan import Scan
 
-    return Scan(codes, words, mask)
+        search = Scan(codes, words, mask)
+    return _Call(search, len(words), available, rows)
