@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+import faiss
 import numpy as np
 
-from hashlens.bench.search import clustered_codes, import_faiss
+from hashlens.bench.search import clustered_codes
 from hashlens.bench.timing import environment, interleaved, machine_line
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.search import hamming_topk
@@ -30,7 +31,6 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=1_124_087)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
-    faiss = import_faiss()
     faiss.omp_set_num_threads(thread_count())
     base = np.empty((options.features, DIMENSIONS), np.float32)
     rng = np.random.default_rng(0)

@@ -17,9 +17,10 @@ import numpy as np
 
 from hashlens import hamming_topk
 from hashlens.bench.search import clustered_codes
-from hashlens.codes import kernels, rings
+from hashlens.codes import rings
 from hashlens.codes.database import CodeDatabase, flat_rows
 from hashlens.codes.packing import BLOCK
+from hashlens.codes.scan import load_rows
 from hashlens.codes.vector import GROUP, any_below
 from hashlens.types import Codes
 
@@ -41,7 +42,7 @@ def _passes(block, queries, limit, words, repeats):  # type: ignore[no-untyped-d
 @numba.njit(nogil=True)
 def _load_all(data, n_bytes, n, block, words):  # type: ignore[no-untyped-def]
     for first in range(0, n, block.shape[1]):
-        kernels.load_rows(data, n_bytes, first, min(block.shape[1], n - first), block, 0, words)
+        load_rows(data, n_bytes, first, min(block.shape[1], n - first), block, 0, words)
 
 
 def best(call: Callable[[], object], rounds: int = 40) -> float:

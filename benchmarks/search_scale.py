@@ -20,16 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.bench.search import (
-    DATABASE,
-    FLAT,
-    KINDS,
-    SCAN,
-    clustered_codes,
-    import_faiss,
-    import_usearch,
-    warm_up,
-)
+from hashlens.bench.search import DATABASE, FLAT, KINDS, SCAN, clustered_codes, warm_up
 from hashlens.bench.timing import as_rows, environment, interleaved, write_page
 from hashlens.codes.database import CodeDatabase
 from hashlens.codes.packing import to_words
@@ -74,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     plan = Plan(seed=options.seed)
     plan = plan.quick() if options.quick else plan.full() if options.full else plan
-    import_faiss().omp_set_num_threads(thread_count())
+    import faiss
+
+    faiss.omp_set_num_threads(thread_count())
     warm_up((64, BITS))
     measure = {"recall": recall, "growth": growth}
     parts = [part for part in PARTS if part in (options.part or PARTS)]
@@ -158,7 +151,10 @@ class _Engine:
 
 
 def _engines(codes: Codes) -> list[_Engine]:
-    faiss, usearch, threads = import_faiss(), import_usearch(), thread_count()
+    import faiss
+    from usearch import index as usearch
+
+    threads = thread_count()
 
     def organised() -> Any:
         database = CodeDatabase(codes)
@@ -227,7 +223,9 @@ def _growth_at(plan: Plan, n: int, kind: str) -> list[dict[str, Any]]:
         organised = CodeDatabase(codes)
         contestants[DATABASE] = lambda: hamming_topk(organised, query, 10)
     if n <= 10_000_000:
-        flat = import_faiss().IndexBinaryFlat(64)
+        import faiss
+
+        flat = faiss.IndexBinaryFlat(64)
         flat.add(codes)
         contestants[FLAT] = lambda: flat.search(query, 10)
     del codes

@@ -14,9 +14,12 @@ from rich.console import Console
 from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.baselines import create_method, method_names
 from hashlens.paper.comparison import (
+    PROTOCOLS,
     Comparison,
     Job,
+    PaperSplit,
     error_table,
+    make_split,
     map_table,
     neural_codes,
     others_table,
@@ -31,7 +34,6 @@ from hashlens.paper.run import (
     printed_figures,
     read_piece,
 )
-from hashlens.paper.splits import PROTOCOLS, PaperSplit, make_split
 
 AMOUNTS = Amounts(training=200, database=200, queries=40)
 

@@ -16,11 +16,10 @@ from hashlens import InvalidInputError, ModelError, SourceError, open_source
 from hashlens.data.source import Source
 from hashlens.models.checkpoint import load_model
 from hashlens.training.config import TrainingConfig
-from hashlens.training.fit import fit, take_over
+from hashlens.training.fit import ShowProgress, fit, take_over
 from hashlens.training.folder import TrainingResult, open_run
 from hashlens.training.objectives import objectives
 from hashlens.training.recipes import configure
-from hashlens.training.trainer import ShowProgress
 from image_builders import write_class_folder
 
 Quick = Callable[..., TrainingConfig]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from hashlens.training.fit import chance_loss, chance_warning, stuck_warning
 from hashlens.training.module import code_map, validation_scores
-from hashlens.training.trainer import chance_loss, chance_warning, stuck_warning
 
 
 def _expected_map(bits: np.ndarray, relevant: np.ndarray) -> float:

@@ -31,7 +31,7 @@ def measure_encoding(
     n_images: int = 1000,
     batch_size: int = 32,
     rounds: int = 5,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda batches: None,
 ) -> dict[str, Any]:
     """Measure each stage of encoding, in images per second, and compare networks in turns.
 
@@ -95,7 +95,7 @@ def _forward(
     pixels: NDArray[np.uint8],
     batch_size: int,
     rounds: int,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> tuple[dict[str, dict[str, float]], Codes, NDArray[np.float32]]:
     """Speeds of the networks in turns, and the first one's codes and features."""
     rates: dict[str, list[float]] = {name: [] for name in encoders}
@@ -114,8 +114,7 @@ def _forward(
                 rates[name].append(len(batch) / (perf_counter() - start))
                 if turn == 0:
                     answers[name].append((codes, features))
-            if progress is not None:
-                progress(1)
+            progress(1)
     joined = {name: np.concatenate([part[0] for part in parts]) for name, parts in answers.items()}
     reference = encoders[names[0]]
     speeds = {}

@@ -17,7 +17,7 @@ from hashlens.codes.database import CodeDatabase
 from hashlens.codes.packing import pack_bits, to_words
 from hashlens.codes.search import hamming_topk
 from hashlens.codes.threads import thread_count
-from hashlens.errors import HashlensError, MissingExtraError
+from hashlens.errors import HashlensError
 from hashlens.report.page import Table
 from hashlens.report.plot import panels, plot_bars
 from hashlens.types import Codes
@@ -54,8 +54,9 @@ class Workload:
 
 def run(plan: Workload, say: Say) -> dict[str, Any]:
     """Measure; ``say`` gets a line when a comparison begins."""
-    faiss = import_faiss()
-    import_usearch()
+    import faiss
+    import usearch  # noqa: F401 - a missing one is told before hours of measuring
+
     threads = thread_count()
     faiss.omp_set_num_threads(threads)
     warm_up(plan.bits)
@@ -69,9 +70,12 @@ def run(plan: Workload, say: Say) -> dict[str, Any]:
 
 def exact(plan: Workload, bits: int, threads: int, say: Say) -> list[dict[str, Any]]:
     """Exact engines side by side, on each kind of codes."""
+    import faiss
+    from usearch.compiled import MetricKind, ScalarKind
+    from usearch.index import search as usearch_search
+
     from hashlens.codes.scan import Scan
 
-    faiss, usearch = import_faiss(), import_usearch()
     rows = []
     for data, make in KINDS.items():
         if bits in plan.wide and data == "ITQ":  # takes twice as many dimensions as bits
@@ -80,7 +84,8 @@ def exact(plan: Workload, bits: int, threads: int, say: Say) -> list[dict[str, A
         asked = make(max(plan.batches), bits, plan.seed, stream=1)
         database, unsorted = CodeDatabase(codes), CodeDatabase(codes)
         database.organise()
-        flat, counting = faiss.IndexBinaryFlat(bits), faiss.IndexBinaryFlat(bits)
+        flat: Any = faiss.IndexBinaryFlat(bits)
+        counting: Any = faiss.IndexBinaryFlat(bits)
         counting.use_heap = False
         shards = faiss.IndexBinaryShards(bits, True)
         parts = [faiss.IndexBinaryFlat(bits) for _ in range(threads)]
@@ -104,8 +109,8 @@ def exact(plan: Workload, bits: int, threads: int, say: Say) -> list[dict[str, A
             _check_equal(contestants)
             if q == 32 and data == "clustered":
                 contestants[USEARCH] = partial(
-                    usearch.search, codes, queries, k, usearch.MetricKind.Hamming,
-                    exact=True, threads=threads, dtype=usearch.ScalarKind.B1,
+                    usearch_search, codes, queries, k, MetricKind.Hamming,
+                    exact=True, threads=threads, dtype=ScalarKind.B1,
                 )  # fmt: skip
             cell = {"data": data, "bits": bits, "n": plan.n, "queries": q, "k": k}
             found = as_rows(cell, interleaved(contestants, q, plan.seconds))
@@ -133,24 +138,6 @@ def warm_up(lengths: Sequence[int]) -> None:
             for k in (1, 10_000):
                 hamming_topk(database, few[:2], k)
         hamming_topk(few, few[:2], 1)
-
-
-def import_faiss() -> Any:
-    """FAISS, or an error that says how to install it."""
-    try:
-        import faiss
-    except ImportError:
-        raise MissingExtraError("a comparison with FAISS", "bench") from None
-    return faiss
-
-
-def import_usearch() -> Any:
-    """USearch's index module, or an error that says how to install it."""
-    try:
-        import usearch.index
-    except ImportError:
-        raise MissingExtraError("a comparison with USearch", "bench") from None
-    return usearch.index
 
 
 def clustered_codes(n: int, bits: int, seed: int, stream: int = 0) -> Codes:

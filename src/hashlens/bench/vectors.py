@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.baselines.base import principal_components, random_rotation
-from hashlens.bench.search import Say, import_faiss
+from hashlens.bench.search import Say
 from hashlens.bench.timing import environment, interleaved, write_page
 from hashlens.codes.packing import pack_bits
 from hashlens.data.preprocessing import Metric, VectorInput
@@ -135,9 +135,11 @@ def _methods(
     sample: Sample, sizes: Sequence[int], seed: int
 ) -> Iterator[tuple[str, Callable[[], Method]]]:
     """Each method at each size, and once those whose size is that of the vectors."""
+    import faiss
+
     width = sample.database.shape[1]
     learned = sample.database[:FITTED]
-    exact = import_faiss().IndexFlatL2(width)
+    exact = faiss.IndexFlatL2(width)
     exact.add(sample.database)
     for size in sizes:
         bits = 8 * size
@@ -175,7 +177,8 @@ def _recipes(width: int, size: int) -> dict[str, str]:
 
 
 def _by_faiss(sample: Sample, recipe: str, exact: Any) -> Method:
-    faiss = import_faiss()
+    import faiss
+
     index = faiss.index_factory(sample.database.shape[1], recipe)
     index.train(sample.database[:FITTED])
     index.add(sample.database)
@@ -232,9 +235,9 @@ def _one_by_one(search: Search, queries: Features) -> None:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One thread for FAISS and for our kernels; with two, training OPQ was seen to hang."""
+    import faiss
     import numba
 
-    faiss = import_faiss()
     before = faiss.omp_get_max_threads(), numba.get_num_threads()
     faiss.omp_set_num_threads(1)
     numba.set_num_threads(1)

@@ -20,10 +20,9 @@ from hashlens.cli.bench import bench_app
 from hashlens.cli.evaluate import evaluate_command, inspect_command, labels_command
 from hashlens.cli.export import export_command, pull_command, push_command
 from hashlens.cli.index import index_app
-from hashlens.cli.look import look_command
 from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.search import search_command
-from hashlens.cli.serve import serve_command
+from hashlens.cli.serve import look_command, serve_command
 from hashlens.cli.train import demo_command, train_command
 from hashlens.errors import HashlensError, MissingExtraError, system_reason
 
@@ -35,7 +34,7 @@ _EXTRAS = {
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     **dict.fromkeys(("datasets", "huggingface_hub"), "hub"),
     "pyarrow": "parquet", "fsspec": "remote", "open_clip": "clip", "tensorboard": "tensorboard",
-    "ray": "ray", "faiss": "faiss", "usearch": "bench",
+    "ray": "ray", **dict.fromkeys(("faiss", "usearch"), "bench"),
 }  # fmt: skip
 
 

@@ -63,12 +63,12 @@ def _comparison(name: str, about: str) -> None:
         from hashlens.models.encoder import Encoder
         from hashlens.paper.comparison import (
             Comparison,
+            make_split,
             precision_table,
             spoken_time,
             write_comparison,
         )
         from hashlens.paper.run import read_piece
-        from hashlens.paper.splits import make_split
         from hashlens.report.progress import say
         from hashlens.workflows.demo import known_data
 

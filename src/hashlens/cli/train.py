@@ -77,20 +77,11 @@ def train_command(
         raise typer.BadParameter(f"--devices: expected a number or auto, got {devices!r}")
     values = {name: value for name, value in values.items() if value is not None}
     try:
-        if source is not None:
-            from hashlens.data.opening import open_source
+        from hashlens.data.opening import open_source
 
-            images = open_source(source, **reading)
-        if unsupervised and (source is None or out is None or show_config):
-            from hashlens.training.unsupervised import OPTIONS, unsupervised_config
-
-            lines = unsupervised_config(values).to_toml().splitlines()
-            used = [line for line in lines if line.split(" = ")[0] in (*OPTIONS, "recipe")]
-            typer.echo("\n".join(used))
-            return
-        if source is None or out is None or show_config:
-            config = _configuration(None if source is None else images, recipe, values)
-            typer.echo(config, nl=False)
+        images = None if source is None else open_source(source, **reading)
+        if images is None or out is None or show_config:
+            typer.echo(_configuration(images, recipe, values, unsupervised), nl=False)
             return
         from hashlens.training.fit import is_first_process, train
 
@@ -112,8 +103,15 @@ def train_command(
         _tell(result, images, as_json)
 
 
-def _configuration(source: Source | None, recipe: str, values: dict[str, Any]) -> str:
+def _configuration(
+    source: Source | None, recipe: str, values: dict[str, Any], unsupervised: bool
+) -> str:
     """The configuration as TOML, complete and with its reasons where there is a source."""
+    if unsupervised:
+        from hashlens.training.unsupervised import OPTIONS, unsupervised_config
+
+        lines = unsupervised_config(values).to_toml().splitlines(keepends=True)
+        return "".join(line for line in lines if line.split(" = ")[0] in (*OPTIONS, "recipe"))
     from hashlens.training.recipes import configure, recipe_values
 
     if source is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,19 +50,18 @@ def load_kernels(search: Callable[[], object]) -> None:
         _loader.remove(threading.get_ident())
 
 
-class LightScan:
+class LightScan(NamedTuple):
     """A scan of a database for some queries: as ``Scan``, with the same results."""
 
-    def __init__(
-        self, codes: CodeBlocks, queries: NDArray[np.uint64], allowed: NDArray[np.bool_]
-    ) -> None:
-        self._codes, self._queries, self._allowed = codes, queries, allowed
+    codes: CodeBlocks
+    queries: NDArray[np.uint64]
+    allowed: NDArray[np.bool_]
 
     def nearest(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
         """The k nearest of each query, (q, k); at least k codes must be allowed."""
-        distances = np.empty((len(self._queries), k), np.uint16)
+        distances = np.empty((len(self.queries), k), np.uint16)
         ids = np.empty(distances.shape, np.int64)
-        for query, near, near_ids in zip(self._queries, distances, ids, strict=True):
+        for query, near, near_ids in zip(self.queries, distances, ids, strict=True):
             found = self._distances(query)
             near[:], near_ids[:] = _ordered(found, np.partition(found, k - 1)[k - 1], k)
         return distances, ids
@@ -69,13 +69,13 @@ class LightScan:
     def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
         """Codes within ``radius`` bits: distances, ids, and where each query's results begin."""
         farthest = np.uint16(min(radius, 0xFFFE))
-        found = [_ordered(self._distances(query), farthest, None) for query in self._queries]
+        found = [_ordered(self._distances(query), farthest, None) for query in self.queries]
         offsets = np.cumsum([0, *(len(ids) for _, ids in found)])
         return np.concatenate([d for d, _ in found]), np.concatenate([i for _, i in found]), offsets
 
     def _distances(self, query: NDArray[np.uint64]) -> NDArray[np.uint16]:
         """Distances (n,) of one query to all codes; those that are not allowed are too far."""
-        codes = self._codes
+        codes = self.codes
         rows = codes.data.reshape(-1, codes.n_bytes)
         used = -(-codes.n // BLOCK)
         distances = np.zeros(used * BLOCK, np.uint16)
@@ -89,8 +89,8 @@ class LightScan:
             out = distances[start : start + columns[0].size].reshape(columns[0].shape)
             for column, word in zip(columns, query, strict=True):
                 out += np.bitwise_count(column ^ word)
-        if len(self._allowed):
-            distances[: codes.n][~self._allowed] = _TOO_FAR
+        if len(self.allowed):
+            distances[: codes.n][~self.allowed] = _TOO_FAR
         return distances[: codes.n]
 
 

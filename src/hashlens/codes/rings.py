@@ -163,33 +163,28 @@ def _pivot_count(n: int) -> int:
     return min(max(n // _CODES_PER_PIVOT, 1), _MAX_PIVOTS)
 
 
-class RingSearch:
+class RingSearch(NamedTuple):
     """A search of clustered codes for some queries; parameters as in ``Scan``."""
 
-    def __init__(
-        self,
-        rings: Rings,
-        words: tuple[int, ...],
-        queries: NDArray[np.uint64],
-        allowed: NDArray[np.bool_],
-    ) -> None:
-        self._rings, self._words = rings, words
-        self._queries, self._allowed = queries, allowed
+    rings: Rings
+    words: tuple[int, ...]
+    queries: NDArray[np.uint64]
+    allowed: NDArray[np.bool_]
 
     def nearest(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
         """The k nearest of each query, (q, k); at least k codes must be allowed."""
-        queries, rings, words = self._queries, self._rings, self._words
+        queries, rings, words = self.queries, self.rings, self.words
         keys = np.empty((len(queries), k), np.uint64)
         keys[:, 0] = FAR
         distances = np.empty(keys.shape, np.uint16)
         ids = np.empty(keys.shape, np.int64)
         stored = CodeBlocks(rings.blocks, np.zeros(0, np.uint8), rings.size, 8 * len(words))
-        limits = reach(stored, queries, self._allowed, k)
+        limits = reach(stored, queries, self.allowed, k)
         together = max(1, min(_TOGETHER, _KEYS_TOGETHER // k))
 
         def answer(order: NDArray[np.int64]) -> None:
             work = np.empty((min(len(order), together), 4 * k + GROUP), np.uint64)
-            rest = words, self._allowed, k, limits, work, keys
+            rest = words, self.allowed, k, limits, work, keys
             for at in range(0, len(order), together):
                 some = order[at : at + together]
                 nearest_in_rings(rings, queries, some, *rest)
@@ -211,13 +206,13 @@ class RingSearch:
 
     def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
         """Codes within ``radius`` bits: distances, ids, and where each query's results begin."""
-        counts = np.zeros(len(self._queries), np.int64)
-        limit = np.uint64(min(radius, 64 * len(self._words)) + 1)
+        counts = np.zeros(len(self.queries), np.int64)
+        limit = np.uint64(min(radius, 64 * len(self.words)) + 1)
         found: dict[int, NDArray[np.uint64]] = {}
 
         def answer(order: NDArray[np.int64]) -> None:
             keys = within_rings(
-                self._rings, self._queries, order, self._words, self._allowed, limit, counts
+                self.rings, self.queries, order, self.words, self.allowed, limit, counts
             )
             pieces = np.split(keys, np.cumsum(counts[order])[:-1])
             for i, piece in zip(order.tolist(), pieces, strict=True):
@@ -231,10 +226,10 @@ class RingSearch:
 
     def _over_threads(self, answer: Callable[[NDArray[np.int64]], None]) -> None:
         """Answer queries on threads; those near the same pivot follow each other, for the cache."""
-        order = np.arange(len(self._queries))
-        if len(order) >= _SORTED_FROM and len(self._rings.starts) > 1:
-            pivots = np.ascontiguousarray(self._rings.pivots[:, : len(self._rings.starts) - 1].T)
-            labels, _ = assign(to_blocks(self._queries), len(order), pivots, self._words)
+        order = np.arange(len(self.queries))
+        if len(order) >= _SORTED_FROM and len(self.rings.starts) > 1:
+            pivots = np.ascontiguousarray(self.rings.pivots[:, : len(self.rings.starts) - 1].T)
+            labels, _ = assign(to_blocks(self.queries), len(order), pivots, self.words)
             order = np.argsort(labels, kind="stable")
         run_all([partial(answer, order[a:b]) for a, b in split(len(order), thread_count())])
 

@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hashlens.codes.database import (
-    CodeBlocks,
-    CodeDatabase,
-    allow,
-    blocks_of_rows,
-    check_rows,
-    check_width,
-)
+from hashlens.codes.database import CodeDatabase, allow, blocks_of_rows, check_rows, check_width
 from hashlens.codes.light import LightScan, suffices
 from hashlens.codes.packing import check_codes, pack_bits, to_words, unpack_bits
 from hashlens.errors import InvalidInputError
-from hashlens.types import Codes, Ids
+from hashlens.types import Codes, Ids, Latent
 
 if TYPE_CHECKING:
     from hashlens.codes.rings import RingSearch
@@ -26,6 +19,7 @@ if TYPE_CHECKING:
 
 # If fewer than one code in so many is allowed, the allowed ones are gathered and searched.
 _GATHERED_PART = 8
+_BITS_OF_BYTES = unpack_bits(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32)
 
 
 class RadiusResult(NamedTuple):
@@ -144,6 +138,34 @@ def hamming_distances(database: Any, query: Any, rows: Any) -> NDArray[np.uint16
     return distances
 
 
+def asymmetric_distances(codes: Codes, latent: Latent) -> NDArray[np.float32]:
+    """Distances of a query's latent values from stored bits.
+
+    The distance is the sum of abs(latent_j) over the bits j that differ from the query's own: the
+    asymmetric distance of Gordo et al., *Asymmetric Distances for Binary Embeddings* (TPAMI 2014),
+    up to a constant per query. A bit that the query is unsure of costs little. Equal codes have
+    equal distances, to the last digit.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (m, ceil(bits / 8)), uint8
+        Packed codes.
+    latent : ndarray of shape (bits,), float32
+        Layer H of the query before the sigmoid; bit j of its code is 1 where it is at least 0.
+
+    Returns
+    -------
+    ndarray of shape (m,), float32
+    """
+    weights = np.zeros(8 * codes.shape[1], np.float32)
+    weights[: len(latent)] = np.abs(latent)
+    # What each value of a byte of differing bits adds, byte by byte.
+    table = weights.reshape(-1, 8) @ _BITS_OF_BYTES.T
+    differing = codes ^ pack_bits(latent[None] >= 0)
+    distances: NDArray[np.float32] = table[np.arange(codes.shape[1]), differing].sum(axis=1)
+    return distances
+
+
 class _Call(NamedTuple):
     """A search with checked arguments."""
 
@@ -178,50 +200,15 @@ def _prepare(database: Any, queries: Any, allowed: Any) -> _Call:
         rows = np.flatnonzero(mask)
         packed = database.packed(rows) if isinstance(database, CodeDatabase) else database[rows]
         codes, mask = blocks_of_rows(packed), mask[:0]
-    return _Call(_search(codes, words, mask, in_numpy), len(words), available, rows)
-
-
-def _search(
-    codes: CodeBlocks, words: NDArray[np.uint64], mask: NDArray[np.bool_], in_numpy: bool
-) -> LightScan | Scan | RingSearch:
-    """What searches; numba is loaded only where it does."""
+    search: LightScan | Scan | RingSearch
     if in_numpy:
-        return LightScan(codes, words, mask)
-    if codes.rings is not None:
+        search = LightScan(codes, words, mask)
+    elif codes.rings is not None:  # numba is loaded only where it is used
         from hashlens.codes.rings import RingSearch
 
-        return RingSearch(codes.rings, codes.words, words, mask)
-    from hashlens.codes.scan import Scan
+        search = RingSearch(codes.rings, codes.words, words, mask)
+    else:
+        from hashlens.codes.scan import Scan
 
-    return Scan(codes, words, mask)
-
-
-def asymmetric_distances(codes: Codes, latent: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Distances of a query's latent values from stored bits.
-
-    The distance is the sum of abs(latent_j) over the bits j that differ from the query's own: the
-    asymmetric distance of Gordo et al., *Asymmetric Distances for Binary Embeddings* (TPAMI 2014),
-    up to a constant per query. A bit that the query is unsure of costs little. Equal codes have
-    equal distances, to the last digit.
-
-    Parameters
-    ----------
-    codes : ndarray of shape (m, ceil(bits / 8)), uint8
-        Packed codes.
-    latent : ndarray of shape (bits,), float32
-        Layer H of the query before the sigmoid; bit j of its code is 1 where it is at least 0.
-
-    Returns
-    -------
-    ndarray of shape (m,), float32
-    """
-    weights = np.zeros(8 * codes.shape[1], np.float32)
-    weights[: len(latent)] = np.abs(latent)
-    # What each value of a byte of differing bits adds, byte by byte.
-    table = weights.reshape(-1, 8) @ _BITS_OF_BYTES.T
-    differing = codes ^ pack_bits(latent[None] >= 0)
-    distances: NDArray[np.float32] = table[np.arange(codes.shape[1]), differing].sum(axis=1)
-    return distances
-
-
-_BITS_OF_BYTES = unpack_bits(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32)
+        search = Scan(codes, words, mask)
+    return _Call(search, len(words), available, rows)

@@ -1,1 +1,1 @@
-"""Scores of retrieval, statistics of codes, and doubtful labels."""
+"""Scores of retrieval, and doubtful labels."""

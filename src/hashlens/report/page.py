@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,30 +16,6 @@ from PIL import Image
 
 from hashlens.files import replace_file
 from hashlens.report.plot import save_figure
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --quiet: #5a5a5a; --rule: #d5d5d5;
-        --card: #f5f5f3; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e6; --paper: #161616; --quiet: #a5a5a0; --rule: #3c3c3c; --card: #232323; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
-.lead, figcaption, caption { color: var(--quiet); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-caption { caption-side: bottom; text-align: left; padding-top: .4rem; font-size: .9rem; }
-th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(--rule); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 500; }
-figure { margin: 1rem 0; }
-figure img { max-width: 100%; height: auto; background: #fff; padding: .5rem; border-radius: 4px;
-             border: 1px solid var(--rule); box-sizing: border-box; }
-figcaption { font-size: .9rem; }
-pre { background: var(--card); padding: .8rem 1rem; border-radius: 4px; overflow-x: auto; }
-@media print { :root { --ink: #000; --paper: #fff; --quiet: #444; --rule: #bbb; --card: #f5f5f5; }
-  body { max-width: none; margin: 0; } figure, table { break-inside: avoid; } }
-"""
 
 
 class Page:
@@ -99,10 +76,11 @@ class Page:
 
     def write(self, name: str = "report") -> Path:
         """Write NAME.html and NAME.md; return the path of the first."""
+        style = (files(__package__) / "page.css").read_text(encoding="utf-8")
         html = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self._title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+            f"<title>{escape(self._title)}</title><style>\n{style}</style></head>\n<body>\n"
             + "\n".join(self._html)
             + "\n</body></html>\n"
         )

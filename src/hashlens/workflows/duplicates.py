@@ -56,7 +56,7 @@ def find_duplicates(
     radius: int,
     *,
     progress: Callable[[int], None] | None = None,
-    compared: Callable[[int], None] | None = None,
+    compared: Callable[[int], None] = lambda pictures: None,
 ) -> Duplicates:
     """Groups with codes at most ``radius`` bits apart, of those the pictures that look alike.
 
@@ -75,8 +75,7 @@ def find_duplicates(
         small = [_small(record.uri) for record in group]
         known = [place for place, picture in enumerate(small) if picture is not None]
         unread, read = unread + len(group) - len(known), read + len(known)
-        if compared is not None:
-            compared(len(group))
+        compared(len(group))
         if len(known) > 1:
             pictures = np.stack([picture for picture in small if picture is not None])
             for rows in group_pairs(len(known), _alike(pictures))[0]:

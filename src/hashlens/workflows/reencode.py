@@ -30,7 +30,7 @@ def reencode(
     encoder: EncoderLike,
     model: Path,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reencoded:
     """Encode an index's images into a new index next to it, and exchange the two at the end.
 
@@ -54,8 +54,7 @@ def reencode(
             first = len(made)
 
             def encoded(_: int, first: int = first, total: int = len(missing)) -> None:
-                if progress is not None:
-                    progress(len(made) - first, total)
+                progress(len(made) - first, total)
 
             report = made.add(
                 [record.uri for record in missing],

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashlens import InvalidInputError, pack_bits
-from hashlens.evaluation.inspection import (
+from hashlens.workflows.inspect import (
     bit_correlation,
     bit_entropy,
     code_occupancy,
