@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,10 +232,7 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
 
     ray = load_ray()
     app_name = serve.get_replica_context().app_name
-
-    def handle(name: str) -> Any:
-        return serve.get_deployment_handle(name, app_name)
-
+    handle = partial(serve.get_deployment_handle, app_name=app_name)
     writer = handle("Writer")
 
     def write(name: str, *arguments: Any) -> Any:
