@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,30 @@ def test_sources_pickle_small_and_whole(tmp_path: Path, class_folder: Path) -> N
         source = open_source(spec)
         copied = pickle.loads(pickle.dumps(source))
         assert np.array_equal(np.asarray(copied.load(3)), np.asarray(source.load(3)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "list.csv", "list.txt"])
+def test_no_object_is_held_of_each_image(tmp_path: Path, kind: str) -> None:
+    path, count = tmp_path / kind, 5000
+    names = [f"class{i % 9}/{i:030d}.jpg" for i in range(count)]
+    if kind == "folder":
+        for i in range(9):
+            (path / f"class{i}").mkdir(parents=True)
+        for name in names:
+            (path / name).touch()
+    else:
+        sign = "," if kind == "list.csv" else " "
+        path.write_text("".join(f"{name}{sign}class{i % 9}\n" for i, name in enumerate(names)))
+    open_source(path)  # loads what is needed
+    tracemalloc.start()
+    try:
+        source = open_source(path)
+        held = sum(each.count for each in tracemalloc.take_snapshot().statistics("filename"))
+    finally:
+        tracemalloc.stop()
+    assert sorted(uri[-len(names[0]) :] for uri in source.uris) == sorted(names)
+    assert all(source.label_name(i) in source.uris[i] for i in range(0, count, 7))
+    assert held < count / 10
 
 
 def test_subsets_keep_order_and_refuse_what_is_outside(class_folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from typing import NamedTuple
 
@@ -94,7 +94,7 @@ def iter_decoded(
         raise InvalidInputError(f"batch_size: expected 1 or more, got {batch_size}")
     stream = iter(images)
     pool = ThreadPoolExecutor(_checked_workers(workers))
-    waiting: deque[_Batch] = deque()
+    waiting: deque[Callable[[], DecodedImages]] = deque()
     start = 0
     try:
         while True:
@@ -102,63 +102,53 @@ def iter_decoded(
                 items = list(islice(stream, batch_size))
                 if not items:
                     break
-                waiting.append(_Batch(pool, items, start, preprocessing, strict))
+                waiting.append(_begin(pool, items, start, preprocessing, strict))
                 start += len(items)
             if not waiting:
                 return
-            yield waiting.popleft().result()
+            yield waiting.popleft()()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Batch:
-    """One batch on its way through the threads."""
+def _begin(
+    pool: ThreadPoolExecutor,
+    items: list[ImageInput],
+    start: int,
+    preprocessing: Preprocessing,
+    strict: bool,
+) -> Callable[[], DecodedImages]:
+    """Give one batch to the threads; what is returned waits for it."""
+    side, channels, hint = preprocessing.size, preprocessing.channels, preprocessing.size_hint
+    pixels = np.empty((len(items), side, side, channels), np.uint8)
+    files: list[FileState | None] = [None] * len(items)
 
-    def __init__(
-        self,
-        pool: ThreadPoolExecutor,
-        items: list[ImageInput],
-        start: int,
-        preprocessing: Preprocessing,
-        strict: bool,
-    ) -> None:
-        self._items, self._start, self._preprocessing = items, start, preprocessing
-        self._strict = strict
-        side, channels = preprocessing.size, preprocessing.channels
-        self._pixels = np.empty((len(items), side, side, channels), np.uint8)
-        self._files: list[FileState | None] = [None] * len(items)
-        step = min(_CHUNK, max(1, len(items) // 8))
-        self._parts: list[Future[list[tuple[int, ImageError]]]] = [
-            pool.submit(self._work, low, min(low + step, len(items)))
-            for low in range(0, len(items), step)
-        ]
-
-    def _work(self, low: int, high: int) -> list[tuple[int, ImageError]]:
+    def work(low: int, high: int) -> list[tuple[int, ImageError]]:
         failed = []
         for i in range(low, high):
             try:
-                item = self._items[i]
-                raw, self._files[i] = fetch(item)
-                hint = self._preprocessing.size_hint
-                name = image_name(item)
-                picture = decode(raw, name, size_hint=hint, strict=self._strict)
-                self._pixels[i] = self._preprocessing.pixels(picture)
+                raw, files[i] = fetch(items[i])
+                picture = decode(raw, image_name(items[i]), size_hint=hint, strict=strict)
+                pixels[i] = preprocessing.pixels(picture)
             except ImageError as error:
                 failed.append((i, error))
         return failed
 
-    def result(self) -> DecodedImages:
-        failed = [pair for part in self._parts for pair in part.result()]
+    step = min(_CHUNK, max(1, len(items) // 8))
+    lows = range(0, len(items), step)
+    parts = [pool.submit(work, low, min(low + step, len(items))) for low in lows]
+
+    def result() -> DecodedImages:
         skipped = []
-        for i, error in failed:
-            position = self._start + i
-            one = _skipped(position, image_name(self._items[i], position), error)
-            if self._strict:
+        for i, error in (pair for part in parts for pair in part.result()):
+            one = _skipped(start + i, image_name(items[i], start + i), error)
+            if strict:
                 raise UnreadableImageError(one.name, one.reason) from error
             skipped.append(one)
-        decoded = _without(self._pixels, skipped, self._start)
-        files = tuple(self._files[i] for i in (decoded.positions - self._start).tolist())
-        return decoded._replace(files=files)
+        decoded = _without(pixels, skipped, start)
+        return decoded._replace(files=tuple(files[i - start] for i in decoded.positions.tolist()))
+
+    return result
 
 
 def read_ahead(uris: Sequence[str]) -> Iterator[str | bytes]:

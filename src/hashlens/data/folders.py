@@ -6,17 +6,20 @@ import mimetypes
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from hashlens.data.image import looks_like_image, plugin_suffixes
 from hashlens.data.labels import labels_from_values
-from hashlens.data.source import FileImages, ReadOptions, Source
+from hashlens.data.source import FileImages, ReadOptions, Source, packed
 from hashlens.data.tables import labelled_source
 from hashlens.errors import SourceError, few_of, system_reason
-from hashlens.files import compared, path_uri
+from hashlens.files import Uri, compared, path_uri, uri_path
 
 SUFFIXES = frozenset(
     {
@@ -54,12 +57,17 @@ class Listing:
     may not be listed, and pictures of a kind that cannot be read here.
     """
 
-    paths: list[Path] = field(default_factory=list)
+    uris: NDArray[Any] = field(default_factory=packed)
     passed_over: Counter[str] = field(default_factory=Counter)
     system: list[str] = field(default_factory=list)
     excluded: int = 0
     unread: list[Path] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The images."""
+        return [uri_path(uri) for uri in self.uris]
 
     def takes(self, parts: Sequence[str], options: ReadOptions) -> bool:
         """Whether a file elsewhere, by its path, is named like an image; else count it."""
@@ -123,17 +131,19 @@ def open_folder(spec: str, folder: Path, listing: Listing, *, all_classes: bool)
 
     With ``all_classes`` every sub-folder is a class, whatever its name and what is in it.
     """
-    if not listing.paths:
+    if not len(listing.uris):
         left_out = "".join(f"; {note}" for note in listing.notes())
         raise SourceError(
             f"{path_uri(str(folder))}: no images found; expected files such as .jpg or "
             f".png, best in one sub-folder per class{left_out}"
         )
     root = Path(os.path.abspath(folder))
-    parts = [path.relative_to(root).parts for path in listing.paths]
+    folders = (uri_path(uri).parent.relative_to(root).parts for uri in listing.uris)
+    same: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object for all images of a folder
+    parts = [same.setdefault(folder, (*folder, "")) for folder in folders]
     found = folder_classes(spec, parts, all_classes=all_classes)
     labels = labels_from_values(found.names, spec)
-    source = labelled_source(spec, FileImages(tuple(map(path_uri, listing.paths))), labels)
+    source = labelled_source(spec, FileImages(listing.uris), labels)
     notes = (*_notes(root, found, labels.classes), *listing.notes())
     return replace(source, notes=notes, passed_over=dict(listing.passed_over))
 
@@ -259,6 +269,7 @@ def _choices(spec: str, names: Sequence[str]) -> str:
     return " or ".join(f"{spec}#{name}" for name in names[:_SHOWN])
 
 
+@cache
 def _readable(name: str) -> str:
     """A class name that can be stored, printed and compared, whatever the folder's name is."""
     return compared(os.fsencode(name).decode("utf-8", "backslashreplace"))
@@ -295,8 +306,7 @@ def list_folder(folder: str | Path, options: ReadOptions | None = None) -> Listi
     """
     listing = Listing()
     root = Path(os.path.abspath(os.path.expanduser(folder)))
-    _walk(root, root, frozenset(), options or ReadOptions(), listing)
-    listing.paths.sort()
+    listing.uris = packed(_walk(root, root, frozenset(), options or ReadOptions(), listing))
     return listing
 
 
@@ -306,14 +316,14 @@ def _walk(
     above: frozenset[tuple[int, int]],
     options: ReadOptions,
     listing: Listing,
-) -> None:
+) -> Iterator[Uri]:
     name = path_uri(os.fspath(folder))
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
         if here in above:  # a link back to a folder above
             return
-        entries = list(os.scandir(folder))
+        entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
     except FileNotFoundError as error:
         raise SourceError(f"{name}: no such folder; check the path") from error
     except NotADirectoryError as error:
@@ -328,23 +338,22 @@ def _walk(
                 f"{name}: no permission to list this folder; allow reading it or move it away"
             ) from error
         raise SourceError(f"{name}: cannot list this folder ({system_reason(error)})") from error
-    for entry in entries:
-        path = folder / entry.name
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if options.excludes(entry.name, path.relative_to(root).as_posix()):
+    for own, is_folder in entries:
+        path = folder / own
+        if options.excludes(own, path.relative_to(root).as_posix()):
             listing.excluded += 1
-        elif _is_folder(entry):
-            if not _is_system(entry.name):
-                _walk(path, root, above | {here}, options, listing)
-            elif not entry.name.startswith("."):
+        elif is_folder:
+            if not _is_system(own):
+                yield from _walk(path, root, above | {here}, options, listing)
+            elif not own.startswith("."):
                 listing.system.append(path.relative_to(root).as_posix())
-        elif entry.name.startswith("."):
+        elif own.startswith("."):
             continue
         elif is_image_file(path):
-            listing.paths.append(path)
+            yield path_uri(path)
         else:
-            listing.count(entry.name)
-            if suffix in _HEIC:
+            listing.count(own)
+            if path.suffix.lower() in _HEIC:
                 listing.unread.append(path)
 
 

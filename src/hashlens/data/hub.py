@@ -13,11 +13,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from hashlens.data.image import RawImage
-from hashlens.data.source import Columns, ReadOptions, Source, check_row
-from hashlens.data.tables import IMAGE_COLUMNS, MemoryImages, find_column, raw_image, table_source
+from hashlens.data.source import Columns, ReadOptions, Source
+from hashlens.data.tables import IMAGE_COLUMNS, MemoryImages, cell_of, find_column, table_source
 from hashlens.errors import MissingExtraError, SourceError, first_line
-from hashlens.files import Uri, row_uri
 
 _ANSWERS_WITHIN = 5.0  # seconds
 
@@ -70,7 +68,7 @@ def open_hub(spec: str, name: str, options: ReadOptions) -> Source:
             choices = " or ".join(f"hub:{name}#{choice}" for choice in splits)
             raise SourceError(f"{spec}: several splits; name one: {choices}")
         split = str(splits[0])
-    store, data = HubImages(name, split, options.image_column), _load(name, split)
+    store, data = hub_images(name, split, options.image_column), _load(name, split)
     where = store.table
     image, schema = _image_column(data, where, options), data.features.arrow_schema
     return table_source(spec, store, image, partial(_read, data), schema, options, where)
@@ -80,7 +78,9 @@ def open_dataset(data: Any, options: ReadOptions) -> Source:
     """A ``datasets.Dataset`` as a source."""
     spec = f"datasets.Dataset of {len(data):,} rows"
     image, schema = _image_column(data, spec, options), data.features.arrow_schema
-    store = MemoryImages(data, partial(_value, _undecoded(data, image, spec), image), is_quick=True)
+    store = MemoryImages(
+        data, partial(cell_of, _undecoded(data, image, spec), image), is_quick=True
+    )
     return table_source(spec, store, image, partial(_read, data), schema, options)
 
 
@@ -98,27 +98,12 @@ def _reaching(name: str) -> AbstractContextManager[None]:
     return nullcontext() if os.path.isabs(name) else one_try()
 
 
-class HubImages:
-    """One split of a data set on a hub. Pickles as its name."""
-
-    def __init__(self, name: str, split: str, column: str | None = None) -> None:
-        self.name, self.split = name, split
-        self.table = f"hub:{name}#{split}"
-        self._options = ReadOptions(image_column=column)
-
-    def __len__(self) -> int:
-        return len(_load(self.name, self.split))
-
-    def uri(self, row: int) -> Uri:
-        """``hub:NAME#SPLIT#ROW``."""
-        return row_uri(self.table, row)
-
-    def read(self, row: int) -> RawImage:
-        """Encoded bytes of one row, or its file."""
-        data = _load(self.name, self.split)
-        check_row(row, len(data))
-        column = _image_column(data, self.table, self._options)
-        return raw_image(_load_undecoded(self.name, self.split, column)[row][column])
+def hub_images(name: str, split: str, column: str | None = None) -> MemoryImages:
+    """One split of a data set on a hub; its rows are named ``hub:NAME#SPLIT#ROW``."""
+    data, table = _load(name, split), f"hub:{name}#{split}"
+    image = _image_column(data, table, ReadOptions(image_column=column))
+    held = _load_undecoded(name, split, image)
+    return MemoryImages(held, partial(cell_of, held, image), table=table)
 
 
 @lru_cache(maxsize=4)
@@ -145,10 +130,6 @@ def _undecoded(data: Any, column: str, where: str) -> Any:
             f"{data.features[column]}"
         )
     return data.with_format(None).cast_column(column, datasets.Image(decode=False))
-
-
-def _value(data: Any, column: str, row: int) -> Any:
-    return data[row][column]
 
 
 def _read(data: Any, columns: Sequence[str]) -> Columns:

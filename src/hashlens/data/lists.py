@@ -7,8 +7,9 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hashlens.data.folders import SUFFIXES
 from hashlens.data.labels import Labels, labels_from_values
-from hashlens.data.source import Columns, FileImages, ReadOptions, Source
+from hashlens.data.source import BLOCK, Columns, FileImages, ReadOptions, Source, packed
 from hashlens.data.tables import IMAGE_COLUMNS, find_column, label_column, labelled_source, near
 from hashlens.errors import SourceError, system_reason
 from hashlens.files import compared, is_remote, path_uri, uri_path
@@ -38,145 +39,154 @@ class ImageList(NamedTuple):
     """What a file says: the image of each row, a label or None, and other columns."""
 
     path: Path
-    names: list[str]
-    labels: list[Any] | None
+    names: Sequence[Any] | NDArray[Any]
+    labels: Sequence[Any] | None
     columns: Columns
 
 
 def open_list(spec: str, path: Path, options: ReadOptions) -> Source:
     """The images that a file lists, as a source."""
     read = read_list(path, options)
-    places = [near(name, path) for name in read.names]
-    store = FileImages(tuple(p if isinstance(p, str) else path_uri(p) for p in places))
+    columns = read.columns  # what is kept of it
+    places = (near(str(name), path) for name in read.names)
+    store = FileImages(packed(p if isinstance(p, str) else path_uri(p) for p in places))
     labels = Labels.none(len(store), f"{path} has no column 'label'")
     if read.labels is not None:
         labels = labels_from_values(read.labels, f"{path}, labels")
-    return labelled_source(spec, store, labels, lambda: read.columns)
+    return labelled_source(spec, store, labels, lambda: columns)
 
 
 def read_list(path: Path, options: ReadOptions | None = None) -> ImageList:
     """Read a CSV, TSV or JSON lines file, or a list of paths with labels."""
     options = options or ReadOptions()
-    text, lines = _read_lines(path)
-    if path.suffix.lower() not in TABLE_SUFFIXES and _PATH.fullmatch(lines[0]) is not None:
-        return _paths(path, lines)
-    columns = _columns(path, text, lines)
+    if path.suffix.lower() not in TABLE_SUFFIXES and _PATH.fullmatch(next(_lines(path))):
+        return _paths(path)
+    columns = read_columns(path)
     is_known = any(name.lower() in _KEYS for name in columns)
-    first = None if is_known else next(iter(columns))
+    first = None if is_known else next(iter(columns), None)
     image = find_column(columns, _KEYS, str(path), options.image_column or first)
     others = [name for name in columns if name != image]
     label = label_column(others, str(path), options)
     if label is None and path.stem.lower().startswith("label"):
         label = next(iter(others), None)
-    names = [str(value) for value in columns[image]]
     labels = None if label is None else columns[label]
     rest = {name: values for name, values in columns.items() if name not in (image, label)}
-    return ImageList(path, names, labels, rest)
+    return ImageList(path, columns[image], labels, rest)
 
 
 def read_columns(path: Path) -> Columns:
     """All columns of a CSV, TSV or JSON lines file."""
-    return _columns(path, *_read_lines(path))
+    return _json_columns(path) if path.suffix.lower() == ".jsonl" else _csv_columns(path)
 
 
-def _read_lines(path: Path) -> tuple[str, list[str]]:
+def _lines(path: Path) -> Iterator[str]:
+    """The lines that are not empty."""
+    found = False
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            for text in file:
+                for line in filter(str.strip, text.splitlines()):  # at more than `open` knows
+                    found = True
+                    yield line
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not text in UTF-8; save it again as UTF-8") from error
     except OSError as error:
         raise SourceError(f"{path}: {system_reason(error)}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
+    if not found:
         raise SourceError(f"{path}: empty; expected a line for each image")
-    return text, lines
 
 
-def _columns(path: Path, text: str, lines: Sequence[str]) -> dict[str, list[Any]]:
-    if path.suffix.lower() == ".jsonl":
-        return _json_columns(path, lines)
-    return _csv_columns(path, text)
-
-
-def _csv_columns(path: Path, text: str) -> dict[str, list[Any]]:
-    first = text.lstrip().splitlines()[0]
-    delimiter = max(",;\t", key=first.count)
+def _csv_columns(path: Path) -> Columns:
+    lines = _lines(path)
+    first = next(lines)
+    delimiter = max(",;\t", key=first.lstrip().count)
+    comma = "," if delimiter == ";" else "."  # of a decimal number
+    rows: Iterator[list[str]] = filter(any, csv.reader(chain([first], lines), delimiter=delimiter))
     try:
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(row)]
+        head = next(rows, [""])
+        header = [cell.strip() for cell in head]
+        if os.path.splitext(header[0])[1].lower() in SUFFIXES:  # no names of columns, rows at once
+            header = ["file", "label", *(f"column {i}" for i in range(3, len(header) + 1))]
+            rows = chain([head], rows)
+        columns, done, more = [[packed()] for _ in header], 0, [""] * len(header)
+        while block := list(islice(rows, BLOCK)):
+            for number, row in enumerate(block, done + 2):
+                if len(row) > len(header):
+                    raise SourceError(
+                        f"{path}: expected {len(header)} columns in each row, got {len(row)} in "
+                        f"row {number}; put quotes around cells that hold '{delimiter}'"
+                    )
+            done += len(block)
+            for i, cells in enumerate(columns):
+                cells.append(packed((row + more)[i].strip() or None for row in block))
     except csv.Error as error:
         raise SourceError(f"{path}: not a CSV file ({error})") from error
-    header = [cell.strip() for cell in rows[0]]
-    if os.path.splitext(header[0])[1].lower() in SUFFIXES:  # no names of columns, rows at once
-        header = ["file", "label", *(f"column {i}" for i in range(3, len(header) + 1))]
-        rows.insert(0, [])
-    long = next((i for i, row in enumerate(rows) if len(row) > len(header)), None)
-    if long is not None:
-        raise SourceError(
-            f"{path}: expected {len(header)} columns in each row, got {len(rows[long])} in row "
-            f"{long + 1}; put quotes around cells that hold '{delimiter}'"
-        )
-    width = len(header)
-    cells = [row + [""] * (width - len(row)) for row in rows[1:]]
-    comma = "," if delimiter == ";" else "."  # of a decimal number
-    return {name: _typed([row[i] for row in cells], comma) for i, name in enumerate(header) if name}
+    typed = (_typed(np.concatenate(cells), comma) for cells in columns)
+    return {name: cells for name, cells in zip(header, typed, strict=True) if name}
 
 
-def _typed(cells: list[str], comma: str = ".") -> list[Any]:
+def _typed(cells: Any, comma: str = ".") -> Any:
     """Cells as numbers, true and false if all of the column are; else as words."""
     values: list[Any] = []
-    for cell in map(str.strip, cells):
+    for cell in cells:
         try:
             value = json.loads(cell.replace(comma, ".")) if cell else None
         except (ValueError, RecursionError):
-            return [cell.strip() or None for cell in cells]
+            return cells
         if not isinstance(value, int | float | None) or value in (float("inf"), -float("inf")):
-            return [cell.strip() or None for cell in cells]
+            return cells
         values.append(value)
     return values
 
 
-def _json_columns(path: Path, lines: Sequence[str]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = defaultdict(lambda: [None] * len(lines))
-    for i, line in enumerate(lines):
+def _json_columns(path: Path) -> Columns:
+    columns: dict[str, list[Any]] = {}
+    for count, line in enumerate(_lines(path), 1):
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise SourceError(f"{path}: line {i + 1} is not JSON ({error})") from error
+            raise SourceError(f"{path}: line {count} is not JSON ({error})") from error
         if not isinstance(values, dict):
-            raise SourceError(f"{path}: line {i + 1}: expected an object, got {line:.60}")
-        for name, value in values.items():
-            columns[name][i] = value
-    return dict(columns)
+            raise SourceError(f"{path}: line {count}: expected an object, got {line:.60}")
+        for name in columns | values:
+            columns.setdefault(name, [None] * (count - 1)).append(values.get(name))
+    return columns
 
 
-def _paths(path: Path, lines: Sequence[str]) -> ImageList:
+def _paths(path: Path) -> ImageList:
     """``path label ...``: a word, numbers, or as many 0 and 1 in each line as there are classes."""
-    names, rests = [], []
-    for i, line in enumerate(lines):
-        match = _PATH.fullmatch(line.strip())
-        if match is None:
-            raise SourceError(f"{path}: line {i + 1}: expected a path and labels, got {line:.60}")
-        names.append(match["path"])
-        rests.append(re.split(r"[\s,;]+", match["rest"].strip(" \t,;")) if match["rest"] else [])
-    if not any(rests):
+
+    def read() -> Iterator[str]:
+        for i, line in enumerate(_lines(path), 1):
+            match = _PATH.fullmatch(line.strip())
+            if match is None:
+                raise SourceError(f"{path}: line {i}: expected a path and labels, got {line:.60}")
+            rest = (match["rest"] or "").strip(" \t,;")
+            words = tuple(re.split(r"[\s,;]+", rest)) if match["rest"] else ()
+            rests.append(same.setdefault(words, words))
+            yield match["path"]
+
+    rests: list[tuple[str, ...]] = []
+    same: dict[tuple[str, ...], tuple[str, ...]] = {}
+    names = packed(read())
+    wide = max(map(len, same))
+    if not wide:
         return ImageList(path, names, None, {})
-    widths = {len(rest) for rest in rests}
-    flags = {word for rest in rests for word in rest} <= {"0", "1"}
-    if flags and max(widths) > 2 and len(widths) > 1:
-        wide = max(widths)
-        short = next(i for i, rest in enumerate(rests) if len(rest) != wide)
+    flags = {word for rest in same for word in rest} <= {"0", "1"}
+    short = next((i for i, rest in enumerate(rests) if len(rest) != wide), None)
+    if flags and wide > 2 and short is not None:
         raise SourceError(
             f"{path}: line {short + 1}: expected {wide} flags 0 or 1, one for each class as in "
             f"other lines, got {len(rests[short])}"
         )
-    if flags and len(widths) == 1 and max(widths) > 1:
-        several = [[i for i, flag in enumerate(rest) if flag == "1"] for rest in rests]
+    if flags and wide > 1 and short is None:
+        several = {rest: [i for i, flag in enumerate(rest) if flag == "1"] for rest in same}
     else:
-        flat = iter(_typed([word for rest in rests for word in rest]))
-        several = [[next(flat) for _ in rest] for rest in rests]
-    if max(map(len, several)) <= 1:
-        return ImageList(path, names, [next(iter(each), None) for each in several], {})
-    return ImageList(path, names, several, {})
+        flat = iter(_typed([word or None for rest in same for word in rest]))
+        several = {rest: [next(flat) for _ in rest] for rest in same}
+    most = max(map(len, several.values()))
+    labels = [several[rest] if most > 1 else next(iter(several[rest]), None) for rest in rests]
+    return ImageList(path, names, labels, {})
 
 
 def match_images(read: ImageList, uris: Sequence[str]) -> tuple[NDArray[np.int64], int]:
@@ -192,16 +202,14 @@ def match_images(read: ImageList, uris: Sequence[str]) -> tuple[NDArray[np.int64
             by_name[key].append(i)
     rows, unknown = np.full(len(uris), -1, np.int64), 0
     for row, name in enumerate(read.names):
-        wanted = compared(name.replace("\\", "/")).removeprefix("./").strip("/")
+        wanted = compared(str(name).replace("\\", "/")).removeprefix("./").strip("/")
         places = by_name.get(wanted.rpartition("/")[2], [])
         exact = {compared((read.path.parent / wanted).absolute().as_posix()), f"/{wanted}"}
         found = [i for i in places if ends[i] in exact]
         if not found:
             tail = f"/{wanted}"
             found = [
-                i
-                for i in places
-                if ends[i].endswith(tail) or os.path.splitext(ends[i])[0].endswith(tail)
+                i for i in places if ends[i].endswith((tail, tail + os.path.splitext(ends[i])[1]))
             ]
         if len(found) == 1:
             rows[found[0]] = row

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hashlens.data.folders import Listing, folder_classes, list_folder, open_folder
-from hashlens.data.hub import HubImages, open_dataset, open_hub
+from hashlens.data.hub import hub_images, open_dataset, open_hub
 from hashlens.data.image import RawImage, UnreadableImageError, decode, image_name, read_file
 from hashlens.data.labels import labels_from_values, split_validation
 from hashlens.data.lists import FOLDER_TABLE, LIST_SUFFIXES, join_list, open_list, read_list
 from hashlens.data.remote import list_remote
-from hashlens.data.source import FileImages, ImageStore, ReadOptions, Source, check_row
+from hashlens.data.source import FileImages, ImageStore, ReadOptions, Source, packed
 from hashlens.data.tables import (
+    MemoryImages,
     labelled_source,
     open_arrow,
     open_frame,
@@ -40,7 +41,6 @@ from hashlens.files import (
     is_remote,
     parse_row,
     path_uri,
-    row_uri,
     uri_path,
 )
 from hashlens.types import ImageInput
@@ -195,11 +195,11 @@ def _store(row: Row) -> ImageStore:
     if row.is_in_file:
         return open_parquet(table if is_remote(table) else uri_path(table), row.column)
     if table == "digits":
-        return DigitImages()
+        return _digits()[0]
     if table.startswith("memory:"):
         return store_in_memory(table)
     name, _, split = table.removeprefix("hub:").rpartition("#")
-    return HubImages(name, split)
+    return hub_images(name, split)
 
 
 def _open_in_memory(data: Any, options: ReadOptions) -> Source:
@@ -283,7 +283,7 @@ def open_directory(
         for read in lists:
             source = join_list(source, read)
         return source
-    if listing.paths:
+    if len(listing.uris):
         name = next(iter(tables.values()))[0].name
         raise SourceError(f"{spec}: holds both images and {name}; name the file, or take it out")
     if len(tables) == 1:
@@ -350,21 +350,19 @@ def _open_remote(spec: str, options: ReadOptions) -> Source:
         spec = f"{head}::{os.path.abspath(uri_path(last))}"
     if spec.lower().partition("::")[0].endswith(".parquet"):
         return open_tables(spec, [spec], options)
-    listing, found = Listing(), []
-    for uri, parts in list_remote(spec):
-        if listing.takes(parts, options):
-            found.append((uri, parts))
+    listing = Listing()
+    found = [(uri, parts) for uri, parts in list_remote(spec) if listing.takes(parts, options)]
     if not found:
         raise SourceError(f"{spec}: expected images under this prefix, found none; check the name")
     names = folder_classes(spec, [parts for _, parts in found]).names
     labels = labels_from_values(names, spec)
-    source = labelled_source(spec, FileImages(tuple(uri for uri, _ in found)), labels)
+    source = labelled_source(spec, FileImages(packed(uri for uri, _ in found)), labels)
     notes = (*source.notes, *listing.notes())
     return replace(source, notes=notes, passed_over=dict(listing.passed_over))
 
 
 @cache
-def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _digits() -> tuple[MemoryImages, NDArray[np.int64]]:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, without a download; and labels."""
     try:
         from sklearn.datasets import load_digits
@@ -373,32 +371,14 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     data = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
     pixels.flags.writeable = False
-    return pixels, data.target.astype(np.int64)
-
-
-class DigitImages:
-    """The digits as a store; rows are those of scikit-learn."""
-
-    def __len__(self) -> int:
-        return len(_digits()[0])
-
-    def uri(self, row: int) -> Uri:
-        """``digits#ROW``."""
-        return row_uri("digits", row)
-
-    def read(self, row: int) -> RawImage:
-        """Pixels of one digit, (8, 8) uint8."""
-        pixels = _digits()[0]
-        check_row(row, len(pixels), "digits: ")
-        image: NDArray[np.uint8] = pixels[row]
-        return image
+    return MemoryImages(pixels, pixels.__getitem__, table="digits"), data.target.astype(np.int64)
 
 
 def _open_digits(spec: str) -> Source:
     """All digits, or a fixed stratified split of them."""
-    pixels, labels = _digits()
-    rows = np.arange(len(pixels))
-    source = Source(spec, tuple(str(digit) for digit in range(10)), labels, DigitImages(), rows)
+    store, labels = _digits()
+    rows = np.arange(len(store))
+    source = Source(spec, tuple(str(digit) for digit in range(10)), labels, store, rows)
     _, _, split = spec.partition("#")
     if split == "":
         return source

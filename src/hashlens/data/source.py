@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
+from itertools import chain, islice
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,7 +35,7 @@ class ReadOptions:
         return any(fnmatchcase(text, compared(each)) for each in self.exclude for text in texts)
 
 
-_VECTORS = 4096  # read at a time
+BLOCK = 4096  # rows of a table, or vectors, that are read at a time
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """Values of a table by column."""
 
@@ -47,8 +48,8 @@ def plain_cells(columns: Columns, row: int) -> dict[str, Any]:
 
 def _plain_cell(value: Any) -> Any:
     """A value as metadata takes it; None where there is none."""
-    if hasattr(value, "item"):  # a scalar of NumPy
-        value = value.item()
+    if read := getattr(value, "item", getattr(value, "as_py", None)):  # of NumPy or Arrow
+        value = read()
     if value is None or value != value or value == "":  # NaN is no value
         return None
     if isinstance(value, Decimal):
@@ -87,22 +88,29 @@ class VectorStore(ImageStore, Protocol):
         ...
 
 
-@dataclass(frozen=True)
+def packed(texts: Iterable[str | None] = ()) -> NDArray[Any]:
+    """Texts as one array, so that no object is held of each."""
+    rest, kind = iter(texts), np.dtypes.StringDType(na_object=None)
+    blocks = chain([[]], iter(lambda: list(islice(rest, BLOCK)), []))  # `fromiter` spoils memory
+    return np.concatenate([np.array(block, kind) for block in blocks])
+
+
+@dataclass(frozen=True, eq=False)
 class FileImages:
     """Images that are files, by the URIs of their paths."""
 
-    uris: tuple[Uri, ...]
+    uris: Sequence[str] | NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.uris)
 
     def uri(self, row: int) -> Uri:
         """Absolute path, or a ``file:`` URI for names that are not UTF-8."""
-        return self.uris[row]
+        return Uri(self.uris[row])
 
     def read(self, row: int) -> RawImage:
         """The file, here or elsewhere."""
-        uri = self.uris[row]
+        uri = self.uri(row)
         return uri if is_remote(uri) else uri_path(uri)
 
 
@@ -116,19 +124,10 @@ class Uris(Sequence[str]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Uris: ...
-
-    def __getitem__(self, index: int | slice) -> str | Uris:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return Uris(self._store, self._rows[index])
         return self._store.uri(int(self._rows[index]))
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._store.uri(row) for row in self._rows.tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -192,8 +191,8 @@ class Source:
         store = self.vectors
         if store is None:
             return self.uris
-        starts = range(0, len(self), _VECTORS)
-        return (one for at in starts for one in store.gather(self.rows[at : at + _VECTORS]))
+        starts = range(0, len(self), BLOCK)
+        return (one for at in starts for one in store.gather(self.rows[at : at + BLOCK]))
 
     @property
     def is_multi_label(self) -> bool:

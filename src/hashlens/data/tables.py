@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,8 @@ CACHE_BYTES = 1 << 30
 """Encoded images that one open file keeps in memory; beyond it, row groups are read again."""
 
 
-def open_parquet_source(
-    spec: str, paths: Sequence[Path | str], options: ReadOptions | None = None
-) -> Source:
+def open_parquet_source(spec: str, paths: Sequence[Path | str], options: ReadOptions) -> Source:
     """A parquet file, or several that belong together, as a source."""
-    options = options or ReadOptions()
     stores = [open_parquet(path, options.image_column) for path in paths]
     store = stores[0] if len(stores) == 1 else JoinedImages(stores)
     if len(store) == 0:
@@ -48,8 +46,15 @@ def open_parquet_source(
 
 
 def _read_columns(stores: Sequence[ParquetImages], names: Sequence[str]) -> Columns:
-    tables = [store.values(names) for store in stores]
-    return {name: [v for t in tables for v in t.column(name).to_pylist()] for name in names}
+    import pyarrow as pa
+
+    parts = [store.values(names) for store in stores]
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        name = stores[0].path
+        raise SourceError(f"{name}: a column has another type in the files after it") from error
+    return {name: table.column(name) for name in names}
 
 
 def table_source(
@@ -73,6 +78,7 @@ def table_source(
         labels = Labels.none(len(store), f"{where} has no column 'label' (columns: {columns})")
     else:
         given, known = read([label])[label], class_names(schema, label)
+        given = given.to_pylist() if hasattr(given, "to_pylist") else given
         labels = labels_from_values(given, f"{where}, column '{label}'", known)
     others = [name for name in names if name not in (image, label)]
     if schema is not names:
@@ -118,7 +124,7 @@ def open_arrow(table: Any, options: ReadOptions) -> Source:
     """A pyarrow Table as a source."""
     spec = f"pyarrow.Table of {len(table):,} rows"
     image = find_column(table.column_names, IMAGE_COLUMNS, spec, options.image_column)
-    store = MemoryImages(table, partial(_scalar, table.column(image)), is_quick=True)
+    store = MemoryImages(table, table.column(image).__getitem__, is_quick=True)
     return table_source(spec, store, image, partial(arrow_columns, table), table.schema, options)
 
 
@@ -145,7 +151,7 @@ def open_pairs(pairs: Any) -> Source:
     inner = getattr(pairs, "dataset", None)  # of a torch.utils.data.Subset
     names = getattr(pairs, "classes", getattr(inner, "classes", None))
     names = names if isinstance(names, Sequence) else None
-    store = MemoryImages(pairs, partial(_image_of_pair, pairs), is_quick=False)
+    store = MemoryImages(pairs, partial(cell_of, pairs, 0))
     return labelled_source(spec, store, labels_from_values(labels, f"{spec}, labels", names))
 
 
@@ -183,22 +189,25 @@ class MemoryImages:
     """Images of a data set or table in memory, by their rows.
 
     Their URIs are those of their files if they have some and if looking a value up is quick;
-    otherwise ``memory:NUMBER#ROW``, which this process can open as long as the source exists.
+    otherwise ``TABLE#ROW``, which of ``memory:NUMBER`` is opened as long as the source exists.
     """
 
-    def __init__(self, data: Any, value: Callable[[int], Any], *, is_quick: bool) -> None:
-        self.table = f"memory:{id(data):x}"
-        self._data, self._value, self._is_quick = data, value, is_quick
+    def __init__(
+        self, data: Any, value: Callable[[int], Any], *, is_quick: bool = False, table: str = ""
+    ) -> None:
+        self.table = table or f"memory:{id(data):x}"
+        self._data, self._value, self._is_quick, self._named = data, value, is_quick, table
         _IN_MEMORY[self.table] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(MemoryImages, is_quick=self._is_quick), (self._data, self._value)
+        make = partial(MemoryImages, is_quick=self._is_quick, table=self._named)
+        return make, (self._data, self._value)
 
     def __len__(self) -> int:
         return len(self._data)
 
     def uri(self, row: int) -> Uri:
-        """Path of the image's file, or ``memory:NUMBER#ROW``."""
+        """Path of the image's file, or ``TABLE#ROW``."""
         if self._is_quick:
             value = _held(self._value(row))
             if isinstance(value, str | os.PathLike):
@@ -207,7 +216,7 @@ class MemoryImages:
 
     def read(self, row: int) -> RawImage:
         """What the row holds: encoded bytes, a file, or pixels."""
-        check_row(row, len(self))
+        check_row(row, len(self), self._named and f"{self._named}: ")
         return raw_image(self._value(row))
 
 
@@ -223,6 +232,7 @@ def store_in_memory(table: str) -> MemoryImages:
 
 def _held(cell: Any) -> Any:
     """What a cell holds; the library datasets writes ``bytes``, ``path`` or both."""
+    cell = cell.as_py() if hasattr(cell, "as_py") else cell  # of Arrow
     if not isinstance(cell, dict):
         return cell
     return cell.get("path") if cell.get("bytes") is None else cell["bytes"]
@@ -256,12 +266,9 @@ def raw_image(value: Any) -> RawImage:
     )
 
 
-def _scalar(column: Any, row: int) -> Any:
-    return column[row].as_py()
-
-
-def _image_of_pair(pairs: Any, row: int) -> Any:
-    return pairs[row][0]
+def cell_of(rows: Any, column: Any, row: int) -> Any:
+    """One cell of what is read row by row."""
+    return rows[row][column]
 
 
 def _pair_labels(pairs: Any) -> Iterable[Any]:
@@ -285,11 +292,10 @@ def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:
     if is_remote(str(path)):
         return _opened(str(path), column, 0, 0)
     absolute = os.path.abspath(path)
-    try:
+    with suppress(OSError):
         status = os.stat(absolute)
-    except OSError:
-        return ParquetImages(absolute, column)  # raises with the reason
-    return _opened(absolute, column, changed_ns(status), status.st_size)
+        return _opened(absolute, column, changed_ns(status), status.st_size)
+    return ParquetImages(absolute, column)  # raises with the reason
 
 
 @lru_cache(maxsize=8)
@@ -328,7 +334,7 @@ class ParquetImages:
         """Encoded bytes of one row, or the file that it names."""
         check_row(row, len(self))
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        value = _held(self._group(group)[row - int(self._starts[group])].as_py())
+        value = _held(self._group(group)[row - int(self._starts[group])])
         if value is None:
             raise SourceError("no image bytes in this row")
         return bytes(value) if isinstance(value, bytes) else near(value, self.path)

@@ -93,8 +93,8 @@ def create_sharded(
     done = images - sum(parts[part] for part in left)
     meta = Meta(encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model))
     with plain_errors(ray):
-        for part in chain([None], _encode_parts(ray, folder, place, left, workers, batch_size)):
-            done += parts[part] if part else 0
+        for part in chain([""], _encode_parts(ray, folder, place, left, workers, batch_size)):
+            done += parts.get(part, 0)
             if progress is not None:
                 progress(done, images)
         build = ray.remote(write_shard).options(num_cpus=1)
@@ -138,21 +138,17 @@ def list_names(source: str, folder: str, shards: int) -> dict[str, int]:
 
     A part is called ``SHARD-NUMBER``; it belongs to one shard.
     """
-    images = open_source(source)
-    total = len(images)
+    images, parts = open_source(source), {}
     for path in (Path(folder) / NAMES).iterdir():  # of a run that was killed here
         path.unlink()
-    if shards > total:
-        raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
-    bounds = np.linspace(0, total, shards + 1).astype(int).tolist()
-    parts = {}
+    if shards > len(images):
+        raise InvalidInputError(f"shards: expected 1 to {len(images)} (the images), got {shards}")
+    bounds = np.linspace(0, len(images), shards + 1).astype(int).tolist()
+    uris, label, known = images.uris, images.label_name, images.metadata
     for shard, (start, end) in enumerate(pairwise(bounds)):
         for number, first in enumerate(range(start, end, PART_IMAGES)):
             rows = range(first, min(first + PART_IMAGES, end))
-            lines = [
-                json.dumps([images.uris[row], images.label_name(row), images.metadata(row)])
-                for row in rows
-            ]
+            lines = [json.dumps([uris[row], label(row), known(row)]) for row in rows]
             part = f"{shard:04d}-{number:06d}"
             replace_file(Path(folder) / NAMES / f"{part}.jsonl", "\n".join(lines))
             parts[part] = len(rows)
@@ -170,8 +166,7 @@ def _built(folder: Path, shard: int) -> Path:
 
 
 def _is_done(folder: Path, part: str) -> bool:
-    kept = folder / PARTS / f"{part}.npz"
-    return kept.is_file() or _built(folder, int(part[:4])).is_file()
+    return (folder / PARTS / f"{part}.npz").is_file() or _built(folder, int(part[:4])).is_file()
 
 
 def _encode_parts(
@@ -212,10 +207,9 @@ class EncodePart:
     ) -> None:
         self._folder = Path(folder)
         self._encoder = Encoder.load(model, device=device)
-        if batch_size is None:
-            # a GPU says itself when its memory is short
-            known = device == "cpu"
-            batch_size = images_at_once(self._encoder, memory) if known else MOST_IMAGES
+        if batch_size is None:  # a GPU says itself when its memory is short
+            is_cpu = device == "cpu"
+            batch_size = images_at_once(self._encoder, memory) if is_cpu else MOST_IMAGES
         self._batch_size = batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +101,9 @@ def build(args: dict[str, str]) -> Any:
         ray_actor_options={"num_cpus": 0},
         autoscaling_config={"min_replicas": options.replicas, "max_replicas": most},
     )
-    served = [shard.options(name=_name(p)).bind(options.index, p) for p in range(shards)]
+    names = (shard_name(p).capitalize() for p in range(shards))
+    served = [shard.options(name=n).bind(options.index, p) for p, n in enumerate(names)]
     return front_end.bind(writer.bind(options.index), *served)
-
-
-def _name(position: int) -> str:
-    return shard_name(position).capitalize()
 
 
 def newest(index: str, copy: str) -> tuple[Path, Manifest]:
@@ -234,10 +232,7 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
 
     ray = load_ray()
     app_name = serve.get_replica_context().app_name
-
-    def handle(name: str) -> Any:
-        return serve.get_deployment_handle(name, app_name)
-
+    handle = partial(serve.get_deployment_handle, app_name=app_name)
     writer = handle("Writer")
 
     def write(name: str, *arguments: Any) -> Any:
@@ -253,7 +248,7 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
 
     def open_index() -> ShardedIndex:
         folder, _ = newest(options.index, tempfile.mkdtemp())
-        handles = [handle(_name(position)) for position in range(shards)]
+        handles = [handle(shard_name(position).capitalize()) for position in range(shards)]
         asked = ServedShards(handles, options.deadline)
         index = ShardedIndex(folder, shards=asked, write=write, require_all=options.require_all)
         model = options.model or index.model

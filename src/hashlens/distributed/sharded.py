@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -39,8 +40,8 @@ from hashlens.errors import (
     TimeLimitError,
     system_reason,
 )
-from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
+from hashlens.index.layout import Meta
 from hashlens.index.protocol import Hits, Index
 from hashlens.index.ranking import ArraySearcher, check_latent
 from hashlens.index.rows import check_ids, check_width, list_ids, require_same_model
@@ -52,7 +53,6 @@ from hashlens.types import (
     EncodedBatch,
     EncoderLike,
     Features,
-    Hit,
     Ids,
     IndexInfo,
     Latent,
@@ -202,7 +202,7 @@ class ShardedIndex(Index):
     ) -> ShardedIndex:
         """Open a sharded index in this process; it needs no cluster."""
         index = cls(Path(path).absolute(), encoder, read_only=read_only, require_all=require_all)
-        meta = index.manifest.meta  # says so if there is no such index
+        meta = index.meta  # says so if there is no such index
         if encoder is not None:
             require_same_model(index.path, meta, encoder)
         return index
@@ -226,21 +226,8 @@ class ShardedIndex(Index):
         return self._read[1]
 
     @property
-    def model(self) -> str | None:
-        stored = self.manifest.meta.model
-        return str(uri_path(stored)) if stored else None
-
-    @property
-    def bits(self) -> int:
-        return self.manifest.meta.bits
-
-    @property
-    def feature_dim(self) -> int:
-        return self.manifest.meta.feature_dim
-
-    @property
-    def fingerprint(self) -> str:
-        return self.manifest.meta.fingerprint
+    def meta(self) -> Meta:
+        return self.manifest.meta
 
     def info(self) -> IndexInfo:
         parts: list[IndexInfo] = list(self._some(lambda _: ("info",)).values.values())
@@ -280,13 +267,9 @@ class ShardedIndex(Index):
             trace.pools += map(sum, zip(*(own.pools for own in traces), strict=True))
             trace.missing += missing
         near = {"bcs": "hamming", "acs": "asymmetric"}.get(options.mode, "euclidean")
-
-        def order(hit: Hit) -> tuple[float, int]:
-            return getattr(hit, near), hit.id
-
         found = ([_globally(position, hits) for hits in own] for position, (own, _) in values)
-        merged = zip(*found, strict=True)
-        return [Hits(islice(heapq.merge(*parts, key=order), options.k)) for parts in merged]
+        merged, order = zip(*found, strict=True), attrgetter(near, "id")
+        return [Hits(islice(heapq.merge(*hits, key=order), options.k)) for hits in merged]
 
     def _search(
         self, name: str, codes: Codes, features: Any, options: SearchOptions, latent: Latent | None
@@ -353,10 +336,8 @@ class ShardedIndex(Index):
         return total
 
     def label_counts(self) -> dict[str | None, int]:
-        total: Counter[str | None] = Counter()
-        for counts in self._some(lambda _: ("label_counts",)).values.values():
-            total.update(counts)
-        return dict(total)
+        counts = self._some(lambda _: ("label_counts",)).values.values()
+        return dict(sum(map(Counter, counts), Counter()))
 
     def file_digest(self, image_id: int) -> bytes | None:
         """As ``HashIndex.file_digest``; encoding on a cluster keeps no digests."""

@@ -192,11 +192,9 @@ class Publication:
 
     def smallest(self) -> int:
         """The shard that has the fewest images now."""
-        counts = [
-            len(self._opened[position]) if position in self._opened else shard.images
-            for position, shard in enumerate(self._shards)
-        ]
-        return counts.index(min(counts))
+        counts = dict(enumerate(shard.images for shard in self._shards))
+        counts |= {position: len(index) for position, index in self._opened.items()}
+        return min(counts, key=counts.__getitem__)
 
     def seal(self) -> Manifest:
         """End writing; return the next manifest."""

@@ -186,25 +186,12 @@ class HashIndex(Index):
             return len(view.snapshot)
 
     @property
-    def model(self) -> str | None:
-        """Where the encoder's model is, if known."""
+    def model(self) -> str | None:  # as it is now: others may move it
         stored = self.store.meta().model
         return os.fspath(uri_path(stored)) if stored else None
 
     @property
-    def bits(self) -> int:
-        return self._meta.bits
-
-    @property
-    def feature_dim(self) -> int:
-        return self._meta.feature_dim
-
-    @property
-    def fingerprint(self) -> str:
-        return self._meta.fingerprint
-
-    @property
-    def _meta(self) -> Meta:
+    def meta(self) -> Meta:
         """What was read last; bits, width and fingerprint never change."""
         snapshot = self._snapshot
         return self.store.meta() if snapshot is None else snapshot.meta

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
+from hashlens.files import uri_path
+from hashlens.index.layout import Meta
 from hashlens.index.rows import store_metadata, store_text
 from hashlens.index.writing import GivenRows, encode_images, store_label, uri_of
 from hashlens.types import (
@@ -352,23 +354,32 @@ class Index(Searcher, Protocol):
                 values["uri"] = store_text(uri)
         self._update(image_id, values, encoded)
 
-    # What the two do in their own ways
-
     @property
     def model(self) -> str | None:
         """Where the encoder's model is, if known."""
+        stored = self.meta.model
+        return os.fspath(uri_path(stored)) if stored else None
 
     @property
     def bits(self) -> int:
         """Length of a code."""
+        return self.meta.bits
 
     @property
     def feature_dim(self) -> int:
         """Width of a feature vector."""
+        return self.meta.feature_dim
 
     @property
     def fingerprint(self) -> str:
         """Of the encoder whose codes it holds; empty where unknown."""
+        return self.meta.fingerprint
+
+    # What the two do in their own ways
+
+    @property
+    def meta(self) -> Meta:
+        """Of what kind it is."""
 
     def search_hits(
         self,

@@ -230,7 +230,7 @@ def sync_folder(
     root, all_classes = find_folder(spec)
     found = list_folder(root, options)
     labels: list[str | None] | None = None
-    if use_labels and found.paths:
+    if use_labels and len(found.uris):
         source = open_directory(
             path_uri(root), root, options, all_classes=all_classes, listing=found
         )
