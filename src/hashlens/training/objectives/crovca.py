@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from hashlens.models.latent import LatentOutput
-from hashlens.training.objectives import Losses, objective, with_classifier
+from hashlens.training.objectives import Losses, indicators, objective, with_classifier
 
 PRECISION, MEMORY = 0.05, 0.9
 
@@ -54,16 +54,13 @@ class CroVca(nn.Module):
         latent = output.latent.float()
         if self.two_views:
             member = torch.eye(len(latent) // 2, device=latent.device).repeat(2, 1)
-        elif targets.ndim == 1:
-            member = functional.one_hot(targets, len(self.means)).float()
         else:
-            member = targets.float()
+            member = indicators(targets, len(self.means))
         sizes = member.sum(dim=0)[:, None]
         means = (member.T @ latent).float() / sizes.clamp(min=1)
         kept = means.detach()
         if not self.two_views:
-            new = torch.where(sizes > 0, 1 - MEMORY, 0.0)
-            kept = self.means.lerp_(kept, new)
+            kept = self.means.lerp_(kept, (1 - MEMORY) * (sizes > 0))
         bits = (member @ kept >= 0).float()
         agreement = functional.binary_cross_entropy_with_logits(latent, bits)
         total = agreement - self.rate * coding_rate(means[sizes[:, 0] > 0])
