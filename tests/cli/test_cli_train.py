@@ -61,7 +61,7 @@ def test_show_config_prints_toml_and_reasons() -> None:
         (
             ["digits", "--out", "m", "--objective", "x"],
             2,
-            "bihalf, cnnh, cnnh+, csq, dch, dpsh, greedyhash",
+            "bihalf, cnnh, cnnh+, crovca, crovca-unsupervised, csq",
         ),
         (["digits", "--out", "m", "--recipe", "x"], 2, "auto, small, finetune, paper"),
         (["digits", "--out", "m", "--devices", "many"], 2, "a number or auto"),

@@ -51,14 +51,16 @@ def test_of_few_validation_images_the_loss_chooses_the_epoch(tmp_path: Path) -> 
 def test_every_objective_learns_digits(
     digits: Source, quick: Quick, tmp_path: Path, objective: str
 ) -> None:
-    # Pairs say less in a step than a classifier does.
-    config = quick(epochs=60 if objective in ("dpsh", "hashnet") else 15, objective=objective)
+    # Pairs and views say less in a step than a classifier does.
+    longer = {"dpsh": 60, "hashnet": 60, "crovca": 40}
+    config = quick(epochs=longer.get(objective, 15), objective=objective)
     result = fit(digits, config, tmp_path / "m", progress=False)
     best = next(e for e in result.history if e["epoch"] == result.best_epoch)
     assert best["map"] == max(epoch["map"] for epoch in result.history)
-    # Labels do not shape the codes of these two.
-    assert best["map"] > (0.4 if objective in ("softmax", "bihalf") else 0.9)
-    accuracy = 0.3 if objective == "bihalf" else 0.9  # its F8 reads bits that no label shapes
+    # No label shapes the codes of softmax and these two; F8 of the latter reads such codes.
+    without = ("bihalf", "crovca-unsupervised")
+    assert best["map"] > (0.4 if objective in ("softmax", *without) else 0.9)
+    accuracy = 0.3 if objective in without else 0.9
     assert best["accuracy"] > accuracy
     net, saved = load_model(tmp_path / "m")
     assert (saved.bits, saved.fingerprint) == (16, result.fingerprint)

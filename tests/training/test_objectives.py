@@ -266,6 +266,68 @@ def test_orthohash_is_the_cosine_softmax_with_a_margin(several: bool) -> None:
     assert found == pytest.approx(np.mean(terms), rel=1e-4)
 
 
+def _agreement_and_rate(
+    z: np.ndarray, things: list[set[int]], targets: np.ndarray, weight: float
+) -> float:
+    """Mean cross entropy of views z with the targets' bits, less the coding rate of the means."""
+    a = 1 / (1 + np.exp(-z))
+    entropy = -np.mean(np.where(targets >= 0, np.log(a), np.log(1 - a)))
+    means = [np.mean([z[i] for i in range(len(z)) if g in things[i]], axis=0)
+             for g in sorted(set.union(*things))]  # fmt: skip
+    unit = np.stack([mean / np.linalg.norm(mean) for mean in means])
+    spread = np.linalg.eigvalsh(unit.T @ unit) * H / (len(unit) * 0.05)
+    return float(entropy - weight * np.sum(np.log(1 + spread)) / 2 * (1 / H + 1 / len(unit)))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_crovca_is_agreement_with_the_class_and_the_coding_rate(several: bool) -> None:
+    targets, output, classifier = _given(several)
+    objective, things = create_objective("crovca", bits=H, classes=C), _sets(targets)
+    remembered = np.zeros((C, H))
+    for latent in (output.latent, torch.randn(N, H)):  # the second batch changes a tenth
+        z = latent.double().numpy()
+        for g in set.union(*things):
+            mean = np.mean([z[i] for i in range(N) if g in things[i]], axis=0)
+            remembered[g] = 0.9 * remembered[g] + 0.1 * mean
+        losses = objective(output._replace(latent=latent), targets, classifier)
+        wanted = np.stack([sum(remembered[g] for g in own) for own in things])
+        expected = _agreement_and_rate(z, things, wanted, 0.4)
+        assert (losses.total - losses.classification).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_crovca_unsupervised_has_two_views_of_an_image_and_reads_no_labels() -> None:
+    targets, output, classifier = _given(False)
+    objective = create_objective("crovca-unsupervised", bits=H, classes=C)
+    z, half = output.latent.double().numpy(), N // 2
+    wanted = np.tile(z[:half] + z[half:], (2, 1))
+    expected = _agreement_and_rate(z, [{i % half} for i in range(N)], wanted, 0.3)
+    for labels in (targets, targets.flip(0)):
+        losses = objective(output, labels, classifier)
+        assert (losses.total - losses.classification).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["crovca", "crovca-unsupervised"])
+def test_crovca_moves_equal_bits_apart(name: str) -> None:
+    """What failed before: without enough of the coding rate all bits become one."""
+    torch.manual_seed(1)
+    targets = torch.arange(N // 2).repeat(2)
+    latent = (torch.randn(N, 1) + 0.01 * torch.randn(N, H)).requires_grad_()
+    objective = create_objective(name, bits=H, classes=N // 2)
+    optimizer = torch.optim.SGD([latent], lr=1.0)
+
+    def correlation() -> float:
+        return float(torch.corrcoef(latent.detach().T).abs().mean())
+
+    before = correlation()
+    for _ in range(300):
+        output = LatentOutput(latent, latent, torch.sigmoid(latent), torch.zeros(N, N // 2))
+        optimizer.zero_grad()
+        objective(output, targets, nn.Linear(H, N // 2)).total.backward()
+        optimizer.step()
+    assert before > 0.99
+    assert correlation() < 0.6
+
+
 @given(st.integers(1, 40), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_half_of_each_bit_is_one(images: int, seed: int) -> None:
@@ -303,7 +365,7 @@ def test_bihalf_keeps_cosines_and_its_gradient_is_that_at_the_codes() -> None:
     assert float(latent.grad[3, 5]) == pytest.approx(wanted, rel=1e-2, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dpsh", "hashnet", "dch", "orthohash", "bihalf"])
+@pytest.mark.parametrize("name", ["dpsh", "hashnet", "dch", "orthohash", "bihalf", "crovca"])
 def test_odd_batches_have_finite_losses_and_gradients(name: str) -> None:
     objective = create_objective(name, bits=H, classes=C)
     for labels in (torch.tensor([2]), torch.tensor([2, 2]), torch.tensor([1, 2])):

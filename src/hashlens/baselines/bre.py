@@ -45,9 +45,7 @@ class BRE(HashMethod):
         self, bits: int, *, anchors: int = 50, images: int = 10000, sweeps: int = 3, seed: int = 0
     ) -> None:
         super().__init__(bits, seed=seed)
-        self.anchors = anchors
-        self.images = images
-        self.sweeps = sweeps
+        self.anchors, self.images, self.sweeps = anchors, images, sweeps
 
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)

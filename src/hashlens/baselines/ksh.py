@@ -49,8 +49,7 @@ class KSH(HashMethod):
         self, bits: int, *, anchors: int = 500, images: int = 20000, seed: int = 0
     ) -> None:
         super().__init__(bits, seed=seed)
-        self.anchors = anchors
-        self.images = images
+        self.anchors, self.images = anchors, images
 
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
@@ -83,10 +82,8 @@ class _Residual:
     """R = bits S - sum of y y', kept as its factors: a product with it costs n (c + bits)."""
 
     def __init__(self, indicators: NDArray[np.float32], bits: int) -> None:
-        self._indicators = indicators
-        self._bits = bits
-        self._taken = np.zeros((bits, len(indicators)), np.float32)
-        self._count = 0
+        self._indicators, self._bits = indicators, bits
+        self._taken, self._count = np.zeros((bits, len(indicators)), np.float32), 0
 
     def __matmul__(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         same = self._indicators @ (self._indicators.T @ vector)

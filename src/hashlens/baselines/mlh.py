@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,11 +63,8 @@ class MLH(HashMethod):
         seed: int = 0,
     ) -> None:
         super().__init__(bits, seed=seed)
-        self.radius = radius
-        self.balance = balance
-        self.steps = steps
-        self.rate = rate
-        self.decay = decay
+        self.radius, self.balance = radius, balance
+        self.steps, self.rate, self.decay = steps, rate, decay
 
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
@@ -75,10 +74,10 @@ class MLH(HashMethod):
         drawn /= np.linalg.norm(drawn, axis=0)
         weights = drawn.astype(np.float32)
         velocity = np.zeros(weights.shape, np.float32)
-        pairs = _Pairs(classes, rng)
         losses = np.zeros(self.steps)
-        for step in range(self.steps):
-            first, second, similar = pairs.draw(PAIRS)
+        for step, (first, second, similar) in zip(
+            range(self.steps), _drawn(classes, rng), strict=False
+        ):
             gradient, losses[step] = self._gradient(weights, inputs[first], inputs[second], similar)
             rate = np.float32(self.rate * (1 - step / self.steps))
             velocity *= np.float32(MOMENTUM)
@@ -150,20 +149,13 @@ def loss_augmented_codes(
     return first, second
 
 
-class _Pairs:
-    """Draws pairs of training images; in half of the pairs both are of one class."""
-
-    def __init__(self, classes: Ids, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._classes = classes
-        self._order = np.argsort(classes, kind="stable")
-        self._counts = np.bincount(classes)
-        self._starts = np.cumsum(self._counts) - self._counts
-
-    def draw(self, count: int) -> tuple[Ids, Ids, NDArray[np.bool_]]:
-        first = self._rng.integers(len(self._classes), size=count)
-        second = self._rng.integers(len(self._classes), size=count)
-        same = self._classes[first[: count // 2]]
-        within = (self._rng.random(len(same)) * self._counts[same]).astype(np.int64)
-        second[: count // 2] = self._order[self._starts[same] + within]
-        return first, second, self._classes[first] == self._classes[second]
+def _drawn(classes: Ids, rng: np.random.Generator) -> Iterator[tuple[Ids, Ids, NDArray[np.bool_]]]:
+    """Pairs of training images, a step's at a time; in half of them both are of one class."""
+    order, counts = np.argsort(classes, kind="stable"), np.bincount(classes)
+    starts = np.cumsum(counts) - counts
+    while True:
+        first, second = (rng.integers(len(classes), size=PAIRS) for _ in range(2))
+        same = classes[first[: PAIRS // 2]]
+        within = (rng.random(len(same)) * counts[same]).astype(np.int64)
+        second[: PAIRS // 2] = order[starts[same] + within]
+        yield first, second, classes[first] == classes[second]

@@ -113,6 +113,9 @@ class HashModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """Loss of a batch."""
+        if getattr(self.objective, "two_views", False):  # the second with a neighbour's draws
+            second = batch._replace(draws=batch.draws.roll(1, 0))
+            batch = Batch(*map(torch.cat, zip(batch, second, strict=True)))
         losses = self.objective(
             self.output(self.net, batch, augment=True), batch.targets, self.net.classifier
         )

@@ -89,6 +89,13 @@ def classification_loss(
     return functional.binary_cross_entropy_with_logits(scores, wanted)
 
 
+def indicators(targets: torch.Tensor, classes: int) -> torch.Tensor:
+    """Which classes each image has, (n, classes) float32, from one label an image or several."""
+    from torch.nn import functional
+
+    return (functional.one_hot(targets, classes) if targets.ndim == 1 else targets).float()
+
+
 def with_classifier(
     total: torch.Tensor, latent: torch.Tensor, targets: torch.Tensor, classifier: nn.Module
 ) -> Losses:

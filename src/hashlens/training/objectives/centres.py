@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hashlens.training.objectives import indicators
+
 _DRAWS, _WORK, _FEW = 100, 10_000_000, 8
 
 
@@ -41,9 +43,7 @@ def hash_centres(bits: int, classes: int, generator: torch.Generator) -> torch.T
 
 def majority(centres: torch.Tensor, targets: torch.Tensor, tie: torch.Tensor) -> torch.Tensor:
     """Centre of each image's class; with several labels each bit of most of them, else of tie."""
-    if targets.ndim == 1:
-        return centres[targets]
-    votes = targets.float() @ (2 * centres - 1)
+    votes = indicators(targets, len(centres)) @ (2 * centres - 1)
     return torch.where(votes == 0, tie, (votes > 0).float())
 
 

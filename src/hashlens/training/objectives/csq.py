@@ -46,8 +46,6 @@ class CentralSimilarity(nn.Module):
         latent = output.latent.float()
         centre = majority(self.centres, targets, self.tie)
         central = functional.binary_cross_entropy_with_logits(latent, centre)
-        apart = (2 * torch.sigmoid(latent) - 1).abs() - 1
-        # log cosh(x) without overflow
-        rough = (apart.abs() + functional.softplus(-2 * apart.abs()) - 0.6931471805599453).mean()
-        total = central + QUANTISATION * rough
+        apart = (2 * torch.sigmoid(latent) - 1).abs() - 1  # from -1 to 0: no overflow
+        total = central + QUANTISATION * apart.cosh().log().mean()
         return with_classifier(total, latent, targets, classifier)

@@ -33,6 +33,5 @@ class Dpsh(nn.Module):
         pairs = pairs_of(targets)
         likelihood = pair_mean(pair_likelihood(latent @ latent.T / 2, pairs))
         signs = torch.where(latent >= 0, 1.0, -1.0)
-        rough = (signs - latent).square().mean()
-        total = likelihood + QUANTISATION * rough
+        total = likelihood + QUANTISATION * (signs - latent).square().mean()
         return with_classifier(total, latent, targets, classifier)

@@ -7,6 +7,7 @@ from torch import nn
 
 from hashlens.models.latent import LatentOutput
 from hashlens.training.objectives import Losses, classification_loss, objective
+from hashlens.training.objectives.latent import Latent
 
 PENALTY = 0.1
 
@@ -16,7 +17,7 @@ PENALTY = 0.1
     "classification loss + 0.1 x the mean cube of the distance of |H| from 1; F8 reads the signs "
     "of H, and the gradient passes straight through them",
 )
-class GreedyHash(nn.Module):
+class GreedyHash(Latent):
     """Classify from the codes themselves.
 
     S. Su, C. Zhang, K. Han, Y. Tian, "Greedy Hash: Towards Fast Optimization for Accurate Hash
@@ -26,10 +27,6 @@ class GreedyHash(nn.Module):
     F8 reads sigmoid(sgn(H)), an affine map of the signs, so that the trained network's own scores,
     made from sigmoid(H), agree with it where |H| = 1.
     """
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
 
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""

@@ -38,8 +38,7 @@ class HashNet(nn.Module):
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
         latent = output.latent.float()
-        stage = self.steps // STAGE * STAGE
-        beta = (1 + GROWTH * stage).sqrt().clamp(max=LARGEST)
+        beta = (1 + GROWTH * (self.steps // STAGE * STAGE)).sqrt().clamp(max=LARGEST)
         if self.training:
             self.steps += 1
         codes = torch.tanh(beta * latent)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from hashlens.models.latent import LatentOutput
-from hashlens.training.objectives import Losses, objective, with_classifier
+from hashlens.training.objectives import Losses, indicators, objective, with_classifier
 from hashlens.training.objectives.centres import hash_centres
 
 MARGIN = 0.2
@@ -40,10 +40,7 @@ class OrthoHash(nn.Module):
         """Return the losses of a batch."""
         latent = output.latent.float()
         cosines = functional.normalize(latent, dim=1) @ functional.normalize(self.centres, dim=1).T
-        if targets.ndim == 1:
-            wanted = functional.one_hot(targets, len(self.centres)).to(cosines)
-        else:
-            wanted = targets.to(cosines)
+        wanted = indicators(targets, len(self.centres))
         shares = wanted / wanted.sum(dim=1, keepdim=True).clamp(min=1)
         angular = functional.cross_entropy(self.scale * (cosines - MARGIN * wanted), shares)
         return with_classifier(angular, latent, targets, classifier)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from hashlens.models.latent import LatentOutput
-from hashlens.training.objectives import Losses, classification_loss, objective
+from hashlens.training.objectives import Losses, objective
+from hashlens.training.objectives.latent import Latent
 
 
 @objective(
@@ -14,7 +15,7 @@ from hashlens.training.objectives import Losses, classification_loss, objective
     "classification loss, minus the mean square distance of activations from 0.5, plus the square "
     "of (the image's mean activation - 0.5); F8 reads sigmoid(H)",
 )
-class Ssdh(nn.Module):
+class Ssdh(Latent):
     """The authors' later objective.
 
     H.-F. Yang, K. Lin, C.-S. Chen, "Supervised Learning of Semantics-Preserving Hash via Deep
@@ -26,13 +27,9 @@ class Ssdh(nn.Module):
     - E3 = (mean_k(a_nk) - 0.5)^2, so that half of a code's bits are ones.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
     def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
         """Return the losses of a batch."""
-        loss = classification_loss(output.scores, targets, self.label_smoothing)
+        loss = super().forward(output, targets, classifier).classification
         activations = output.activations.float()
         away = (activations - 0.5).square().mean()
         uneven = (activations.mean(dim=1) - 0.5).square().mean()
