@@ -68,3 +68,12 @@ class MissingExtraError(HashlensError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}': pip install 'hashlens[{extra}]'")
+
+
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Raise ``MissingExtraError`` where a package that the block imports is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(what, extra) from error

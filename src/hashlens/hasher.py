@@ -12,7 +12,7 @@ from hashlens.baselines.base import Parameters
 from hashlens.codes.packing import check_bits
 from hashlens.data.preprocessing import Metric, VectorInput
 from hashlens.data.vectors import as_matrix, vector_source
-from hashlens.errors import InvalidInputError, MissingExtraError, ModelError, writing_model
+from hashlens.errors import InvalidInputError, ModelError, needs_extra, writing_model
 from hashlens.files import make_folder
 from hashlens.models.description import CARD_NAME, read_config
 from hashlens.models.encoder import Encoder
@@ -98,12 +98,10 @@ class Hasher(Parameters):
         MissingExtraError
             If torch is not installed.
         """
-        try:
+        with needs_extra("learning codes", "train"):
             from hashlens.training.fit import train
             from hashlens.training.objectives import objectives
             from hashlens.training.unsupervised import train_unsupervised
-        except ImportError as error:
-            raise MissingExtraError("learning codes", "train") from error
         check_bits(self.bits)
         method = self.method or ("ITQ" if y is None else "latent")
         known = [*method_names(), *objectives()]

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from hashlens.data.source import Columns, ReadOptions, Source
 from hashlens.data.tables import IMAGE_COLUMNS, MemoryImages, cell_of, find_column, table_source
-from hashlens.errors import MissingExtraError, SourceError, first_line
+from hashlens.errors import SourceError, first_line, needs_extra
 
 _ANSWERS_WITHIN = 5.0  # seconds
 
@@ -140,10 +140,8 @@ def _read(data: Any, columns: Sequence[str]) -> Columns:
 
 
 def _library() -> Any:
-    try:
+    with needs_extra("hub data sets", "hub"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("hub data sets", "hub") from error
     return datasets
 
 

@@ -31,7 +31,7 @@ from hashlens.data.tables import (
     store_in_memory,
 )
 from hashlens.data.vectors import open_npy, open_tables, open_vector_table, vector_source
-from hashlens.errors import ImageError, MissingExtraError, SourceError
+from hashlens.errors import ImageError, SourceError, needs_extra
 from hashlens.files import (
     FileState,
     Row,
@@ -364,10 +364,8 @@ def _open_remote(spec: str, options: ReadOptions) -> Source:
 @cache
 def _digits() -> tuple[MemoryImages, NDArray[np.int64]]:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, without a download; and labels."""
-    try:
+    with needs_extra("the digits data set", "train"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("the digits data set", "train") from error
     data = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
     pixels.flags.writeable = False

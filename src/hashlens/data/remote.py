@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from hashlens.errors import MissingExtraError, SourceError, first_line
+from hashlens.errors import SourceError, first_line, needs_extra
 from hashlens.files import Uri
 
 
@@ -55,10 +55,8 @@ def list_remote(uri: str) -> list[tuple[Uri, tuple[str, ...]]]:
 
 def located(uri: str) -> tuple[Any, str]:
     """The file system of a URI, and the path in it."""
-    try:
+    with needs_extra(f"{uri}: reading from this place", "remote"):
         import fsspec
-    except ImportError as error:
-        raise MissingExtraError(f"{uri}: reading from this place", "remote") from error
     head, chain, rest = uri.partition("::")
     try:
         if chain:  # an archive is opened once, and stays open while files of it are read

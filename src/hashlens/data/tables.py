@@ -19,7 +19,7 @@ from hashlens.data.image import RawImage
 from hashlens.data.labels import Labels, class_names, labels_from_values
 from hashlens.data.remote import open_remote
 from hashlens.data.source import Columns, ImageStore, ReadOptions, Source, check_row
-from hashlens.errors import MissingExtraError, SourceError, first_line
+from hashlens.errors import SourceError, first_line, needs_extra
 from hashlens.files import Uri, changed_ns, is_remote, path_uri, row_uri, uri_path
 
 IMAGE_COLUMNS = (
@@ -414,11 +414,9 @@ def near(name: str, table: str | Path) -> Path | Uri:
 
 def open_file(path: str) -> tuple[Any, os.stat_result | None]:
     """A parquet file, here or behind a URI, whose schema is known; what the system says of it."""
-    try:
+    with needs_extra("reading parquet files", "parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("reading parquet files", "parquet") from error
     remote = open_remote(path) if is_remote(path) else None
     try:
         if remote is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hashlens.errors import HashlensError, MissingExtraError, first_line
+from hashlens.errors import HashlensError, first_line, needs_extra
 
 LOCAL = "local"
 
@@ -15,10 +15,8 @@ LOCAL = "local"
 def load_ray() -> Any:
     """The ``ray`` module."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
+    with needs_extra("encoding on a cluster", "ray"):
         import ray
-    except ImportError as error:
-        raise MissingExtraError("encoding on a cluster", "ray") from error
     return ray
 
 

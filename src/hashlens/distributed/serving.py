@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hashlens.distributed.cluster import load_ray
 from hashlens.distributed.sharded import Answers, Shard, ShardedIndex, UnreadableShardError
 from hashlens.distributed.snapshots import Manifest, fetch_manifest, read_manifest, shard_name
-from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, MissingExtraError
+from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, needs_extra
 from hashlens.files import is_remote
 from hashlens.models.description import require_own_place
 from hashlens.models.encoder import Encoder
@@ -63,12 +63,10 @@ def build(args: dict[str, str]) -> Any:
     without one the front ends are read-only.
     """
     load_ray()
-    try:
+    with needs_extra("shards on Ray Serve", "ray,serve"):
         from ray import serve
 
         from hashlens.service.limits import read_key
-    except ImportError as error:
-        raise MissingExtraError("shards on Ray Serve", "ray,serve") from error
     try:
         options = ServeOptions.model_validate(args)
     except ValidationError as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashlens.codes.packing import unpack_bits
-from hashlens.errors import IndexStoreError, InvalidInputError, MissingExtraError
+from hashlens.errors import IndexStoreError, InvalidInputError, needs_extra
 from hashlens.files import remove_abandoned, written_aside
 from hashlens.index.rows import ROW, load_text, require_intact_rows
 from hashlens.index.snapshot import View
@@ -38,10 +38,8 @@ def export(view: View, path: Path, kind: str) -> None:
 
 def _to_faiss(view: View, path: Path) -> None:
     """An ``IndexBinaryFlat``; where ids are not 0, 1, 2, ..., inside an ``IndexBinaryIDMap``."""
-    try:
+    with needs_extra("export to FAISS", "faiss"):
         import faiss
-    except ImportError as error:
-        raise MissingExtraError("export to FAISS", "faiss") from error
     snapshot = view.snapshot
     positions = snapshot.living()
     index: Any = faiss.IndexBinaryFlat(8 * snapshot.codes.shape[1])
@@ -77,10 +75,8 @@ def to_arrow(view: View) -> Any:
 
 def _tables(view: View) -> tuple[Any, Iterator[Any]]:
     """Schema and pieces of id, uri, label, metadata (JSON text), code (bytes), features (lists)."""
-    try:
+    with needs_extra("an Arrow or Parquet table", "parquet"):
         import pyarrow as pa
-    except ImportError as error:
-        raise MissingExtraError("an Arrow or Parquet table", "parquet") from error
     snapshot = view.snapshot
     width, dim = snapshot.codes.shape[1], snapshot.meta.feature_dim
     value = pa.from_numpy_dtype(np.dtype(snapshot.meta.features))

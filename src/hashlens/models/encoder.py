@@ -22,7 +22,7 @@ from hashlens.codes.threads import split
 from hashlens.data.decoding import iter_decoded
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source
-from hashlens.errors import InvalidInputError, MissingExtraError, ModelError, first_line
+from hashlens.errors import InvalidInputError, ModelError, first_line, needs_extra
 from hashlens.machine import cores, gpu_name
 from hashlens.models.description import ModelConfig, parse_config, read_config, read_twin
 from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, ImageInput, Mode, Skipped
@@ -101,12 +101,10 @@ class Encoder:
                 f"{path}: expected a model directory or an .onnx file; give the directory that "
                 "holds model.json"
             )
-        try:
+        with needs_extra(
+            f"{path}: a model directory (an exported .onnx file does without)", "train"
+        ):
             from hashlens.models.checkpoint import load_torch
-        except ImportError as error:
-            raise MissingExtraError(
-                f"{path}: a model directory (an exported .onnx file does without)", "train"
-            ) from error
         return cls(*load_torch(path, device), path)
 
     @property
@@ -218,10 +216,8 @@ class Encoder:
                 "folder of one that was trained with --backbone open_clip:NAME, or a text's vector"
             )
         if self._texts is None:
-            try:
+            with needs_extra("searching by text", "clip"):
                 from hashlens.models.backbones.open_clip import load_texts
-            except ImportError as error:
-                raise MissingExtraError("searching by text", "clip") from error
             self._texts = load_texts(self._folder)
         return _packed(self._texts(texts))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hashlens.data.hub import one_try
-from hashlens.errors import HashlensError, MissingExtraError, ModelError, first_line
+from hashlens.errors import HashlensError, ModelError, first_line, needs_extra
 from hashlens.files import make_folder
 from hashlens.models.description import (
     CARD_NAME,
@@ -83,10 +83,8 @@ def _download(hub: Any, repo: str, **place: Any) -> Path:
 
 @contextmanager
 def _hub(failed: str, endpoint: str | None) -> Iterator[Any]:
-    try:
+    with needs_extra("a model hub", "hub"):
         import huggingface_hub
-    except ImportError as error:
-        raise MissingExtraError("a model hub", "hub") from error
     try:
         with one_try(endpoint):
             yield huggingface_hub

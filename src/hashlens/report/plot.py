@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from hashlens.errors import MissingExtraError
+from hashlens.errors import needs_extra
 from hashlens.files import replace_file
 
 # Okabe-Ito colours; curves also differ in marker and dash, so that colour is never needed.
@@ -40,10 +40,8 @@ class Curve:
 
 def panels(count: int = 1) -> list[Any]:
     """Axes of a new figure, from left to right."""
-    try:
+    with needs_extra("drawing plots", "train"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("drawing plots", "train") from error
     # No pyplot: no global state, no display.
     size = (7.2, 4.4) if count == 1 else (5.2 * count, 4.4)
     figure = Figure(figsize=size, layout="constrained")

@@ -7,7 +7,7 @@ from urllib.error import URLError
 
 from torch import nn
 
-from hashlens.errors import MissingExtraError, ModelError
+from hashlens.errors import ModelError, needs_extra
 from hashlens.models.backbones import (
     Backbone,
     StartWeights,
@@ -28,10 +28,8 @@ def alexnet(*, size: int | None, weights: Path | None, pretrained: bool) -> Back
     """AlexNet (Krizhevsky et al., 2012; torchvision's layers); features are F7 after its ReLU."""
     if size is not None and size < MIN_SIZE:
         raise ModelError(f"alexnet takes images of at least {MIN_SIZE} px, got {size}")
-    try:
+    with needs_extra("alexnet", "train"):
         from torchvision import models
-    except ImportError as error:
-        raise MissingExtraError("alexnet", "train") from error
     try:
         published = models.AlexNet_Weights.IMAGENET1K_V1 if pretrained and weights is None else None
         network = models.alexnet(weights=published)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hashlens.data.hub import one_try
-from hashlens.errors import MissingExtraError, ModelError, few_of, first_line
+from hashlens.errors import ModelError, few_of, first_line, needs_extra
 from hashlens.models.backbones import (
     Backbone,
     StartWeights,
@@ -90,10 +90,8 @@ def _clip(
 
     Its name for open_clip, which leaves the tag out, and where its weights are from.
     """
-    try:
+    with needs_extra(f"the backbone open_clip:{model}", "clip"):
         library: Any = import_module("open_clip")
-    except ImportError as error:
-        raise MissingExtraError(f"the backbone open_clip:{model}", "clip") from error
     name, _, tag = (model, "", "") if model.startswith(_LOCAL) else model.partition("/")
     published, start = library.get_pretrained_cfg(name, tag), StartWeights()
     unnamed = not published and (tag or (whole and not weights))

@@ -14,7 +14,7 @@ from torch import nn
 
 from hashlens.data.hub import one_try
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.errors import MissingExtraError, ModelError, first_line
+from hashlens.errors import ModelError, first_line, needs_extra
 from hashlens.models.backbones import (
     Backbone,
     StartWeights,
@@ -59,10 +59,8 @@ def timm(
         raise ModelError(
             f"timm:{model} takes the options {', '.join(OPTIONS)}, got {', '.join(refused)}"
         )
-    try:
+    with needs_extra(f"the backbone timm:{model}", "train"):
         library: Any = import_module("timm")
-    except ImportError as error:
-        raise MissingExtraError(f"the backbone timm:{model}", "train") from error
     if not library.is_model(model.split(".")[0]):
         near = ", ".join(library.list_models(f"*{model.split('_')[0]}*")[:5])
         raise ModelError(f"timm has no model {model!r}" + (f"; near it are {near}" if near else ""))
