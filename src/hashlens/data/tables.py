@@ -6,7 +6,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -292,10 +291,11 @@ def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:
     if is_remote(str(path)):
         return _opened(str(path), column, 0, 0)
     absolute = os.path.abspath(path)
-    with suppress(OSError):
+    try:
         status = os.stat(absolute)
-        return _opened(absolute, column, changed_ns(status), status.st_size)
-    return ParquetImages(absolute, column)  # raises with the reason
+    except OSError:
+        return ParquetImages(absolute, column)  # raises with the reason
+    return _opened(absolute, column, changed_ns(status), status.st_size)
 
 
 @lru_cache(maxsize=8)
