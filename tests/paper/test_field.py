@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hashlens.cli.main import app
+from hashlens.paper.field import Cell, field_table
 
 FIELD = ["reproduce", "field", "digits#train", "digits#test", "--bits", "16", "--seeds", "1",
          "--epochs", "1"]  # fmt: skip
@@ -81,6 +82,15 @@ def test_a_method_that_is_not_known_is_named(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "expected some of" in result.stderr
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_table_says_why_a_seed_failed_and_takes_the_median_of_seconds() -> None:
+    ways = {"bcs": {"map@1000": 0.5, "map@all": 0.5, "precision_within_radius_2": 0.5}}
+    scores = [{"ways": ways, "validation": 0.4, "seconds": s} for s in (1.0, 900.0, 2.0)]
+    found = {Cell(seed, 16, "ITQ"): {"scores": own} for seed, own in enumerate(scores)}
+    assert "2.0 (3)" in field_table(found).markdown()
+    found[Cell(1, 16, "ITQ")] = {"scores": {"error": "fewer bits, please"}}
+    assert "fewer bits, please" in field_table(found).markdown()
 
 
 @pytest.mark.slow

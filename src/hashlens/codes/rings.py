@@ -187,9 +187,8 @@ class RingSearch(NamedTuple):
             rest = words, self.allowed, k, limits, work, keys
             for at in range(0, len(order), together):
                 some = order[at : at + together]
-                nearest_in_rings(rings, queries, some, *rest)
-                missed = some[keys[some, 0] == FAR]
-                if len(missed):
+                if nearest_in_rings(rings, queries, some, *rest):
+                    missed = some[keys[some, 0] == FAR]
                     limits[missed] = FAR
                     nearest_in_rings(rings, queries, missed, *rest)
 
@@ -200,8 +199,10 @@ class RingSearch(NamedTuple):
             ids[first:last] = part & _ID
 
         self._over_threads(answer)
-        threads = thread_count() if keys.size > _ONE_THREAD else 1
-        run_all([partial(sort, *part) for part in split(len(keys), threads)])
+        if keys.size > _ONE_THREAD:
+            run_all([partial(sort, *part) for part in split(len(keys), thread_count())])
+        else:
+            sort(0, len(keys))
         return distances, ids
 
     def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
@@ -227,6 +228,8 @@ class RingSearch(NamedTuple):
     def _over_threads(self, answer: Callable[[NDArray[np.int64]], None]) -> None:
         """Answer queries on threads; those near the same pivot follow each other, for the cache."""
         order = np.arange(len(self.queries))
+        if len(order) == 1:
+            return answer(order)
         if len(order) >= _SORTED_FROM and len(self.rings.starts) > 1:
             pivots = np.ascontiguousarray(self.rings.pivots[:, : len(self.rings.starts) - 1].T)
             labels, _ = assign(to_blocks(self.queries), len(order), pivots, self.words)
@@ -399,29 +402,45 @@ def _pivot_distances(
 
     ``away`` and ``least`` have a row per pivot and a column per query.
     """
-    nearest[:] = 0
-    for p in range(len(rings.starts) - 1):
+    pivots = len(rings.starts) - 1
+    low, high = np.full(BLOCK, _NEVER, np.int16), np.full(BLOCK, _NEVER, np.int16)
+    for p in range(pivots):
         a, b = rings.starts[p], rings.starts[p + 1]
-        low, high = (rings.nearest[a], rings.farthest[b - 1]) if a < b else (_NEVER, _NEVER)
-        for c in range(len(asked)):
-            distance = np.int64(code_distance(rings.pivots, p, asked[c], words))
-            away[p, c] = distance
-            least[p, c] = max(0, low - distance, distance - high)
-            if distance < away[nearest[c], c]:
-                nearest[c] = p
+        if a < b:
+            low[p], high[p] = rings.nearest[a], rings.farthest[b - 1]
+    found = np.empty(BLOCK, np.int16)
+    for c in range(len(asked)):
+        query = asked[c]
+        for p in range(pivots):  # the compiler compares several pivots at once
+            found[p] = np.int16(code_distance(rings.pivots, p, query, words))
+        nearest[c] = np.argmin(found[:pivots])
+        for p in range(pivots):
+            away[p, c] = found[p]
+            least[p, c] = max(np.int16(0), low[p] - found[p], found[p] - high[p])
 
 
 @njit(nogil=True, cache=True)
-def _by_distance(away: Any, pivots: int, histogram: Any, order: Any) -> None:
-    """Put pivots into the order of their distance: a counting sort."""
+def _needed(away: Any, least: Any, below: Any, pivots: int, histogram: Any, order: Any) -> Any:
+    """Put the pivots whose clusters a query needs into the order of their distance to the first.
+
+    Return how many these are: a counting sort.
+    """
     histogram[:] = 0
+    count = 0
     for p in range(pivots):
-        histogram[away[p] + 1] += 1
+        needed = False
+        for c in range(len(below)):
+            needed |= least[p, c] < np.int64(below[c])
+        if needed:
+            histogram[away[p, 0] + 1] += 1
+            order[pivots + count] = p
+            count += 1
     for d in range(1, len(histogram)):
         histogram[d] += histogram[d - 1]
-    for p in range(pivots):
-        order[histogram[away[p]]] = p
-        histogram[away[p]] += 1
+    for p in order[pivots : pivots + count]:
+        order[histogram[away[p, 0]]] = p
+        histogram[away[p, 0]] += 1
+    return count
 
 
 @njit(nogil=True, cache=True)
@@ -455,6 +474,11 @@ def nearest_in_rings(
     out : ndarray of shape (q, k), uint64
         Results: keys, a distance 32 bits up and an id. Where fewer than k are below a query's
         limit, its first one is left as it is.
+
+    Returns
+    -------
+    int
+        Queries that were left so.
     """
     m, pivots, asked = len(order), len(rings.starts) - 1, queries[order]
     histogram = np.empty(64 * len(words) + 2, np.int64)
@@ -462,7 +486,7 @@ def nearest_in_rings(
     below = np.minimum(limits[order], np.uint64(64 * len(words) + 1))
     counts = np.zeros(m, np.int64)
     of_queries = away, least, below, np.full(m, FAR), keys, counts
-    turn = np.empty(BLOCK, np.int64)
+    turn = np.empty(2 * BLOCK, np.int64)
     nearest = np.empty(m, np.int64)
     _pivot_distances(rings, asked, words, away, least, nearest)
     last = (rings.size + GROUP - 1) // GROUP
@@ -478,8 +502,7 @@ def nearest_in_rings(
             c, c + 1, histogram,
         )  # fmt: skip
         least[p, c] = _NEVER
-    _by_distance(away[:, 0], pivots, histogram, turn)
-    for t in range(pivots):
+    for t in range(_needed(away, least, below, pivots, histogram, turn)):
         p, needed = turn[t], False
         for c in range(m):
             needed |= least[p, c] < np.int64(below[c])
@@ -493,6 +516,7 @@ def nearest_in_rings(
             if counts[c] > k:
                 _keep_smallest(keys[c], counts[c], k, k, histogram)
             out[order[c]] = keys[c, :k]
+    return np.sum(counts < k)
 
 
 @njit(nogil=True, cache=True)

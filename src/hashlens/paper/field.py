@@ -233,30 +233,31 @@ _WAYS = {"bcs": "codes", "acs": "latent", "es": "features"}
 
 
 def field_table(found: Mapping[Cell, Mapping[str, Any]]) -> Table:
-    """Mean and standard deviation over the seeds, best on validation first at each length."""
+    """Mean and standard deviation over the seeds, best on validation first at each length.
+
+    Seconds are the median. Where a seed failed, its reason takes the place of the figures.
+    """
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for cell, kept in found.items():
         groups.setdefault((cell.bits, cell.method), []).append(kept["scores"])
-    measured = {key: own for key, own in groups.items() if "error" not in own[0]}
-    ways = [way for way in _WAYS if any(way in own[0]["ways"] for own in measured.values())]
+    failed = {key: [x["error"] for x in own if "error" in x] for key, own in groups.items()}
+    measured = [own[0] for key, own in groups.items() if not failed[key]]
+    ways = [way for way in _WAYS if any(way in one["ways"] for one in measured)]
     columns = [(way, score) for way in ways for score in (SCORES if way == "bcs" else SCORES[:2])]
     rows = []
-    for (bits, method), own in sorted(
-        groups.items(), key=lambda one: (one[0][0], -_mean(one[1], "validation"), one[0][1])
-    ):
-        if "error" in own[0]:
-            rows.append([method, str(bits), own[0]["error"], *[""] * (len(columns) + 1)])
+    chosen = {key: np.mean([x.get("validation", 0.0) for x in own]) for key, own in groups.items()}
+    for bits, method in sorted(groups, key=lambda key: (key[0], -chosen[key], key[1])):
+        own = groups[bits, method]
+        if reasons := failed[bits, method]:
+            rows.append([method, str(bits), reasons[0], *[""] * (len(columns) + 1)])
             continue
         values = [[one["ways"].get(way, {}).get(score) for one in own] for way, score in columns]
         shown = [_spread(each) for each in ([one["validation"] for one in own], *values)]
-        rows.append([method, str(bits), *shown, f"{_mean(own, 'seconds'):.1f} ({len(own)})"])
+        seconds = np.median([one["seconds"] for one in own])  # a machine may stand still for one
+        rows.append([method, str(bits), *shown, f"{seconds:.1f} ({len(own)})"])
     named = [f"{_WAYS[way]}, {score.replace('_', ' ')}" for way, score in columns]
     headers = ["method", "bits", "validation mAP@1000", *named, "seconds (seeds)"]
     return Table(headers, rows)
-
-
-def _mean(cells: Sequence[Mapping[str, Any]], key: str) -> float:
-    return float(np.mean([one.get(key, 0.0) for one in cells]))
 
 
 def _spread(values: Sequence[float | None]) -> str:
