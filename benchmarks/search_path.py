@@ -6,7 +6,8 @@ An index of N random clustered codes with labels, file names and metadata is mad
 folder. Then are timed, minimum and median of many rounds that take turns: ``hamming_topk`` on
 prepared codes, ``HashIndex.search_encoded`` and ``search_hits`` by codes, the same after 1 % of
 the images are removed, the first search after one image was added, and one that follows. Queries
-change from call to call. Exhaustive Euclidean search is timed next to NumPy with norms kept.
+change from call to call. Then 100 searches a second are made, with and without one image added a
+second, taking turns. Exhaustive Euclidean search is timed next to NumPy with norms kept.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from itertools import cycle
@@ -29,6 +31,7 @@ from hashlens.codes.database import CodeDatabase
 from hashlens.codes.threads import thread_count
 
 QUERIES, ADDS = 64, 20
+SEARCHES_A_SECOND, STREAM_TURNS, STREAM_SECONDS = 100, 4, 10
 
 
 def rounds(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
@@ -84,6 +87,7 @@ def measure_codes(folder: Path, n: int, bits: int, seconds: float) -> dict[str, 
         own = {name: call for name, call in calls.items() if name.endswith(ending)}
         times |= rounds(own, seconds)
     times |= measure_adds(index, queries, few, "")
+    times |= measure_stream(index, queries, few)
     index.remove(np.arange(0, n, 100))
     index.search_encoded(next(queries), None, few)
     after = ("hamming_topk, k = 10", "search_encoded, k = 10")
@@ -113,6 +117,39 @@ def measure_adds(
             begin = time.perf_counter()
             call()
             times.setdefault(name + where, []).append(time.perf_counter() - begin)
+    return times
+
+
+def measure_stream(
+    index: HashIndex, queries: Any, options: SearchOptions
+) -> dict[str, list[float]]:
+    """Searches at a steady rate, with one image added a second by another thread, and without."""
+    times: dict[str, list[float]] = {}
+    for turn in range(STREAM_TURNS):
+        adding = turn % 2 == 1
+        done = threading.Event()
+
+        def add(turn: int = turn, done: threading.Event = done) -> None:
+            count = 0
+            while not done.wait(1):
+                name = f"/stream/{turn}-{count}.jpg"
+                index.add_encoded(next(queries), np.zeros((1, 0), np.float32), [name])
+                count += 1
+
+        thread = threading.Thread(target=add)
+        if adding:
+            thread.start()
+        begin = time.perf_counter()
+        own = times.setdefault(f"steady searches{', one add a second' * adding}", [])
+        for i in range(SEARCHES_A_SECOND * STREAM_SECONDS):
+            due = begin + i / SEARCHES_A_SECOND
+            time.sleep(max(0.0, due - time.perf_counter()))
+            asked = time.perf_counter()
+            index.search_encoded(next(queries), None, options)
+            own.append(time.perf_counter() - asked)
+        done.set()
+        if adding:
+            thread.join()
     return times
 
 
@@ -174,7 +211,11 @@ def main() -> None:
         if options.features:
             times |= measure_features(Path(folder), options.features, options.seconds)
     found = {
-        name: {"minimum_us": min(own) * 1e6, "median_us": float(np.median(own)) * 1e6}
+        name: {
+            "minimum_us": min(own) * 1e6,
+            "median_us": float(np.median(own)) * 1e6,
+            "p99_us": float(np.percentile(own, 99)) * 1e6,
+        }
         for name, own in times.items()
     }
     if options.json:
@@ -184,9 +225,9 @@ def main() -> None:
         f"{machine_line(environment(thread_count()))} {options.images:,} codes of "
         f"{options.bits} bits"
     )
-    print("\n| | minimum, us | median, us |\n|---|---|---|")
+    print("\n| | minimum, us | median, us | 99th percentile, us |\n|---|---|---|---|")
     for name, row in found.items():
-        print(f"| {name} | {row['minimum_us']:,.1f} | {row['median_us']:,.1f} |")
+        print("|".join(["", f" {name} ", *(f" {value:,.1f} " for value in row.values()), ""]))
     print("\n| ratio of | minima | medians |\n|---|---|---|")
     for above, below in RATIOS:
         if above in found and below in found:

@@ -2,10 +2,10 @@
 
 ``python benchmarks/unsupervised_recall.py FOLDER SOURCE --bits 16,48 --methods ITQ,LSH`` reads the
 features that ``hashlens reproduce field --out FOLDER`` kept. Methods learn from the database's;
-those of the queries search it, ties in the order of ids. ``rotation`` is the signs of principal
-components after a random rotation, which is where ITQ starts: ITQ without iterations. SOURCE, the
-database, gives the labels that an objective trains F8 by and chooses its epoch by; they shape no
-code of ``crovca-unsupervised`` and ``bihalf``.
+those of the queries search it, ties in the order of ids. Printed are mean and standard deviation
+over the seeds. ``rotation`` is the signs of principal components after a random rotation, which is
+where ITQ starts: ITQ without iterations. SOURCE, the database, gives the labels that an objective
+trains F8 by and chooses its epoch by; they shape no code of ``crovca-unsupervised`` and ``bihalf``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("--bits", default="16,32,64,128")
     parser.add_argument("--methods", default="rotation,LSH,ITQ,crovca-unsupervised,bihalf")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions, with seeds 0, 1, ...")
     options = parser.parse_args()
     labels = open_source(options.source).labels
     vectors = [
@@ -61,12 +61,14 @@ def main() -> None:
     print(hardware(), versions("hashlens", "torch", "numpy"), flush=True)
     for bits in map(int, options.bits.split(",")):
         for method in options.methods.split(","):
-            database, queries = codes(method, bits, options.seed, vectors, labels)
-            _, ids = hamming_topk(database, queries, k=K)
-            recall = np.mean(
-                [len(np.intersect1d(*pair)) / K for pair in zip(ids, near, strict=True)]
-            )
-            print(f"| {method} | {bits} | {recall:.3f} |", flush=True)
+            recalls = []
+            for seed in range(options.seeds):
+                database, queries = codes(method, bits, seed, vectors, labels)
+                _, ids = hamming_topk(database, queries, k=K)
+                found = [len(np.intersect1d(*pair)) / K for pair in zip(ids, near, strict=True)]
+                recalls.append(np.mean(found))
+            spread = f"{np.mean(recalls):.3f} ± {np.std(recalls):.3f}"
+            print(f"| {method} | {bits} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":
