@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hashlens import SourceError
-from hashlens.distributed import encoding
+from hashlens import HashIndex, SourceError
 from hashlens.distributed.encoding import EncodePart, list_names
-from hashlens.distributed.sharded import Shard, ShardedIndex
-from hashlens.distributed.snapshots import fetch_manifest, read_manifest
+from hashlens.distributed.sharded import OpenShards, ShardedIndex
+from hashlens.distributed.snapshots import read_manifest, write_manifest
 
 from .sharded_folders import make_shards, part
 
@@ -50,10 +49,11 @@ def test_shards_in_a_bucket_are_copied_backed_up_and_restored(
     index = ShardedIndex.open(tmp_path / "a")
     for expected in (600, 605):
         bucket.put(f"{tmp_path}/a/", "shop/shop.idx/", recursive=True)
-        fetch_manifest("s3://shop/shop.idx", tmp_path / "b")
-        for shard in read_manifest(tmp_path / "b").shards:
-            part_of = Shard(str(tmp_path / "b"), "s3://shop/shop.idx")
-            assert len(part_of.ask(shard.folder, "ids")) == shard.images
+        manifest = read_manifest("s3://shop/shop.idx")
+        for shard in manifest.shards:
+            part_of = OpenShards(tmp_path / "b", "s3://shop/shop.idx")
+            assert len(part_of.ask_one(shard.folder, HashIndex.ids)) == shard.images
+        write_manifest(tmp_path / "b", manifest)
         assert len(ShardedIndex.open(tmp_path / "b")) == expected
         index.add_encoded(**part(images, 0, 5))
     assert ShardedIndex.open(tmp_path / "b").verify() == []
@@ -66,10 +66,9 @@ def test_images_of_a_bucket_are_listed_and_encoded(
         file = io.BytesIO()
         Image.new("L", (8, 8), i).save(file, "PNG")
         bucket.pipe(f"shop/photos/cat/{i:02}.png", file.getvalue())
-    for name in (encoding.PARTS, encoding.NAMES):
-        (tmp_path / name).mkdir()
-    assert list_names("s3://shop/photos", str(tmp_path), 1) == {"0000-000000": 40}
-    worker = EncodePart(str(tmp_path), str(model), "cpu", 2**30, batch_size=16)
+    plan = list_names(str(tmp_path / "new"), {"source": "s3://shop/photos", "shards": 1})
+    assert plan["parts"] == {"0000-000000": 40}
+    worker = EncodePart(str(tmp_path / "new"), str(model), "cpu", 2**30, batch_size=16)
     assert worker({"item": ["0000-000000"]}) == {"item": ["0000-000000"]}
 
 
@@ -84,5 +83,5 @@ def test_a_missing_credential_is_said_as_the_store_says_it(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(SourceError, match="credentials") as raised:
-        fetch_manifest("s3://shop/shop.idx", tmp_path / "b")
+        read_manifest("s3://shop/shop.idx")
     assert "install" not in str(raised.value)

@@ -100,7 +100,7 @@ def test_replicas_share_the_calls(client: Any, folder: Path) -> None:
     handle, published = _handle("Shard-0000"), read_manifest(folder).shards[0].folder
 
     def call(_: int) -> int:
-        return int(handle.ask.remote(published, "process").result(timeout_s=60))
+        return int(handle.ask.remote(published, lambda _: os.getpid()).result(timeout_s=60))
 
     with ThreadPoolExecutor(8) as threads:
         answered = list(threads.map(call, range(60)))

@@ -19,15 +19,16 @@ import pytest
 from PIL import Image
 
 from hashlens import Encoder, HashIndex, IndexStoreError, InvalidInputError, SourceError
-from hashlens.distributed import encoding
 from hashlens.distributed.encoding import (
     MOST_IMAGES,
+    WORK,
     EncodePart,
     create_sharded,
     images_at_once,
     list_names,
 )
 from hashlens.distributed.sharded import ShardedIndex
+from hashlens.distributed.snapshots import read_manifest
 
 SOURCE, SHARDS = "digits#test", 3
 
@@ -73,7 +74,7 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
     thread.start()
     seen: list[tuple[int, int]] = []
     folder = tmp_path / "index"
-    made = create_sharded(
+    skipped = create_sharded(
         *(folder, model, SOURCE),
         shards=SHARDS,
         workers=1,
@@ -84,7 +85,8 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
     assert killed
     assert seen[0] == (0, 359)
     assert seen[-1] == (359, 359)
-    assert [shard.images for shard in made.manifest.shards] == [119, 120, 120]
+    assert not skipped
+    assert [shard.images for shard in read_manifest(folder).shards] == [119, 120, 120]
     _same(folder, expected)
     kept = {path.name.partition(".")[0] for path in folder.iterdir()}
     assert kept == {"shards", "shard-0000", "shard-0001", "shard-0002"}
@@ -114,12 +116,12 @@ def test_a_killed_driver_goes_on_where_it_was(
     command = [sys.executable, "-c", _DRIVER, str(folder), str(model), cluster.address]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
         limit = time.monotonic() + 240
-        while not list(folder.glob("parts/*.npz")) and time.monotonic() < limit:
+        while not list(folder.glob(f"{WORK}/*.npz")) and time.monotonic() < limit:
             assert driver.poll() is None
             time.sleep(0.02)
         driver.kill()
     assert not (folder / "shards.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("parts/*.npz")}
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob(f"{WORK}/*.npz")}
     assert kept
     for source, shards in ((SOURCE, SHARDS + 1), ("digits#train", SHARDS)):
         with pytest.raises(IndexStoreError, match="unfinished"):
@@ -149,8 +151,8 @@ def test_a_parquet_file_is_read_and_what_cannot_be_read_is_listed(
     words = ["cat", "dog", "cat", "dog", "cat", "dog", "cat"]
     path = tmp_path / "pictures.parquet"
     pq.write_table(pa.table({"image": pictures, "label": words, "price": range(7)}), path)
-    made = create_sharded(tmp_path / "index", model, str(path), shards=2, workers=1)
-    ((_, uri, reason),) = made.skipped
+    skipped = create_sharded(tmp_path / "index", model, str(path), shards=2, workers=1)
+    ((_, uri, reason),) = skipped
     assert uri == f"{path}#4"
     assert "not an image" in reason
     found = [record[1:] for record in ShardedIndex.open(tmp_path / "index")]
@@ -172,17 +174,16 @@ def test_objects_of_a_store_are_read_ahead(model: Path, object_store: Any, tmp_p
     for i in range(70):
         object_store.pipe(f"/shop/{'cat' if i % 2 else 'dog'}/{i:02}.png", _picture(i))
     object_store.pipe("/shop/dog/00.png", b"no picture")
-    for name in (encoding.PARTS, encoding.NAMES):
-        (tmp_path / name).mkdir()
-    parts = list_names("memory://shop", str(tmp_path), 2)
+    folder = tmp_path / "index"
+    parts = list_names(str(folder), {"source": "memory://shop", "shards": 2})["parts"]
     assert parts == {"0000-000000": 35, "0001-000000": 35}
-    worker = EncodePart(str(tmp_path), str(model), "cpu", 2**30, batch_size=16)
+    worker = EncodePart(str(folder), str(model), "cpu", 2**30, batch_size=16)
     for part in parts:
         worker({"item": [part]})
-    lines = (tmp_path / encoding.NAMES / "0001-000000.jsonl").read_text().splitlines()
+    lines = (folder / WORK / "0001-000000.jsonl").read_text().splitlines()
     uri, label, metadata = json.loads(lines[0])
     assert (uri, label, metadata) == ("memory://shop/dog/00.png", "dog", {})
-    with np.load(tmp_path / encoding.PARTS / "0001-000000.npz") as kept:
+    with np.load(folder / WORK / "0001-000000.npz") as kept:
         assert "not an image" in kept["reasons"][0]
         assert (kept["reasons"][1:] == "").all()
         codes, _ = Encoder.load(model).encode([_picture(2)])
@@ -199,10 +200,8 @@ def test_less_memory_means_fewer_images_at_once(model: Path) -> None:
 
 
 def _worker_with_names(model: Path, folder: Path) -> EncodePart:
-    for name in (encoding.PARTS, encoding.NAMES):
-        (folder / name).mkdir()
-    list_names(SOURCE, str(folder), 1)
-    return EncodePart(str(folder), str(model), "cpu", 2**30, batch_size=16)
+    list_names(str(folder / "index"), {"source": SOURCE, "shards": 1})
+    return EncodePart(str(folder / "index"), str(model), "cpu", 2**30, batch_size=16)
 
 
 def test_a_worker_whose_memory_is_short_goes_on_with_fewer_images(

@@ -3,7 +3,8 @@
 A task lists the source and writes the names in parts of a thousand, so that no other process holds
 a list of all images. Workers take part after part: each is read, encoded and kept as one file. Then
 the shards are written from their parts, several at once. A run that was killed keeps every part and
-every shard; the next one makes the others.
+every shard; the next one makes the others. All this is in ``encoding``, a folder of the index that
+goes when the index is whole: the plan, and of each part the names and what was encoded.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -32,27 +33,20 @@ from hashlens.distributed.snapshots import (
     snapshot_name,
     write_manifest,
 )
-from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
-from hashlens.files import make_folder, path_uri, replace_file, written_aside
+from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.files import make_folder, path_uri, remove_abandoned, replace_file, written_aside
 from hashlens.index.layout import Meta
 from hashlens.index.store import require_free
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import Skipped
 
-PLAN_NAME, PARTS, NAMES = "plan.json", "parts", "names"
+WORK, PLAN_NAME = "encoding", "plan.json"
 PART_IMAGES = 1024
 _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
 MOST_IMAGES = 256
 _PROBE = 16
-
-
-class Made(NamedTuple):
-    """A new sharded index, and the images that could not be read."""
-
-    manifest: Manifest
-    skipped: tuple[Skipped, ...]
 
 
 def create_sharded(
@@ -65,8 +59,10 @@ def create_sharded(
     workers: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Made:
+) -> list[Skipped]:
     """Encode a source on a Ray cluster into a new sharded index, or go on with a killed run.
+
+    Returns the images that could not be read.
 
     This machine and those that encode must reach ``folder``, ``model`` and ``source``. ``workers``
     is by default one per GPU, or per CPU where there is none; ``batch_size`` as many images as
@@ -76,19 +72,13 @@ def create_sharded(
     _ = encoder.preprocessing  # a model over vectors is refused
     folder, place = folder.absolute(), str(model.resolve())
     asked = {"source": source, "shards": shards, "fingerprint": encoder.fingerprint}
-    plan = _start_or_go_on(folder, asked)
+    plan = _unfinished(folder, asked)
     ray = connect(address)
-    if "parts" not in plan:
-        listed = ray.remote(list_names).options(num_cpus=0)
-        try:
-            with plain_errors(ray):
-                plan["parts"] = ray.get(listed.remote(source, str(folder), shards))
-        except HashlensError:
-            shutil.rmtree(folder)
-            raise
-        replace_file(folder / PLAN_NAME, json.dumps(plan))
+    if plan is None:
+        with plain_errors(ray):
+            plan = ray.get(ray.remote(list_names).options(num_cpus=0).remote(str(folder), asked))
     parts: dict[str, int] = plan["parts"]
-    left = [part for part in parts if not _is_done(folder, part)]
+    left = [part for part in parts if not _is_done(folder / WORK, part)]
     images = sum(parts.values())
     done = images - sum(parts[part] for part in left)
     meta = Meta(encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model))
@@ -99,74 +89,72 @@ def create_sharded(
                 progress(done, images)
         build = ray.remote(write_shard).options(num_cpus=1)
         built = ray.get([build.remote(str(folder), meta, shard) for shard in range(shards)])
-    manifest = Manifest(meta, tuple(Snapshot(one["folder"], one["images"]) for one in built))
-    write_manifest(folder, manifest)
-    for name in (PARTS, NAMES):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (folder / PLAN_NAME, *folder.glob("built-*.json")):
-        path.unlink()
-    skipped = (Skipped(-1, uri, reason) for one in built for uri, reason in one["skipped"])
-    return Made(manifest, tuple(skipped))
+    snapshots = (Snapshot(one["folder"], one["images"]) for one in built)
+    write_manifest(folder, Manifest(meta, tuple(snapshots)))
+    shutil.rmtree(folder / WORK)
+    return [Skipped(-1, uri, reason) for one in built for uri, reason in one["skipped"]]
 
 
-def _start_or_go_on(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a new index, or of the same that was not finished."""
-    path = folder / PLAN_NAME
+def _unfinished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The plan of the same index where it was not finished; None where none was begun."""
+    path = folder / WORK / PLAN_NAME
     if is_sharded(folder):
         raise IndexStoreError(
             f"{folder}: holds a sharded index already; add to it, or choose another folder"
         )
-    if path.is_file():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        if kept | asked != kept:
-            raise IndexStoreError(
-                f"{folder}: an unfinished index of another source, model or number of shards; "
-                "remove the folder to start again"
-            )
-        return kept
-    require_free(folder)
-    if asked["shards"] < 1:
-        raise InvalidInputError(f"shards: expected 1 or more, got {asked['shards']}")
-    make_folder(folder / PARTS)
-    make_folder(folder / NAMES)
-    replace_file(path, json.dumps(asked))
-    return asked
+    if not path.is_file():
+        require_free(folder)
+        if asked["shards"] < 1:
+            raise InvalidInputError(f"shards: expected 1 or more, got {asked['shards']}")
+        return None
+    plan: dict[str, Any] = json.loads(path.read_text())
+    if plan | asked != plan:
+        raise IndexStoreError(
+            f"{folder}: an unfinished index of another source, model or number of shards; "
+            "remove the folder to start again"
+        )
+    return plan
 
 
-def list_names(source: str, folder: str, shards: int) -> dict[str, int]:
-    """Write names, labels and metadata of a source in parts; the number of images of each.
+def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Begin an index: write names, labels and metadata of its source in parts; the plan.
 
-    A part is called ``SHARD-NUMBER``; it belongs to one shard.
+    ``parts`` in it are the images of each. A part is called ``SHARD-NUMBER``, after its shard.
     """
-    images, parts = open_source(source), {}
-    for path in (Path(folder) / NAMES).iterdir():  # of a run that was killed here
-        path.unlink()
+    images, shards = open_source(asked["source"]), asked["shards"]
     if shards > len(images):
         raise InvalidInputError(f"shards: expected 1 to {len(images)} (the images), got {shards}")
+    plan = {**asked, "parts": {}}
     bounds = np.linspace(0, len(images), shards + 1).astype(int).tolist()
     uris, label, known = images.uris, images.label_name, images.metadata
-    for shard, (start, end) in enumerate(pairwise(bounds)):
-        for number, first in enumerate(range(start, end, PART_IMAGES)):
-            rows = range(first, min(first + PART_IMAGES, end))
-            lines = [json.dumps([uris[row], label(row), known(row)]) for row in rows]
-            part = f"{shard:04d}-{number:06d}"
-            replace_file(Path(folder) / NAMES / f"{part}.jsonl", "\n".join(lines))
-            parts[part] = len(rows)
-    return parts
+    place = Path(folder)
+    make_folder(place.parent)
+    remove_abandoned(place.parent)
+    with written_aside(place) as aside:
+        (aside / WORK).mkdir(parents=True)
+        for shard, (start, end) in enumerate(pairwise(bounds)):
+            for number, first in enumerate(range(start, end, PART_IMAGES)):
+                rows = range(first, min(first + PART_IMAGES, end))
+                lines = [json.dumps([uris[row], label(row), known(row)]) for row in rows]
+                part = f"{shard:04d}-{number:06d}"
+                (aside / WORK / f"{part}.jsonl").write_text("\n".join(lines))
+                plan["parts"][part] = len(rows)
+        (aside / WORK / PLAN_NAME).write_text(json.dumps(plan))
+    return plan
 
 
-def _read_names(folder: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
-    lines = (folder / NAMES / f"{part}.jsonl").read_text().splitlines()
-    return [tuple(json.loads(line)) for line in lines]
+def _is_done(work: Path, part: str) -> bool:
+    return (work / f"{part}.npz").is_file() or _built(work, int(part[:4])).is_file()
 
 
-def _built(folder: Path, shard: int) -> Path:
+def _built(work: Path, shard: int) -> Path:
     """What a shard that is written says of itself."""
-    return folder / f"built-{shard:04d}.json"
+    return work / f"built-{shard:04d}.json"
 
 
-def _is_done(folder: Path, part: str) -> bool:
-    return (folder / PARTS / f"{part}.npz").is_file() or _built(folder, int(part[:4])).is_file()
+def _read_names(work: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
+    lines = (work / f"{part}.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)) for line in lines]
 
 
 def _encode_parts(
@@ -205,7 +193,7 @@ class EncodePart:
     def __init__(
         self, folder: str, model: str, device: str, memory: int, batch_size: int | None = None
     ) -> None:
-        self._folder = Path(folder)
+        self._work = Path(folder) / WORK
         self._encoder = Encoder.load(model, device=device)
         if batch_size is None:  # a GPU says itself when its memory is short
             is_cpu = device == "cpu"
@@ -214,8 +202,8 @@ class EncodePart:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Encode the part that is named in column item."""
-        (part,) = batch["item"]
-        uris = [uri for uri, *_ in _read_names(self._folder, str(part))]
+        (part,) = map(str, batch["item"])
+        uris = [uri for uri, *_ in _read_names(self._work, part)]
         while True:
             try:
                 encoded = self._encode(uris)
@@ -224,11 +212,10 @@ class EncodePart:
                 if type(error).__name__ != "OutOfMemoryError" or self._batch_size == 1:
                     raise
                 self._batch_size //= 2
-        path = self._folder / PARTS / f"{part}.npz"
-        replace_file(path, lambda aside: np.savez(aside, **encoded))
+        replace_file(self._work / f"{part}.npz", lambda aside: np.savez(aside, **encoded))
         return batch
 
-    def _encode(self, uris: Sequence[str]) -> dict[str, Any]:
+    def _encode(self, uris: list[str]) -> dict[str, Any]:
         n, encoder = len(uris), self._encoder
         codes = np.zeros((n, code_bytes(encoder.bits)), np.uint8)
         features = np.zeros((n, encoder.feature_dim), np.float32)
@@ -242,15 +229,15 @@ class EncodePart:
 
 def write_shard(folder: str, meta: Meta, shard: int) -> dict[str, Any]:
     """Write a shard from its parts, if that was not done before; what was made of them."""
-    place = Path(folder)
-    told = _built(place, shard)
+    place, work = Path(folder), Path(folder) / WORK
+    told = _built(work, shard)
     if told.is_file():
         return dict(json.loads(told.read_text()))
-    parts = sorted((place / PARTS).glob(f"{shard:04d}-*.npz"))
+    parts = sorted(work.glob(f"{shard:04d}-*.npz"))
     name, skipped = snapshot_name(shard, 1), []
     with written_aside(place / name) as aside, create_shard(aside, meta) as index:
         for part in parts:
-            rows = _read_names(place, part.stem)
+            rows = _read_names(work, part.stem)
             with np.load(part) as encoded:
                 reasons = encoded["reasons"].tolist()
                 good = [i for i, reason in enumerate(reasons) if not reason]

@@ -18,7 +18,6 @@ import secrets
 import shutil
 import socket
 import sqlite3
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -30,10 +29,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hashlens.data.remote import located, unread
+from hashlens.data.remote import located, read_remote, unread
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import (
     FileState,
+    is_remote,
     keeps_locks,
     make_folder,
     remove_abandoned,
@@ -52,6 +52,7 @@ FORMAT_VERSION = 2
 SHARD_SHIFT = 40
 _LOCAL = (1 << SHARD_SHIFT) - 1
 _BLOCK = 1 << 16  # rows that are written at a time
+_MANIFEST_BYTES = 1 << 28  # at most, behind a URI
 
 
 def global_ids(shard: int, local: Ids) -> Ids:
@@ -104,11 +105,12 @@ def is_sharded(folder: str | Path) -> bool:
     return (Path(folder) / FILE_NAME).is_file()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check a folder's manifest."""
-    path = folder / FILE_NAME
+def read_manifest(place: str | Path) -> Manifest:
+    """Read and check the manifest of a folder, or of a URI such as ``s3://bucket/shop.idx``."""
+    path = f"{str(place).rstrip('/')}/{FILE_NAME}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = read_remote(path, _MANIFEST_BYTES) if is_remote(path) else Path(path).read_bytes()
+        content = json.loads(data)
     except FileNotFoundError as error:
         raise IndexStoreError(
             f"{path}: no such file; make a sharded index with `hashlens index create --shards`"
@@ -118,8 +120,8 @@ def read_manifest(folder: Path) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version == 1:
         raise IndexStoreError(
-            f"{folder}: shards of an older form, which are not searched any more; convert them "
-            f"with `hashlens index reshard {folder} NEW --shards N` (images get new ids)"
+            f"{place}: shards of an older form, which are not searched any more; convert them "
+            f"with `hashlens index reshard {place} NEW --shards N` (images get new ids)"
         )
     if version != FORMAT_VERSION:
         raise IndexStoreError(
@@ -230,7 +232,7 @@ def publishing(folder: Path) -> Iterator[Publication]:
                 yield publication
                 after = publication.seal()
             if after.shards != manifest.shards:  # the new snapshots have their names now
-                _switch(folder, after)
+                _switch(folder, manifest, after)
         finally:
             with suppress(OSError):
                 owner.unlink()
@@ -247,11 +249,8 @@ def snapshot_name(position: int, version: int) -> str:
     return f"{shard_name(position)}.v{version}-{secrets.token_hex(3)}"
 
 
-def _switch(folder: Path, manifest: Manifest) -> None:
+def _switch(folder: Path, before: Manifest | None, manifest: Manifest) -> None:
     """Go on to a version; snapshots that neither it nor the one before names are removed."""
-    before = read_manifest(folder) if is_sharded(folder) else None
-    if before == manifest:
-        return
     write_manifest(folder, manifest)
     kept = {shard.folder for shard in (*manifest.shards, *(before.shards if before else ()))}
     for path in folder.glob("shard-*.v*"):
@@ -299,11 +298,10 @@ def copy_shards(source: Path, target: Path) -> int:
     Snapshots are immutable: those that a copy has already are left, and the manifest goes last.
     """
     manifest = read_manifest(source)
-    if not is_sharded(target):
+    copied = read_manifest(target) if is_sharded(target) else None
+    if copied is None:
         require_free(target)
-    elif (copied := read_manifest(target)) != manifest and (
-        copied.id != manifest.id or copied.version >= manifest.version
-    ):
+    elif copied != manifest and (copied.id != manifest.id or copied.version >= manifest.version):
         raise IndexStoreError(
             f"{target}: expected an earlier copy of {source}, got another index, or a copy that "
             "was changed; choose a new folder"
@@ -322,38 +320,22 @@ def copy_shards(source: Path, target: Path) -> int:
                 if before == manifest:
                     raise
         copy_uploads(source / UPLOADS, target / UPLOADS)
-        _switch(target, manifest)
+        if copied != manifest:
+            _switch(target, copied, manifest)
     return manifest.images
 
 
-def fetch_manifest(uri: str, target: Path, ready: Callable[[Manifest], None] | None = None) -> None:
-    """Copy the manifest behind a URI into a folder; if it is new, after ``ready`` was called."""
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as aside:
-        _get(uri, FILE_NAME, Path(aside) / FILE_NAME)
-        manifest = read_manifest(Path(aside))
-    if not is_sharded(target) or read_manifest(target) != manifest:
-        if ready is not None:
-            ready(manifest)
-        write_manifest(target, manifest)
-
-
 def fetch_snapshot(uri: str, target: Path, name: str, kept: Collection[str]) -> None:
-    """Copy a snapshot behind a URI, if it is not there; others but ``kept`` are removed."""
-    if not (target / name).is_dir():
-        _get(uri, name, target / name)
-        for path in target.glob(f"{name.partition('.')[0]}.v*"):  # of the same shard
-            if path.name != name and path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _get(uri: str, name: str, goal: Path) -> None:
+    """Copy a snapshot behind a URI into a folder; older ones of the shard, but ``kept``, go."""
     system, root = located(uri)
-    with written_aside(goal) as aside:
+    with written_aside(target / name) as aside:
         try:
-            system.get(f"{root}/{name}", str(aside), recursive=name != FILE_NAME)
+            system.get(f"{root}/{name}", str(aside), recursive=True)
         except Exception as error:  # each file system raises its own kinds
             raise unread(f"{uri.rstrip('/')}/{name}", error) from error
+    for path in target.glob(f"{name.partition('.')[0]}.v*"):
+        if path.name != name and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def reshard(
