@@ -13,7 +13,7 @@ from PIL import Image
 from hashlens import HashIndex, SourceError
 from hashlens.distributed.encoding import EncodePart, list_names
 from hashlens.distributed.sharded import OpenShards, ShardedIndex
-from hashlens.distributed.snapshots import read_manifest, write_manifest
+from hashlens.distributed.snapshots import read_manifest
 
 from .sharded_folders import make_shards, part
 
@@ -46,16 +46,17 @@ def test_shards_in_a_bucket_are_copied_backed_up_and_restored(
     bucket: Any, images: dict[str, Any], tmp_path: Path
 ) -> None:
     make_shards(tmp_path / "a", images, [0, 250, 600])
-    index = ShardedIndex.open(tmp_path / "a")
+    index, shards = ShardedIndex.open(tmp_path / "a"), OpenShards("s3://shop/shop.idx")
     for expected in (600, 605):
         bucket.put(f"{tmp_path}/a/", "shop/shop.idx/", recursive=True)
         manifest = read_manifest("s3://shop/shop.idx")
+        assert manifest.images == expected
         for shard in manifest.shards:
-            part_of = OpenShards(tmp_path / "b", "s3://shop/shop.idx")
-            assert len(part_of.ask_one(shard.folder, HashIndex.ids)) == shard.images
-        write_manifest(tmp_path / "b", manifest)
-        assert len(ShardedIndex.open(tmp_path / "b")) == expected
+            assert len(shards.ask_one(shard.folder, HashIndex.ids)) == shard.images
+            assert shards.ask_one(shard.folder, HashIndex.verify) == []
         index.add_encoded(**part(images, 0, 5))
+    bucket.get("shop/shop.idx/", f"{tmp_path}/b/", recursive=True)
+    assert len(ShardedIndex.open(tmp_path / "b")) == 605
     assert ShardedIndex.open(tmp_path / "b").verify() == []
 
 
@@ -67,9 +68,9 @@ def test_images_of_a_bucket_are_listed_and_encoded(
         Image.new("L", (8, 8), i).save(file, "PNG")
         bucket.pipe(f"shop/photos/cat/{i:02}.png", file.getvalue())
     plan = list_names(str(tmp_path / "new"), {"source": "s3://shop/photos", "shards": 1})
-    assert plan["parts"] == {"0000-000000": 40}
+    assert plan["parts"] == {"shard-0000-000000": 40}
     worker = EncodePart(str(tmp_path / "new"), str(model), "cpu", 2**30, batch_size=16)
-    assert worker({"item": ["0000-000000"]}) == {"item": ["0000-000000"]}
+    assert worker({"item": ["shard-0000-000000"]}) == {"item": ["shard-0000-000000"]}
 
 
 def test_a_missing_credential_is_said_as_the_store_says_it(

@@ -176,18 +176,20 @@ def test_objects_of_a_store_are_read_ahead(model: Path, object_store: Any, tmp_p
     object_store.pipe("/shop/dog/00.png", b"no picture")
     folder = tmp_path / "index"
     parts = list_names(str(folder), {"source": "memory://shop", "shards": 2})["parts"]
-    assert parts == {"0000-000000": 35, "0001-000000": 35}
+    assert parts == {"shard-0000-000000": 35, "shard-0001-000000": 35}
     worker = EncodePart(str(folder), str(model), "cpu", 2**30, batch_size=16)
     for part in parts:
         worker({"item": [part]})
-    lines = (folder / WORK / "0001-000000.jsonl").read_text().splitlines()
+    lines = (folder / WORK / "shard-0001-000000.jsonl").read_text().splitlines()
     uri, label, metadata = json.loads(lines[0])
     assert (uri, label, metadata) == ("memory://shop/dog/00.png", "dog", {})
-    with np.load(folder / WORK / "0001-000000.npz") as kept:
-        assert "not an image" in kept["reasons"][0]
-        assert (kept["reasons"][1:] == "").all()
+    with np.load(folder / WORK / "shard-0001-000000.npz") as kept:
+        assert kept["rows"].tolist() == list(range(1, 35))
         codes, _ = Encoder.load(model).encode([_picture(2)])
-        np.testing.assert_array_equal(kept["codes"][1], codes[0])
+        np.testing.assert_array_equal(kept["codes"][0], codes[0])
+    ((uri, reason),) = json.loads((folder / WORK / "shard-0001-000000.unread").read_text())
+    assert uri == "memory://shop/dog/00.png"
+    assert "not an image" in reason
 
 
 def test_less_memory_means_fewer_images_at_once(model: Path) -> None:
@@ -220,7 +222,7 @@ def test_a_worker_whose_memory_is_short_goes_on_with_fewer_images(
             return run(images)
 
     worker._encoder._runner = Small()
-    worker({"item": ["0000-000000"]})
+    worker({"item": ["shard-0000-000000"]})
     assert max(sizes) == 16
     assert sizes[-1] <= 4
 
@@ -234,7 +236,7 @@ def test_an_error_that_is_not_about_memory_is_raised(model: Path, tmp_path: Path
 
     worker._encoder._runner = Broken()
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        worker({"item": ["0000-000000"]})
+        worker({"item": ["shard-0000-000000"]})
 
 
 def test_a_local_cluster_is_never_another_that_runs_here(cluster: Any) -> None:

@@ -4,7 +4,8 @@ A task lists the source and writes the names in parts of a thousand, so that no 
 a list of all images. Workers take part after part: each is read, encoded and kept as one file. Then
 the shards are written from their parts, several at once. A run that was killed keeps every part and
 every shard; the next one makes the others. All this is in ``encoding``, a folder of the index that
-goes when the index is whole: the plan, and of each part the names and what was encoded.
+goes when the index is whole: the plan, and of each part the names, what was encoded, and which
+images could not be read.
 """
 
 from __future__ import annotations
@@ -13,35 +14,35 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hashlens.codes.packing import code_bytes
 from hashlens.data.decoding import read_ahead
 from hashlens.data.opening import open_source
 from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
     Manifest,
     Snapshot,
-    create_shard,
     is_sharded,
     seal,
+    shard_name,
     snapshot_name,
     write_manifest,
 )
 from hashlens.errors import IndexStoreError, InvalidInputError
 from hashlens.files import make_folder, path_uri, remove_abandoned, replace_file, written_aside
+from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
-from hashlens.index.store import require_free
+from hashlens.index.store import Store, require_free
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import Skipped
 
 WORK, PLAN_NAME = "encoding", "plan.json"
+FEATURES = "float16"
 PART_IMAGES = 1024
 _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
@@ -78,21 +79,22 @@ def create_sharded(
         with plain_errors(ray):
             plan = ray.get(ray.remote(list_names).options(num_cpus=0).remote(str(folder), asked))
     parts: dict[str, int] = plan["parts"]
-    left = [part for part in parts if not _is_done(folder / WORK, part)]
+    left = [part for part in parts if not _encoded(folder / WORK, part).is_file()]
     images = sum(parts.values())
     done = images - sum(parts[part] for part in left)
-    meta = Meta(encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model))
+    meta = Meta(encoder.bits, encoder.feature_dim, FEATURES, encoder.fingerprint, path_uri(model))
     with plain_errors(ray):
         for part in chain([""], _encode_parts(ray, folder, place, left, workers, batch_size)):
             done += parts.get(part, 0)
             if progress is not None:
                 progress(done, images)
-        build = ray.remote(write_shard).options(num_cpus=1)
-        built = ray.get([build.remote(str(folder), meta, shard) for shard in range(shards)])
-    snapshots = (Snapshot(one["folder"], one["images"]) for one in built)
-    write_manifest(folder, Manifest(meta, tuple(snapshots)))
+        write = ray.remote(write_shard).options(num_cpus=1)
+        made = ray.get([write.remote(str(folder), meta, name) for name in plan["snapshots"]])
+    write_manifest(folder, Manifest(meta, tuple(made)))
+    unread = (json.loads(path.read_text()) for path in sorted((folder / WORK).glob("*.unread")))
+    skipped = [Skipped(-1, *image) for image in chain.from_iterable(unread)]
     shutil.rmtree(folder / WORK)
-    return [Skipped(-1, uri, reason) for one in built for uri, reason in one["skipped"]]
+    return skipped
 
 
 def _unfinished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
@@ -104,8 +106,6 @@ def _unfinished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         )
     if not path.is_file():
         require_free(folder)
-        if asked["shards"] < 1:
-            raise InvalidInputError(f"shards: expected 1 or more, got {asked['shards']}")
         return None
     plan: dict[str, Any] = json.loads(path.read_text())
     if plan | asked != plan:
@@ -119,12 +119,14 @@ def _unfinished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
 def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Begin an index: write names, labels and metadata of its source in parts; the plan.
 
-    ``parts`` in it are the images of each. A part is called ``SHARD-NUMBER``, after its shard.
+    It has the number of images of each part, and a name for each snapshot. The name of a part
+    begins with that of its shard.
     """
     images, shards = open_source(asked["source"]), asked["shards"]
-    if shards > len(images):
+    if not 1 <= shards <= len(images):
         raise InvalidInputError(f"shards: expected 1 to {len(images)} (the images), got {shards}")
-    plan = {**asked, "parts": {}}
+    names = [snapshot_name(shard, 1) for shard in range(shards)]
+    plan = {**asked, "snapshots": names, "parts": {}}
     bounds = np.linspace(0, len(images), shards + 1).astype(int).tolist()
     uris, label, known = images.uris, images.label_name, images.metadata
     place = Path(folder)
@@ -136,20 +138,16 @@ def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
             for number, first in enumerate(range(start, end, PART_IMAGES)):
                 rows = range(first, min(first + PART_IMAGES, end))
                 lines = [json.dumps([uris[row], label(row), known(row)]) for row in rows]
-                part = f"{shard:04d}-{number:06d}"
+                part = f"{shard_name(shard)}-{number:06d}"
                 (aside / WORK / f"{part}.jsonl").write_text("\n".join(lines))
                 plan["parts"][part] = len(rows)
         (aside / WORK / PLAN_NAME).write_text(json.dumps(plan))
     return plan
 
 
-def _is_done(work: Path, part: str) -> bool:
-    return (work / f"{part}.npz").is_file() or _built(work, int(part[:4])).is_file()
-
-
-def _built(work: Path, shard: int) -> Path:
-    """What a shard that is written says of itself."""
-    return work / f"built-{shard:04d}.json"
+def _encoded(work: Path, part: str) -> Path:
+    """The file of codes and features of a part, and of which of its rows they are."""
+    return work / f"{part}.npz"
 
 
 def _read_names(work: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
@@ -206,49 +204,41 @@ class EncodePart:
         uris = [uri for uri, *_ in _read_names(self._work, part)]
         while True:
             try:
-                encoded = self._encode(uris)
+                images = read_ahead(uris)
+                made = list(self._encoder.encode_batches(images, batch_size=self._batch_size))
                 break
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError" or self._batch_size == 1:
                     raise
                 self._batch_size //= 2
-        replace_file(self._work / f"{part}.npz", lambda aside: np.savez(aside, **encoded))
+        unread = [(uris[image.position], image.reason) for each in made for image in each.skipped]
+        if unread:
+            replace_file(self._work / f"{part}.unread", json.dumps(unread))
+        columns = zip(*((each.positions, each.codes, each.features) for each in made), strict=True)
+        rows, codes, features = map(np.concatenate, columns)
+        encoded: dict[str, Any] = {
+            "rows": rows,
+            "codes": codes,
+            "features": features.astype(FEATURES),
+        }
+        replace_file(_encoded(self._work, part), lambda aside: np.savez(aside, **encoded))
         return batch
 
-    def _encode(self, uris: list[str]) -> dict[str, Any]:
-        n, encoder = len(uris), self._encoder
-        codes = np.zeros((n, code_bytes(encoder.bits)), np.uint8)
-        features = np.zeros((n, encoder.feature_dim), np.float32)
-        reasons = np.full(n, "", dtype=object)
-        for batch in encoder.encode_batches(read_ahead(uris), batch_size=self._batch_size):
-            codes[batch.positions], features[batch.positions] = batch.codes, batch.features
-            for image in batch.skipped:
-                reasons[image.position] = image.reason
-        return {"codes": codes, "features": features, "reasons": reasons.astype(str)}
 
-
-def write_shard(folder: str, meta: Meta, shard: int) -> dict[str, Any]:
-    """Write a shard from its parts, if that was not done before; what was made of them."""
-    place, work = Path(folder), Path(folder) / WORK
-    told = _built(work, shard)
-    if told.is_file():
-        return dict(json.loads(told.read_text()))
-    parts = sorted(work.glob(f"{shard:04d}-*.npz"))
-    name, skipped = snapshot_name(shard, 1), []
-    with written_aside(place / name) as aside, create_shard(aside, meta) as index:
-        for part in parts:
-            rows = _read_names(work, part.stem)
-            with np.load(part) as encoded:
-                reasons = encoded["reasons"].tolist()
-                good = [i for i, reason in enumerate(reasons) if not reason]
-                skipped += [(rows[i][0], why) for i, why in enumerate(reasons) if why]
-                columns = zip(*(rows[i] for i in good), strict=True) if good else [()] * 3
-                index.add_encoded(encoded["codes"][good], encoded["features"][good], *columns)
-        built = {**asdict(seal(index, name)), "skipped": skipped}
-    replace_file(told, json.dumps(built))
-    for part in parts:
-        part.unlink()
-    return built
+def write_shard(folder: str, meta: Meta, name: str) -> Snapshot:
+    """Write a shard from its parts, if that was not done before."""
+    place = Path(folder)
+    if (place / name).is_dir():
+        with HashIndex.open(place / name, read_only=True) as whole:
+            return Snapshot(name, len(whole))
+    with written_aside(place / name) as aside, HashIndex(Store.create(aside, meta)) as index:
+        for path in sorted((place / WORK).glob(f"{name.partition('.')[0]}-*.npz")):
+            rows = _read_names(path.parent, path.stem)
+            with np.load(path) as encoded:
+                good = [rows[row] for row in encoded["rows"].tolist()]
+                columns = ([row[column] for row in good] for column in range(3))
+                index.add_encoded(encoded["codes"], encoded["features"], *columns)
+        return seal(index, name)
 
 
 def images_at_once(encoder: Encoder, memory: int) -> int:

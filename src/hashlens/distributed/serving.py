@@ -18,11 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from hashlens.distributed.cluster import load_ray
 from hashlens.distributed.sharded import (
     Answers,
     Call,
@@ -37,8 +34,14 @@ from hashlens.files import is_remote
 from hashlens.models.description import require_own_place
 from hashlens.models.encoder import Encoder
 
-if TYPE_CHECKING:
+with needs_extra("shards on Ray Serve", "ray,serve"):
     from fastapi import FastAPI
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from ray import serve
+    from ray.exceptions import RayError, RayTaskError
+
+    from hashlens.service.limits import Limits, read_key
+    from hashlens.service.security import LOOPBACK
 
 
 class ServeOptions(BaseModel):
@@ -69,11 +72,6 @@ def build(args: dict[str, str]) -> Any:
     The key for writing is that of ``HASHLENS_API_KEY`` in the environment of this process;
     without one the front ends are read-only.
     """
-    load_ray()
-    with needs_extra("shards on Ray Serve", "ray,serve"):
-        from ray import serve
-
-        from hashlens.service.limits import read_key
     try:
         options = ServeOptions.model_validate(args)
     except ValidationError as error:
@@ -113,10 +111,7 @@ class ServedShard:
     """A replica of one shard. Calls run in threads, so that one does not wait for another."""
 
     def __init__(self, index: str, position: int) -> None:
-        self._index, self._position = index, position
-        self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shard-")
-        place = (self._copy.name, index) if is_remote(index) else (index,)
-        self._shard = OpenShards(*place)
+        self._index, self._position, self._shard = index, position, OpenShards(index)
         with suppress(HashlensError, OSError):  # the others answer; each search tries it again
             self._follow()
 
@@ -171,7 +166,6 @@ class ServedShards:
 
     def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
         """Ask each shard; other errors than unreadable shards are raised."""
-        ray = load_ray()
         answers = Answers({}, dict.fromkeys(calls))
         ends = time.monotonic() + (_PATIENT_SECONDS if patient else self._deadline)
         waiting: dict[int, Any] = {}
@@ -188,9 +182,7 @@ class ServedShards:
                     answers.values[position] = response.result(timeout_s=left)
                     del answers.missing[position]
                     break
-                except ray.exceptions.RayTaskError as error:
-                    if not isinstance(error.cause, HashlensError):
-                        raise
+                except RayTaskError as error:
                     if not isinstance(error.cause, UnreadableShardError):
                         raise error.cause from None
                     answers.missing[position] = error.cause
@@ -218,13 +210,8 @@ class ServedShards:
 
 def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
     """The app of one front end; called where it runs."""
-    from ray import serve
+    from hashlens.service.app import create_app  # loads what a shard does without
 
-    from hashlens.service.app import create_app
-    from hashlens.service.limits import Limits
-    from hashlens.service.security import LOOPBACK
-
-    ray = load_ray()
     app_name = serve.get_replica_context().app_name
     handle = partial(serve.get_deployment_handle, app_name=app_name)
     writer = handle("Writer")
@@ -232,9 +219,9 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
     def write(change: Change) -> Any:
         try:
             return writer.write.remote(change).result(timeout_s=_WRITE_SECONDS)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise error.cause from None
-        except (ray.exceptions.RayError, TimeoutError) as error:
+        except (RayError, TimeoutError) as error:
             raise IndexStoreError(
                 f"{options.index}: the process that makes changes does not answer; look at it "
                 "with `serve status`"

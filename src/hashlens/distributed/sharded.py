@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import shutil
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +42,7 @@ from hashlens.errors import (
     TimeLimitError,
     system_reason,
 )
+from hashlens.files import is_remote
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
 from hashlens.index.protocol import Hits, Index
@@ -91,12 +94,15 @@ class Shards(Protocol):
 class OpenShards:
     """Shards opened in this process, asked one after the other: each search uses all cores.
 
-    Of each shard the last two snapshots stay open; ids are the shard's own. ``source`` is a URI
-    that snapshots which are not in the folder are copied from.
+    Of each shard the last two snapshots stay open; ids are the shard's own. Snapshots behind a URI
+    are copied to a folder that goes with this object.
     """
 
-    def __init__(self, folder: str | Path, source: str | None = None) -> None:
-        self._folder, self._source = Path(folder), source
+    def __init__(self, index: str | Path) -> None:
+        self._source = str(index) if is_remote(str(index)) else None
+        if self._source is not None:
+            self._copies = tempfile.TemporaryDirectory(prefix="hashlens-shards-")
+        self._folder = Path(index if self._source is None else self._copies.name)
         self._opened: dict[str, HashIndex] = {}
         self._lock = threading.Lock()
 
@@ -124,12 +130,14 @@ class OpenShards:
     def _open(self, snapshot: str) -> HashIndex:
         with self._lock:
             if snapshot not in self._opened:
-                if self._source is not None and not (self._folder / snapshot).is_dir():
-                    fetch_snapshot(self._source, self._folder, snapshot, set(self._opened))
+                if self._source is not None:
+                    fetch_snapshot(self._source, self._folder / snapshot)
                 index = HashIndex.open(self._folder / snapshot, read_only=True)
                 shard = snapshot.partition(".")[0]
                 for old in [name for name in self._opened if name.startswith(shard)][:-1]:
                     del self._opened[old]
+                    if self._source is not None:
+                        shutil.rmtree(self._folder / old, ignore_errors=True)
                 self._opened[snapshot] = index
             return self._opened[snapshot]
 
@@ -317,11 +325,8 @@ class ShardedIndex(Index):
     def records(self, ids: Iterable[int] | None = None) -> list[Record]:
         wanted = None if ids is None else list_ids(ids)
         parts = self._stored(HashIndex.records, wanted)
-        found = [one for p, own in parts.items() for one in _globally(p, own)]
-        if wanted is None:
-            return found
-        by_id = {one.id: one for one in found}
-        return [by_id[image_id] for image_id in wanted]
+        found = {one.id: one for p, own in parts.items() for one in _globally(p, own)}
+        return [found[image_id] for image_id in (found if wanted is None else wanted)]
 
     def encoded(self, ids: Iterable[int] | None = None) -> tuple[Ids, Codes, NDArray[Any]]:
         wanted = None if ids is None else list_ids(ids)
@@ -347,7 +352,9 @@ class ShardedIndex(Index):
 
     def file_digest(self, image_id: int) -> bytes | None:
         """As ``HashIndex.file_digest``; encoding on a cluster keeps no digests."""
-        (digest,) = self._stored(_digest, list_ids([image_id])).values()
+        digest: bytes | None
+        one = list_ids([image_id])
+        (digest,) = self._stored(lambda index, ids: index.file_digest(*ids), one).values()
         return digest
 
     def to_arrow(self) -> Any:
@@ -355,11 +362,10 @@ class ShardedIndex(Index):
         parts = self._all(HashIndex.to_arrow)
         import pyarrow as pa
 
-        tables = [
+        return pa.concat_tables(
             table.set_column(0, table.schema.field(0), [global_ids(p, table["id"].to_numpy())])
             for p, table in parts.items()
-        ]
-        return pa.concat_tables(tables)
+        )
 
     def export(self, path: str | Path, format: str) -> None:
         """Refused: shards are made one index first."""
@@ -421,7 +427,7 @@ class ShardedIndex(Index):
     @_published
     def compact(self) -> int:
         """Free the space of removed images in every shard; the number of rows dropped."""
-        return sum(index.compact() for index in self._new.all())
+        return sum(index.compact() for index in self._new.shards())
 
     @_published
     def add_shard(self) -> None:
@@ -431,7 +437,7 @@ class ShardedIndex(Index):
     @_published
     def relocate(self, old: str | Path, new: str | Path) -> tuple[int, int]:
         """As ``HashIndex.relocate``; of the model only the images' files are found again."""
-        moved, lost = zip(*(index.relocate(old, new) for index in self._new.all()), strict=True)
+        moved, lost = zip(*(one.relocate(old, new) for one in self._new.shards()), strict=True)
         return sum(moved), sum(lost)
 
     def copy(self, path: str | Path) -> int:
@@ -495,9 +501,15 @@ class ShardedIndex(Index):
             values, missing = self._shards.ask(calls, patient=patient)
             if any(missing.values()) and self.manifest.version != manifest.version:
                 continue  # the version was gone meanwhile
-            if missing and (self.require_all or not partly or not values):
-                raise self._unanswered(missing)
-            return Answers(dict(sorted(values.items())), missing)
+            if not missing or (values and partly and not self.require_all):
+                return Answers(dict(sorted(values.items())), missing)
+            for position, error in missing.items():
+                if error is not None:
+                    raise IndexStoreError(f"{self.path}: {shard_name(position)}: {error}")
+            raise IndexStoreError(
+                f"{self.path}: {', '.join(map(shard_name, sorted(missing)))} did not answer in "
+                "time; look at the cluster with `serve status`, or give more replicas"
+            )
 
     def _all(self, question: Callable[[HashIndex], T]) -> dict[int, T]:
         """The answers of all shards to one question, which may take long."""
@@ -511,23 +523,10 @@ class ShardedIndex(Index):
         wanted = {position: own.tolist() for position, _, own in held}
         return self._ask(lambda position: partial(read, ids=wanted[position]), wanted).values
 
-    def _unanswered(self, missing: Mapping[int, UnreadableShardError | None]) -> IndexStoreError:
-        for position, error in missing.items():
-            if error is not None:
-                return IndexStoreError(f"{self.path}: {shard_name(position)}: {error}")
-        return IndexStoreError(
-            f"{self.path}: {', '.join(map(shard_name, sorted(missing)))} did not answer in time; "
-            "look at the cluster with `serve status`, or give more replicas"
-        )
-
 
 def _hits(index: HashIndex, **search: Any) -> tuple[list[Hits], SearchTrace]:
     trace = SearchTrace()
     return index.search_hits(**search, trace=trace), trace
-
-
-def _digest(index: HashIndex, ids: Sequence[int]) -> bytes | None:
-    return index.file_digest(ids[0])
 
 
 def _verify(index: HashIndex) -> tuple[list[str], int]:
@@ -540,14 +539,10 @@ def _globally(position: int, own: Iterable[Any]) -> list[Any]:
     return [one._replace(id=one.id + (position << SHARD_SHIFT)) for one in own]
 
 
-_FAR: dict[str, Any] = {"u": np.uint16(65535), "f": np.float32(np.inf)}
-
-
 def merge(parts: Sequence[SearchResult], k: int) -> SearchResult:
     """The k nearest of several results of the same q queries."""
     ids = np.concatenate([part.ids for part in parts], axis=1)
     distances = np.concatenate([part.distances for part in parts], axis=1)
-    distances = np.where(ids < 0, _FAR[distances.dtype.kind], distances)
     # padding goes last, also behind a real result that is as far as can be
     order = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), distances), axis=1)[:, :k]
     return SearchResult(

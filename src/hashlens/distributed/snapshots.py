@@ -18,7 +18,7 @@ import secrets
 import shutil
 import socket
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -91,8 +91,7 @@ class Manifest:
     meta: Meta  # of a new shard
     shards: tuple[Snapshot, ...] = ()
     version: int = 1
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """The same in all versions and copies of one index."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))  # of all versions and copies
 
     @property
     def images(self) -> int:
@@ -178,13 +177,13 @@ class Publication:
                 index = HashIndex.open(aside)
             else:
                 self._shards.append(Snapshot(name, 0))
-                index = create_shard(aside, self._before.meta)
+                index = HashIndex(Store.create(aside, self._before.meta))
             self._stack.callback(index.close)  # before the folder goes, after an error
             self._shards[position] = Snapshot(name, len(index))
             self._opened[position] = index
         return self._opened[position]
 
-    def all(self) -> Iterator[HashIndex]:
+    def shards(self) -> Iterator[HashIndex]:
         """Every shard, to be changed."""
         return map(self.shard, range(len(self)))
 
@@ -194,9 +193,10 @@ class Publication:
 
     def smallest(self) -> int:
         """The shard that has the fewest images now."""
-        counts = dict(enumerate(shard.images for shard in self._shards))
-        counts |= {position: len(index) for position, index in self._opened.items()}
-        return min(counts, key=counts.__getitem__)
+        counts = [shard.images for shard in self._shards]
+        for position, index in self._opened.items():
+            counts[position] = len(index)
+        return counts.index(min(counts))
 
     def seal(self) -> Manifest:
         """End writing; return the next manifest."""
@@ -212,31 +212,27 @@ def publishing(folder: Path) -> Iterator[Publication]:
 
     One process at a time may do so.
     """
-    lock, owner = FileLock(folder / LOCK_NAME), folder / f"{LOCK_NAME}.owner"
+    owner = folder / f"{LOCK_NAME}.owner"
     if not keeps_locks(folder / FILE_NAME):
         raise IndexStoreError(f"{folder}: {NO_LOCKS}; copy the folder to a local disk")
-    with file_errors(folder):
+    with file_errors(folder), ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
+            stack.enter_context(FileLock(folder / LOCK_NAME, timeout=0))
         except Timeout as error:
             who = owner.read_text() if owner.is_file() else "another process"
             raise IndexStoreError(
                 f"{folder}: {who} is changing this index; wait for it and run this again"
             ) from error
-        try:
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            remove_abandoned(folder)
-            manifest = read_manifest(folder)
-            with ExitStack() as stack:
-                publication = Publication(folder, manifest, stack)
-                yield publication
-                after = publication.seal()
-            if after.shards != manifest.shards:  # the new snapshots have their names now
-                _switch(folder, manifest, after)
-        finally:
-            with suppress(OSError):
-                owner.unlink()
-            lock.release()
+        stack.callback(owner.unlink, missing_ok=True)
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        remove_abandoned(folder)
+        manifest = read_manifest(folder)
+        with ExitStack() as snapshots:
+            publication = Publication(folder, manifest, snapshots)
+            yield publication
+            after = publication.seal()
+        if after.shards != manifest.shards:  # the new snapshots have their names now
+            _switch(folder, manifest, after)
 
 
 def shard_name(position: int) -> str:
@@ -264,11 +260,6 @@ def _share(old: str, new: str) -> None:
         with suppress(OSError):
             return os.link(old, new)
     shutil.copy2(old, new)  # the database is whole: its log was ended
-
-
-def create_shard(path: Path, meta: Meta) -> HashIndex:
-    """A new, empty index of this kind."""
-    return HashIndex(Store.create(path, meta))
 
 
 def seal(index: HashIndex, name: str) -> Snapshot:
@@ -325,17 +316,14 @@ def copy_shards(source: Path, target: Path) -> int:
     return manifest.images
 
 
-def fetch_snapshot(uri: str, target: Path, name: str, kept: Collection[str]) -> None:
-    """Copy a snapshot behind a URI into a folder; older ones of the shard, but ``kept``, go."""
+def fetch_snapshot(uri: str, target: Path) -> None:
+    """Copy the snapshot of this name behind a URI."""
     system, root = located(uri)
-    with written_aside(target / name) as aside:
+    with written_aside(target) as aside:
         try:
-            system.get(f"{root}/{name}", str(aside), recursive=True)
+            system.get(f"{root}/{target.name}", str(aside), recursive=True)
         except Exception as error:  # each file system raises its own kinds
-            raise unread(f"{uri.rstrip('/')}/{name}", error) from error
-    for path in target.glob(f"{name.partition('.')[0]}.v*"):
-        if path.name != name and path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            raise unread(f"{uri.rstrip('/')}/{target.name}", error) from error
 
 
 def reshard(
@@ -357,7 +345,7 @@ def reshard(
         remove_abandoned(new.parent)
         if shards is None:
             aside = stack.enter_context(written_aside(new))
-            made = [stack.enter_context(create_shard(aside, meta))]
+            made = [stack.enter_context(HashIndex(Store.create(aside, meta)))]
         else:
             made = stack.enter_context(creating(new, meta, shards))
         bounds, done = np.linspace(0, total, len(made) + 1).astype(int), 0
@@ -389,7 +377,5 @@ def _blocks(index: HashIndex) -> Iterator[tuple[Codes, NDArray[Any], list[NewIma
         cursor = connection.execute(f"SELECT {columns} FROM images WHERE alive ORDER BY id")
         while block := cursor.fetchmany(_BLOCK):
             _, codes, features = index.encoded([row[0] for row in block])
-            rows = (
-                NewImage(row[1], row[2], row[3], row[4] and FileState(*row[4:])) for row in block
-            )
-            yield codes, features, list(rows)
+            rows = [NewImage._make([*row[1:4], row[4] and FileState(*row[4:])]) for row in block]
+            yield codes, features, rows
