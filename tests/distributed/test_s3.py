@@ -12,8 +12,8 @@ from PIL import Image
 
 from hashlens import HashIndex, SourceError
 from hashlens.distributed.encoding import EncodePart, list_names
-from hashlens.distributed.sharded import OpenShards, ShardedIndex
-from hashlens.distributed.snapshots import read_manifest
+from hashlens.distributed.sharded import ShardedIndex
+from hashlens.distributed.snapshots import OpenShards, read_manifest
 
 from .sharded_folders import make_shards, part
 

@@ -23,8 +23,15 @@ from hashlens import (
     unpack_bits,
 )
 from hashlens.distributed import snapshots
-from hashlens.distributed.sharded import Answers, OpenShards, ShardedIndex, merge
-from hashlens.distributed.snapshots import publishing, read_manifest, reshard, write_manifest
+from hashlens.distributed.sharded import ShardedIndex, merge
+from hashlens.distributed.snapshots import (
+    Answers,
+    OpenShards,
+    publishing,
+    read_manifest,
+    reshard,
+    write_manifest,
+)
 from hashlens.files import file_state
 from hashlens.types import Codes, EncodedBatch, Features, ImageInput, SearchResult, SearchTrace
 

@@ -33,10 +33,10 @@ from hashlens.distributed.snapshots import (
     write_manifest,
 )
 from hashlens.errors import IndexStoreError, InvalidInputError
-from hashlens.files import make_folder, path_uri, remove_abandoned, replace_file, written_aside
+from hashlens.files import path_uri, replace_file, written_aside
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
-from hashlens.index.store import Store, require_free
+from hashlens.index.store import Store, new_folder, require_free
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import Skipped
@@ -129,10 +129,7 @@ def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
     plan = {**asked, "snapshots": names, "parts": {}}
     bounds = np.linspace(0, len(images), shards + 1).astype(int).tolist()
     uris, label, known = images.uris, images.label_name, images.metadata
-    place = Path(folder)
-    make_folder(place.parent)
-    remove_abandoned(place.parent)
-    with written_aside(place) as aside:
+    with new_folder(Path(folder)) as aside:
         (aside / WORK).mkdir(parents=True)
         for shard, (start, end) in enumerate(pairwise(bounds)):
             for number, first in enumerate(range(start, end, PART_IMAGES)):
@@ -216,12 +213,11 @@ class EncodePart:
             replace_file(self._work / f"{part}.unread", json.dumps(unread))
         columns = zip(*((each.positions, each.codes, each.features) for each in made), strict=True)
         rows, codes, features = map(np.concatenate, columns)
-        encoded: dict[str, Any] = {
-            "rows": rows,
-            "codes": codes,
-            "features": features.astype(FEATURES),
-        }
-        replace_file(_encoded(self._work, part), lambda aside: np.savez(aside, **encoded))
+
+        def save(aside: Path) -> None:
+            np.savez(aside, rows=rows, codes=codes, features=features.astype(FEATURES))
+
+        replace_file(_encoded(self._work, part), save)
         return batch
 
 

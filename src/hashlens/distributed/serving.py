@@ -20,15 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hashlens.distributed.sharded import (
+from hashlens.distributed.sharded import Change, ShardedIndex
+from hashlens.distributed.snapshots import (
     Answers,
     Call,
-    Change,
     OpenShards,
-    ShardedIndex,
     UnreadableShardError,
+    read_manifest,
+    shard_name,
+    write_manifest,
 )
-from hashlens.distributed.snapshots import read_manifest, shard_name, write_manifest
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, needs_extra
 from hashlens.files import is_remote
 from hashlens.models.description import require_own_place
@@ -240,9 +241,8 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
         if model is not None:
             index.encoder = Encoder.load(model)
         if is_remote(options.index):
-            threading.Thread(
-                target=_follow, args=(options.index, folder, asked), daemon=True
-            ).start()
+            following = (options.index, folder, asked)
+            threading.Thread(target=_follow, args=following, daemon=True).start()
         return index
 
     # Serve calls this on an event loop, where its handles do not wait for answers

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import shutil
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ from functools import partial, wraps
 from itertools import islice
 from operator import attrgetter, methodcaller
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +21,13 @@ from hashlens.codes.packing import check_codes
 from hashlens.distributed.snapshots import (
     FILE_NAME,
     SHARD_SHIFT,
+    Answers,
     Manifest,
+    OpenShards,
     Publication,
+    Question,
+    Shards,
     copy_shards,
-    fetch_snapshot,
     global_ids,
     holders,
     local_ids,
@@ -34,15 +35,7 @@ from hashlens.distributed.snapshots import (
     read_manifest,
     shard_name,
 )
-from hashlens.errors import (
-    HashlensError,
-    IndexStoreError,
-    InvalidInputError,
-    SourceError,
-    TimeLimitError,
-    system_reason,
-)
-from hashlens.files import is_remote
+from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
 from hashlens.index.protocol import Hits, Index
@@ -68,78 +61,7 @@ from hashlens.types import (
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Question: TypeAlias = Callable[[HashIndex], Any]  # carried to the process that has a shard open
-Call: TypeAlias = tuple[str, Question]  # the snapshot that is asked, the same version of all
 Change: TypeAlias = Callable[["ShardedIndex"], Any]  # carried to the process that makes changes
-
-
-class UnreadableShardError(IndexStoreError):
-    """A shard is damaged, or its storage does not answer."""
-
-
-class Answers(NamedTuple):
-    """What shards said, by position; those that did not, and why (None: not in time)."""
-
-    values: dict[int, Any]
-    missing: dict[int, UnreadableShardError | None]
-
-
-class Shards(Protocol):
-    """Asks shards, here or elsewhere."""
-
-    def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
-        """Ask the shards at these positions; ``patient`` for what reads a whole shard."""
-
-
-class OpenShards:
-    """Shards opened in this process, asked one after the other: each search uses all cores.
-
-    Of each shard the last two snapshots stay open; ids are the shard's own. Snapshots behind a URI
-    are copied to a folder that goes with this object.
-    """
-
-    def __init__(self, index: str | Path) -> None:
-        self._source = str(index) if is_remote(str(index)) else None
-        if self._source is not None:
-            self._copies = tempfile.TemporaryDirectory(prefix="hashlens-shards-")
-        self._folder = Path(index if self._source is None else self._copies.name)
-        self._opened: dict[str, HashIndex] = {}
-        self._lock = threading.Lock()
-
-    def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
-        """Ask each shard; other errors than unreadable shards are raised."""
-        answers = Answers({}, {})
-        for position, call in calls.items():
-            try:
-                answers.values[position] = self.ask_one(*call)
-            except UnreadableShardError as error:
-                answers.missing[position] = error
-        return answers
-
-    def ask_one(self, snapshot: str, question: Question) -> Any:
-        """The answer of one shard."""
-        try:
-            return question(self._open(snapshot))
-        except TimeLimitError:
-            raise
-        except (IndexStoreError, SourceError, OSError) as error:
-            self._opened.pop(snapshot, None)  # storage that is back is opened again
-            reason = system_reason(error) if isinstance(error, OSError) else str(error)
-            raise UnreadableShardError(reason) from error
-
-    def _open(self, snapshot: str) -> HashIndex:
-        with self._lock:
-            if snapshot not in self._opened:
-                if self._source is not None:
-                    fetch_snapshot(self._source, self._folder / snapshot)
-                index = HashIndex.open(self._folder / snapshot, read_only=True)
-                shard = snapshot.partition(".")[0]
-                for old in [name for name in self._opened if name.startswith(shard)][:-1]:
-                    del self._opened[old]
-                    if self._source is not None:
-                        shutil.rmtree(self._folder / old, ignore_errors=True)
-                self._opened[snapshot] = index
-            return self._opened[snapshot]
 
 
 def _published(

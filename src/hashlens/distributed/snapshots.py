@@ -18,19 +18,21 @@ import secrets
 import shutil
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hashlens.data.remote import located, read_remote, unread
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.errors import IndexStoreError, InvalidInputError, SourceError, TimeLimitError
 from hashlens.files import (
     FileState,
     is_remote,
@@ -43,7 +45,14 @@ from hashlens.files import (
 )
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import ARRAYS, DATABASE, UPLOADS, Meta
-from hashlens.index.store import NO_LOCKS, Store, copy_uploads, file_errors, require_free
+from hashlens.index.store import (
+    NO_LOCKS,
+    Store,
+    copy_uploads,
+    file_errors,
+    new_folder,
+    require_free,
+)
 from hashlens.index.writing import NewImage, append_images
 from hashlens.types import Codes, Ids
 
@@ -53,6 +62,8 @@ SHARD_SHIFT = 40
 _LOCAL = (1 << SHARD_SHIFT) - 1
 _BLOCK = 1 << 16  # rows that are written at a time
 _MANIFEST_BYTES = 1 << 28  # at most, behind a URI
+Question: TypeAlias = Callable[[HashIndex], Any]  # carried to the process that has a shard open
+Call: TypeAlias = tuple[str, Question]  # the snapshot that is asked, the same version of all
 
 
 def global_ids(shard: int, local: Ids) -> Ids:
@@ -153,6 +164,84 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     meta = content.pop("meta")
     content = {"format_version": FORMAT_VERSION} | {n: meta[n] for n in _META} | content
     replace_file(folder / FILE_NAME, json.dumps(content, indent=1) + "\n")
+
+
+class UnreadableShardError(IndexStoreError):
+    """A shard is damaged, or its storage does not answer."""
+
+
+class Answers(NamedTuple):
+    """What shards said, by position; those that did not, and why (None: not in time)."""
+
+    values: dict[int, Any]
+    missing: dict[int, UnreadableShardError | None]
+
+
+class Shards(Protocol):
+    """Asks shards, here or elsewhere."""
+
+    def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
+        """Ask the shards at these positions; ``patient`` for what reads a whole shard."""
+
+
+class OpenShards:
+    """Shards opened in this process, asked one after the other: each search uses all cores.
+
+    Of each shard the last two snapshots stay open; ids are the shard's own. Snapshots behind a URI
+    are copied to a folder that goes with this object.
+    """
+
+    def __init__(self, index: str | Path) -> None:
+        self._source = str(index) if is_remote(str(index)) else None
+        if self._source is not None:
+            self._copies = tempfile.TemporaryDirectory(prefix="hashlens-shards-")
+        self._folder = Path(index if self._source is None else self._copies.name)
+        self._opened: dict[str, HashIndex] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
+        """Ask each shard; other errors than unreadable shards are raised."""
+        answers = Answers({}, {})
+        for position, call in calls.items():
+            try:
+                answers.values[position] = self.ask_one(*call)
+            except UnreadableShardError as error:
+                answers.missing[position] = error
+        return answers
+
+    def ask_one(self, snapshot: str, question: Question) -> Any:
+        """The answer of one shard."""
+        try:
+            return question(self._open(snapshot))
+        except TimeLimitError:
+            raise
+        except (IndexStoreError, SourceError, OSError) as error:
+            self._opened.pop(snapshot, None)  # storage that is back is opened again
+            raise UnreadableShardError(str(error)) from error
+
+    def _open(self, snapshot: str) -> HashIndex:
+        with self._lock:
+            if snapshot not in self._opened:
+                if self._source is not None:
+                    _fetch(self._source, self._folder / snapshot)
+                index = HashIndex.open(self._folder / snapshot, read_only=True)
+                shard = snapshot.partition(".")[0]
+                for old in [name for name in self._opened if name.startswith(shard)][:-1]:
+                    del self._opened[old]
+                    if self._source is not None:
+                        shutil.rmtree(self._folder / old, ignore_errors=True)
+                self._opened[snapshot] = index
+            return self._opened[snapshot]
+
+
+def _fetch(uri: str, target: Path) -> None:
+    """Copy the snapshot of this name behind a URI."""
+    system, root = located(uri)
+    with written_aside(target) as aside:
+        try:
+            system.get(f"{root}/{target.name}", str(aside), recursive=True)
+        except Exception as error:  # each file system raises its own kinds
+            raise unread(f"{uri.rstrip('/')}/{target.name}", error) from error
 
 
 class Publication:
@@ -275,7 +364,7 @@ def seal(index: HashIndex, name: str) -> Snapshot:
 @contextmanager
 def creating(folder: Path, meta: Meta, shards: int) -> Iterator[list[HashIndex]]:
     """The empty shards of a new sharded index, to be filled; it is there when the block ends."""
-    with written_aside(folder) as aside:
+    with new_folder(folder) as aside:
         aside.mkdir()
         write_manifest(aside, Manifest(meta, version=0))
         with publishing(aside) as publication:
@@ -316,16 +405,6 @@ def copy_shards(source: Path, target: Path) -> int:
     return manifest.images
 
 
-def fetch_snapshot(uri: str, target: Path) -> None:
-    """Copy the snapshot of this name behind a URI."""
-    system, root = located(uri)
-    with written_aside(target) as aside:
-        try:
-            system.get(f"{root}/{target.name}", str(aside), recursive=True)
-        except Exception as error:  # each file system raises its own kinds
-            raise unread(f"{uri.rstrip('/')}/{target.name}", error) from error
-
-
 def reshard(
     old: Path, new: Path, shards: int | None, *, progress: Callable[[int], None] | None = None
 ) -> int:
@@ -334,17 +413,14 @@ def reshard(
     Nothing is encoded again. Images keep their order and what is known of them, and get new ids.
     Returns the number of images.
     """
-    require_free(new)
     parts = [HashIndex.open(folder, read_only=True) for folder in _folders(old)]
     total, meta = sum(map(len, parts)), parts[0].store.meta()
     meta = Meta(**{name: getattr(meta, name) for name in _META})
     if shards is not None and not 1 <= shards <= max(total, 1):
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
-    with file_errors(new), ExitStack() as stack:
-        make_folder(new.parent)
-        remove_abandoned(new.parent)
+    with ExitStack() as stack:
         if shards is None:
-            aside = stack.enter_context(written_aside(new))
+            aside = stack.enter_context(new_folder(new))
             made = [stack.enter_context(HashIndex(Store.create(aside, meta)))]
         else:
             made = stack.enter_context(creating(new, meta, shards))
