@@ -79,7 +79,7 @@ def create_sharded(
         with plain_errors(ray):
             plan = ray.get(ray.remote(list_names).options(num_cpus=0).remote(str(folder), asked))
     parts: dict[str, int] = plan["parts"]
-    left = [part for part in parts if not _encoded(folder / WORK, part).is_file()]
+    left = [part for part in parts if not (folder / WORK / f"{part}.npz").is_file()]
     images = sum(parts.values())
     done = images - sum(parts[part] for part in left)
     meta = Meta(encoder.bits, encoder.feature_dim, FEATURES, encoder.fingerprint, path_uri(model))
@@ -140,11 +140,6 @@ def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
                 plan["parts"][part] = len(rows)
         (aside / WORK / PLAN_NAME).write_text(json.dumps(plan))
     return plan
-
-
-def _encoded(work: Path, part: str) -> Path:
-    """The file of codes and features of a part, and of which of its rows they are."""
-    return work / f"{part}.npz"
 
 
 def _read_names(work: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
@@ -217,7 +212,7 @@ class EncodePart:
         def save(aside: Path) -> None:
             np.savez(aside, rows=rows, codes=codes, features=features.astype(FEATURES))
 
-        replace_file(_encoded(self._work, part), save)
+        replace_file(self._work / f"{part}.npz", save)
         return batch
 
 

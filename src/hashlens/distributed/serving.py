@@ -63,8 +63,7 @@ class ServeOptions(BaseModel):
 _REQUESTS = 100
 _WRITE_SECONDS = 600.0
 _PATIENT_SECONDS = 3600.0
-_REST_SECONDS = 5.0
-"""How long a shard that did not answer is left out before one search tries it again."""
+_REST_SECONDS = 5.0  # a shard that did not answer is left out for so long, then one search tries it
 
 
 def build(args: dict[str, str]) -> Any:
@@ -113,20 +112,20 @@ class ServedShard:
 
     def __init__(self, index: str, position: int) -> None:
         self._index, self._position, self._shard = index, position, OpenShards(index)
-        with suppress(HashlensError, OSError):  # the others answer; each search tries it again
-            self._follow()
+        self._follow()
 
     async def ask(self, *call: Any) -> Any:
         """As ``OpenShards.ask_one``."""
         return await asyncio.to_thread(self._shard.ask_one, *call)
 
     async def check_health(self) -> None:
-        """Open the newest version ahead; what is open goes on where storage does not answer."""
-        with suppress(HashlensError, OSError):
-            await asyncio.to_thread(self._follow)
+        """As Serve asks for it; a shard that cannot be read is tried again by each search."""
+        await asyncio.to_thread(self._follow)
 
     def _follow(self) -> None:
-        self._shard.ask_one(read_manifest(self._index).shards[self._position].folder, len)
+        """Open the newest version ahead; what is open goes on where storage does not answer."""
+        with suppress(HashlensError, OSError):
+            self._shard.ask_one(read_manifest(self._index).shards[self._position].folder, len)
 
 
 class Writer:
@@ -138,10 +137,7 @@ class Writer:
         self._waiting: list[tuple[Change, asyncio.Future[Any]]] = []
 
     async def write(self, change: Change) -> Any:
-        """Make a change.
-
-        Changes that come while one is made are published together afterwards, as one version.
-        """
+        """Make a change; those that come meanwhile are published together, as the next version."""
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, outcome))
         async with self._writing:

@@ -6,7 +6,7 @@ import heapq
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
 from itertools import islice
@@ -144,23 +144,20 @@ class ShardedIndex(Index):
     @property
     def manifest(self) -> Manifest:
         """What it consists of now, whichever process has changed it."""
-        try:
+        with suppress(OSError):  # where storage is away, what was read holds
             status = (self.path / FILE_NAME).stat()
             seen = (status.st_ino, status.st_mtime_ns)
-        except OSError:  # storage that is away; reading it the first time says so
-            seen = (-1, -1) if self._read is None else self._read[0]
-        if self._read is None or self._read[0] != seen:
-            self._read = (seen, read_manifest(self.path))
-        return self._read[1]
+            if self._read is None or self._read[0] != seen:
+                self._read = (seen, read_manifest(self.path))
+        return read_manifest(self.path) if self._read is None else self._read[1]
 
     @property
     def meta(self) -> Meta:
         return self.manifest.meta
 
     def info(self) -> IndexInfo:
-        parts: list[IndexInfo] = list(
-            self._ask(lambda _: HashIndex.info, partly=True).values.values()
-        )
+        answers = self._ask(lambda _: HashIndex.info, partly=True)
+        parts: list[IndexInfo] = list(answers.values.values())
         sums = ("images", "removed", "bytes_on_disk")
         totals = {name: sum(getattr(part, name) for part in parts) for name in sums}
         return replace(parts[0], path=str(self.path), commit=self.manifest.version, **totals)

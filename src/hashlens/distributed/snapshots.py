@@ -297,10 +297,7 @@ class Publication:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Publication]:
-    """Change a sharded index: the next version is published when the block ends, or not at all.
-
-    One process at a time may do so.
-    """
+    """Change a sharded index, one process at a time: published when the block ends, or never."""
     owner = folder / f"{LOCK_NAME}.owner"
     if not keeps_locks(folder / FILE_NAME):
         raise IndexStoreError(f"{folder}: {NO_LOCKS}; copy the folder to a local disk")
