@@ -219,6 +219,37 @@ def test_a_shard_that_cannot_be_read_is_missing_and_asked_again_at_once(
     assert not ShardedIndex(folder, shards=asked).search_encoded(*question).missing
 
 
+def test_searches_go_on_through_storage_that_is_gone_and_back(client: Any, folder: Path) -> None:
+    """No process ends meanwhile, through two health checks of each."""
+    before = {process.pid for process in _processes("hashlens")}
+    published = folder / read_manifest(folder).shards[1].folder
+
+    def search() -> Any:
+        return client.post("/v1/search", data={"id": "3", "k": "5", "mode": "bcs"})
+
+    def is_whole() -> bool:
+        answer = search()
+        return answer.status_code == 200 and answer.json()["missing"] == []
+
+    assert is_whole()
+    for place, status, said in (
+        (published, 206, '"missing":["shard-0001"]'),
+        (folder, 503, "shard-000"),
+    ):
+        away = place.with_name(f"{place.name}-away")
+        place.rename(away)
+        try:
+            limit = time.monotonic() + 7
+            while time.monotonic() < limit:
+                answer = search()
+                assert answer.status_code == status
+                assert said in answer.text.replace('": ', '":')
+        finally:
+            away.rename(place)
+        _until(is_whole)
+    assert {process.pid for process in _processes("hashlens")} == before
+
+
 def test_a_shard_that_came_later_is_missing_until_the_application_is_started_again(
     client: Any, folder: Path, images: dict[str, Any]
 ) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from hashlens import Encoder, HashIndex, IndexStoreError, InvalidInputError, SourceError
+from hashlens import (
+    Encoder,
+    HashIndex,
+    HashlensError,
+    IndexStoreError,
+    InvalidInputError,
+    SourceError,
+)
 from hashlens.distributed.encoding import (
     MOST_IMAGES,
     WORK,
@@ -31,6 +39,7 @@ from hashlens.distributed.sharded import ShardedIndex
 from hashlens.distributed.snapshots import read_manifest
 
 SOURCE, SHARDS = "digits#test", 3
+LATE = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +101,56 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
     assert kept == {"shards", "shard-0000", "shard-0001", "shard-0002"}
     with pytest.raises(IndexStoreError, match="holds a sharded index already"):
         create_sharded(folder, model, SOURCE, shards=SHARDS)
+
+
+def test_storage_that_goes_while_it_encodes_is_one_line_and_the_next_run_goes_on(
+    cluster: Any, model: Path, expected: HashIndex, tmp_path: Path
+) -> None:
+    import ray
+
+    folder, away = tmp_path / "index", tmp_path / "away"
+
+    def lose(done: int, _: int) -> None:
+        if done and not away.exists():
+            folder.rename(away)
+
+    def encode(**options: Any) -> None:
+        create_sharded(folder, model, SOURCE, shards=SHARDS, workers=1, batch_size=16, **options)
+
+    with ThreadPoolExecutor(1) as thread:
+        with pytest.raises(HashlensError, match="run the command again") as raised:
+            thread.submit(encode, progress=lose).result(timeout=LATE)
+        assert "\n" not in str(raised.value)
+        assert not folder.exists()  # nothing was made where the storage was
+        assert [node["Alive"] for node in ray.nodes()] == [True, True]
+        away.rename(folder)
+        kept = {path.name for path in folder.glob(f"{WORK}/*.npz")}
+        assert kept
+        thread.submit(encode).result(timeout=LATE)
+    _same(folder, expected)
+
+
+def test_an_error_of_a_task_reaches_the_user_as_one_line(
+    cluster: Any, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "index"
+
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_sharded(folder, model, SOURCE, shards=SHARDS, progress=stop)
+    (folder / WORK / "shard-0001-000000.jsonl").write_text("{")
+    command = ["index", "create", str(folder), SOURCE, "--model", str(model), "--shards", "3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hashlens", *command, "--ray", cluster.address],
+        capture_output=True, text=True, timeout=LATE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "a task of the cluster failed: " in line
+    assert "run the command again" in line
 
 
 _DRIVER = """
@@ -190,6 +249,25 @@ def test_objects_of_a_store_are_read_ahead(model: Path, object_store: Any, tmp_p
     ((uri, reason),) = json.loads((folder / WORK / "shard-0001-000000.unread").read_text())
     assert uri == "memory://shop/dog/00.png"
     assert "not an image" in reason
+
+
+def test_a_part_of_which_no_image_can_be_read_is_not_kept(
+    model: Path, object_store: Any, tmp_path: Path
+) -> None:
+    """Storage that is away is not a thousand damaged images."""
+    object_store.pipe("/shop/1.png", _picture(1))
+    object_store.pipe("/shop/2.png", _picture(2))
+    list_names(str(tmp_path / "index"), {"source": "memory://shop", "shards": 1})
+    worker = EncodePart(str(tmp_path / "index"), str(model), "cpu", 2**30)
+    object_store.rm("/shop", recursive=True)
+    with pytest.raises(SourceError, match=r"shop/1\.png: .* no image of 2 can be read.* again"):
+        worker({"item": ["shard-0000-000000"]})
+    kept = sorted(path.name for path in (tmp_path / "index" / WORK).iterdir())
+    assert kept == ["plan.json", "shard-0000-000000.jsonl"]
+    object_store.pipe("/shop/2.png", _picture(2))
+    worker({"item": ["shard-0000-000000"]})
+    with np.load(tmp_path / "index" / WORK / "shard-0000-000000.npz") as encoded:
+        assert encoded["rows"].tolist() == [1]
 
 
 def test_less_memory_means_fewer_images_at_once(model: Path) -> None:

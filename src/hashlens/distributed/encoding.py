@@ -32,7 +32,7 @@ from hashlens.distributed.snapshots import (
     snapshot_name,
     write_manifest,
 )
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.errors import IndexStoreError, InvalidInputError, SourceError
 from hashlens.files import path_uri, replace_file, written_aside
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
@@ -185,10 +185,9 @@ class EncodePart:
     ) -> None:
         self._work = Path(folder) / WORK
         self._encoder = Encoder.load(model, device=device)
-        if batch_size is None:  # a GPU says itself when its memory is short
-            is_cpu = device == "cpu"
-            batch_size = images_at_once(self._encoder, memory) if is_cpu else MOST_IMAGES
-        self._batch_size = batch_size
+        is_cpu = device == "cpu"  # a GPU says itself when its memory is short
+        most = images_at_once(self._encoder, memory) if is_cpu else MOST_IMAGES
+        self._batch_size = batch_size or most
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Encode the part that is named in column item."""
@@ -204,6 +203,11 @@ class EncodePart:
                     raise
                 self._batch_size //= 2
         unread = [(uris[image.position], image.reason) for each in made for image in each.skipped]
+        if len(unread) == len(uris):
+            raise SourceError(
+                f"{uris[0]}: {unread[0][1]}; no image of {len(uris)} can be read: see that their "
+                "storage answers, then run the command again; what is done is kept"
+            )
         if unread:
             replace_file(self._work / f"{part}.unread", json.dumps(unread))
         columns = zip(*((each.positions, each.codes, each.features) for each in made), strict=True)
@@ -218,14 +222,16 @@ class EncodePart:
 
 def write_shard(folder: str, meta: Meta, name: str) -> Snapshot:
     """Write a shard from its parts, if that was not done before."""
-    place = Path(folder)
-    if (place / name).is_dir():
-        with HashIndex.open(place / name, read_only=True) as whole:
+    path, work = Path(folder) / name, Path(folder) / WORK
+    if path.is_dir():
+        with HashIndex.open(path, read_only=True) as whole:
             return Snapshot(name, len(whole))
-    with written_aside(place / name) as aside, HashIndex(Store.create(aside, meta)) as index:
-        for path in sorted((place / WORK).glob(f"{name.partition('.')[0]}-*.npz")):
-            rows = _read_names(path.parent, path.stem)
-            with np.load(path) as encoded:
+    # of the plan, not of the folder: storage that is away would be an empty shard
+    parts, shard = json.loads((work / PLAN_NAME).read_text())["parts"], name.partition(".")[0]
+    with written_aside(path) as aside, HashIndex(Store.create(aside, meta)) as index:
+        for part in (each for each in parts if each.startswith(shard)):
+            rows = _read_names(work, part)
+            with np.load(work / f"{part}.npz") as encoded:
                 good = [rows[row] for row in encoded["rows"].tolist()]
                 columns = ([row[column] for row in good] for column in range(3))
                 index.add_encoded(encoded["codes"], encoded["features"], *columns)

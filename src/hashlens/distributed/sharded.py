@@ -409,10 +409,7 @@ class ShardedIndex(Index):
         partly: bool = False,
         patient: bool = False,
     ) -> Answers:
-        """Ask all shards, or some, at one version.
-
-        Raises if one is missing, or with ``partly`` if all are.
-        """
+        """Ask shards at one version; raises if one is missing, or with ``partly`` if all are."""
         while True:
             manifest = self.manifest
             asked = positions or range(len(manifest.shards))
@@ -460,8 +457,7 @@ def _globally(position: int, own: Iterable[Any]) -> list[Any]:
 
 def merge(parts: Sequence[SearchResult], k: int) -> SearchResult:
     """The k nearest of several results of the same q queries."""
-    ids = np.concatenate([part.ids for part in parts], axis=1)
-    distances = np.concatenate([part.distances for part in parts], axis=1)
+    ids, distances = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
     # padding goes last, also behind a real result that is as far as can be
     order = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), distances), axis=1)[:, :k]
     return SearchResult(
