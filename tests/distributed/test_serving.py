@@ -234,7 +234,7 @@ def test_searches_go_on_through_storage_that_is_gone_and_back(client: Any, folde
     assert is_whole()
     for place, status, said in (
         (published, 206, '"missing":["shard-0001"]'),
-        (folder, 503, "shard-000"),
+        (folder, 503, "cannot be read now"),
     ):
         away = place.with_name(f"{place.name}-away")
         place.rename(away)

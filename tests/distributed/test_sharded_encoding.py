@@ -103,6 +103,7 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
         create_sharded(folder, model, SOURCE, shards=SHARDS)
 
 
+@pytest.mark.slow
 def test_storage_that_goes_while_it_encodes_is_one_line_and_the_next_run_goes_on(
     cluster: Any, model: Path, expected: HashIndex, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_storage_that_goes_while_it_encodes_is_one_line_and_the_next_run_goes_on
     _same(folder, expected)
 
 
+@pytest.mark.slow
 def test_an_error_of_a_task_reaches_the_user_as_one_line(
     cluster: Any, model: Path, tmp_path: Path
 ) -> None:
@@ -148,9 +150,11 @@ def test_an_error_of_a_task_reaches_the_user_as_one_line(
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert "a task of the cluster failed: " in line
-    assert "run the command again" in line
+    # Ray's core, past Python, warns each time of how Ray Data starts its actors
+    said = [line for line in done.stderr.splitlines() if "core_worker.cc" not in line]
+    assert [line.split()[0] for line in said] == ["encoding", "error:"]
+    assert "a task of the cluster failed: Expecting property name" in said[1]
+    assert said[1].endswith("what is done is kept: run the command again")
 
 
 _DRIVER = """
@@ -260,12 +264,13 @@ def test_a_part_of_which_no_image_can_be_read_is_not_kept(
     list_names(str(tmp_path / "index"), {"source": "memory://shop", "shards": 1})
     worker = EncodePart(str(tmp_path / "index"), str(model), "cpu", 2**30)
     object_store.rm("/shop", recursive=True)
-    with pytest.raises(SourceError, match=r"shop/1\.png: .* no image of 2 can be read.* again"):
-        worker({"item": ["shard-0000-000000"]})
+    (failed,) = worker({"item": ["shard-0000-000000"]})["failed"]
+    assert "shop/1.png: " in failed
+    assert "none of 2 images can be read" in failed
     kept = sorted(path.name for path in (tmp_path / "index" / WORK).iterdir())
     assert kept == ["plan.json", "shard-0000-000000.jsonl"]
     object_store.pipe("/shop/2.png", _picture(2))
-    worker({"item": ["shard-0000-000000"]})
+    assert worker({"item": ["shard-0000-000000"]})["failed"] == [""]
     with np.load(tmp_path / "index" / WORK / "shard-0000-000000.npz") as encoded:
         assert encoded["rows"].tolist() == [1]
 
@@ -305,7 +310,7 @@ def test_a_worker_whose_memory_is_short_goes_on_with_fewer_images(
     assert sizes[-1] <= 4
 
 
-def test_an_error_that_is_not_about_memory_is_raised(model: Path, tmp_path: Path) -> None:
+def test_an_error_that_is_not_about_memory_is_said(model: Path, tmp_path: Path) -> None:
     worker = _worker_with_names(model, tmp_path)
 
     class Broken:
@@ -313,8 +318,7 @@ def test_an_error_that_is_not_about_memory_is_raised(model: Path, tmp_path: Path
             raise RuntimeError("shapes do not fit")
 
     worker._encoder._runner = Broken()
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        worker({"item": ["shard-0000-000000"]})
+    assert worker({"item": ["shard-0000-000000"]})["failed"] == ["shapes do not fit"]
 
 
 def test_a_local_cluster_is_never_another_that_runs_here(cluster: Any) -> None:

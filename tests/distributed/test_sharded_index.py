@@ -431,6 +431,23 @@ def test_a_second_writer_is_told_who_is_at_it(images: dict[str, Any], tmp_path: 
     ShardedIndex.open(tmp_path).remove([1])
 
 
+def test_while_the_storage_is_away_nothing_is_changed_or_made_there(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, away = tmp_path / "a", tmp_path / "away"
+    make_shards(folder, images, BOUNDS)
+    index = ShardedIndex.open(folder)
+    folder.rename(away)
+    for call in (lambda: index.remove([1]), index.ids, lambda: index.search(0)):
+        with pytest.raises(IndexStoreError, match=r"no such (file|folder)"):
+            call()
+    assert len(index) == 600  # as the manifest said
+    assert not folder.exists()
+    away.rename(folder)
+    index.remove([1])
+    assert len(index.search(0, k=600)) == len(index.ids()) == 599
+
+
 def test_a_copy_is_brought_up_to_date(images: dict[str, Any], tmp_path: Path) -> None:
     make_shards(tmp_path / "a", images, BOUNDS)
     index = ShardedIndex.open(tmp_path / "a")

@@ -22,7 +22,7 @@ import numpy as np
 
 from hashlens.data.decoding import read_ahead
 from hashlens.data.opening import open_source
-from hashlens.distributed.cluster import connect, plain_errors
+from hashlens.distributed.cluster import connect, plain_errors, task_failed
 from hashlens.distributed.snapshots import (
     Manifest,
     Snapshot,
@@ -32,7 +32,7 @@ from hashlens.distributed.snapshots import (
     snapshot_name,
     write_manifest,
 )
-from hashlens.errors import IndexStoreError, InvalidInputError, SourceError
+from hashlens.errors import IndexStoreError, InvalidInputError, SourceError, first_line
 from hashlens.files import path_uri, replace_file, written_aside
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
@@ -160,7 +160,7 @@ def _encode_parts(
         return
     import ray.data as ray_data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray_data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -174,6 +174,8 @@ def _encode_parts(
         num_gpus=1 if gpus else None,
     )
     for row in data.iter_rows():
+        if row["failed"]:
+            raise task_failed(row["failed"])
         yield str(row["item"])
 
 
@@ -190,8 +192,15 @@ class EncodePart:
         self._batch_size = batch_size or most
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Encode the part that is named in column item."""
-        (part,) = map(str, batch["item"])
+        """Encode the part that is named in column item; column failed says what went wrong."""
+        try:
+            self._encode(str(batch["item"][0]))
+            failed = ""
+        except Exception as error:  # Ray Data would write its own lines, and not pass the cause on
+            failed = first_line(error)
+        return {**batch, "failed": [failed]}
+
+    def _encode(self, part: str) -> None:
         uris = [uri for uri, *_ in _read_names(self._work, part)]
         while True:
             try:
@@ -205,8 +214,8 @@ class EncodePart:
         unread = [(uris[image.position], image.reason) for each in made for image in each.skipped]
         if len(unread) == len(uris):
             raise SourceError(
-                f"{uris[0]}: {unread[0][1]}; no image of {len(uris)} can be read: see that their "
-                "storage answers, then run the command again; what is done is kept"
+                f"{uris[0]}: {unread[0][1]}; none of {len(uris)} images can be read: see that "
+                "their storage answers"
             )
         if unread:
             replace_file(self._work / f"{part}.unread", json.dumps(unread))
@@ -217,7 +226,6 @@ class EncodePart:
             np.savez(aside, rows=rows, codes=codes, features=features.astype(FEATURES))
 
         replace_file(self._work / f"{part}.npz", save)
-        return batch
 
 
 def write_shard(folder: str, meta: Meta, name: str) -> Snapshot:

@@ -298,6 +298,7 @@ class Publication:
 @contextmanager
 def publishing(folder: Path) -> Iterator[Publication]:
     """Change a sharded index, one process at a time: published when the block ends, or never."""
+    read_manifest(folder)  # where storage is away, the lock would make the folder
     owner = folder / f"{LOCK_NAME}.owner"
     if not keeps_locks(folder / FILE_NAME):
         raise IndexStoreError(f"{folder}: {NO_LOCKS}; copy the folder to a local disk")
