@@ -50,13 +50,6 @@ def connect(address: str | None = None) -> Any:
     return ray
 
 
-def task_failed(reason: str) -> HashlensError:
-    """What to tell of a task that failed."""
-    return HashlensError(
-        f"a task of the cluster failed: {reason}; what is done is kept: run the command again"
-    )
-
-
 @contextmanager
 def plain_errors(ray: Any) -> Iterator[None]:
     """Say in one line what failed on the cluster; our own errors as they are."""
@@ -66,5 +59,7 @@ def plain_errors(ray: Any) -> Iterator[None]:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, HashlensError):
             raise cause from None
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise task_failed(lines[-1]) from error
+        said = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+        raise HashlensError(
+            f"a task of the cluster failed: {said}; what is done is kept: run the command again"
+        ) from error

@@ -22,7 +22,7 @@ import numpy as np
 
 from hashlens.data.decoding import read_ahead
 from hashlens.data.opening import open_source
-from hashlens.distributed.cluster import connect, plain_errors, task_failed
+from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
     Manifest,
     Snapshot,
@@ -63,11 +63,10 @@ def create_sharded(
 ) -> list[Skipped]:
     """Encode a source on a Ray cluster into a new sharded index, or go on with a killed run.
 
-    Returns the images that could not be read.
-
-    This machine and those that encode must reach ``folder``, ``model`` and ``source``. ``workers``
-    is by default one per GPU, or per CPU where there is none; ``batch_size`` as many images as
-    memory allows. ``progress`` is called with the images done, and all images.
+    Returns the images that could not be read. All machines must reach ``folder``, ``model`` and
+    ``source``. ``workers`` is by default one per GPU, or per CPU where there is none;
+    ``batch_size`` as many images as memory allows. ``progress`` is called with the images done,
+    and all images.
     """
     encoder = Encoder.load(model)
     _ = encoder.preprocessing  # a model over vectors is refused
@@ -84,7 +83,7 @@ def create_sharded(
     done = images - sum(parts[part] for part in left)
     meta = Meta(encoder.bits, encoder.feature_dim, FEATURES, encoder.fingerprint, path_uri(model))
     with plain_errors(ray):
-        for part in chain([""], _encode_parts(ray, folder, place, left, workers, batch_size)):
+        for part in chain([""], _encode_parts(folder, place, left, workers, batch_size)):
             done += parts.get(part, 0)
             if progress is not None:
                 progress(done, images)
@@ -148,34 +147,29 @@ def _read_names(work: Path, part: str) -> list[tuple[str, str | None, dict[str, 
 
 
 def _encode_parts(
-    ray: Any,
-    folder: Path,
-    model: str,
-    parts: list[str],
-    workers: int | None,
-    batch_size: int | None,
+    folder: Path, model: str, parts: list[str], workers: int | None, batch_size: int | None
 ) -> Iterator[str]:
     """Encode parts; yields those that are done."""
     if not parts:
         return
-    import ray.data as ray_data
+    import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    ray_data.DataContext.get_current().enable_progress_bars = False
-    resources = ray.cluster_resources()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    resources = connect().cluster_resources()
     gpus = int(resources.get("GPU", 0))
     most = max(1, min(len(parts), workers or gpus or int(resources.get("CPU", 1))))
     memory = int(resources.get("memory", _MEMORY_UNKNOWN) * _MEMORY_USED / most)
-    data = ray_data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+    data = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
         EncodePart,
         fn_constructor_args=(str(folder), model, "cuda" if gpus else "cpu", memory, batch_size),
         batch_size=1,
-        compute=ray_data.ActorPoolStrategy(min_size=1, max_size=most),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_gpus=1 if gpus else None,
     )
     for row in data.iter_rows():
         if row["failed"]:
-            raise task_failed(row["failed"])
+            raise ray.exceptions.RayError(row["failed"])
         yield str(row["item"])
 
 

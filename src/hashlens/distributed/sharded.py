@@ -74,7 +74,8 @@ def _published(
         if self._read_only:
             raise IndexStoreError(f"{self.path}: opened read-only; open it without read_only")
         if self._write is not None:
-            return self._write(methodcaller(change.__name__, *arguments, **named))  # type: ignore[no-any-return]
+            result: T = self._write(methodcaller(change.__name__, *arguments, **named))
+            return result
         with self._publication():
             return change(self, *arguments, **named)
 
