@@ -65,8 +65,7 @@ def create_sharded(
 
     Returns the images that could not be read. All machines must reach ``folder``, ``model`` and
     ``source``. ``workers`` is by default one per GPU, or per CPU where there is none;
-    ``batch_size`` as many images as memory allows. ``progress`` is called with the images done,
-    and all images.
+    ``batch_size`` as many images as memory allows. ``progress`` is given images done, and all.
     """
     encoder = Encoder.load(model)
     _ = encoder.preprocessing  # a model over vectors is refused
