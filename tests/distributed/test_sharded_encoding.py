@@ -275,6 +275,21 @@ def test_a_part_of_which_no_image_can_be_read_is_not_kept(
         assert encoded["rows"].tolist() == [1]
 
 
+def test_a_part_of_damaged_images_alone_is_kept_where_others_can_be_read(
+    model: Path, object_store: Any, tmp_path: Path
+) -> None:
+    object_store.pipe("/shop/1.png", _picture(1))
+    object_store.pipe("/shop/2.png", b"damaged")
+    list_names(str(tmp_path / "index"), {"source": "memory://shop", "shards": 2})
+    worker = EncodePart(str(tmp_path / "index"), str(model), "cpu", 2**30)
+    assert worker({"item": ["shard-0001-000000"]})["failed"] == [""]
+    with np.load(tmp_path / "index" / WORK / "shard-0001-000000.npz") as encoded:
+        assert encoded["rows"].tolist() == []
+        assert len(encoded["codes"]) == 0
+    ((uri, _),) = json.loads((tmp_path / "index" / WORK / "shard-0001-000000.unread").read_text())
+    assert uri == "memory://shop/2.png"
+
+
 def test_less_memory_means_fewer_images_at_once(model: Path) -> None:
     encoder = Encoder.load(model, device="cpu")
     side, channels = encoder.preprocessing.size, encoder.preprocessing.channels

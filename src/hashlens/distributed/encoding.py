@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hashlens.data.decoding import read_ahead
-from hashlens.data.opening import open_source
+from hashlens.data.opening import can_open, open_source
 from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
     Manifest,
@@ -48,6 +48,7 @@ _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
 MOST_IMAGES = 256
 _PROBE = 16
+_ASKED = 8  # parts
 
 
 def create_sharded(
@@ -205,7 +206,10 @@ class EncodePart:
                     raise
                 self._batch_size //= 2
         unread = [(uris[image.position], image.reason) for each in made for image in each.skipped]
-        if len(unread) == len(uris):
+        # damaged images, or storage that is away? then no other part can be read either
+        parts = sorted(path.stem for path in self._work.glob("*.jsonl"))[:_ASKED]
+        firsts = (_read_names(self._work, each)[0][0] for each in parts)
+        if len(unread) == len(uris) and not any(map(can_open, firsts)):
             raise SourceError(
                 f"{uris[0]}: {unread[0][1]}; none of {len(uris)} images can be read: see that "
                 "their storage answers"
