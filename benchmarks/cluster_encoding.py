@@ -41,18 +41,17 @@ create_sharded(Path(out), Path(model), source, shards=2, address="local")
 """
 NAMES = """
 import json, sys
-from pathlib import Path
 from hashlens.distributed.cluster import connect
-from hashlens.distributed.encoding import NAMES, list_names
+from hashlens.distributed.encoding import list_names
 from hashlens.machine import peak_memory
 source, folder = sys.argv[1:3]
-(Path(folder) / NAMES).mkdir()
 ray = connect("local")
 before = peak_memory()
 
 def listed():
     before = peak_memory()
-    return list_names(source, folder, 8), before, peak_memory()
+    plan = list_names(folder, {"source": source, "shards": 8})
+    return plan["parts"], before, peak_memory()
 
 parts, *task = ray.get(ray.remote(listed).remote())
 print(json.dumps({"names": sum(parts.values()), "parts": len(parts),
@@ -120,7 +119,6 @@ def names(count: int, kind: str) -> None:
             with listing.open("w") as file:
                 file.write("path,label\n")
                 file.writelines(f"/photos/of/a/shop/{i:012d}.jpg,a\n" for i in range(count))
-        (Path(folder) / "out").mkdir()
         done = subprocess.run(
             [sys.executable, "-c", NAMES, str(listing), f"{folder}/out"],
             stdout=subprocess.PIPE, text=True, check=True,

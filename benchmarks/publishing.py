@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from hashlens.distributed.sharded import ShardedIndex
-from hashlens.distributed.snapshots import Manifest, creating
+from hashlens.distributed.snapshots import creating
+from hashlens.index.layout import Meta
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rows", type=int, default=100_000)
@@ -22,7 +23,7 @@ given = parser.parse_args()
 n, rng = given.rows, np.random.default_rng(0)
 with tempfile.TemporaryDirectory() as place:
     folder = Path(place) / "index"
-    with creating(folder, Manifest(64, 64, "float16", "", ""), 1) as (shard,):
+    with creating(folder, Meta(64, 64, "float16", "", ""), 1) as (shard,):
         shard.add_encoded(
             rng.integers(0, 256, (n, 8), dtype=np.uint8),
             rng.standard_normal((n, 64)).astype(np.float32),

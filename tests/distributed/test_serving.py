@@ -100,7 +100,7 @@ def test_replicas_share_the_calls(client: Any, folder: Path) -> None:
     handle, published = _handle("Shard-0000"), read_manifest(folder).shards[0].folder
 
     def call(_: int) -> int:
-        return int(handle.ask.remote(published, "process").result(timeout_s=60))
+        return int(handle.ask.remote(published, lambda _: os.getpid()).result(timeout_s=60))
 
     with ThreadPoolExecutor(8) as threads:
         answered = list(threads.map(call, range(60)))
@@ -217,6 +217,37 @@ def test_a_shard_that_cannot_be_read_is_missing_and_asked_again_at_once(
     with pytest.raises(IndexStoreError, match=r"shard-0001: .*v0-gone"):
         ShardedIndex(tmp_path, shards=asked, require_all=True).search_encoded(*question)
     assert not ShardedIndex(folder, shards=asked).search_encoded(*question).missing
+
+
+def test_searches_go_on_through_storage_that_is_gone_and_back(client: Any, folder: Path) -> None:
+    """No process ends meanwhile, through two health checks of each."""
+    before = {process.pid for process in _processes("hashlens")}
+    published = folder / read_manifest(folder).shards[1].folder
+
+    def search() -> Any:
+        return client.post("/v1/search", data={"id": "3", "k": "5", "mode": "bcs"})
+
+    def is_whole() -> bool:
+        answer = search()
+        return answer.status_code == 200 and answer.json()["missing"] == []
+
+    assert is_whole()
+    for place, status, said in (
+        (published, 206, '"missing":["shard-0001"]'),
+        (folder, 503, "cannot be read now"),
+    ):
+        away = place.with_name(f"{place.name}-away")
+        place.rename(away)
+        try:
+            limit = time.monotonic() + 7
+            while time.monotonic() < limit:
+                answer = search()
+                assert answer.status_code == status
+                assert said in answer.text.replace('": ', '":')
+        finally:
+            away.rename(place)
+        _until(is_whole)
+    assert {process.pid for process in _processes("hashlens")} == before
 
 
 def test_a_shard_that_came_later_is_missing_until_the_application_is_started_again(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,27 @@ import psutil
 import pytest
 from PIL import Image
 
-from hashlens import Encoder, HashIndex, IndexStoreError, InvalidInputError, SourceError
-from hashlens.distributed import encoding
+from hashlens import (
+    Encoder,
+    HashIndex,
+    HashlensError,
+    IndexStoreError,
+    InvalidInputError,
+    SourceError,
+)
 from hashlens.distributed.encoding import (
     MOST_IMAGES,
+    WORK,
     EncodePart,
     create_sharded,
     images_at_once,
     list_names,
 )
 from hashlens.distributed.sharded import ShardedIndex
+from hashlens.distributed.snapshots import read_manifest
 
 SOURCE, SHARDS = "digits#test", 3
+LATE = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +83,7 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
     thread.start()
     seen: list[tuple[int, int]] = []
     folder = tmp_path / "index"
-    made = create_sharded(
+    skipped = create_sharded(
         *(folder, model, SOURCE),
         shards=SHARDS,
         workers=1,
@@ -84,12 +94,67 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
     assert killed
     assert seen[0] == (0, 359)
     assert seen[-1] == (359, 359)
-    assert [shard.images for shard in made.manifest.shards] == [119, 120, 120]
+    assert not skipped
+    assert [shard.images for shard in read_manifest(folder).shards] == [119, 120, 120]
     _same(folder, expected)
     kept = {path.name.partition(".")[0] for path in folder.iterdir()}
     assert kept == {"shards", "shard-0000", "shard-0001", "shard-0002"}
     with pytest.raises(IndexStoreError, match="holds a sharded index already"):
         create_sharded(folder, model, SOURCE, shards=SHARDS)
+
+
+@pytest.mark.slow
+def test_storage_that_goes_while_it_encodes_is_one_line_and_the_next_run_goes_on(
+    cluster: Any, model: Path, expected: HashIndex, tmp_path: Path
+) -> None:
+    import ray
+
+    folder, away = tmp_path / "index", tmp_path / "away"
+
+    def lose(done: int, _: int) -> None:
+        if done and not away.exists():
+            folder.rename(away)
+
+    def encode(**options: Any) -> None:
+        create_sharded(folder, model, SOURCE, shards=SHARDS, workers=1, batch_size=16, **options)
+
+    with ThreadPoolExecutor(1) as thread:
+        with pytest.raises(HashlensError, match="run the command again") as raised:
+            thread.submit(encode, progress=lose).result(timeout=LATE)
+        assert "\n" not in str(raised.value)
+        assert not folder.exists()  # nothing was made where the storage was
+        assert [node["Alive"] for node in ray.nodes()] == [True, True]
+        away.rename(folder)
+        kept = {path.name for path in folder.glob(f"{WORK}/*.npz")}
+        assert kept
+        thread.submit(encode).result(timeout=LATE)
+    _same(folder, expected)
+
+
+@pytest.mark.slow
+def test_an_error_of_a_task_reaches_the_user_as_one_line(
+    cluster: Any, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "index"
+
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_sharded(folder, model, SOURCE, shards=SHARDS, progress=stop)
+    (folder / WORK / "shard-0001-000000.jsonl").write_text("{")
+    command = ["index", "create", str(folder), SOURCE, "--model", str(model), "--shards", "3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hashlens", *command, "--ray", cluster.address],
+        capture_output=True, text=True, timeout=LATE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    # Ray's core, past Python, warns each time of how Ray Data starts its actors
+    said = [line for line in done.stderr.splitlines() if "core_worker.cc" not in line]
+    assert [line.split()[0] for line in said] == ["encoding", "error:"]
+    assert "a task of the cluster failed: Expecting property name" in said[1]
+    assert said[1].endswith("what is done is kept: run the command again")
 
 
 _DRIVER = """
@@ -114,12 +179,12 @@ def test_a_killed_driver_goes_on_where_it_was(
     command = [sys.executable, "-c", _DRIVER, str(folder), str(model), cluster.address]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
         limit = time.monotonic() + 240
-        while not list(folder.glob("parts/*.npz")) and time.monotonic() < limit:
+        while not list(folder.glob(f"{WORK}/*.npz")) and time.monotonic() < limit:
             assert driver.poll() is None
             time.sleep(0.02)
         driver.kill()
     assert not (folder / "shards.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("parts/*.npz")}
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob(f"{WORK}/*.npz")}
     assert kept
     for source, shards in ((SOURCE, SHARDS + 1), ("digits#train", SHARDS)):
         with pytest.raises(IndexStoreError, match="unfinished"):
@@ -149,8 +214,8 @@ def test_a_parquet_file_is_read_and_what_cannot_be_read_is_listed(
     words = ["cat", "dog", "cat", "dog", "cat", "dog", "cat"]
     path = tmp_path / "pictures.parquet"
     pq.write_table(pa.table({"image": pictures, "label": words, "price": range(7)}), path)
-    made = create_sharded(tmp_path / "index", model, str(path), shards=2, workers=1)
-    ((_, uri, reason),) = made.skipped
+    skipped = create_sharded(tmp_path / "index", model, str(path), shards=2, workers=1)
+    ((_, uri, reason),) = skipped
     assert uri == f"{path}#4"
     assert "not an image" in reason
     found = [record[1:] for record in ShardedIndex.open(tmp_path / "index")]
@@ -172,21 +237,57 @@ def test_objects_of_a_store_are_read_ahead(model: Path, object_store: Any, tmp_p
     for i in range(70):
         object_store.pipe(f"/shop/{'cat' if i % 2 else 'dog'}/{i:02}.png", _picture(i))
     object_store.pipe("/shop/dog/00.png", b"no picture")
-    for name in (encoding.PARTS, encoding.NAMES):
-        (tmp_path / name).mkdir()
-    parts = list_names("memory://shop", str(tmp_path), 2)
-    assert parts == {"0000-000000": 35, "0001-000000": 35}
-    worker = EncodePart(str(tmp_path), str(model), "cpu", 2**30, batch_size=16)
+    folder = tmp_path / "index"
+    parts = list_names(str(folder), {"source": "memory://shop", "shards": 2})["parts"]
+    assert parts == {"shard-0000-000000": 35, "shard-0001-000000": 35}
+    worker = EncodePart(str(folder), str(model), "cpu", 2**30, batch_size=16)
     for part in parts:
         worker({"item": [part]})
-    lines = (tmp_path / encoding.NAMES / "0001-000000.jsonl").read_text().splitlines()
+    lines = (folder / WORK / "shard-0001-000000.jsonl").read_text().splitlines()
     uri, label, metadata = json.loads(lines[0])
     assert (uri, label, metadata) == ("memory://shop/dog/00.png", "dog", {})
-    with np.load(tmp_path / encoding.PARTS / "0001-000000.npz") as kept:
-        assert "not an image" in kept["reasons"][0]
-        assert (kept["reasons"][1:] == "").all()
+    with np.load(folder / WORK / "shard-0001-000000.npz") as kept:
+        assert kept["rows"].tolist() == list(range(1, 35))
         codes, _ = Encoder.load(model).encode([_picture(2)])
-        np.testing.assert_array_equal(kept["codes"][1], codes[0])
+        np.testing.assert_array_equal(kept["codes"][0], codes[0])
+    ((uri, reason),) = json.loads((folder / WORK / "shard-0001-000000.unread").read_text())
+    assert uri == "memory://shop/dog/00.png"
+    assert "not an image" in reason
+
+
+def test_a_part_of_which_no_image_can_be_read_is_not_kept(
+    model: Path, object_store: Any, tmp_path: Path
+) -> None:
+    """Storage that is away is not a thousand damaged images."""
+    object_store.pipe("/shop/1.png", _picture(1))
+    object_store.pipe("/shop/2.png", _picture(2))
+    list_names(str(tmp_path / "index"), {"source": "memory://shop", "shards": 1})
+    worker = EncodePart(str(tmp_path / "index"), str(model), "cpu", 2**30)
+    object_store.rm("/shop", recursive=True)
+    (failed,) = worker({"item": ["shard-0000-000000"]})["failed"]
+    assert "shop/1.png: " in failed
+    assert "none of 2 images can be read" in failed
+    kept = sorted(path.name for path in (tmp_path / "index" / WORK).iterdir())
+    assert kept == ["plan.json", "shard-0000-000000.jsonl"]
+    object_store.pipe("/shop/2.png", _picture(2))
+    assert worker({"item": ["shard-0000-000000"]})["failed"] == [""]
+    with np.load(tmp_path / "index" / WORK / "shard-0000-000000.npz") as encoded:
+        assert encoded["rows"].tolist() == [1]
+
+
+def test_a_part_of_damaged_images_alone_is_kept_where_others_can_be_read(
+    model: Path, object_store: Any, tmp_path: Path
+) -> None:
+    object_store.pipe("/shop/1.png", _picture(1))
+    object_store.pipe("/shop/2.png", b"damaged")
+    list_names(str(tmp_path / "index"), {"source": "memory://shop", "shards": 2})
+    worker = EncodePart(str(tmp_path / "index"), str(model), "cpu", 2**30)
+    assert worker({"item": ["shard-0001-000000"]})["failed"] == [""]
+    with np.load(tmp_path / "index" / WORK / "shard-0001-000000.npz") as encoded:
+        assert encoded["rows"].tolist() == []
+        assert len(encoded["codes"]) == 0
+    ((uri, _),) = json.loads((tmp_path / "index" / WORK / "shard-0001-000000.unread").read_text())
+    assert uri == "memory://shop/2.png"
 
 
 def test_less_memory_means_fewer_images_at_once(model: Path) -> None:
@@ -199,10 +300,8 @@ def test_less_memory_means_fewer_images_at_once(model: Path) -> None:
 
 
 def _worker_with_names(model: Path, folder: Path) -> EncodePart:
-    for name in (encoding.PARTS, encoding.NAMES):
-        (folder / name).mkdir()
-    list_names(SOURCE, str(folder), 1)
-    return EncodePart(str(folder), str(model), "cpu", 2**30, batch_size=16)
+    list_names(str(folder / "index"), {"source": SOURCE, "shards": 1})
+    return EncodePart(str(folder / "index"), str(model), "cpu", 2**30, batch_size=16)
 
 
 def test_a_worker_whose_memory_is_short_goes_on_with_fewer_images(
@@ -221,12 +320,12 @@ def test_a_worker_whose_memory_is_short_goes_on_with_fewer_images(
             return run(images)
 
     worker._encoder._runner = Small()
-    worker({"item": ["0000-000000"]})
+    worker({"item": ["shard-0000-000000"]})
     assert max(sizes) == 16
     assert sizes[-1] <= 4
 
 
-def test_an_error_that_is_not_about_memory_is_raised(model: Path, tmp_path: Path) -> None:
+def test_an_error_that_is_not_about_memory_is_said(model: Path, tmp_path: Path) -> None:
     worker = _worker_with_names(model, tmp_path)
 
     class Broken:
@@ -234,8 +333,7 @@ def test_an_error_that_is_not_about_memory_is_raised(model: Path, tmp_path: Path
             raise RuntimeError("shapes do not fit")
 
     worker._encoder._runner = Broken()
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        worker({"item": ["0000-000000"]})
+    assert worker({"item": ["shard-0000-000000"]})["failed"] == ["shapes do not fit"]
 
 
 def test_a_local_cluster_is_never_another_that_runs_here(cluster: Any) -> None:

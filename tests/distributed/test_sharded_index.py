@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from hashlens import (
     unpack_bits,
 )
 from hashlens.distributed import snapshots
-from hashlens.distributed.sharded import Answers, OpenShards, Shard, ShardedIndex, merge
+from hashlens.distributed.sharded import ShardedIndex, merge
 from hashlens.distributed.snapshots import (
-    fetch_manifest,
+    Answers,
+    OpenShards,
     publishing,
     read_manifest,
     reshard,
@@ -343,14 +345,12 @@ def test_changes_of_several_are_one_version_and_a_wrong_one_is_its_own(
     make_shards(tmp_path, images, BOUNDS)
     index = ShardedIndex.open(tmp_path)
     before = index.manifest.version
-    assert index.together([("remove", ([i],)) for i in range(20)]) == [None] * 20
+    assert index.together([methodcaller("remove", [i]) for i in range(20)]) == [None] * 20
     assert (index.manifest.version, len(index)) == (before + 1, 580)
-    first, wrong, last = index.together(
-        [("remove", ([20],)), ("remove", ([3],)), ("remove", ([21],))]
-    )
+    first, wrong, last = index.together([methodcaller("remove", [i]) for i in (20, 3, 21)])
     assert (first, last, len(index)) == (None, None, 578)
     assert isinstance(wrong, InvalidInputError)
-    assert index.together([("add_shard", ()), ("add_shard", ())]) == [None, None]
+    assert index.together([ShardedIndex.add_shard] * 2) == [None, None]
     assert len(index.manifest.shards) == 5
 
 
@@ -431,6 +431,23 @@ def test_a_second_writer_is_told_who_is_at_it(images: dict[str, Any], tmp_path: 
     ShardedIndex.open(tmp_path).remove([1])
 
 
+def test_while_the_storage_is_away_nothing_is_changed_or_made_there(
+    images: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, away = tmp_path / "a", tmp_path / "away"
+    make_shards(folder, images, BOUNDS)
+    index = ShardedIndex.open(folder)
+    folder.rename(away)
+    for call in (lambda: index.remove([1]), index.ids, lambda: index.search(0)):
+        with pytest.raises(IndexStoreError, match=r"no such (file|folder)"):
+            call()
+    assert len(index) == 600  # as the manifest said
+    assert not folder.exists()
+    away.rename(folder)
+    index.remove([1])
+    assert len(index.search(0, k=600)) == len(index.ids()) == 599
+
+
 def test_a_copy_is_brought_up_to_date(images: dict[str, Any], tmp_path: Path) -> None:
     make_shards(tmp_path / "a", images, BOUNDS)
     index = ShardedIndex.open(tmp_path / "a")
@@ -466,17 +483,18 @@ def test_shards_behind_a_uri_are_fetched(
     images: dict[str, Any], object_store: Any, tmp_path: Path
 ) -> None:
     make_shards(tmp_path / "a", images, BOUNDS)
-    index, copy = ShardedIndex.open(tmp_path / "a"), tmp_path / "b"
+    index = ShardedIndex.open(tmp_path / "a")
     for added in range(0, 20, 5):
         object_store.put(f"{tmp_path}/a/", "/shop.idx/", recursive=True)
-        fetch_manifest("memory://shop.idx", copy)
-        parts = [Shard(str(copy), "memory://shop.idx") for _ in range(3)]
-        for shard, published in zip(parts, read_manifest(copy).shards, strict=True):
-            assert len(shard.ask(published.folder, "ids")) == published.images
-        assert read_manifest(copy).images == 600 + added
+        manifest = read_manifest("memory://shop.idx")
+        shards = OpenShards("memory://shop.idx")
+        for published in manifest.shards:
+            assert len(shards.ask_one(published.folder, HashIndex.ids)) == published.images
+        assert manifest == index.manifest
+        assert manifest.images == 600 + added
         index.add_encoded(**part(images, 0, 5))
     with pytest.raises(SourceError, match="cannot be read"):
-        fetch_manifest("memory://nowhere", tmp_path / "c")
+        read_manifest("memory://nowhere")
 
 
 def test_resharding_keeps_images_and_what_is_known(images: dict[str, Any], tmp_path: Path) -> None:

@@ -108,19 +108,20 @@ def create_command(
                 "--shards takes one SOURCE, without --metadata, --strict or --features"
             )
         from hashlens.distributed.encoding import create_sharded
+        from hashlens.distributed.snapshots import read_manifest
 
         with ProgressBar("encoding", None, unit="images") as bar:
-            made = create_sharded(
+            skipped = create_sharded(
                 index, model, sources[0], shards=shards, address=ray, progress=bar.reach
             )
-        sizes = [shard.images for shard in made.manifest.shards]
+        sizes = [shard.images for shard in read_manifest(index).shards]
         result = {"index": str(index), "added": sum(sizes), "shards": sizes}
-        show_skipped([] if as_json else made.skipped)
+        show_skipped([] if as_json else skipped)
         text = (
-            f"added {sum(sizes)}, skipped {len(made.skipped)}; {index} has {shards} shards of "
+            f"added {sum(sizes)}, skipped {len(skipped)}; {index} has {shards} shards of "
             f"{min(sizes)} to {max(sizes)}"
         )
-        tell({**result, "skipped": skipped_json(made.skipped)}, text, as_json)
+        tell({**result, "skipped": skipped_json(skipped)}, text, as_json)
         return
     from hashlens.index.hash_index import HashIndex
     from hashlens.index.layout import FEATURE_TYPES

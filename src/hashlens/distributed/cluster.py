@@ -12,14 +12,6 @@ from hashlens.errors import HashlensError, first_line, needs_extra
 LOCAL = "local"
 
 
-def load_ray() -> Any:
-    """The ``ray`` module."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with needs_extra("encoding on a cluster", "ray"):
-        import ray
-    return ray
-
-
 def stay_on_loopback() -> None:
     """Have the cluster that is started next listen on 127.0.0.1 alone.
 
@@ -34,7 +26,9 @@ def stay_on_loopback() -> None:
 
 def connect(address: str | None = None) -> Any:
     """The ``ray`` module, connected to a cluster."""
-    ray = load_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with needs_extra("encoding on a cluster", "ray"):
+        import ray
     if ray.is_initialized():
         return ray
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
@@ -63,8 +57,6 @@ def plain_errors(ray: Any) -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        while not isinstance(cause, HashlensError) and cause.__cause__ is not None:
-            cause = cause.__cause__
         if isinstance(cause, HashlensError):
             raise cause from None
         said = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]

@@ -3,7 +3,9 @@
 A task lists the source and writes the names in parts of a thousand, so that no other process holds
 a list of all images. Workers take part after part: each is read, encoded and kept as one file. Then
 the shards are written from their parts, several at once. A run that was killed keeps every part and
-every shard; the next one makes the others.
+every shard; the next one makes the others. All this is in ``encoding``, a folder of the index that
+goes when the index is whole: the plan, and of each part the names, what was encoded, and which
+images could not be read.
 """
 
 from __future__ import annotations
@@ -11,48 +13,42 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from hashlens.codes.packing import code_bytes
 from hashlens.data.decoding import read_ahead
-from hashlens.data.opening import open_source
+from hashlens.data.opening import can_open, open_source
 from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
     Manifest,
     Snapshot,
-    create_shard,
     is_sharded,
     seal,
+    shard_name,
     snapshot_name,
     write_manifest,
 )
-from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
-from hashlens.files import make_folder, path_uri, replace_file, written_aside
+from hashlens.errors import IndexStoreError, InvalidInputError, SourceError, first_line
+from hashlens.files import path_uri, replace_file, written_aside
+from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
-from hashlens.index.store import require_free
+from hashlens.index.store import Store, new_folder, require_free
 from hashlens.machine import peak_memory
 from hashlens.models.encoder import Encoder
 from hashlens.types import Skipped
 
-PLAN_NAME, PARTS, NAMES = "plan.json", "parts", "names"
+WORK, PLAN_NAME = "encoding", "plan.json"
+FEATURES = "float16"
 PART_IMAGES = 1024
 _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
 MOST_IMAGES = 256
 _PROBE = 16
-
-
-class Made(NamedTuple):
-    """A new sharded index, and the images that could not be read."""
-
-    manifest: Manifest
-    skipped: tuple[Skipped, ...]
+_ASKED = 8  # parts
 
 
 def create_sharded(
@@ -65,137 +61,115 @@ def create_sharded(
     workers: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Made:
+) -> list[Skipped]:
     """Encode a source on a Ray cluster into a new sharded index, or go on with a killed run.
 
-    This machine and those that encode must reach ``folder``, ``model`` and ``source``. ``workers``
-    is by default one per GPU, or per CPU where there is none; ``batch_size`` as many images as
-    memory allows. ``progress`` is called with the images done, and all images.
+    Returns the images that could not be read. All machines must reach ``folder``, ``model`` and
+    ``source``. ``workers`` is by default one per GPU, or per CPU where there is none;
+    ``batch_size`` as many images as memory allows. ``progress`` is given images done, and all.
     """
     encoder = Encoder.load(model)
     _ = encoder.preprocessing  # a model over vectors is refused
     folder, place = folder.absolute(), str(model.resolve())
     asked = {"source": source, "shards": shards, "fingerprint": encoder.fingerprint}
-    plan = _start_or_go_on(folder, asked)
+    plan = _unfinished(folder, asked)
     ray = connect(address)
-    if "parts" not in plan:
-        listed = ray.remote(list_names).options(num_cpus=0)
-        try:
-            with plain_errors(ray):
-                plan["parts"] = ray.get(listed.remote(source, str(folder), shards))
-        except HashlensError:
-            shutil.rmtree(folder)
-            raise
-        replace_file(folder / PLAN_NAME, json.dumps(plan))
+    if plan is None:
+        with plain_errors(ray):
+            plan = ray.get(ray.remote(list_names).options(num_cpus=0).remote(str(folder), asked))
     parts: dict[str, int] = plan["parts"]
-    left = [part for part in parts if not _is_done(folder, part)]
+    left = [part for part in parts if not (folder / WORK / f"{part}.npz").is_file()]
     images = sum(parts.values())
     done = images - sum(parts[part] for part in left)
-    meta = Meta(encoder.bits, encoder.feature_dim, "float16", encoder.fingerprint, path_uri(model))
+    meta = Meta(encoder.bits, encoder.feature_dim, FEATURES, encoder.fingerprint, path_uri(model))
     with plain_errors(ray):
-        for part in chain([""], _encode_parts(ray, folder, place, left, workers, batch_size)):
+        for part in chain([""], _encode_parts(folder, place, left, workers, batch_size)):
             done += parts.get(part, 0)
             if progress is not None:
                 progress(done, images)
-        build = ray.remote(write_shard).options(num_cpus=1)
-        built = ray.get([build.remote(str(folder), meta, shard) for shard in range(shards)])
-    manifest = Manifest(meta, tuple(Snapshot(one["folder"], one["images"]) for one in built))
-    write_manifest(folder, manifest)
-    for name in (PARTS, NAMES):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (folder / PLAN_NAME, *folder.glob("built-*.json")):
-        path.unlink()
-    skipped = (Skipped(-1, uri, reason) for one in built for uri, reason in one["skipped"])
-    return Made(manifest, tuple(skipped))
+        write = ray.remote(write_shard).options(num_cpus=1)
+        made = ray.get([write.remote(str(folder), meta, name) for name in plan["snapshots"]])
+    write_manifest(folder, Manifest(meta, tuple(made)))
+    unread = (json.loads(path.read_text()) for path in sorted((folder / WORK).glob("*.unread")))
+    skipped = [Skipped(-1, *image) for image in chain.from_iterable(unread)]
+    shutil.rmtree(folder / WORK)
+    return skipped
 
 
-def _start_or_go_on(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a new index, or of the same that was not finished."""
-    path = folder / PLAN_NAME
+def _unfinished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The plan of the same index where it was not finished; None where none was begun."""
+    path = folder / WORK / PLAN_NAME
     if is_sharded(folder):
         raise IndexStoreError(
             f"{folder}: holds a sharded index already; add to it, or choose another folder"
         )
-    if path.is_file():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        if kept | asked != kept:
-            raise IndexStoreError(
-                f"{folder}: an unfinished index of another source, model or number of shards; "
-                "remove the folder to start again"
-            )
-        return kept
-    require_free(folder)
-    if asked["shards"] < 1:
-        raise InvalidInputError(f"shards: expected 1 or more, got {asked['shards']}")
-    make_folder(folder / PARTS)
-    make_folder(folder / NAMES)
-    replace_file(path, json.dumps(asked))
-    return asked
+    if not path.is_file():
+        require_free(folder)
+        return None
+    plan: dict[str, Any] = json.loads(path.read_text())
+    if plan | asked != plan:
+        raise IndexStoreError(
+            f"{folder}: an unfinished index of another source, model or number of shards; "
+            "remove the folder to start again"
+        )
+    return plan
 
 
-def list_names(source: str, folder: str, shards: int) -> dict[str, int]:
-    """Write names, labels and metadata of a source in parts; the number of images of each.
+def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Begin an index: write names, labels and metadata of its source in parts; the plan.
 
-    A part is called ``SHARD-NUMBER``; it belongs to one shard.
+    It has the number of images of each part, and a name for each snapshot. The name of a part
+    begins with that of its shard.
     """
-    images, parts = open_source(source), {}
-    for path in (Path(folder) / NAMES).iterdir():  # of a run that was killed here
-        path.unlink()
-    if shards > len(images):
+    images, shards = open_source(asked["source"]), asked["shards"]
+    if not 1 <= shards <= len(images):
         raise InvalidInputError(f"shards: expected 1 to {len(images)} (the images), got {shards}")
+    names = [snapshot_name(shard, 1) for shard in range(shards)]
+    plan = {**asked, "snapshots": names, "parts": {}}
     bounds = np.linspace(0, len(images), shards + 1).astype(int).tolist()
     uris, label, known = images.uris, images.label_name, images.metadata
-    for shard, (start, end) in enumerate(pairwise(bounds)):
-        for number, first in enumerate(range(start, end, PART_IMAGES)):
-            rows = range(first, min(first + PART_IMAGES, end))
-            lines = [json.dumps([uris[row], label(row), known(row)]) for row in rows]
-            part = f"{shard:04d}-{number:06d}"
-            replace_file(Path(folder) / NAMES / f"{part}.jsonl", "\n".join(lines))
-            parts[part] = len(rows)
-    return parts
+    with new_folder(Path(folder)) as aside:
+        (aside / WORK).mkdir(parents=True)
+        for shard, (start, end) in enumerate(pairwise(bounds)):
+            for number, first in enumerate(range(start, end, PART_IMAGES)):
+                rows = range(first, min(first + PART_IMAGES, end))
+                lines = [json.dumps([uris[row], label(row), known(row)]) for row in rows]
+                part = f"{shard_name(shard)}-{number:06d}"
+                (aside / WORK / f"{part}.jsonl").write_text("\n".join(lines))
+                plan["parts"][part] = len(rows)
+        (aside / WORK / PLAN_NAME).write_text(json.dumps(plan))
+    return plan
 
 
-def _read_names(folder: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
-    lines = (folder / NAMES / f"{part}.jsonl").read_text().splitlines()
+def _read_names(work: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
+    lines = (work / f"{part}.jsonl").read_text().splitlines()
     return [tuple(json.loads(line)) for line in lines]
 
 
-def _built(folder: Path, shard: int) -> Path:
-    """What a shard that is written says of itself."""
-    return folder / f"built-{shard:04d}.json"
-
-
-def _is_done(folder: Path, part: str) -> bool:
-    return (folder / PARTS / f"{part}.npz").is_file() or _built(folder, int(part[:4])).is_file()
-
-
 def _encode_parts(
-    ray: Any,
-    folder: Path,
-    model: str,
-    parts: list[str],
-    workers: int | None,
-    batch_size: int | None,
+    folder: Path, model: str, parts: list[str], workers: int | None, batch_size: int | None
 ) -> Iterator[str]:
     """Encode parts; yields those that are done."""
     if not parts:
         return
-    import ray.data as ray_data
+    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray_data.DataContext.get_current().enable_progress_bars = False
-    resources = ray.cluster_resources()
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    resources = connect().cluster_resources()
     gpus = int(resources.get("GPU", 0))
     most = max(1, min(len(parts), workers or gpus or int(resources.get("CPU", 1))))
     memory = int(resources.get("memory", _MEMORY_UNKNOWN) * _MEMORY_USED / most)
-    data = ray_data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+    data = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
         EncodePart,
         fn_constructor_args=(str(folder), model, "cuda" if gpus else "cpu", memory, batch_size),
         batch_size=1,
-        compute=ray_data.ActorPoolStrategy(min_size=1, max_size=most),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_gpus=1 if gpus else None,
     )
     for row in data.iter_rows():
+        if row["failed"]:
+            raise ray.exceptions.RayError(row["failed"])
         yield str(row["item"])
 
 
@@ -205,63 +179,68 @@ class EncodePart:
     def __init__(
         self, folder: str, model: str, device: str, memory: int, batch_size: int | None = None
     ) -> None:
-        self._folder = Path(folder)
+        self._work = Path(folder) / WORK
         self._encoder = Encoder.load(model, device=device)
-        if batch_size is None:  # a GPU says itself when its memory is short
-            is_cpu = device == "cpu"
-            batch_size = images_at_once(self._encoder, memory) if is_cpu else MOST_IMAGES
-        self._batch_size = batch_size
+        is_cpu = device == "cpu"  # a GPU says itself when its memory is short
+        most = images_at_once(self._encoder, memory) if is_cpu else MOST_IMAGES
+        self._batch_size = batch_size or most
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Encode the part that is named in column item."""
-        (part,) = batch["item"]
-        uris = [uri for uri, *_ in _read_names(self._folder, str(part))]
+        """Encode the part that is named in column item; column failed says what went wrong."""
+        try:
+            self._encode(str(batch["item"][0]))
+            failed = ""
+        except Exception as error:  # Ray Data would write its own lines, and not pass the cause on
+            failed = first_line(error)
+        return {**batch, "failed": [failed]}
+
+    def _encode(self, part: str) -> None:
+        uris = [uri for uri, *_ in _read_names(self._work, part)]
         while True:
             try:
-                encoded = self._encode(uris)
+                images = read_ahead(uris)
+                made = list(self._encoder.encode_batches(images, batch_size=self._batch_size))
                 break
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError" or self._batch_size == 1:
                     raise
                 self._batch_size //= 2
-        path = self._folder / PARTS / f"{part}.npz"
-        replace_file(path, lambda aside: np.savez(aside, **encoded))
-        return batch
+        unread = [(uris[image.position], image.reason) for each in made for image in each.skipped]
+        # damaged images, or storage that is away? then no other part can be read either
+        parts = sorted(path.stem for path in self._work.glob("*.jsonl"))[:_ASKED]
+        firsts = (_read_names(self._work, each)[0][0] for each in parts)
+        if len(unread) == len(uris) and not any(map(can_open, firsts)):
+            raise SourceError(
+                f"{uris[0]}: {unread[0][1]}; none of {len(uris)} images can be read: see that "
+                "their storage answers"
+            )
+        if unread:
+            replace_file(self._work / f"{part}.unread", json.dumps(unread))
+        columns = zip(*((each.positions, each.codes, each.features) for each in made), strict=True)
+        rows, codes, features = map(np.concatenate, columns)
 
-    def _encode(self, uris: Sequence[str]) -> dict[str, Any]:
-        n, encoder = len(uris), self._encoder
-        codes = np.zeros((n, code_bytes(encoder.bits)), np.uint8)
-        features = np.zeros((n, encoder.feature_dim), np.float32)
-        reasons = np.full(n, "", dtype=object)
-        for batch in encoder.encode_batches(read_ahead(uris), batch_size=self._batch_size):
-            codes[batch.positions], features[batch.positions] = batch.codes, batch.features
-            for image in batch.skipped:
-                reasons[image.position] = image.reason
-        return {"codes": codes, "features": features, "reasons": reasons.astype(str)}
+        def save(aside: Path) -> None:
+            np.savez(aside, rows=rows, codes=codes, features=features.astype(FEATURES))
+
+        replace_file(self._work / f"{part}.npz", save)
 
 
-def write_shard(folder: str, meta: Meta, shard: int) -> dict[str, Any]:
-    """Write a shard from its parts, if that was not done before; what was made of them."""
-    place = Path(folder)
-    told = _built(place, shard)
-    if told.is_file():
-        return dict(json.loads(told.read_text()))
-    parts = sorted((place / PARTS).glob(f"{shard:04d}-*.npz"))
-    name, skipped = snapshot_name(shard, 1), []
-    with written_aside(place / name) as aside, create_shard(aside, meta) as index:
-        for part in parts:
-            rows = _read_names(place, part.stem)
-            with np.load(part) as encoded:
-                reasons = encoded["reasons"].tolist()
-                good = [i for i, reason in enumerate(reasons) if not reason]
-                skipped += [(rows[i][0], why) for i, why in enumerate(reasons) if why]
-                columns = zip(*(rows[i] for i in good), strict=True) if good else [()] * 3
-                index.add_encoded(encoded["codes"][good], encoded["features"][good], *columns)
-        built = {**asdict(seal(index, name)), "skipped": skipped}
-    replace_file(told, json.dumps(built))
-    for part in parts:
-        part.unlink()
-    return built
+def write_shard(folder: str, meta: Meta, name: str) -> Snapshot:
+    """Write a shard from its parts, if that was not done before."""
+    path, work = Path(folder) / name, Path(folder) / WORK
+    if path.is_dir():
+        with HashIndex.open(path, read_only=True) as whole:
+            return Snapshot(name, len(whole))
+    # of the plan, not of the folder: storage that is away would be an empty shard
+    parts, shard = json.loads((work / PLAN_NAME).read_text())["parts"], name.partition(".")[0]
+    with written_aside(path) as aside, HashIndex(Store.create(aside, meta)) as index:
+        for part in (each for each in parts if each.startswith(shard)):
+            rows = _read_names(work, part)
+            with np.load(work / f"{part}.npz") as encoded:
+                good = [rows[row] for row in encoded["rows"].tolist()]
+                columns = ([row[column] for row in good] for column in range(3))
+                index.add_encoded(encoded["codes"], encoded["features"], *columns)
+        return seal(index, name)
 
 
 def images_at_once(encoder: Encoder, memory: int) -> int:

@@ -18,20 +18,31 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from hashlens.distributed.cluster import load_ray
-from hashlens.distributed.sharded import Answers, Shard, ShardedIndex, UnreadableShardError
-from hashlens.distributed.snapshots import Manifest, fetch_manifest, read_manifest, shard_name
+from hashlens.distributed.sharded import Change, ShardedIndex
+from hashlens.distributed.snapshots import (
+    Answers,
+    Call,
+    OpenShards,
+    UnreadableShardError,
+    read_manifest,
+    shard_name,
+    write_manifest,
+)
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError, needs_extra
 from hashlens.files import is_remote
 from hashlens.models.description import require_own_place
 from hashlens.models.encoder import Encoder
 
-if TYPE_CHECKING:
+with needs_extra("shards on Ray Serve", "ray,serve"):
     from fastapi import FastAPI
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from ray import serve
+    from ray.exceptions import RayError, RayTaskError
+
+    from hashlens.service.limits import Limits, read_key
+    from hashlens.service.security import LOOPBACK
 
 
 class ServeOptions(BaseModel):
@@ -52,8 +63,7 @@ class ServeOptions(BaseModel):
 _REQUESTS = 100
 _WRITE_SECONDS = 600.0
 _PATIENT_SECONDS = 3600.0
-_REST_SECONDS = 5.0
-"""How long a shard that did not answer is left out before one search tries it again."""
+_REST_SECONDS = 5.0  # a shard that did not answer is left out for so long, then one search tries it
 
 
 def build(args: dict[str, str]) -> Any:
@@ -62,20 +72,13 @@ def build(args: dict[str, str]) -> Any:
     The key for writing is that of ``HASHLENS_API_KEY`` in the environment of this process;
     without one the front ends are read-only.
     """
-    load_ray()
-    with needs_extra("shards on Ray Serve", "ray,serve"):
-        from ray import serve
-
-        from hashlens.service.limits import read_key
     try:
         options = ServeOptions.model_validate(args)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise InvalidInputError(f"{name}: {first['msg'].lower()}, got {args.get(name)!r}") from None
-    with tempfile.TemporaryDirectory(prefix="hashlens-shards-") as copy:
-        _, manifest = newest(options.index, copy)
-    shards = len(manifest.shards)
+    shards = len(read_manifest(options.index).shards)
     key = read_key()
     if key and is_remote(options.index):
         raise InvalidInputError(
@@ -104,61 +107,46 @@ def build(args: dict[str, str]) -> Any:
     return front_end.bind(writer.bind(options.index), *served)
 
 
-def newest(index: str, copy: str) -> tuple[Path, Manifest]:
-    """The index's folder, or of a URI ``copy``, with the manifest as it is now."""
-    folder = Path(copy if is_remote(index) else index).absolute()
-    if is_remote(index):
-        fetch_manifest(index, folder)
-    return folder, read_manifest(folder)
-
-
 class ServedShard:
     """A replica of one shard. Calls run in threads, so that one does not wait for another."""
 
     def __init__(self, index: str, position: int) -> None:
-        self._source, self._position = index, position
-        self._copy = tempfile.TemporaryDirectory(prefix="hashlens-shard-")
-        folder, _ = newest(index, self._copy.name)
-        self._shard = Shard(str(folder), index if is_remote(index) else None)
-        with suppress(UnreadableShardError):  # the others answer; each search tries it again
-            self._follow()
+        self._index, self._position, self._shard = index, position, OpenShards(index)
+        self._follow()
 
     async def ask(self, *call: Any) -> Any:
-        """As :meth:`Shard.ask`."""
-        return await asyncio.to_thread(self._shard.ask, *call)
+        """As ``OpenShards.ask_one``."""
+        return await asyncio.to_thread(self._shard.ask_one, *call)
 
     async def check_health(self) -> None:
-        """Open the newest version ahead; what is open goes on where storage does not answer."""
-        with suppress(HashlensError, OSError):
-            await asyncio.to_thread(self._follow)
+        """As Serve asks for it; a shard that cannot be read is tried again by each search."""
+        await asyncio.to_thread(self._follow)
 
     def _follow(self) -> None:
-        _, manifest = newest(self._source, self._copy.name)
-        self._shard.ask(manifest.shards[self._position].folder, "process")
+        """Open the newest version ahead; what is open goes on where storage does not answer."""
+        with suppress(HashlensError, OSError):
+            self._shard.ask_one(read_manifest(self._index).shards[self._position].folder, len)
 
 
 class Writer:
     """The one process that changes the index, for all front ends."""
 
     def __init__(self, index: str) -> None:
-        self._index = index
+        self._index = ShardedIndex(Path(index).absolute())
         self._writing = asyncio.Lock()
-        self._waiting: list[tuple[tuple[str, tuple[Any, ...]], asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Change, asyncio.Future[Any]]] = []
 
-    async def write(self, name: str, *arguments: Any) -> Any:
-        """Call a method of :class:`ShardedIndex` that changes something.
-
-        Changes that come while one is made are published together afterwards, as one version.
-        """
+    async def write(self, change: Change) -> Any:
+        """Make a change; those that come meanwhile are published together, as the next version."""
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(((name, arguments), outcome))
+        self._waiting.append((change, outcome))
         async with self._writing:
             if self._waiting:
                 taken, self._waiting = self._waiting, []
-                index = ShardedIndex.open(self._index)
-                found = await asyncio.to_thread(index.together, [call for call, _ in taken])
-                for (_, future), each in zip(taken, found, strict=True):
-                    future.set_result(each)
+                changes = [each for each, _ in taken]
+                found = await asyncio.to_thread(self._index.together, changes)
+                for (_, future), result in zip(taken, found, strict=True):
+                    future.set_result(result)
         result = await outcome
         if isinstance(result, Exception):
             raise result
@@ -173,9 +161,8 @@ class ServedShards:
         self._resting: dict[int, float] = {}  # until when a shard that did not answer is left out
         self._lock = threading.Lock()
 
-    def ask(self, calls: Mapping[int, tuple[Any, ...]], *, patient: bool = False) -> Answers:
-        """Call ``Shard.ask`` for each position; other errors than unreadable shards are raised."""
-        ray = load_ray()
+    def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
+        """Ask each shard; other errors than unreadable shards are raised."""
         answers = Answers({}, dict.fromkeys(calls))
         ends = time.monotonic() + (_PATIENT_SECONDS if patient else self._deadline)
         waiting: dict[int, Any] = {}
@@ -192,9 +179,7 @@ class ServedShards:
                     answers.values[position] = response.result(timeout_s=left)
                     del answers.missing[position]
                     break
-                except ray.exceptions.RayTaskError as error:
-                    if not isinstance(error.cause, HashlensError):
-                        raise
+                except RayTaskError as error:
                     if not isinstance(error.cause, UnreadableShardError):
                         raise error.cause from None
                     answers.missing[position] = error.cause
@@ -222,30 +207,27 @@ class ServedShards:
 
 def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
     """The app of one front end; called where it runs."""
-    from ray import serve
+    from hashlens.service.app import create_app  # loads what a shard does without
 
-    from hashlens.service.app import create_app
-    from hashlens.service.limits import Limits
-    from hashlens.service.security import LOOPBACK
-
-    ray = load_ray()
     app_name = serve.get_replica_context().app_name
     handle = partial(serve.get_deployment_handle, app_name=app_name)
     writer = handle("Writer")
 
-    def write(name: str, *arguments: Any) -> Any:
+    def write(change: Change) -> Any:
         try:
-            return writer.write.remote(name, *arguments).result(timeout_s=_WRITE_SECONDS)
-        except ray.exceptions.RayTaskError as error:
+            return writer.write.remote(change).result(timeout_s=_WRITE_SECONDS)
+        except RayTaskError as error:
             raise error.cause from None
-        except (ray.exceptions.RayError, TimeoutError) as error:
+        except (RayError, TimeoutError) as error:
             raise IndexStoreError(
                 f"{options.index}: the process that makes changes does not answer; look at it "
                 "with `serve status`"
             ) from error
 
     def open_index() -> ShardedIndex:
-        folder, _ = newest(options.index, tempfile.mkdtemp())
+        folder = Path(tempfile.mkdtemp() if is_remote(options.index) else options.index).absolute()
+        if is_remote(options.index):
+            write_manifest(folder, read_manifest(options.index))
         handles = [handle(shard_name(position).capitalize()) for position in range(shards)]
         asked = ServedShards(handles, options.deadline)
         index = ShardedIndex(folder, shards=asked, write=write, require_all=options.require_all)
@@ -255,9 +237,8 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
         if model is not None:
             index.encoder = Encoder.load(model)
         if is_remote(options.index):
-            threading.Thread(
-                target=_follow, args=(options.index, folder, asked), daemon=True
-            ).start()
+            following = (options.index, folder, asked)
+            threading.Thread(target=_follow, args=following, daemon=True).start()
         return index
 
     # Serve calls this on an event loop, where its handles do not wait for answers
@@ -271,12 +252,11 @@ def _front_end(options: ServeOptions, key: str | None, shards: int) -> FastAPI:
 
 def _follow(uri: str, folder: Path, asked: ServedShards) -> None:
     """Go on to each new version behind a URI, once its shards have copied their snapshots."""
-
-    def ready(manifest: Manifest) -> None:
-        calls = {p: (shard.folder, "process") for p, shard in enumerate(manifest.shards)}
-        asked.ask(calls, patient=True)
-
     while True:
         time.sleep(_REST_SECONDS)
         with suppress(HashlensError, OSError):  # storage that is away is tried again
-            fetch_manifest(uri, folder, ready)
+            manifest = read_manifest(uri)
+            if manifest != read_manifest(folder):
+                calls = {p: (shard.folder, len) for p, shard in enumerate(manifest.shards)}
+                asked.ask(calls, patient=True)
+                write_manifest(folder, manifest)

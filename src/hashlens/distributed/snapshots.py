@@ -19,21 +19,23 @@ import shutil
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hashlens.data.remote import located, unread
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.data.remote import located, read_remote, unread
+from hashlens.errors import IndexStoreError, InvalidInputError, SourceError, TimeLimitError
 from hashlens.files import (
     FileState,
+    is_remote,
     keeps_locks,
     make_folder,
     remove_abandoned,
@@ -43,7 +45,14 @@ from hashlens.files import (
 )
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import ARRAYS, DATABASE, UPLOADS, Meta
-from hashlens.index.store import NO_LOCKS, Store, copy_uploads, file_errors, require_free
+from hashlens.index.store import (
+    NO_LOCKS,
+    Store,
+    copy_uploads,
+    file_errors,
+    new_folder,
+    require_free,
+)
 from hashlens.index.writing import NewImage, append_images
 from hashlens.types import Codes, Ids
 
@@ -52,6 +61,9 @@ FORMAT_VERSION = 2
 SHARD_SHIFT = 40
 _LOCAL = (1 << SHARD_SHIFT) - 1
 _BLOCK = 1 << 16  # rows that are written at a time
+_MANIFEST_BYTES = 1 << 28  # at most, behind a URI
+Question: TypeAlias = Callable[[HashIndex], Any]  # carried to the process that has a shard open
+Call: TypeAlias = tuple[str, Question]  # the snapshot that is asked, the same version of all
 
 
 def global_ids(shard: int, local: Ids) -> Ids:
@@ -90,8 +102,7 @@ class Manifest:
     meta: Meta  # of a new shard
     shards: tuple[Snapshot, ...] = ()
     version: int = 1
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """The same in all versions and copies of one index."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))  # of all versions and copies
 
     @property
     def images(self) -> int:
@@ -104,11 +115,12 @@ def is_sharded(folder: str | Path) -> bool:
     return (Path(folder) / FILE_NAME).is_file()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check a folder's manifest."""
-    path = folder / FILE_NAME
+def read_manifest(place: str | Path) -> Manifest:
+    """Read and check the manifest of a folder, or of a URI such as ``s3://bucket/shop.idx``."""
+    path = f"{str(place).rstrip('/')}/{FILE_NAME}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = read_remote(path, _MANIFEST_BYTES) if is_remote(path) else Path(path).read_bytes()
+        content = json.loads(data)
     except FileNotFoundError as error:
         raise IndexStoreError(
             f"{path}: no such file; make a sharded index with `hashlens index create --shards`"
@@ -118,8 +130,8 @@ def read_manifest(folder: Path) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version == 1:
         raise IndexStoreError(
-            f"{folder}: shards of an older form, which are not searched any more; convert them "
-            f"with `hashlens index reshard {folder} NEW --shards N` (images get new ids)"
+            f"{place}: shards of an older form, which are not searched any more; convert them "
+            f"with `hashlens index reshard {place} NEW --shards N` (images get new ids)"
         )
     if version != FORMAT_VERSION:
         raise IndexStoreError(
@@ -154,6 +166,84 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     replace_file(folder / FILE_NAME, json.dumps(content, indent=1) + "\n")
 
 
+class UnreadableShardError(IndexStoreError):
+    """A shard is damaged, or its storage does not answer."""
+
+
+class Answers(NamedTuple):
+    """What shards said, by position; those that did not, and why (None: not in time)."""
+
+    values: dict[int, Any]
+    missing: dict[int, UnreadableShardError | None]
+
+
+class Shards(Protocol):
+    """Asks shards, here or elsewhere."""
+
+    def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
+        """Ask the shards at these positions; ``patient`` for what reads a whole shard."""
+
+
+class OpenShards:
+    """Shards opened in this process, asked one after the other: each search uses all cores.
+
+    Of each shard the last two snapshots stay open; ids are the shard's own. Snapshots behind a URI
+    are copied to a folder that goes with this object.
+    """
+
+    def __init__(self, index: str | Path) -> None:
+        self._source = str(index) if is_remote(str(index)) else None
+        if self._source is not None:
+            self._copies = tempfile.TemporaryDirectory(prefix="hashlens-shards-")
+        self._folder = Path(index if self._source is None else self._copies.name)
+        self._opened: dict[str, HashIndex] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, calls: Mapping[int, Call], *, patient: bool = False) -> Answers:
+        """Ask each shard; other errors than unreadable shards are raised."""
+        answers = Answers({}, {})
+        for position, call in calls.items():
+            try:
+                answers.values[position] = self.ask_one(*call)
+            except UnreadableShardError as error:
+                answers.missing[position] = error
+        return answers
+
+    def ask_one(self, snapshot: str, question: Question) -> Any:
+        """The answer of one shard."""
+        try:
+            return question(self._open(snapshot))
+        except TimeLimitError:
+            raise
+        except (IndexStoreError, SourceError, OSError) as error:
+            self._opened.pop(snapshot, None)  # storage that is back is opened again
+            raise UnreadableShardError(str(error)) from error
+
+    def _open(self, snapshot: str) -> HashIndex:
+        with self._lock:
+            if snapshot not in self._opened:
+                if self._source is not None:
+                    _fetch(self._source, self._folder / snapshot)
+                index = HashIndex.open(self._folder / snapshot, read_only=True)
+                shard = snapshot.partition(".")[0]
+                for old in [name for name in self._opened if name.startswith(shard)][:-1]:
+                    del self._opened[old]
+                    if self._source is not None:
+                        shutil.rmtree(self._folder / old, ignore_errors=True)
+                self._opened[snapshot] = index
+            return self._opened[snapshot]
+
+
+def _fetch(uri: str, target: Path) -> None:
+    """Copy the snapshot of this name behind a URI."""
+    system, root = located(uri)
+    with written_aside(target) as aside:
+        try:
+            system.get(f"{root}/{target.name}", str(aside), recursive=True)
+        except Exception as error:  # each file system raises its own kinds
+            raise unread(f"{uri.rstrip('/')}/{target.name}", error) from error
+
+
 class Publication:
     """One change of a sharded index: writable copies of some shards, published together."""
 
@@ -176,13 +266,13 @@ class Publication:
                 index = HashIndex.open(aside)
             else:
                 self._shards.append(Snapshot(name, 0))
-                index = create_shard(aside, self._before.meta)
+                index = HashIndex(Store.create(aside, self._before.meta))
             self._stack.callback(index.close)  # before the folder goes, after an error
             self._shards[position] = Snapshot(name, len(index))
             self._opened[position] = index
         return self._opened[position]
 
-    def all(self) -> Iterator[HashIndex]:
+    def shards(self) -> Iterator[HashIndex]:
         """Every shard, to be changed."""
         return map(self.shard, range(len(self)))
 
@@ -192,9 +282,10 @@ class Publication:
 
     def smallest(self) -> int:
         """The shard that has the fewest images now."""
-        counts = dict(enumerate(shard.images for shard in self._shards))
-        counts |= {position: len(index) for position, index in self._opened.items()}
-        return min(counts, key=counts.__getitem__)
+        counts = [shard.images for shard in self._shards]
+        for position, index in self._opened.items():
+            counts[position] = len(index)
+        return counts.index(min(counts))
 
     def seal(self) -> Manifest:
         """End writing; return the next manifest."""
@@ -206,35 +297,29 @@ class Publication:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Publication]:
-    """Change a sharded index: the next version is published when the block ends, or not at all.
-
-    One process at a time may do so.
-    """
-    lock, owner = FileLock(folder / LOCK_NAME), folder / f"{LOCK_NAME}.owner"
+    """Change a sharded index, one process at a time: published when the block ends, or never."""
+    read_manifest(folder)  # where storage is away, the lock would make the folder
+    owner = folder / f"{LOCK_NAME}.owner"
     if not keeps_locks(folder / FILE_NAME):
         raise IndexStoreError(f"{folder}: {NO_LOCKS}; copy the folder to a local disk")
-    with file_errors(folder):
+    with file_errors(folder), ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
+            stack.enter_context(FileLock(folder / LOCK_NAME, timeout=0))
         except Timeout as error:
             who = owner.read_text() if owner.is_file() else "another process"
             raise IndexStoreError(
                 f"{folder}: {who} is changing this index; wait for it and run this again"
             ) from error
-        try:
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            remove_abandoned(folder)
-            manifest = read_manifest(folder)
-            with ExitStack() as stack:
-                publication = Publication(folder, manifest, stack)
-                yield publication
-                after = publication.seal()
-            if after.shards != manifest.shards:  # the new snapshots have their names now
-                _switch(folder, after)
-        finally:
-            with suppress(OSError):
-                owner.unlink()
-            lock.release()
+        stack.callback(owner.unlink, missing_ok=True)
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        remove_abandoned(folder)
+        manifest = read_manifest(folder)
+        with ExitStack() as snapshots:
+            publication = Publication(folder, manifest, snapshots)
+            yield publication
+            after = publication.seal()
+        if after.shards != manifest.shards:  # the new snapshots have their names now
+            _switch(folder, manifest, after)
 
 
 def shard_name(position: int) -> str:
@@ -247,11 +332,8 @@ def snapshot_name(position: int, version: int) -> str:
     return f"{shard_name(position)}.v{version}-{secrets.token_hex(3)}"
 
 
-def _switch(folder: Path, manifest: Manifest) -> None:
+def _switch(folder: Path, before: Manifest | None, manifest: Manifest) -> None:
     """Go on to a version; snapshots that neither it nor the one before names are removed."""
-    before = read_manifest(folder) if is_sharded(folder) else None
-    if before == manifest:
-        return
     write_manifest(folder, manifest)
     kept = {shard.folder for shard in (*manifest.shards, *(before.shards if before else ()))}
     for path in folder.glob("shard-*.v*"):
@@ -267,11 +349,6 @@ def _share(old: str, new: str) -> None:
     shutil.copy2(old, new)  # the database is whole: its log was ended
 
 
-def create_shard(path: Path, meta: Meta) -> HashIndex:
-    """A new, empty index of this kind."""
-    return HashIndex(Store.create(path, meta))
-
-
 def seal(index: HashIndex, name: str) -> Snapshot:
     """Close an index for good: what SQLite's log holds goes into its database, and the log ends."""
     snapshot = Snapshot(name, len(index))
@@ -285,7 +362,7 @@ def seal(index: HashIndex, name: str) -> Snapshot:
 @contextmanager
 def creating(folder: Path, meta: Meta, shards: int) -> Iterator[list[HashIndex]]:
     """The empty shards of a new sharded index, to be filled; it is there when the block ends."""
-    with written_aside(folder) as aside:
+    with new_folder(folder) as aside:
         aside.mkdir()
         write_manifest(aside, Manifest(meta, version=0))
         with publishing(aside) as publication:
@@ -299,11 +376,10 @@ def copy_shards(source: Path, target: Path) -> int:
     Snapshots are immutable: those that a copy has already are left, and the manifest goes last.
     """
     manifest = read_manifest(source)
-    if not is_sharded(target):
+    copied = read_manifest(target) if is_sharded(target) else None
+    if copied is None:
         require_free(target)
-    elif (copied := read_manifest(target)) != manifest and (
-        copied.id != manifest.id or copied.version >= manifest.version
-    ):
+    elif copied != manifest and (copied.id != manifest.id or copied.version >= manifest.version):
         raise IndexStoreError(
             f"{target}: expected an earlier copy of {source}, got another index, or a copy that "
             "was changed; choose a new folder"
@@ -322,38 +398,9 @@ def copy_shards(source: Path, target: Path) -> int:
                 if before == manifest:
                     raise
         copy_uploads(source / UPLOADS, target / UPLOADS)
-        _switch(target, manifest)
+        if copied != manifest:
+            _switch(target, copied, manifest)
     return manifest.images
-
-
-def fetch_manifest(uri: str, target: Path, ready: Callable[[Manifest], None] | None = None) -> None:
-    """Copy the manifest behind a URI into a folder; if it is new, after ``ready`` was called."""
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as aside:
-        _get(uri, FILE_NAME, Path(aside) / FILE_NAME)
-        manifest = read_manifest(Path(aside))
-    if not is_sharded(target) or read_manifest(target) != manifest:
-        if ready is not None:
-            ready(manifest)
-        write_manifest(target, manifest)
-
-
-def fetch_snapshot(uri: str, target: Path, name: str, kept: Collection[str]) -> None:
-    """Copy a snapshot behind a URI, if it is not there; others but ``kept`` are removed."""
-    if not (target / name).is_dir():
-        _get(uri, name, target / name)
-        for path in target.glob(f"{name.partition('.')[0]}.v*"):  # of the same shard
-            if path.name != name and path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _get(uri: str, name: str, goal: Path) -> None:
-    system, root = located(uri)
-    with written_aside(goal) as aside:
-        try:
-            system.get(f"{root}/{name}", str(aside), recursive=name != FILE_NAME)
-        except Exception as error:  # each file system raises its own kinds
-            raise unread(f"{uri.rstrip('/')}/{name}", error) from error
 
 
 def reshard(
@@ -364,18 +411,15 @@ def reshard(
     Nothing is encoded again. Images keep their order and what is known of them, and get new ids.
     Returns the number of images.
     """
-    require_free(new)
     parts = [HashIndex.open(folder, read_only=True) for folder in _folders(old)]
     total, meta = sum(map(len, parts)), parts[0].store.meta()
     meta = Meta(**{name: getattr(meta, name) for name in _META})
     if shards is not None and not 1 <= shards <= max(total, 1):
         raise InvalidInputError(f"shards: expected 1 to {total} (the images), got {shards}")
-    with file_errors(new), ExitStack() as stack:
-        make_folder(new.parent)
-        remove_abandoned(new.parent)
+    with ExitStack() as stack:
         if shards is None:
-            aside = stack.enter_context(written_aside(new))
-            made = [stack.enter_context(create_shard(aside, meta))]
+            aside = stack.enter_context(new_folder(new))
+            made = [stack.enter_context(HashIndex(Store.create(aside, meta)))]
         else:
             made = stack.enter_context(creating(new, meta, shards))
         bounds, done = np.linspace(0, total, len(made) + 1).astype(int), 0
@@ -407,7 +451,5 @@ def _blocks(index: HashIndex) -> Iterator[tuple[Codes, NDArray[Any], list[NewIma
         cursor = connection.execute(f"SELECT {columns} FROM images WHERE alive ORDER BY id")
         while block := cursor.fetchmany(_BLOCK):
             _, codes, features = index.encoded([row[0] for row in block])
-            rows = (
-                NewImage(row[1], row[2], row[3], row[4] and FileState(*row[4:])) for row in block
-            )
-            yield codes, features, list(rows)
+            rows = [NewImage._make([*row[1:4], row[4] and FileState(*row[4:])]) for row in block]
+            yield codes, features, rows

@@ -140,24 +140,20 @@ class Store:
     @staticmethod
     def create(path: Path, meta: Meta) -> Store:
         """Make the folder of a new, empty index in one step."""
-        require_free(path)
-        with file_errors(path):
-            make_folder(path.parent)
-            remove_abandoned(path.parent)
-            with written_aside(path) as aside:
-                aside.mkdir()
-                folder = Folder(aside)
-                write_head(folder, meta.commit)
-                if not keeps_locks(aside / HEAD):
-                    raise IndexStoreError(f"{path}: {NO_LOCKS}; make the index on a local disk")
-                connection = sqlite3.connect(aside / DATABASE, isolation_level=None)
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("BEGIN")
-                create_tables(connection, meta)
-                connection.execute("COMMIT")
-                connection.close()
-                for array in meta.arrays(folder).values():
-                    array.create()
+        with new_folder(path) as aside:
+            aside.mkdir()
+            folder = Folder(aside)
+            write_head(folder, meta.commit)
+            if not keeps_locks(aside / HEAD):
+                raise IndexStoreError(f"{path}: {NO_LOCKS}; make the index on a local disk")
+            connection = sqlite3.connect(aside / DATABASE, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("BEGIN")
+            create_tables(connection, meta)
+            connection.execute("COMMIT")
+            connection.close()
+            for array in meta.arrays(folder).values():
+                array.create()
         return Store(path)
 
     def meta(self) -> Meta:
@@ -332,6 +328,17 @@ class Store:
                     "conditions"
                 ) from error
             raise IndexStoreError(_explained(error, self.path, self.database)) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A name to make a new folder at; it is at its place, whole, when the block ends."""
+    require_free(path)
+    with file_errors(path):
+        make_folder(path.parent)
+        remove_abandoned(path.parent)
+        with written_aside(path) as aside:
+            yield aside
 
 
 def require_free(path: Path) -> None:
