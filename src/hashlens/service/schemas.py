@@ -75,7 +75,7 @@ class ImageRecord(_Known):
 
 
 class QueryAnswer(BaseModel):
-    """The query: a picture, a vector, or an image of the index."""
+    """The query: a picture, a text, a vector, or an image of the index."""
 
     id: int | None = Field(description="Its id, if it is an image of the index.")
     label: str | None
@@ -122,7 +122,7 @@ class BatchItem(_Results):
 
 
 class BatchAnswer(BaseModel):
-    """Results in the order of the queries: ids first, then images, then vectors."""
+    """Results in the order of the queries: ids, then images, then vectors, then texts."""
 
     results: list[BatchItem]
     mode: Mode = Field(description="How they were searched.")
@@ -155,6 +155,7 @@ class ServiceLimits(BaseModel):
 
     upload_bytes: int
     pixels: int
+    text_characters: int
     k: int
     batch: int
 
@@ -180,6 +181,9 @@ class IndexAnswer(BaseModel):
     )
     searches_images: bool = Field(
         description="False if the service has no model, or one over vectors: search by id."
+    )
+    searches_texts: bool = Field(
+        description="Whether words can be searched by: the model's backbone has a text tower."
     )
     vector_width: int | None = Field(
         description="Numbers of a vector to search by; null if the model takes images."

@@ -1,4 +1,4 @@
-"""What clients send becomes an image, a vector or a filter, or a refusal in one line.
+"""What clients send becomes an image, a text, a vector or a filter, or a refusal in one line.
 
 An image's format is decided by the bytes, never by a file name or a content type; its pixel count
 is read from the header, and what makes a small file costly is counted, before it is decoded.
@@ -28,7 +28,7 @@ from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_p
 from hashlens.index.layout import UPLOADS
 from hashlens.service.limits import MEBI, Limits
 from hashlens.service.schemas import Refused
-from hashlens.types import Features
+from hashlens.types import Features, Text
 
 log = logging.getLogger("hashlens.service")
 
@@ -110,8 +110,8 @@ def decode_upload(
 
 _DEPTH = 32
 _CONDITIONS, _VALUES = 16, 256
-NUMBER_BYTES = 40
-"""Of one number of a vector as JSON, at most."""
+NUMBER_BYTES, CHARACTER_BYTES = 40, 12
+"""Of one number of a vector, or one character of a text, as JSON, at most."""
 
 
 def parse_where(value: Any, limits: Limits) -> dict[str, Any]:
@@ -126,6 +126,18 @@ def parse_where(value: Any, limits: Limits) -> dict[str, Any]:
             f"{_VALUES} values are accepted",
         )
     return where
+
+
+def parse_text(value: Any, limits: Limits, name: str = "text") -> Text:
+    """A description in words, of a bounded length."""
+    words = value.strip() if isinstance(value, str) else ""
+    if not words or words != words.encode("utf-8", "replace").decode():
+        raise Refused(422, f"{name}: expected words, such as red shoes")
+    if len(words) > limits.text_characters:
+        raise Refused(
+            413, f"{name}: {len(words):,} characters; at most {limits.text_characters} are accepted"
+        )
+    return Text(words)
 
 
 def parse_vector(value: Any, taken: VectorInput | None, name: str = "vector") -> Features:
