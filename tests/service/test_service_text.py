@@ -21,6 +21,8 @@ import tiny_clip
 from hashlens import Encoder, HashIndex, Text, train
 from hashlens.service.limits import Limits
 
+expect = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'").expect
+
 RED = "a red picture"
 WORDS = [RED, "a green picture", "a blue picture"]
 
@@ -245,3 +247,112 @@ def test_a_tower_that_cannot_be_loaded_leaves_pictures(
     (told,) = [one for one in caplog.messages if one.startswith("no search by text: ")]
     assert "open_clip" in told
     assert "\n" not in told
+
+
+@pytest.fixture
+def page(browser: Any, served: Service) -> Iterator[Any]:
+    """The page in the dark on a phone; fails if anything reached the console."""
+    context = browser.new_context(
+        base_url=served.url, viewport={"width": 390, "height": 844}, color_scheme="dark"
+    )
+    tab = context.new_page()
+    wrong: list[str] = []
+    tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+    tab.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    tab.goto("/")
+    expect(tab.locator(".shelf .card")).to_have_count(24)
+    yield tab
+    context.close()
+    assert wrong == []
+
+
+def hits(page: Any) -> Any:
+    return page.locator(".grid:not(.shelf):not(.skeleton) .card")
+
+
+def shown(page: Any) -> list[int]:
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
+    anchors = hits(page).locator("a[data-id]")
+    return [int(value) for value in anchors.evaluate_all("all => all.map(a => a.dataset.id)")]
+
+
+def describe(page: Any, text: str) -> None:
+    page.get_by_label("Or describe it in words").fill(text)
+    page.get_by_role("search").get_by_role("button", name="Search").click()
+
+
+def test_words_are_searched_and_stand_in_the_address(page: Any, served: Service) -> None:
+    describe(page, f" {RED} ")
+    expect(hits(page)).to_have_count(24)
+    expect(page).to_have_url(re.compile(r"\?text=a\+red\+picture$"))
+    expect(page).to_have_title(re.compile(f"“{RED}”"))
+    found = shown(page)
+    answer = post(served, json={"text": RED, "k": 24}).json()
+    assert found == [hit["id"] for hit in answer["hits"]]
+    expect(page.locator("#query-words")).to_have_text(f"“{RED}”")
+    expect(page.locator("#invitation")).to_be_hidden()
+    expect(page.locator("#results")).to_be_focused()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.reload()
+    expect(hits(page)).to_have_count(24)
+    assert shown(page) == found
+    expect(page.get_by_label("Or describe it in words")).to_have_value(RED)
+
+
+def test_words_are_part_of_the_history(page: Any) -> None:
+    for text in WORDS[:2]:
+        page.get_by_label("Or describe it in words").fill(text)
+        page.keyboard.press("Enter")
+        expect(page.locator("#query-words")).to_have_text(f"“{text}”")
+        expect(hits(page)).to_have_count(24)
+    hits(page).first.locator("a").click()
+    expect(page).to_have_url(re.compile(r"\?id=\d+$"))
+    expect(page.locator("#query-words")).to_be_hidden()
+    expect(page.get_by_label("Or describe it in words")).to_have_value("")
+    page.go_back()
+    expect(page.locator("#query-words")).to_have_text(f"“{WORDS[1]}”")
+    page.go_back()
+    expect(page.locator("#query-words")).to_have_text(f"“{WORDS[0]}”")
+    expect(hits(page)).to_have_count(24)
+    page.go_back()
+    expect(page.locator(".shelf .card")).to_have_count(24)
+    expect(page.locator("#invitation")).to_be_visible()
+
+
+def test_words_go_with_settings_and_the_comparison(page: Any) -> None:
+    page.goto(f"/?text={RED}&k=12&where=" + json.dumps({"label": "blue"}))
+    expect(hits(page)).to_have_count(12)
+    assert set(hits(page).locator(".label").all_text_contents()) == {"blue"}
+    page.get_by_text("Search settings").click()
+    page.get_by_text("Compare", exact=True).click()
+    names = page.locator(".comparison section h3")
+    expect(names).to_have_text(["ES", "BCS", "ACS", "HDS"])
+    expect(page).to_have_url(re.compile("text=a.*mode=compare"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_long_words_fit_and_longer_ones_are_told(page: Any) -> None:
+    field = page.get_by_label("Or describe it in words")
+    expect(field).to_have_attribute("maxlength", "500")
+    describe(page, "boots" * 100)
+    expect(hits(page)).to_have_count(24)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    height = page.locator("#frame").evaluate("frame => frame.getBoundingClientRect().height")
+    assert height < 300
+
+
+def test_an_address_with_words_that_are_refused_offers_a_way_out(
+    browser: Any, served: Service, service: Service
+) -> None:
+    tab = browser.new_page(base_url=served.url)
+    tab.goto("/?text=" + "x" * 501)
+    alert = tab.get_by_role("alert")
+    expect(alert).to_contain_text("501 characters; at most 500 are accepted")
+    alert.get_by_role("button", name="Change the words").click()
+    expect(tab.get_by_label("Or describe it in words")).to_be_focused()
+    tab.goto(f"{service.url}/?text=red")  # a service whose model knows no texts
+    expect(alert).to_contain_text("This model knows no texts; search by 'image' or 'id'")
+    expect(tab.get_by_label("Or describe it in words")).to_be_hidden()
+    alert.get_by_role("button", name="Show the index").click()
+    expect(tab.locator(".shelf .card")).to_have_count(24)
+    tab.close()
