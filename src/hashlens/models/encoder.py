@@ -158,11 +158,6 @@ class Encoder:
         """The mode that found most on the validation images, where training had some."""
         return self.config.mode
 
-    @property
-    def has_texts(self) -> bool:
-        """Whether its backbone has a text tower, for :meth:`encode_text`."""
-        return self._folder is not None and self.config.backbone.startswith("open_clip:")
-
     def encode(self, images: Sequence[ImageInput] | NDArray[Any]) -> tuple[Codes, Features]:
         """Encode all images, in order.
 
@@ -215,7 +210,7 @@ class Encoder:
         """
         if isinstance(texts, str) or not texts or not all(map(str.strip, texts)):
             raise InvalidInputError(f"texts: expected a list of words, got {texts!r:.80}")
-        if self._folder is None or not self.has_texts:
+        if self._folder is None or not self.config.backbone.startswith("open_clip:"):
             raise ModelError(
                 f"this model ({self.config.backbone.partition('?')[0]}) knows no texts; take the "
                 "folder of one that was trained with --backbone open_clip:NAME, or a text's vector"

@@ -230,11 +230,7 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         id: _Id | None = Field(None, description="Or the id of an image of the index.")
         vector: Annotated[
             Any, PlainValidator(lambda value: parse_vector(value, taken)), WithJsonSchema(numbers)
-        ] = Field(
-            None,
-            description="Or a vector, where `vector_width` of /v1/index says that the model takes "
-            "vectors.",
-        )
+        ] = Field(None, description="Or a vector, where /v1/index has a `vector_width`.")
         text: Annotated[
             Any, PlainValidator(lambda value: parse_text(value, limits)), WithJsonSchema(words)
         ] = Field(None, description="Or words, where `searches_texts` of /v1/index is true.")

@@ -133,18 +133,10 @@ class Engine:
         self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
 
     async def __aenter__(self) -> Engine:
-        sizes = {
-            "decode": self._limits.decoders or cores(),
-            "encode": _BATCHES_AT_A_TIME,
-            "search": max(2, cores()),
-            "write": 1,
-            "files": 2,
-            "kernels": 1,
-        }
-        self._threads = {
-            stage: ThreadPoolExecutor(size, thread_name_prefix=f"hashlens-{stage}")
-            for stage, size in sizes.items()
-        }
+        sizes = {"decode": self._limits.decoders or cores(), "encode": _BATCHES_AT_A_TIME}
+        sizes |= {"search": max(2, cores()), "write": 1, "files": 2, "kernels": 1}
+        for stage, size in sizes.items():
+            self._threads[stage] = ThreadPoolExecutor(size, f"hashlens-{stage}")
         # The first client should not wait for libraries to be loaded.
         await self.run("search", self._warm_up)
         if self._encoder is not None and self._encoder.vectors is None:
@@ -152,7 +144,7 @@ class Engine:
             Image.new("L", (1, 1)).save(buffer, "PNG")
             pixels = await self.run("decode", self._decode, buffer.getvalue(), "image")
             await self.run("encode", self._encoder.encode_pixels, pixels[None])
-        if self._encoder is not None and self._encoder.has_texts:
+        if self._encoder is not None and self._encoder.config.backbone.startswith("open_clip:"):
             try:
                 await self.run("encode", self._encoder.encode_text, ["a picture"])
                 self.searches_texts = True

@@ -109,9 +109,7 @@ class SearchAnswer(_Results):
 
     query: QueryAnswer
     mode: Mode = Field(description="How it was searched.")
-    missing: list[str] = Field(
-        description="Shards that did not answer (status 206); empty if the answer is complete."
-    )
+    missing: list[str] = Field(description="Shards that did not answer (status 206).")
     timings_ms: StageTimes
 
 
@@ -168,9 +166,7 @@ class IndexAnswer(BaseModel):
     bits: int
     feature_dim: int
     fingerprint: str
-    radius: int | None = Field(
-        description="The radius that `hashlens inspect` stored with the model."
-    )
+    radius: int | None = Field(description="What `hashlens inspect` stored with the model.")
     labels: list[LabelCount] = Field(description="The most frequent, at most 1000.")
     metadata: list[MetadataField] = Field(description="Keys with few values, for filters.")
     modes: list[Mode] = Field(description="Ways in which it can be searched.")
@@ -182,12 +178,8 @@ class IndexAnswer(BaseModel):
     searches_images: bool = Field(
         description="False if the service has no model, or one over vectors: search by id."
     )
-    searches_texts: bool = Field(
-        description="Whether words can be searched by: the model's backbone has a text tower."
-    )
-    vector_width: int | None = Field(
-        description="Numbers of a vector to search by; null if the model takes images."
-    )
+    searches_texts: bool = Field(description="Whether the model knows words to search by.")
+    vector_width: int | None = Field(description="Numbers of a vector; null if it takes none.")
     writable: bool
     shows_files: bool = Field(
         description="Whether answers name paths, and /v1/images/{id}/file gives the file itself."

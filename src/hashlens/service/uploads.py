@@ -40,9 +40,7 @@ async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -
     """All bytes of one uploaded image."""
     size = upload.size or 0
     if size > limits.upload_bytes:
-        raise Refused(
-            413, f"{name}: {size:,} bytes; at most {limits.upload_bytes:,} bytes are accepted"
-        )
+        raise Refused(413, f"{name}: {size:,} bytes; at most {limits.upload_bytes:,} are accepted")
     data = await upload.read()
     if not data:
         raise Refused(422, f"{name}: expected an image file, got no bytes")
@@ -63,12 +61,13 @@ def check_header(
     if excess := find_excess(data):
         raise Refused(413, f"{name}: {excess}; save the picture again")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-                width, height, kind = image.width, image.height, image.format or ""
-                codec = image.tile[0][0] if image.tile else ""
-                memory = decoding_bytes(image, data, size_hint)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image,
+        ):
+            width, height, kind = image.width, image.height, image.format or ""
+            codec = image.tile[0][0] if image.tile else ""
+            memory = decoding_bytes(image, data, size_hint)
     except Image.DecompressionBombError:
         raise Refused(413, f"{name}: too many pixels; at most {limits.pixels:,}") from None
     except UnreadableImageError as error:
@@ -101,8 +100,7 @@ def decode_upload(
 ) -> Image.Image:
     """Decode an upload whose header was checked, upright, as grey or RGB."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return load_image(data, size_hint=size_hint)
     except UnreadableImageError as error:
         raise Refused(422, f"{name}: the {header.kind} cannot be read: {error.reason}") from None
@@ -130,13 +128,11 @@ def parse_where(value: Any, limits: Limits) -> dict[str, Any]:
 
 def parse_text(value: Any, limits: Limits, name: str = "text") -> Text:
     """A description in words, of a bounded length."""
-    words = value.strip() if isinstance(value, str) else ""
+    words, most = value.strip() if isinstance(value, str) else "", limits.text_characters
     if not words or words != words.encode("utf-8", "replace").decode():
         raise Refused(422, f"{name}: expected words, such as red shoes")
-    if len(words) > limits.text_characters:
-        raise Refused(
-            413, f"{name}: {len(words):,} characters; at most {limits.text_characters} are accepted"
-        )
+    if len(words) > most:
+        raise Refused(413, f"{name}: {len(words):,} characters; at most {most} are accepted")
     return Text(words)
 
 
