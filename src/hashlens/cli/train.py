@@ -69,7 +69,7 @@ def train_command(
     Example: hashlens train photos/ --bits 48 --out model/
     """
     if not show_config and (source is None or out is None):
-        raise typer.BadParameter("expected a SOURCE and --out: hashlens train photos/ --out model/")
+        raise typer.BadParameter("expected a SOURCE and --out FOLDER: hashlens train pics/ --out m")
     if devices != "auto" and not (devices.isdigit() and int(devices) > 0):
         raise typer.BadParameter(f"--devices: expected a number or auto, got {devices!r}")
     values = {name: value for name, value in values.items() if value is not None}
