@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,24 @@ def service(index_dir: Path, encoder: Encoder) -> Iterator[Service]:
     """The read-only service most tests talk to."""
     with running(index_dir, encoder) as service:
         yield service
+
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")  # its event loop runs in this thread meanwhile
+def browser() -> Iterator[Any]:
+    """A real browser."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'")
+    api.expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip("no Chromium: install Debian's chromium package")
+    with api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = playwright.chromium.launch(executable_path=path, args=options)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

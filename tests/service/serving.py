@@ -85,10 +85,12 @@ def running(
 
 
 @contextmanager
-def process(path: Path, model: Path, key: str | None = None) -> Iterator[tuple[Any, str]]:
+def process(
+    path: Path, model: Path, key: str | None = None, options: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, str]]:
     """``hashlens serve`` as a process of its own, and its address."""
     command = "from hashlens.cli.main import main; main()"
-    arguments = ["serve", str(path), "--model", str(model), "--port", "0"]
+    arguments = ["serve", str(path), "--model", str(model), "--port", "0", *options]
     environment = {name: value for name, value in os.environ.items() if name != "HASHLENS_API_KEY"}
     if key is not None:
         environment["HASHLENS_API_KEY"] = key

@@ -386,3 +386,16 @@ def test_a_service_that_a_cut_file_ends_says_where_it_was() -> None:
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert "Bus error" in done.stderr
+
+
+def test_the_page_is_opened_where_that_is_asked_for(
+    index_dir: Path, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}.new && mv {opened}.new {opened}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    with process(index_dir, onnx_file, options=("--browser",)) as (_, url):
+        wait_until(opened.exists)
+    assert opened.read_text().strip() == url

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from hashlens.service.limits import Limits
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs the extra 'dev'")
 expect = playwright_api.expect
-expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
 
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DROP = """([data, type, name]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
   const transfer = new DataTransfer();
@@ -37,18 +34,6 @@ _PASTE = """([data, type, name]) => {
   transfer.items.add(new File([bytes], name, { type }));
   document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if path is None:
-        pytest.skip("no Chromium: install Debian's chromium package")
-    with playwright_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        launched = playwright.chromium.launch(executable_path=path, args=options)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -35,10 +35,8 @@ def export_command(
     """
     if onnx.suffix != ".onnx":
         raise typer.BadParameter(f"the file's name must end in .onnx, got {onnx}")
-    if int8 and calibration is None:
-        raise typer.BadParameter("--int8 needs --calibration SOURCE, such as the training images")
-    if calibration is not None and not int8:
-        raise typer.BadParameter("--calibration goes with --int8")
+    if int8 != (calibration is not None):
+        raise typer.BadParameter("--int8 and --calibration SOURCE, such as photos/, go together")
     from hashlens.data.opening import open_source
     from hashlens.models.export import calibration_pixels, export_onnx
 
@@ -86,7 +84,5 @@ def pull_command(
     from hashlens.models.hub import pull_model
 
     pulled = pull_model(repo, out, revision=revision, endpoint=endpoint)
-    result = {
-        "out": str(out), "repo": repo, "bits": pulled.bits, "fingerprint": pulled.fingerprint
-    }  # fmt: skip
+    result = {"out": str(out), "repo": repo, "bits": pulled.bits, "fingerprint": pulled.fingerprint}
     tell(result, f"{out}: model of {repo}, {pulled.bits} bits", as_json)

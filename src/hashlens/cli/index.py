@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from itertools import chain, compress
@@ -21,7 +20,6 @@ from hashlens.cli.opening import (
     passed_over,
     show_skipped,
     skipped_json,
-    with_metadata,
 )
 from hashlens.cli.options import (
     EXCLUDE,
@@ -65,10 +63,6 @@ METADATA_COLUMNS = typer.Option(
     metavar="NAME,NAME",
     help="Of a table's other columns, those that become metadata. [default: all]",
 )
-
-
-def _columns(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 @index_app.command("create")
@@ -128,8 +122,7 @@ def create_command(
 
     if features not in (*FEATURE_TYPES, "none"):
         raise typer.BadParameter(f"--features: expected float16, float32 or none, got {features!r}")
-    columns = _columns(metadata_columns)
-    images = with_metadata(open_given(sources or [], columns, **reading), metadata)
+    images = open_given(sources or [], metadata, metadata_columns, **reading)
     encoder = open_model(model)
     with HashIndex.create(index, encoder, features=features, model=model) as new:
         _add(new, images, reading["strict"], as_json)
@@ -153,8 +146,7 @@ def add_command(
     """
     if not sources:
         raise typer.BadParameter("expected at least one image, folder or other source")
-    columns = _columns(metadata_columns)
-    images = with_metadata(open_given(sources, columns, **reading), metadata)
+    images = open_given(sources, metadata, metadata_columns, **reading)
     if label is not None:
         images = images._replace(labels=[label] * len(images.uris))
     with open_index(index, model, encode=True) as opened:
@@ -476,31 +468,28 @@ def duplicates_command(
         if not groups:
             raise IndexStoreError(f"{sheet}: no duplicates to draw; try a larger --radius")
         save_picture(group_sheet(groups), sheet)
-    page = None if out is None else write_duplicates(found, out)
     if found.unread:
         basis = "near ones are by codes alone" if found.by_codes else "they are left out"
         note(f"note: {found.unread} pictures could not be read and compared: {basis}")
-    if as_json:
-        named = [{"ids": [r.id for r in g], "uris": [r.uri for r in g]} for g in found.near]
-        same = [[record.id for record in group] for group in found.copies]
-        result = {"radius": radius, "pairs": found.pairs, "copies": same, "groups": named}
-        typer.echo(json.dumps({**result, "extra": found.extra, "unread": found.unread}))
-        return
+    named = [{"ids": [r.id for r in g], "uris": [r.uri for r in g]} for g in found.near]
+    same = [[record.id for record in group] for group in found.copies]
+    result = {"radius": radius, "pairs": found.pairs, "copies": same, "groups": named}
+    result |= {"extra": found.extra, "unread": found.unread}
     # Names below the folder that holds all of them, which is told once.
     paths = [r.uri for group in groups for r in group]
     base = os.path.dirname(os.path.commonprefix(paths))  # noqa: RUF071
-    if base:
-        typer.echo(f"in {printable(base)}:")
+    lines = [f"in {printable(base)}:"] if base else []
     for what, shown in (("copies", found.copies), ("near", found.near)):
         for group in shown:
             names = (f"{r.id}:{printable(r.uri.removeprefix(base).lstrip('/'))}" for r in group)
-            typer.echo(f"{what}  " + "  ".join(names))
-    typer.echo(
+            lines.append(f"{what}  " + "  ".join(names))
+    lines.append(
         f"groups of exact copies: {len(found.copies)}; of pictures that look alike: "
         f"{len(found.near)}; images that could go: {found.extra}"
     )
-    if page is not None:
-        typer.echo(f"page: {page}")
+    if out is not None:
+        lines.append(f"page: {write_duplicates(found, out)}")
+    tell(result, "\n".join(lines), as_json)
 
 
 @index_app.command("export")

@@ -100,11 +100,11 @@ class GivenImages(NamedTuple):
 
 
 def open_given(
-    sources: Sequence[str], columns: Sequence[str] | None = None, **options: Any
+    sources: Sequence[str], metadata: Sequence[str], columns: str | None, **options: Any
 ) -> GivenImages:
     """Image files, folders and other sources as one list; options as for ``open_source``.
 
-    Of a table's other columns, ``columns`` become metadata; by default all of them.
+    Of a table's other columns, ``columns`` become metadata, by default all; then ``--metadata``.
     """
     from hashlens.data.folders import is_image_file
     from hashlens.data.lists import LIST_SUFFIXES
@@ -112,6 +112,7 @@ def open_given(
     from hashlens.files import path_uri
 
     found = GivenImages([], [], [], Counter(), [])
+    wanted = [name.strip() for name in (columns or "").split(",") if name.strip()]
     for spec in sources:
         if Path(spec).is_file() and is_image_file(Path(spec)):
             found.uris.append(path_uri(spec))
@@ -130,18 +131,18 @@ def open_given(
         found.passed_over.update(source.passed_over)
         found.uris.extend(source.uris)
         found.labels.extend(source.label_name(i) for i in range(len(source)))
-        metadata = [source.metadata(i) for i in range(len(source))]
+        rows = [source.metadata(i) for i in range(len(source))]
         if columns is not None:
-            known = {name for row in metadata for name in row}
-            if unknown := sorted(set(columns) - known):
+            known = {name for row in rows for name in row}
+            if unknown := sorted(set(wanted) - known):
                 raise SourceError(
                     f"{spec}: expected a column {unknown[0]}, got {', '.join(sorted(known))}; "
                     "name others with --metadata-columns"
                 )
-            metadata = [{name: row[name] for name in columns if name in row} for row in metadata]
-        found.metadata.extend(metadata)
+            rows = [{name: row[name] for name in wanted if name in row} for row in rows]
+        found.metadata.extend(rows)
         found.inputs.append(source.inputs)
-    return found
+    return _with_metadata(found, metadata)
 
 
 def make_folder(out: Path | None) -> None:
@@ -174,7 +175,7 @@ def skipped_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
     return [{"name": image.name, "reason": image.reason} for image in skipped]
 
 
-def with_metadata(images: GivenImages, given: Sequence[str]) -> GivenImages:
+def _with_metadata(images: GivenImages, given: Sequence[str]) -> GivenImages:
     """Images with the metadata of ``--metadata``: key=value for all, or files joined by name."""
     from hashlens.data.lists import LIST_SUFFIXES, match_images, read_list
     from hashlens.data.source import plain_cells

@@ -73,11 +73,12 @@ def search_command(
     conditions = parse_where(where)
     if not images and vector is None and not text:
         raise typer.BadParameter("expected an IMAGE, an id, --text WORDS, or --vector FILE.npy")
-    images = _with_folders(images) if images else []
-    ids = (i.isascii() and i.isdecimal() and not Path(i).exists() for i in images)
-    queries: list[Any] = [int(i) if is_id else i for i, is_id in zip(images, ids, strict=True)]
-    queries += map(Text, text)
-    images += text
+    names: list[Any] = [
+        int(i) if i.isascii() and i.isdecimal() and not Path(i).exists() else i
+        for i in (_with_folders(images) if images else [])
+    ]
+    queries: list[Any] = [*names, *map(Text, text)]
+    names += text
     if vector is not None:
         import numpy as np
 
@@ -85,7 +86,7 @@ def search_command(
 
         rows = as_matrix(np.atleast_2d(load_npy(vector)), str(vector))
         queries += list(rows)
-        images = [*images, *(f"{vector}#{row}" for row in range(len(rows)))]
+        names += [f"{vector}#{row}" for row in range(len(rows))]
     encode = limit == "proposed" or not all(isinstance(query, int) for query in queries)
     trace = SearchTrace()
     with (
@@ -98,16 +99,12 @@ def search_command(
         for line in [] if trace.missing else unknown_words(opened, conditions):
             note(f"note: {line}")
         if sheet is not None:
-            uris = [
-                opened.get(q).uri if isinstance(q, int) else str(name)
-                for name, q in zip(images, queries, strict=True)
-            ]
-            write_sheet(sheet, list(zip(images, uris, found, strict=True)))
+            uris = [opened.get(name).uri if isinstance(name, int) else name for name in names]
+            write_sheet(sheet, list(zip(map(str, names), uris, found, strict=True)))
     if as_json:
-        named = [q if isinstance(q, int) else n for n, q in zip(images, queries, strict=True)]
         answers = [
-            {"query": query, "hits": [_without_code(hit) for hit in hits]}
-            for query, hits in zip(named, found, strict=True)
+            {"query": name, "hits": [_without_code(hit) for hit in hits]}
+            for name, hits in zip(names, found, strict=True)
         ]
         settings = {"mode": trace.mode, "k": k, "radius": limit, "missing": trace.missing}
         typer.echo(json.dumps({**settings, "results": answers}))
@@ -119,8 +116,8 @@ def search_command(
         )
     if mode is None:
         note(f"mode {trace.mode}; choose another with --mode")
-    for image, hits in zip(images, found, strict=True):
-        _print(image, hits)
+    for name, hits in zip(names, found, strict=True):
+        _print(name, hits)
     from hashlens.index.syncing import lost_files
 
     if lost := lost_files(hit.uri for hits in found for hit in hits):
@@ -159,8 +156,8 @@ def _without_code(hit: Hit) -> dict[str, Any]:
     return {name: value for name, value in hit._asdict().items() if name != "code"}
 
 
-def _print(image: str, hits: list[Hit]) -> None:
-    typer.echo(f"{image}: {len(hits)} found")
+def _print(name: str | int, hits: list[Hit]) -> None:
+    typer.echo(f"{name}: {len(hits)} found")
     if hits:
         typer.echo(f"{'rank':>6} {'id':>9} {'bits':>5} {'distance':>9}  {'label':<20} image")
     for rank, hit in enumerate(hits, 1):

@@ -35,6 +35,7 @@ def serve_command(
         help="Tell the paths of images and open their files. [default: on this machine's own "
         "address]",
     ),
+    browser: bool = typer.Option(False, "--browser", help="Open the page in a browser."),
 ) -> None:
     """Open the search page and the HTTP API over an index.
 
@@ -42,22 +43,6 @@ def serve_command(
 
     Example: hashlens serve shop.idx --port 8080
     """
-    serve_index(
-        index, model, host=host, port=port, api_key_file=api_key_file, show_files=show_files
-    )
-
-
-def serve_index(
-    index: Path,
-    model: Path | None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    api_key_file: Path | None = None,
-    show_files: bool | None = None,
-    browser: bool = False,
-) -> None:
-    """Serve an index until it is stopped; print the address, and open it in a browser."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched for a client
     key = read_key(api_key_file)
     if api_key_file is not None and os.name != "nt" and os.stat(api_key_file).st_mode & 0o077:
@@ -72,16 +57,13 @@ def serve_index(
     with open_index(
         index, model, encode=knows_model, read_only=key is None, require_all=False
     ) as opened:
-        encoder = cast("Encoder | None", opened.encoder)
-        names = LOOPBACK if host in LOOPBACK else None
-        limits = Limits()
+        here = host in LOOPBACK
         app = create_app(
             opened,
-            encoder,
-            limits,
+            cast("Encoder | None", opened.encoder),
             api_key=key,
-            host_names=names,
-            show_files=host in LOOPBACK if show_files is None else show_files,
+            host_names=LOOPBACK if here else None,
+            show_files=here if show_files is None else show_files,
         )
 
         def announce(url: str) -> None:
@@ -91,7 +73,7 @@ def serve_index(
 
                 webbrowser.open(url)
 
-        serve(app, host, port, limits, announce)
+        serve(app, host, port, Limits(), announce)
 
 
 def look_command(
@@ -136,8 +118,15 @@ def look_command(
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     over = passed_over(ready.synced.listing.passed_over)
     typer.echo(f"{ready.index} holds {ready.images} images: {told or 'nothing new'}{over}")
-    serve_index(
-        ready.index, ready.model, port=port, browser=_desktop() if browser is None else browser
+    opens = _desktop() if browser is None else browser
+    serve_command(
+        ready.index,
+        ready.model,
+        "127.0.0.1",
+        port,
+        api_key_file=None,
+        show_files=None,
+        browser=opens,
     )
 
 
@@ -145,8 +134,5 @@ def _desktop() -> bool:
     """Whether somebody sits before this machine's own screen."""
     if not sys.stdout.isatty() or os.environ.get("SSH_CONNECTION"):
         return False
-    return (
-        os.name == "nt"
-        or sys.platform == "darwin"
-        or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    )
+    names = ("DISPLAY", "WAYLAND_DISPLAY")
+    return os.name == "nt" or sys.platform == "darwin" or any(map(os.environ.get, names))

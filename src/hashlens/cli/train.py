@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -69,10 +68,8 @@ def train_command(
 
     Example: hashlens train photos/ --bits 48 --out model/
     """
-    if source is None and not show_config:
-        raise typer.BadParameter("expected a SOURCE, for example: hashlens train photos/ --out m/")
-    if out is None and not show_config:
-        raise typer.BadParameter("expected --out FOLDER for the model")
+    if not show_config and (source is None or out is None):
+        raise typer.BadParameter("expected a SOURCE and --out FOLDER: hashlens train pics/ --out m")
     if devices != "auto" and not (devices.isdigit() and int(devices) > 0):
         raise typer.BadParameter(f"--devices: expected a number or auto, got {devices!r}")
     values = {name: value for name, value in values.items() if value is not None}
@@ -155,13 +152,9 @@ def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
             f"validation mAP {best['map']:.4f}, accuracy {best['accuracy']:.4f} "
             f"({result.validation_images} images), {result.seconds:.0f} s"
         )
-    if as_json:
-        typer.echo(json.dumps(answer))
-        return
-    typer.echo(f"{result.out}: {line}{passed_over(source.passed_over)}")
-    typer.echo(
-        f"next: hashlens index create INDEX {quote(source.spec)} --model {quote(str(result.out))}"
-    )
+    then = f"hashlens index create INDEX {quote(source.spec)} --model {quote(str(result.out))}"
+    text = f"{result.out}: {line}{passed_over(source.passed_over)}\nnext: {then}"
+    tell(answer, text, as_json)
 
 
 def demo_command(

@@ -57,13 +57,15 @@ from hashlens.service.schemas import (
 )
 from hashlens.service.security import Door, require_key
 from hashlens.service.uploads import (
+    CHARACTER_BYTES,
     NUMBER_BYTES,
     parse_object,
+    parse_text,
     parse_vector,
     parse_where,
     read_upload,
 )
-from hashlens.types import Features, Mode, SearchOptions
+from hashlens.types import Features, Mode, SearchOptions, Text
 
 if TYPE_CHECKING:
     from hashlens.models.encoder import Encoder
@@ -110,7 +112,7 @@ def create_app(
     app = FastAPI(
         title="Hashlens",
         version=__version__,
-        description="Search an index of images by a picture, or by an image of the index. "
+        description="Search an index of images by a picture, by words, or by an image of it. "
         "Every error is answered as one line in `detail`.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page loads scripts from elsewhere
@@ -181,7 +183,7 @@ _FORM = "multipart/form-data"
 _SHORT_FORM = "application/x-www-form-urlencoded"
 _JSON = "application/json"
 _RAW = "application/octet-stream"
-_IN_BODY = {"image", "images", "vector", "vectors"}
+_IN_BODY = {"image", "images", "vector", "vectors", "text", "texts"}
 
 
 def search_router(engine: Engine, limits: Limits) -> APIRouter:
@@ -192,9 +194,13 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
     numbers: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
     if taken is not None:
         numbers |= {"minItems": taken.width, "maxItems": taken.width}
+    words = {"type": "string", "minLength": 1, "maxLength": limits.text_characters}
 
-    def each_vector(values: list[Any]) -> list[Features]:
+    def vectors_of(values: list[Any]) -> list[Features]:
         return [parse_vector(v, taken, f"vectors[{place}]") for place, v in enumerate(values)]
+
+    def texts_of(values: list[Any]) -> list[Text]:
+        return [parse_text(v, limits, f"texts[{place}]") for place, v in enumerate(values)]
 
     class Settings(BaseModel, extra="forbid"):
         k: int = Field(10, ge=1, le=limits.k, description="Results per query.")
@@ -224,35 +230,38 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         id: _Id | None = Field(None, description="Or the id of an image of the index.")
         vector: Annotated[
             Any, PlainValidator(lambda value: parse_vector(value, taken)), WithJsonSchema(numbers)
-        ] = Field(
-            None,
-            description="Or a vector, where `vector_width` of /v1/index says that the model takes "
-            "vectors.",
-        )
+        ] = Field(None, description="Or a vector, where /v1/index has a `vector_width`.")
+        text: Annotated[
+            Any, PlainValidator(lambda value: parse_text(value, limits)), WithJsonSchema(words)
+        ] = Field(None, description="Or words, where `searches_texts` of /v1/index is true.")
 
     class Many(Settings):
         images: list[bytes] = Field([], description="Pictures, as files.")
         ids: list[_Id] = Field([], description="Ids of images of the index.")
         vectors: Annotated[
             list[Any],
-            AfterValidator(each_vector),
+            AfterValidator(vectors_of),
             WithJsonSchema({"type": "array", "items": numbers}),
         ] = Field([], description="Vectors, where the model takes them.")
+        texts: Annotated[
+            list[Any], AfterValidator(texts_of), WithJsonSchema({"type": "array", "items": words})
+        ] = Field([], description="Descriptions in words, where the model knows texts.")
 
     @router.post(
         "",
-        summary="Search by one picture, image or vector",
+        summary="Search by one picture, image, vector or text",
         responses={206: {"model": SearchAnswer, "description": _PARTIAL}},
         openapi_extra=_described(One),
     )
     async def search(request: Request, response: Response) -> SearchAnswer:
-        """The nearest images of a picture, of an image of the index, or of a vector."""
+        """The nearest images of a picture, of an image of the index, of a vector or of words."""
         asked = await _read_search(request, One, limits, taken)
-        given = [each for each in (asked.image, asked.id, asked.vector) if each is not None]
+        names = ("image", "id", "vector", "text")
+        given = [(value, name) for name in names if (value := getattr(asked, name)) is not None]
         if len(given) != 1:
-            raise Refused(422, "expected one of: a file in 'image', an 'id', or a 'vector'")
+            raise Refused(422, "expected one of: an 'image' file, an 'id', a 'vector' or a 'text'")
         options = asked.options()
-        work = engine.search([(given[0], "image")], options, histogram=asked.histogram)
+        work = engine.search(given, options, histogram=asked.histogram)
         (found,), times = await _unless_gone(request, work)
         if isinstance(found, Refused):
             raise found
@@ -263,18 +272,19 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
 
     @router.post(
         "/batch",
-        summary="Search by several pictures, images or vectors",
+        summary="Search by several pictures, images, vectors or texts",
         responses={206: {"model": BatchAnswer, "description": _PARTIAL}},
         openapi_extra=_described(Many),
     )
     async def search_batch(request: Request, response: Response) -> BatchAnswer:
-        """Results of ids, pictures, then vectors; a query that fails says why in its place."""
+        """Results of ids, pictures, vectors, then texts; a query that fails says why."""
         asked = await _read_search(request, Many, limits, taken)
         queries: list[tuple[Asked, str]] = [(image_id, "") for image_id in asked.ids]
         queries += [(data, f"images[{place}]") for place, data in enumerate(asked.images)]
         queries += [(vector, f"vectors[{place}]") for place, vector in enumerate(asked.vectors)]
+        queries += [(text, f"texts[{place}]") for place, text in enumerate(asked.texts)]
         if not queries:
-            raise Refused(422, "expected image files in 'images', or 'ids', or 'vectors'")
+            raise Refused(422, "expected image files in 'images', 'ids', 'vectors' or 'texts'")
         if len(queries) > limits.batch:
             raise Refused(413, f"{len(queries)} queries; at most {limits.batch} are accepted")
         options = asked.options()
@@ -318,7 +328,8 @@ async def _read_search(
         await request.close()
     if kind == _JSON:
         # may be megabytes, which the event loop does not wait for
-        size = limits.json_bytes + most * width * NUMBER_BYTES
+        query = max(width * NUMBER_BYTES, limits.text_characters * CHARACTER_BYTES)
+        size = limits.json_bytes + most * query
         body = await asyncio.to_thread(parse_object, data, size, "body")
     elif kind == _RAW:
         if taken is None:
@@ -350,7 +361,7 @@ async def _fields(
                 shown = f"{name}[{place}]" if name == "images" else name
                 values[place] = await read_upload(value, limits, shown)
         if values:
-            found[name] = values if name in ("images", "ids", "vectors") else values[-1]
+            found[name] = values if name in ("images", "ids", "vectors", "texts") else values[-1]
     return found
 
 

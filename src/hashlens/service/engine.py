@@ -26,7 +26,7 @@ from PIL import Image
 from hashlens.codes.light import load_kernels
 from hashlens.codes.packing import code_bytes
 from hashlens.data.preprocessing import VectorInput
-from hashlens.errors import IndexStoreError, InvalidInputError
+from hashlens.errors import IndexStoreError, InvalidInputError, first_line
 from hashlens.files import uri_path
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
@@ -60,16 +60,17 @@ from hashlens.types import (
     Record,
     SearchOptions,
     SearchTrace,
+    Text,
 )
 
 if TYPE_CHECKING:
-    from hashlens.models.encoder import Encoder
+    from hashlens.models.encoder import EncodedPixels, Encoder
 
 log = logging.getLogger("hashlens.service")
 
 Pixels = NDArray[np.uint8]
-Asked: TypeAlias = int | bytes | Features
-"""An image of the index, the bytes of a picture, or a vector (1, width)."""
+Asked: TypeAlias = int | bytes | Text | Features
+"""An image of the index, the bytes of a picture, a text, or a vector (1, width)."""
 Answer = TypeVar("Answer")
 
 
@@ -113,6 +114,7 @@ class Engine:
         show_files: bool = False,
     ) -> None:
         self.ready = False
+        self.searches_texts = False
         self.metrics = Metrics()
         self.slots = Slots(limits.queue, f"{limits.queue} queries run or wait")
         self._index = index
@@ -125,25 +127,16 @@ class Engine:
         self._uploads = UploadStore(index.path)
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._searching: set[TimeLimit] = set()
-        self._batches: BatchQueue[Pixels, tuple[Codes, Features, Latent]] = BatchQueue(
-            self._encode_batch, limits.encode_batch
-        )
+        self._pictures = self._queue(lambda model, many: model.encode_pixels(np.stack(many)))
+        self._texts = self._queue(lambda model, many: model.encode_text(many))
         self._describing = threading.Lock()
         self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
 
     async def __aenter__(self) -> Engine:
-        sizes = {
-            "decode": self._limits.decoders or cores(),
-            "encode": _BATCHES_AT_A_TIME,
-            "search": max(2, cores()),
-            "write": 1,
-            "files": 2,
-            "kernels": 1,
-        }
-        self._threads = {
-            stage: ThreadPoolExecutor(size, thread_name_prefix=f"hashlens-{stage}")
-            for stage, size in sizes.items()
-        }
+        sizes = {"decode": self._limits.decoders or cores(), "encode": _BATCHES_AT_A_TIME}
+        sizes |= {"search": max(2, cores()), "write": 1, "files": 2, "kernels": 1}
+        for stage, size in sizes.items():
+            self._threads[stage] = ThreadPoolExecutor(size, f"hashlens-{stage}")
         # The first client should not wait for libraries to be loaded.
         await self.run("search", self._warm_up)
         if self._encoder is not None and self._encoder.vectors is None:
@@ -151,7 +144,14 @@ class Engine:
             Image.new("L", (1, 1)).save(buffer, "PNG")
             pixels = await self.run("decode", self._decode, buffer.getvalue(), "image")
             await self.run("encode", self._encoder.encode_pixels, pixels[None])
-        self._batches.start()
+        if self._encoder is not None and self._encoder.config.backbone.startswith("open_clip:"):
+            try:
+                await self.run("encode", self._encoder.encode_text, ["a picture"])
+                self.searches_texts = True
+            except Exception as error:  # open_clip and the hub raise errors of every kind
+                log.warning("no search by text: %s", first_line(error))
+        for queue in (self._pictures, self._texts):
+            queue.start()
         # Nor for the kernels: searches are done in NumPy until a thread has loaded them.
         self._threads["kernels"].submit(load_kernels, self._warm_up)
         self.ready = True
@@ -159,7 +159,8 @@ class Engine:
 
     async def __aexit__(self, *_: object) -> None:
         self.ready = False
-        await self._batches.stop()
+        for queue in (self._pictures, self._texts):
+            await queue.stop()
         for threads in self._threads.values():
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
@@ -289,7 +290,12 @@ class Engine:
         if isinstance(query, bytes):
             pixels = await self.run("decode", self._decode, query, name)
             decoded = time.perf_counter()
-            code, features, latent = await self._batches.submit(pixels)
+            code, features, latent = await self._pictures.submit(pixels)
+        elif isinstance(query, Text):
+            self._model_of_images(name)
+            if not self.searches_texts:
+                raise Refused(422, f"{name}: this model knows no texts; search by 'image' or 'id'")
+            code, features, latent = await self._texts.submit(query)
         else:
             assert self._encoder is not None  # `parse_vector` has refused before
             made = await self.run("encode", self._encoder.encode_prepared, query)
@@ -298,23 +304,32 @@ class Engine:
         times = (decoded - began, time.perf_counter() - decoded)
         return Encoded(shown, code, features, latent, times)
 
-    def _decode(self, data: bytes, name: str) -> Pixels:
+    def _model_of_images(self, name: str) -> Encoder:
         if self._encoder is None:
             raise Refused(422, f"{name}: this service has no model; search by 'id'")
         if self._encoder.vectors is not None:
             raise Refused(422, f"{name}: this model takes vectors; search by 'vector' or 'id'")
-        preprocessing = self._encoder.preprocessing
+        return self._encoder
+
+    def _decode(self, data: bytes, name: str) -> Pixels:
+        preprocessing = self._model_of_images(name).preprocessing
         hint = preprocessing.size_hint
         header = check_header(data, self._limits, name, size_hint=hint)
         with self._room.take(header.decoding_bytes):
             return preprocessing.pixels(decode_upload(data, header, name, size_hint=hint))
 
-    async def _encode_batch(self, pixels: list[Pixels]) -> list[tuple[Codes, Features, Latent]]:
-        assert self._encoder is not None  # `_decode` has refused before
-        self.metrics.batch.observe(len(pixels))
-        encode = self._encoder.encode_pixels
-        made = await self.run("encode", encode, np.stack(pixels))
-        return list(zip(made.codes, made.features, made.latent, strict=True))
+    def _queue(
+        self, encode: Callable[[Encoder, list[Any]], EncodedPixels]
+    ) -> BatchQueue[Any, tuple[Codes, Features, Latent]]:
+        """What is encoded together, in the encoder's threads."""
+
+        async def run(items: list[Any]) -> list[tuple[Codes, Features, Latent]]:
+            assert self._encoder is not None  # `_encode` has refused before
+            self.metrics.batch.observe(len(items))
+            made = await self.run("encode", encode, self._encoder, items)
+            return list(zip(made.codes, made.features, made.latent, strict=True))
+
+        return BatchQueue(run, self._limits.encode_batch)
 
     async def add(self, data: bytes, label: str | None, metadata: dict[str, Any]) -> ImageRecord:
         """Encode an image, keep its bytes and commit it; returns once it is durable."""
@@ -394,6 +409,7 @@ class Engine:
             modes=self._modes,
             mode=self.default_mode(),
             searches_images=self._encoder is not None and self._encoder.vectors is None,
+            searches_texts=self.searches_texts,
             vector_width=None if self.vectors is None else self.vectors.width,
             writable=self._writable,
             shows_files=self._show_files,
@@ -535,9 +551,9 @@ def _fields(records: list[Record]) -> list[MetadataField]:
     return fields[:_FIELDS]
 
 
-Text = TypeVar("Text", str, "str | None")
+Name = TypeVar("Name", str, "str | None")
 
 
-def _plain(text: Text) -> Text:
+def _plain(text: Name) -> Name:
     """Text as JSON can carry it: names of files may hold bytes that are no text."""
     return None if text is None else text.encode("utf-8", "replace").decode()

@@ -26,6 +26,7 @@ class Limits:
     header_seconds: float = 10.0  # that a client has to send the headers
     pixels: int = 50_000_000  # width times height, read from the header before decoding
     decoding_bytes: int = 400 * MEBI  # of memory to decode it, estimated from the header
+    text_characters: int = 500  # of one description in words
     k: int = 1000  # results per query
     batch: int = 32  # queries in one batch request
     json_bytes: int = 16 * 1024  # of a filter, or of an image's metadata
@@ -35,7 +36,7 @@ class Limits:
     queue: int = 64  # queries and adds that run or wait
     bodies: int = 64  # bodies that arrive at the same time
     # Decoding and encoding
-    encode_batch: int = 16  # images encoded together
+    encode_batch: int = 16  # images, or texts, encoded together
     decoders: int = 0  # pictures decoded at the same time; 0: as many as cores
     all_decoding_bytes: int = 800 * MEBI  # of memory for all that are decoded; others wait
     # Thumbnails

@@ -41,7 +41,7 @@ class Metrics:
         about = "Time of a query in each stage."
         self._stages = histogram("hashlens_stage_seconds", about, ["stage"], buckets=_SECONDS)
         self._pool = histogram("hashlens_pool_images", "Images a search ranked.", buckets=_SIZES)
-        about = "Images encoded together."
+        about = "Images, or texts, encoded together."
         self.batch = histogram("hashlens_encode_batch_images", about, buckets=_BATCHES)
         self._images = Gauge("hashlens_index_images", "Images in the index.", registry=own)
         about = "Queries and adds under way."

@@ -75,7 +75,7 @@ class ImageRecord(_Known):
 
 
 class QueryAnswer(BaseModel):
-    """The query: a picture, a vector, or an image of the index."""
+    """The query: a picture, a text, a vector, or an image of the index."""
 
     id: int | None = Field(description="Its id, if it is an image of the index.")
     label: str | None
@@ -109,9 +109,7 @@ class SearchAnswer(_Results):
 
     query: QueryAnswer
     mode: Mode = Field(description="How it was searched.")
-    missing: list[str] = Field(
-        description="Shards that did not answer (status 206); empty if the answer is complete."
-    )
+    missing: list[str] = Field(description="Shards that did not answer (status 206).")
     timings_ms: StageTimes
 
 
@@ -122,7 +120,7 @@ class BatchItem(_Results):
 
 
 class BatchAnswer(BaseModel):
-    """Results in the order of the queries: ids first, then images, then vectors."""
+    """Results in the order of the queries: ids, then images, then vectors, then texts."""
 
     results: list[BatchItem]
     mode: Mode = Field(description="How they were searched.")
@@ -155,6 +153,7 @@ class ServiceLimits(BaseModel):
 
     upload_bytes: int
     pixels: int
+    text_characters: int
     k: int
     batch: int
 
@@ -167,9 +166,7 @@ class IndexAnswer(BaseModel):
     bits: int
     feature_dim: int
     fingerprint: str
-    radius: int | None = Field(
-        description="The radius that `hashlens inspect` stored with the model."
-    )
+    radius: int | None = Field(description="What `hashlens inspect` stored with the model.")
     labels: list[LabelCount] = Field(description="The most frequent, at most 1000.")
     metadata: list[MetadataField] = Field(description="Keys with few values, for filters.")
     modes: list[Mode] = Field(description="Ways in which it can be searched.")
@@ -181,9 +178,8 @@ class IndexAnswer(BaseModel):
     searches_images: bool = Field(
         description="False if the service has no model, or one over vectors: search by id."
     )
-    vector_width: int | None = Field(
-        description="Numbers of a vector to search by; null if the model takes images."
-    )
+    searches_texts: bool = Field(description="Whether the model knows words to search by.")
+    vector_width: int | None = Field(description="Numbers of a vector; null if it takes none.")
     writable: bool
     shows_files: bool = Field(
         description="Whether answers name paths, and /v1/images/{id}/file gives the file itself."

@@ -1,4 +1,4 @@
-"""What clients send becomes an image, a vector or a filter, or a refusal in one line.
+"""What clients send becomes an image, a text, a vector or a filter, or a refusal in one line.
 
 An image's format is decided by the bytes, never by a file name or a content type; its pixel count
 is read from the header, and what makes a small file costly is counted, before it is decoded.
@@ -28,7 +28,7 @@ from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_p
 from hashlens.index.layout import UPLOADS
 from hashlens.service.limits import MEBI, Limits
 from hashlens.service.schemas import Refused
-from hashlens.types import Features
+from hashlens.types import Features, Text
 
 log = logging.getLogger("hashlens.service")
 
@@ -40,9 +40,7 @@ async def read_upload(upload: UploadFile, limits: Limits, name: str = "image") -
     """All bytes of one uploaded image."""
     size = upload.size or 0
     if size > limits.upload_bytes:
-        raise Refused(
-            413, f"{name}: {size:,} bytes; at most {limits.upload_bytes:,} bytes are accepted"
-        )
+        raise Refused(413, f"{name}: {size:,} bytes; at most {limits.upload_bytes:,} are accepted")
     data = await upload.read()
     if not data:
         raise Refused(422, f"{name}: expected an image file, got no bytes")
@@ -63,12 +61,13 @@ def check_header(
     if excess := find_excess(data):
         raise Refused(413, f"{name}: {excess}; save the picture again")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-                width, height, kind = image.width, image.height, image.format or ""
-                codec = image.tile[0][0] if image.tile else ""
-                memory = decoding_bytes(image, data, size_hint)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image,
+        ):
+            width, height, kind = image.width, image.height, image.format or ""
+            codec = image.tile[0][0] if image.tile else ""
+            memory = decoding_bytes(image, data, size_hint)
     except Image.DecompressionBombError:
         raise Refused(413, f"{name}: too many pixels; at most {limits.pixels:,}") from None
     except UnreadableImageError as error:
@@ -101,8 +100,7 @@ def decode_upload(
 ) -> Image.Image:
     """Decode an upload whose header was checked, upright, as grey or RGB."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return load_image(data, size_hint=size_hint)
     except UnreadableImageError as error:
         raise Refused(422, f"{name}: the {header.kind} cannot be read: {error.reason}") from None
@@ -110,8 +108,8 @@ def decode_upload(
 
 _DEPTH = 32
 _CONDITIONS, _VALUES = 16, 256
-NUMBER_BYTES = 40
-"""Of one number of a vector as JSON, at most."""
+NUMBER_BYTES, CHARACTER_BYTES = 40, 12
+"""Of one number of a vector, or one character of a text, as JSON, at most."""
 
 
 def parse_where(value: Any, limits: Limits) -> dict[str, Any]:
@@ -126,6 +124,16 @@ def parse_where(value: Any, limits: Limits) -> dict[str, Any]:
             f"{_VALUES} values are accepted",
         )
     return where
+
+
+def parse_text(value: Any, limits: Limits, name: str = "text") -> Text:
+    """A description in words, of a bounded length."""
+    words, most = value.strip() if isinstance(value, str) else "", limits.text_characters
+    if not words or words != words.encode("utf-8", "replace").decode():
+        raise Refused(422, f"{name}: expected words, such as red shoes")
+    if len(words) > most:
+        raise Refused(413, f"{name}: {len(words):,} characters; at most {most} are accepted")
+    return Text(words)
 
 
 def parse_vector(value: Any, taken: VectorInput | None, name: str = "vector") -> Features:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -70,11 +71,15 @@ def load_texts(directory: Path) -> Callable[[Sequence[str]], NetworkOutput]:
                 "do not fit its codes; train with --freeze-backbone or --unsupervised"
             )
     clip.eval().visual = net.backbone = nn.Identity()
-    runner = TorchRunner(net)
+    runner, one_thread = TorchRunner(net), threading.Lock()
+    words = dict(getattr(tokens, "cache", {}))
 
     @torch.inference_mode()
     def run(texts: Sequence[str]) -> NetworkOutput:
-        return runner.run(clip.encode_text(tokens(list(texts)), normalize=True).numpy())
+        with one_thread:  # a tokeniser of the hub fails in two
+            tokens.cache = dict(words)  # open_clip's keeps every word that it has ever met
+            read = tokens(list(texts))
+        return runner.run(clip.encode_text(read, normalize=True).numpy())
 
     return run
 

@@ -36,6 +36,7 @@ export const sampleImages = (limit, seed) => call(`v1/images?limit=${limit}&samp
 export function search(query, settings, signal) {
   const form = new FormData();
   if (query.file) form.append("image", query.file, "query");
+  else if (query.text) form.append("text", query.text);
   else form.append("id", query.id);
   form.append("k", settings.k);
   form.append("mode", settings.mode);

@@ -14,7 +14,7 @@ let state = states.defaults();
 let seed = 0;
 let running = null;
 
-const link = (id) => states.address({ ...state, id, upload: null });
+const link = (id) => states.address({ ...state, ...states.noQuery, id });
 
 function heading(title, status = "") {
   byId("results-title").textContent = title;
@@ -26,12 +26,18 @@ function content(...nodes) {
   byId("content").replaceChildren(...nodes);
 }
 
-function drawQuery(url, name) {
+const quoted = (words) => `“${words}”`;
+
+/** Show the query: a picture with its name, or words, or that there is none. */
+function drawQuery(url, name, words = null) {
   const image = byId("query-image");
   image.hidden = !url;
-  byId("invitation").hidden = Boolean(url);
+  byId("query-words").hidden = words === null;
+  byId("query-words").textContent = words === null ? "" : quoted(words);
+  byId("text").value = words ?? "";
+  byId("invitation").hidden = Boolean(url) || words !== null;
   byId("frame").classList.toggle("filled", Boolean(url));
-  byId("about").hidden = !url;
+  byId("about").hidden = !byId("invitation").hidden;
   byId("query-name").textContent = name;
   byId("query-code").replaceChildren();
   byId("query-place").hidden = true;
@@ -69,6 +75,7 @@ async function drawPlace(id) {
 const copying = () => (byId("query-place").textContent.includes("://") ? "Copy URI" : "Copy path");
 
 function queryName(answer) {
+  if (state.text !== null) return quoted(state.text);
   if (state.id === null) return "Your picture";
   return [answer.query.label, `image ${state.id}`].filter(Boolean).join(" · ");
 }
@@ -87,7 +94,7 @@ async function showStart(notice = "") {
   content(views.waiting(24));
   try {
     const { images } = await sampleImages(24, seed);
-    if (state.id === null && state.upload === null) content(views.shelf(images, link));
+    if (Object.keys(states.noQuery).every((one) => state[one] === null)) content(views.shelf(images, link));
   } catch (error) {
     content(views.failure(error, { text: "Try again", run: refresh }));
   }
@@ -98,7 +105,7 @@ async function findAll(query, signal) {
     return { [state.mode]: await search(query, state, signal) };
   }
   // Of an image of the index only bits are known, so that acs would repeat bcs.
-  const modes = ["es", "bcs", "acs", "hds"].filter((mode) => mode !== "acs" || query.file);
+  const modes = ["es", "bcs", "acs", "hds"].filter((mode) => mode !== "acs" || query.id === undefined);
   const found = await Promise.all(modes.map(
     (mode) => search(query, { ...state, mode, k: COMPARED }, signal)));
   return Object.fromEntries(modes.map((mode, i) => [mode, found[i]]));
@@ -130,7 +137,10 @@ function showAnswers(answers) {
 /** What to offer after a failed search; trying again helps only if the service was at fault. */
 function wayOut({ status }) {
   if (status === 0 || status === 429 || status >= 500) return { text: "Try again", run: refresh };
-  if (state.id !== null) return { text: "Show the index", run: () => go(states.defaults()) };
+  if (state.id !== null || (state.text !== null && !index.searches_texts)) {
+    return { text: "Show the index", run: () => go(states.defaults()) };
+  }
+  if (state.text !== null) return { text: "Change the words", run: () => byId("text").focus() };
   return { text: "Choose another picture", run: () => byId("file").click() };
 }
 
@@ -170,6 +180,10 @@ function refresh() {
     drawPlace(state.id);
     return showSearch({ id: state.id });
   }
+  if (state.text !== null) {
+    drawQuery(null, quoted(state.text), state.text);
+    return showSearch({ text: state.text });
+  }
   if (state.upload !== null) {
     const kept = states.upload(state.upload);
     if (!kept) {
@@ -200,7 +214,7 @@ function searchFile(file) {
     const most = Math.round(index.limits.upload_bytes / 2 ** 20);
     content(views.failure(new ApiError(413, `${file.name} is too large; at most ${most} MiB are accepted.`)));
   } else {
-    go({ id: null, upload: states.keepUpload(file) });
+    go({ ...states.noQuery, upload: states.keepUpload(file) });
   }
 }
 
@@ -244,9 +258,16 @@ function listenToLinks() {
     const anchor = event.target.closest("a[data-id]");
     if (!anchor || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    go({ id: Number(anchor.dataset.id), upload: null });
+    go({ ...states.noQuery, id: Number(anchor.dataset.id) });
     byId("results").focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
+  });
+  byId("words").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = byId("text").value.trim();
+    if (!text) return;
+    go({ ...states.noQuery, text });
+    byId("results").focus({ preventScroll: true });
   });
   // Following the link would add a step to the history, and that step would lack the picture.
   byId("skip").addEventListener("click", (event) => {
@@ -265,7 +286,7 @@ function listenToLinks() {
   });
   byId("shuffle").addEventListener("click", () => {
     seed = Math.floor(Math.random() * 1e9);
-    go({ id: null, upload: null });
+    go(states.noQuery);
   });
   window.addEventListener("popstate", (event) => {
     state = states.read(location, event.state);
@@ -325,6 +346,8 @@ async function begin() {
     byId("file").disabled = true;
     byId("invitation-line").textContent = "Click an image of the index";
   }
+  byId("words").hidden = !index.searches_texts;
+  byId("text").maxLength = index.limits.text_characters;
   settings = new Settings(index, (isMode) => go(settings.read(), { replace: !isMode }));
   listenToFiles();
   listenToLinks();

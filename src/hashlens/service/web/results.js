@@ -163,9 +163,9 @@ export function failure(error, action) {
   return box;
 }
 
-/** A line of the service as a sentence; the page has one field for a picture, so its name is left out. */
+/** A line of the service as a sentence; the page has one field of each kind, so its name is left out. */
 function sentence(line) {
-  const text = line.replace(/^image: /, "");
+  const text = line.replace(/^(image|text): /, "");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 

@@ -7,8 +7,10 @@ let uploadCount = Date.now(); // the history survives a reload: no number may co
 /** Used where an address says nothing. */
 export const usual = { mode: "hds", k: 24 };
 
+export const noQuery = { id: null, upload: null, text: null };
+
 export function defaults() {
-  return { id: null, upload: null, radius: null, where: {}, ...usual };
+  return { ...noQuery, radius: null, where: {}, ...usual };
 }
 
 export function keepUpload(file) {
@@ -29,7 +31,8 @@ export function read(location, historyState) {
   const state = defaults();
   const params = new URLSearchParams(location.search);
   state.id = whole(params.get("id"), 0, Number.MAX_SAFE_INTEGER);
-  if (state.id === null) state.upload = historyState?.upload ?? null;
+  if (state.id === null) state.text = params.get("text")?.trim() || null;
+  if (state.id === null && state.text === null) state.upload = historyState?.upload ?? null;
   if (MODES.includes(params.get("mode"))) state.mode = params.get("mode");
   state.k = whole(params.get("k"), 1, 1000) ?? state.k;
   state.radius = whole(params.get("radius"), 0, 65535);
@@ -45,6 +48,7 @@ export function read(location, historyState) {
 export function address(state) {
   const params = new URLSearchParams();
   if (state.id !== null) params.set("id", state.id);
+  if (state.text !== null) params.set("text", state.text);
   if (state.mode !== usual.mode) params.set("mode", state.mode);
   if (state.k !== usual.k) params.set("k", state.k);
   if (state.radius !== null) params.set("radius", state.radius);
