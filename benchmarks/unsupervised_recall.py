@@ -5,7 +5,7 @@ features that ``hashlens reproduce field --out FOLDER`` kept. Methods learn from
 those of the queries search it, ties in the order of ids. ``rotation`` is the signs of principal
 components after a random rotation, which is where ITQ starts: ITQ without iterations. SOURCE, the
 database, gives the labels that an objective trains F8 by and chooses its epoch by; they shape no
-code of ``crovca-unsupervised`` and ``bihalf``.
+code of ``crovca-unsupervised`` and ``bihalf``, which train without any as well.
 """
 
 from __future__ import annotations

@@ -122,6 +122,8 @@ def _configuration(
 
 
 def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
+    from hashlens.training.folder import in_words
+
     config = result.config
     best = next((scores for scores in result.history if scores["epoch"] == result.best_epoch), None)
     answer = {
@@ -152,8 +154,8 @@ def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
         }
         line = (
             f"{config.bits} bits, best epoch {result.best_epoch} of {config.epochs}, "
-            f"validation mAP {best['map']:.4f}, accuracy {best['accuracy']:.4f} "
-            f"({result.validation_images} images), {result.seconds:.0f} s"
+            f"validation {in_words(best)} ({result.validation_images} images), "
+            f"{result.seconds:.0f} s"
         )
     if as_json:
         typer.echo(json.dumps(answer))
