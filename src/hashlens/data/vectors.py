@@ -26,7 +26,7 @@ from hashlens.data.tables import (
     plain_columns,
 )
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.files import Uri, is_remote, path_uri, row_uri
+from hashlens.files import Uri, is_remote, parse_row, path_uri, row_uri, uri_path
 from hashlens.types import Features
 
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb", "feature", "features")
@@ -58,7 +58,9 @@ class Vectors:
         if self.names is None:
             return row_uri(self.table, row)
         name = self.names[row]
-        return Uri(name) if is_remote(name) else path_uri(name)
+        held = parse_row(name)  # of a table that is no file, as an exported index names it
+        whole = is_remote(name) or (held is not None and not held.is_in_file)
+        return Uri(name) if whole else path_uri(uri_path(name))
 
     def read(self, row: int) -> RawImage:
         """No image."""
