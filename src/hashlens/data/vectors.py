@@ -88,9 +88,7 @@ def as_matrix(data: Any, where: str = "vectors") -> NDArray[Any]:
         data = np.stack([column.to_numpy() for column in data.columns], axis=1)
     elif type(data).__module__.startswith("pyarrow"):
         data = _arrow_matrix(data, where)
-    elif hasattr(data, "to_numpy"):  # pandas and Polars
-        data = data.to_numpy()
-    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):
+    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):  # pandas and Polars too
         data = np.asarray(data)
     if not isinstance(data, np.ndarray) or data.dtype == object:
         data = _stacked(list(data), where)

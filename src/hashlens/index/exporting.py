@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def _to_faiss(view: View, path: Path) -> None:
     faiss.write_index_binary(index, os.fspath(path))
 
 
-def _to_parquet(view: View, path: Path) -> list[str]:
-    """One table, written in pieces."""
-    schema, pieces, notes = _tables(view)
+def _to_parquet(view: View, path: Path, *, listed: bool = False) -> list[str]:
+    """One table, written in pieces; ``listed``: codes as lists of bytes, as LanceDB wants them."""
+    schema, pieces, notes = _tables(view, listed)
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, schema) as writer:
@@ -124,11 +125,11 @@ def _with_metadata(table: Any, types: dict[str, Any]) -> Any:
     def cell(value: Any, kind: Any) -> Any:
         if value is None or kind in (pa.bool_(), pa.int64()):
             return value
-        if kind == pa.float64():
-            return float(value)
-        if kind != pa.string():
-            return [_clean(word) for word in value]
-        return _clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        if kind == pa.string():
+            return _clean(
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            )
+        return float(value) if kind == pa.float64() else [_clean(word) for word in value]
 
     held = [json.loads(text or "{}") for text in table["metadata"].to_pylist()]
     for key, kind in types.items():
@@ -137,7 +138,7 @@ def _with_metadata(table: Any, types: dict[str, Any]) -> Any:
     return table
 
 
-def _tables(view: View) -> tuple[Any, Iterator[Any], list[str]]:
+def _tables(view: View, listed: bool = False) -> tuple[Any, Iterator[Any], list[str]]:
     """Schema and pieces of a table of all images, and notes on them; see ``to_arrow``."""
     with needs_extra("an Arrow or Parquet table", "parquet"):
         import pyarrow as pa
@@ -149,7 +150,7 @@ def _tables(view: View) -> tuple[Any, Iterator[Any], list[str]]:
         ("uri", pa.string()),
         ("label", pa.string()),
         pa.field("metadata", pa.string(), metadata=OWN_COLUMN),
-        ("code", pa.binary(width)),
+        ("code", pa.list_(pa.uint8(), width) if listed else pa.binary(width)),
     ]
     if dim:
         columns.append(("features", pa.list_(value, dim)))
@@ -158,17 +159,19 @@ def _tables(view: View) -> tuple[Any, Iterator[Any], list[str]]:
 
     def pieces() -> Iterator[Any]:
         for rows, texts in _with_texts(view):
-            codes = np.ascontiguousarray(snapshot.codes[rows])
+            flat = pa.array(np.ascontiguousarray(snapshot.codes[rows]).reshape(-1))
+            code = pa.FixedSizeListArray.from_arrays(flat, width)
+            if not listed:
+                buffers = [None, flat.buffers()[1]]
+                code = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), buffers)
             values: list[Any] = [
                 pa.array(snapshot.ids[rows]),
                 *(pa.array([_clean(text) for text in column], pa.string()) for column in texts),
-                pa.FixedSizeBinaryArray.from_buffers(
-                    pa.binary(width), len(rows), [None, pa.py_buffer(codes.tobytes())]
-                ),
+                code,
             ]
             if dim:
-                flat = np.ascontiguousarray(snapshot.features[rows]).reshape(-1)
-                values.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, value), dim))
+                flat = pa.array(np.ascontiguousarray(snapshot.features[rows]).reshape(-1), value)
+                values.append(pa.FixedSizeListArray.from_arrays(flat, dim))
             yield _with_metadata(pa.Table.from_arrays(values, schema=schema), types)
 
     return _with_metadata(schema.empty_table(), types).schema, pieces(), notes
@@ -231,37 +234,17 @@ def _to_pgvector(view: View, path: Path) -> None:
         )
 
 
-def _to_milvus(view: View, path: Path) -> None:
-    """JSON lines for a bulk insert; a BINARY_VECTOR is a list of its bytes."""
+def _to_json_lines(view: View, path: Path, *, for_bulk: bool) -> None:
+    """Lines for a bulk insert: of Milvus, where a BINARY_VECTOR is a list of its bytes; or for
+    _bulk of Elasticsearch and OpenSearch, where a bit vector is a list of signed bytes."""
     with path.open("w", encoding="ascii") as file:
         for image_id, uri, label, metadata, code in _rows(view):
-            row = {"id": image_id, "uri": uri, "label": label, "code": code.tolist()}
-            file.write(json.dumps(row | {"metadata": json.loads(metadata or "{}")}) + "\n")
-
-
-def _to_elasticsearch(view: View, path: Path) -> None:
-    """Lines for _bulk, of Elasticsearch and OpenSearch; a bit vector is a list of signed bytes."""
-    with path.open("w", encoding="ascii") as file:
-        for image_id, uri, label, metadata, code in _rows(view):
-            file.write(json.dumps({"index": {"_id": str(image_id)}}) + "\n")
-            row = {"uri": uri, "label": label, "code": code.view(np.int8).tolist()}
-            file.write(json.dumps(row | {"metadata": json.loads(metadata or "{}")}) + "\n")
-
-
-def _to_lancedb(view: View, path: Path) -> list[str]:
-    """A Parquet file for ``create_table``, the code as a list of bytes of fixed size."""
-    schema, pieces, notes = _tables(view)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    at, width = schema.get_field_index("code"), view.snapshot.codes.shape[1]
-    field = pa.field("code", pa.list_(pa.uint8(), width))
-    with pq.ParquetWriter(path, schema.set(at, field)) as writer:
-        for table in pieces:
-            flat = np.frombuffer(b"".join(table.column(at).to_pylist()), np.uint8)
-            codes = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-            writer.write_table(table.set_column(at, field, codes))
-    return notes
+            own: dict[str, Any] = {} if for_bulk else {"id": image_id}
+            if for_bulk:
+                file.write(json.dumps({"index": {"_id": str(image_id)}}) + "\n")
+            listed = (code.view(np.int8) if for_bulk else code).tolist()
+            own |= {"uri": uri, "label": label, "code": listed}
+            file.write(json.dumps(own | {"metadata": json.loads(metadata or "{}")}) + "\n")
 
 
 def _to_sqlite(view: View, path: Path) -> None:
@@ -279,9 +262,9 @@ FORMATS: dict[str, Callable[[View, Path], list[str] | None]] = {
     "parquet": _to_parquet,
     "numpy": _to_numpy,
     "pgvector": _to_pgvector,
-    "milvus": _to_milvus,
-    "elasticsearch": _to_elasticsearch,
-    "lancedb": _to_lancedb,
+    "milvus": partial(_to_json_lines, for_bulk=False),
+    "elasticsearch": partial(_to_json_lines, for_bulk=True),
+    "lancedb": partial(_to_parquet, listed=True),
     "sqlite-vec": _to_sqlite,
 }
 

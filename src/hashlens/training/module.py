@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics import MeanMetric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hashlens.codes.packing import pack_bits
@@ -49,7 +50,7 @@ class HashModule(lightning.LightningModule):
             self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)
             self.average.requires_grad_(False)
         self.scores: ValidationScores | None = None
-        self._loss_sum = torch.zeros(2)
+        self._mean_loss = MeanMetric(nan_strategy="disable")
         self._validation: list[tuple[torch.Tensor, ...]] = []
 
     @property
@@ -115,9 +116,7 @@ class HashModule(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """Loss of a batch."""
         losses = self._losses(self.net, batch, augment=True)
-        classification = losses.classification.detach().float()
-        self._loss_sum = self._loss_sum.to(classification.device)
-        self._loss_sum += torch.stack([classification, torch.ones_like(classification)])
+        self._mean_loss.update(losses.classification.detach())
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"train_loss": losses.total.detach().float(), "rate": rate})
         total: torch.Tensor = losses.total
@@ -181,11 +180,9 @@ class HashModule(lightning.LightningModule):
 
     def end_epoch(self) -> float:
         """Mean classification loss since the last call, over all processes."""
-        sums = self._loss_sum
-        if self.trainer.world_size > 1:
-            sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
-        self._loss_sum = torch.zeros(2)
-        return float(sums[0] / sums[1].clamp(min=1))
+        loss = float(self._mean_loss.compute())
+        self._mean_loss.reset()
+        return loss
 
 
 MAP_QUERIES = 2000

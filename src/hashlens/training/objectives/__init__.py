@@ -37,9 +37,7 @@ class Losses(NamedTuple):
     classification: torch.Tensor  # the classification loss within it, comparable with chance
 
 
-def objective(
-    name: str, description: str, *, labels: bool = True, **fixed: Any
-) -> Callable[[T], T]:
+def objective(name: str, description: str, labels: bool = True, **fixed: Any) -> Callable[[T], T]:
     """Make a class known as an objective; ``fixed`` goes to its constructor."""
 
     def register(made: T) -> T:
