@@ -5,7 +5,8 @@ features that ``hashlens reproduce field --out FOLDER`` kept. Methods learn from
 those of the queries search it, ties in the order of ids. Printed are mean and standard deviation
 over the seeds. ``rotation`` is the signs of principal components after a random rotation, which is
 where ITQ starts: ITQ without iterations. SOURCE, the database, gives the labels that an objective
-trains F8 by and chooses its epoch by; they shape no code of ``crovca-unsupervised`` and ``bihalf``.
+trains F8 by and chooses its epoch by; they shape no code of ``crovca-unsupervised`` and ``bihalf``,
+which ``--no-labels`` trains without any.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def codes(method: str, bits: int, seed: int, vectors: Any, labels: Any) -> list[
     if method in method_names():
         shallow = create_method(method, bits, seed=seed).fit(vectors[0], labels)
         return [shallow.encode(part) for part in vectors]
-    hasher = Hasher(bits, method=method, seed=seed).fit(vectors[0], labels.tolist())
+    hasher = Hasher(bits, method=method, seed=seed).fit(vectors[0], labels)
     return [hasher.transform(part) for part in vectors]
 
 
@@ -52,8 +53,9 @@ def main() -> None:
     parser.add_argument("--bits", default="16,32,64,128")
     parser.add_argument("--methods", default="rotation,LSH,ITQ,crovca-unsupervised,bihalf")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions, with seeds 0, 1, ...")
+    parser.add_argument("--no-labels", action="store_true")
     options = parser.parse_args()
-    labels = open_source(options.source).labels
+    labels = None if options.no_labels else open_source(options.source).labels.tolist()
     vectors = [
         features(options.folder / f"features-{x}.safetensors") for x in ("database", "queries")
     ]

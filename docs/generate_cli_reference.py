@@ -64,7 +64,9 @@ def training_page() -> str:
         shown = ["" if cell is None else f"{cell}".lower() for cell in cells]
         rows.append([f"`{option.name}`", option.help, option.values, *shown])
     named = [["objective", "minimised"], ["---"] * 2]
-    named += [[f"`{name}`", one.description] for name, one in objectives().items()]
+    for name, one in objectives().items():
+        needs = "" if one.labels else "; needs no labels"
+        named.append([f"`{name}`", f"{one.description}{needs}"])
     return f"{TRAINING_HEADER}\n{_table(rows)}\n\n## Objectives\n\n{_table(named)}\n"
 
 

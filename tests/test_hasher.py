@@ -25,6 +25,7 @@ from hashlens import (
     ModelError,
     SourceError,
     baselines,
+    hamming_topk,
     unpack_bits,
 )
 from hashlens.baselines import create_method, method_names
@@ -142,6 +143,36 @@ def test_methods_that_are_not_known_or_need_labels_are_named() -> None:
         Hasher(bits=8, method="best").fit(X)
     with pytest.raises(InvalidInputError, match=r"needs labels; give them as fit\(X, y\)"):
         Hasher(bits=8, method="csq").fit(X)
+
+
+@pytest.mark.parametrize("method", ["bihalf", "crovca-unsupervised"])
+def test_an_objective_that_needs_no_labels_learns_from_vectors_alone(
+    method: str, tmp_path: Path
+) -> None:
+    hasher = Hasher(bits=16, method=method).fit(X)
+    codes = hasher.transform(X)
+    bits = unpack_bits(codes, 16)
+    assert ((bits.mean(axis=0) > 0.3) & (bits.mean(axis=0) < 0.7)).all()
+    _, found = hamming_topk(codes, codes, k=10)
+    assert (CLASSES[found] == CLASSES[:, None]).mean() > 0.6  # of four classes it was not told
+    hasher.save(tmp_path / "m")
+    loaded = Encoder.load(tmp_path / "m")
+    assert (loaded.classes, loaded.mode) == ((), None)
+    training = loaded.config.training
+    assert training["epoch chosen by"] == "lowest loss of the validation images"
+    assert training["images"] == {"training": 216, "validation": 24}
+    assert training["validation"]["map"] is None
+    np.testing.assert_array_equal(loaded.encode(X)[0], codes)
+
+
+def test_labels_that_not_all_vectors_have_are_not_read() -> None:
+    some = [word if i % 2 else None for i, word in enumerate(WORDS)]
+    without, one = Hasher(bits=8, method="bihalf", epochs=2).fit(X), ["one"] * 240
+    for labels in (some, one):
+        again = Hasher(bits=8, method="bihalf", epochs=2).fit(X, labels)
+        np.testing.assert_array_equal(again.transform(X), without.transform(X))
+    hasher = Hasher(bits=8, method="bihalf", epochs=2).fit(X, WORDS)
+    assert hasher.mode is not None  # where all have one, they choose epoch and mode
 
 
 def test_the_metric_decides_whether_length_counts(fitted: Hasher) -> None:

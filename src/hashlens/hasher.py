@@ -32,7 +32,8 @@ class Hasher(Parameters):
     method : str, optional
         Without labels: ITQ (the default), LSH or SH. With labels: an objective of ``hashlens
         train`` ("latent" by default), for which a layer F7 and the latent layer are trained; or
-        ITQ-CCA, KSH, BRE or MLH.
+        ITQ-CCA, KSH, BRE or MLH. "crovca-unsupervised" and "bihalf" are objectives that need no
+        labels; without them, the epoch is kept whose loss on vectors held out is lowest.
     metric : {"cosine", "euclidean"}
         With ``cosine`` vectors are brought to unit length inside the model.
     epochs : int, optional
@@ -108,7 +109,7 @@ class Hasher(Parameters):
         if method not in known:
             raise InvalidInputError(f"method: expected one of {', '.join(known)}, got {method!r}")
         trained = method in objectives()
-        if y is None and trained:
+        if y is None and trained and objectives()[method].labels:
             raise InvalidInputError(f"method {method}: needs labels; give them as fit(X, y)")
         matrix = as_matrix(X, "X")
         if not len(matrix):

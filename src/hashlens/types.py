@@ -24,6 +24,8 @@ Mode: TypeAlias = Literal["hds", "acs", "bcs", "es"]
 MODES: tuple[Mode, ...] = ("hds", "acs", "bcs", "es")
 
 Metadata: TypeAlias = Mapping[str, Any]
+OWN_COLUMN = {b"hashlens": b"index"}
+"""Marks columns of an exported table that are no metadata of its images."""
 
 ImageInput: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any]"
 """A path or URI, encoded bytes, a PIL image, or an (H, W) or (H, W, 3) uint8 array.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def test_a_folder_without_labels_is_told_of_unsupervised(flat_folder: Path, tmp_
     answer = _run(str(flat_folder), "--out", str(tmp_path / "m"))
     assert answer.exit_code == 1
     assert "--unsupervised" in answer.stderr
+
+
+def test_an_objective_that_needs_no_labels_takes_a_folder_without(
+    flat_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--objective", "crovca-unsupervised", "--bits", "8", "--epochs", "2"]
+    options += ["--backbone", "resnet9?width=4", "--out", str(tmp_path / "m")]
+    answer = _run(str(flat_folder), *options)
+    assert answer.exit_code == 0, answer.output
+    assert "best epoch: of the lowest validation loss, as there are no labels" in answer.stderr
+    assert re.search(r"best epoch [12] of 2, validation loss -?\d\.\d+ \(2 images\)", answer.stdout)
+    answer = _run(str(flat_folder), *options, "--overwrite", "--json")
+    validation = json.loads(answer.stdout)["validation"]
+    assert (validation["map"], validation["accuracy"]) == (None, None)
 
 
 def test_unsupervised_makes_an_ordinary_model(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command_line import run
 
-from hashlens import Encoder
+from hashlens import Encoder, HashIndex
 
 RNG = np.random.default_rng(0)
 CLASSES = np.repeat(np.arange(3), 60)
@@ -121,3 +121,38 @@ def test_what_does_not_fit_is_said_in_one_line(home: Path, tmp_path: Path) -> No
         assert done.exit_code in (1, 2), (arguments, done.output)
         assert message in " ".join(done.output.split()), (arguments, done.output)
         assert "Traceback" not in done.output
+
+
+def test_an_exported_table_is_a_source_that_keeps_what_is_known(home: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    exported, again = tmp_path / "v.parquet", tmp_path / "again.parquet"
+    made = run("train", home / "x.npy", "--out", tmp_path / "u", "--bits", 16, "--unsupervised")
+    assert made.exit_code == 0, made.output
+    create = ("index", "create", "--model", tmp_path / "u", "--features", "float32")
+    done = run(*create, tmp_path / "1.idx", home / "x.npy", "--metadata", "brand=x")
+    assert done.exit_code == 0, done.output
+    run("index", "update", tmp_path / "1.idx", 3, "--metadata", "size=M")
+    run("index", "update", tmp_path / "1.idx", 4, "--metadata", "size=38")
+    done = run("index", "export", tmp_path / "1.idx", exported, "--format", "parquet", "--json")
+    assert done.exit_code == 0, done.output
+    text = "metadata 'size': of several types, or nested; a column of text"
+    assert f"note: {text}" in done.stderr
+    assert json.loads(done.stdout)["notes"] == [text]
+    done = run(*create, tmp_path / "2.idx", exported, "--vector-column", "features", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["added"] == 180
+    assert run("index", "export", tmp_path / "2.idx", again, "--format", "parquet").exit_code == 0
+    first, second = (parquet.read_table(path) for path in (exported, again))
+    assert first.schema.equals(second.schema)
+    for name in ("id", "uri", "label", "code", "price", "odd", "brand", "size"):
+        assert first[name].equals(second[name]), name
+    assert str(first.schema.field("price").type) == "int64"
+    with HashIndex.open(tmp_path / "2.idx") as index:
+        assert index[3].metadata == {"price": 3, "odd": 1, "brand": "x", "size": "M"}
+        assert index[4].metadata == {"price": 4, "odd": 0, "brand": "x", "size": "38"}
+        assert index[5].uri == f"{home / 'x.npy'}#5"
+        assert index[5].label == "a"
+    some = run(*create, tmp_path / "3.idx", exported, "--metadata-columns", "price,brand")
+    assert some.exit_code == 0, some.output
+    with HashIndex.open(tmp_path / "3.idx") as index:
+        assert index[3].metadata == {"price": 3, "brand": "x"}

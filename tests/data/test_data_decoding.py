@@ -38,18 +38,16 @@ def test_some_rows_count_from_zero(class_folder: Path) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-@given(
-    broken=st.sets(st.integers(0, 99)), workers=st.integers(1, 4), batch_size=st.integers(1, 120)
-)
+@given(broken=st.sets(st.integers(0, 99)), batch_size=st.integers(1, 120))
 def test_gaps_close_and_every_broken_image_is_named(
-    tmp_path: Path, broken: set[int], workers: int, batch_size: int
+    tmp_path: Path, broken: set[int], batch_size: int
 ) -> None:
     data: list[ImageInput] = [np.full((4, 4), i, np.uint8) for i in range(100)]
     for i in broken:
         data[i] = b"no picture"
     grey = Preprocessing(2, 1, (0.5,), (0.5,))
     seen, skipped = [], []
-    for batch in iter_decoded(data, grey, batch_size, workers=workers):
+    for batch in iter_decoded(data, grey, batch_size):
         assert len(batch.pixels) == len(batch.positions) <= batch_size
         assert (batch.pixels[:, 0, 0, 0] == batch.positions).all()
         seen += batch.positions.tolist()
@@ -67,7 +65,7 @@ def test_broken_files_of_a_source_are_skipped_and_listed(
     for path in bad_images.values():
         path.rename(class_folder / "cross" / path.name)
     source = open_source(class_folder)
-    decoded = decode_source(source, SMALL, workers=3)
+    decoded = decode_source(source, SMALL)
     assert len(source) == 36 + len(bad_images)
     assert len(decoded.pixels) == 36
     assert {Path(one.name).name for one in decoded.skipped} == {p.name for p in bad_images.values()}
@@ -137,7 +135,6 @@ def test_streams_and_sources_give_the_same_pixels(class_folder: Path) -> None:
     assert load_image(source.uris[12]).size == (200, 200)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": 0}])
-def test_senseless_numbers_are_refused(options: dict[str, int]) -> None:
+def test_a_senseless_size_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="expected 1 or more, got 0"):
-        list(iter_decoded([], SMALL, **options))
+        list(iter_decoded([], SMALL, batch_size=0))

@@ -137,3 +137,10 @@ def test_what_is_no_table_of_vectors_is_refused(tmp_path: Path) -> None:
     pq.write_table(ragged, tmp_path / "ragged.parquet")
     with pytest.raises(InvalidInputError, match="expected 2 values in each row, got 1 in row 1"):
         open_source(tmp_path / "ragged.parquet")
+
+
+def test_names_of_an_exported_index_stay_as_they_are(tmp_path: Path) -> None:
+    names = ["digits#3", "hub:a/b#train#7", "/p/x.npy#5", "https://a.b/1.jpg", "file:///a%FF.jpg"]
+    table = pa.table({"uri": [*names, "a.jpg"], "embedding": [[1.0, 2.0]] * 6})
+    pq.write_table(table, tmp_path / "v.parquet")
+    assert list(open_source(tmp_path / "v.parquet").uris) == [*names, str(Path("a.jpg").absolute())]

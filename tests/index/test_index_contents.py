@@ -19,6 +19,7 @@ from pixel_encoder import PixelEncoder, add_codes, save_pictures
 from hashlens import HashIndex, ImageError, IndexStoreError, InvalidInputError, SearchOptions
 from hashlens.files import changed_ns, content_digest, path_uri
 from hashlens.index import writing
+from hashlens.index.exporting import COLUMNS
 from hashlens.index.rows import ROW, row_checksum
 
 HOSTILE = [
@@ -307,6 +308,58 @@ def test_exports_hold_the_living_images(index: HashIndex, tmp_path: Path) -> Non
         index.export(out.with_suffix(".faiss"), "faiss")
     with pytest.raises(InvalidInputError, match="expected one of faiss, parquet, numpy"):
         index.export(tmp_path / "x", "csv")
+
+
+METADATA: list[dict[str, Any]] = [
+    {"price": 3.5, "brand": "x", "size": 38, "new": True, "tags": ["a", "b"], "id": 7},
+    {"price": 4, "brand": "é \udcff", "size": "M", "new": None, "big": 2**70, "at": {"x": 1}},
+    {"price": 2**60, "count": -3, "size": False, "tags": []},
+    {},
+]
+
+
+def test_a_table_has_a_column_for_each_key_of_the_metadata(
+    index: HashIndex, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    add_codes(index, 5, metadata=[{"gone": 1}, *METADATA])
+    index.remove([0])
+    notes = index.export(tmp_path / "x.parquet", "parquet")
+    text = "of several types, or nested; a column of text"
+    assert sorted(notes) == [
+        f"metadata 'at': {text}",
+        f"metadata 'big': {text}",
+        "metadata 'id': the name of another column; in column metadata alone",
+        f"metadata 'size': {text}",
+    ]
+    table = parquet.read_table(tmp_path / "x.parquet")
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    types = {name: str(table.schema.field(name).type) for name in columns}
+    assert columns["id"] == [1, 2, 3, 4]
+    assert [json.loads(each or "{}") for each in columns["metadata"]] == METADATA
+    assert {name: types[name] for name in columns if name not in COLUMNS} == {
+        "price": "double",
+        "brand": "string",
+        "size": "string",
+        "new": "bool",
+        "tags": "list<element: string>",
+        "big": "string",
+        "at": "string",
+        "count": "int64",
+    }
+    assert columns["price"] == [3.5, 4.0, 2.0**60, None]
+    assert columns["brand"] == ["x", "é \\udcff", None, None]
+    assert columns["size"] == ["38", "M", "false", None]
+    assert columns["new"] == [True, None, None, None]
+    assert columns["tags"] == [["a", "b"], None, [], None]
+    assert columns["big"][1] == str(2**70)
+    assert columns["at"][1] == '{"x": 1}'
+    assert columns["count"] == [None, None, -3, None]
+    assert index.to_arrow()["size"].to_pylist() == columns["size"]
+    index.export(tmp_path / "lance", "lancedb")
+    assert parquet.read_table(tmp_path / "lance")["price"].to_pylist() == columns["price"]
 
 
 def hamming_to_first(codes: np.ndarray) -> list[int]:

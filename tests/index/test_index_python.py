@@ -57,7 +57,8 @@ def test_tables(filled: HashIndex, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     table = filled.to_arrow()
-    assert table.column_names == ["id", "uri", "label", "metadata", "code", "features"]
+    assert table.column_names == ["id", "uri", "label", "metadata", "code", "features", "n"]
+    assert table["n"].to_pylist() == [record.metadata.get("n") for record in filled]
     ids, codes, features = filled.encoded()
     assert table["id"].to_pylist() == ids.tolist()
     assert table["code"].to_pylist() == [code.tobytes() for code in codes]

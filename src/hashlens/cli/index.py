@@ -513,7 +513,10 @@ def export_command(
     if format not in FORMATS:
         raise typer.BadParameter(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}")
     with open_index(index, read_only=True) as opened:
-        opened.export(out, format)
+        notes = opened.export(out, format)
         images = len(opened)
+    for line in notes:
+        note(f"note: {line}")
     result = {"index": str(index), "out": str(out), "format": format, "images": images}
+    result["notes"] = notes
     tell(result, f"wrote {images} images to {out}", as_json)

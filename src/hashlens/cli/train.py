@@ -119,6 +119,8 @@ def _configuration(
 
 
 def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
+    from hashlens.training.folder import in_words
+
     config = result.config
     best = next((scores for scores in result.history if scores["epoch"] == result.best_epoch), None)
     answer = {
@@ -149,8 +151,8 @@ def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
         }
         line = (
             f"{config.bits} bits, best epoch {result.best_epoch} of {config.epochs}, "
-            f"validation mAP {best['map']:.4f}, accuracy {best['accuracy']:.4f} "
-            f"({result.validation_images} images), {result.seconds:.0f} s"
+            f"validation {in_words(best)} ({result.validation_images} images), "
+            f"{result.seconds:.0f} s"
         )
     then = f"hashlens index create INDEX {quote(source.spec)} --model {quote(str(result.out))}"
     text = f"{result.out}: {line}{passed_over(source.passed_over)}\nnext: {then}"

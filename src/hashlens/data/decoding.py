@@ -44,7 +44,6 @@ def decode_source(
     rows: ArrayLike | None = None,
     *,
     strict: bool = False,
-    workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DecodedImages:
     """Decode a source, or some rows of it, into one array.
@@ -52,32 +51,14 @@ def decode_source(
     ``progress`` is called with the number of images done since the last call.
     """
     chosen = source if rows is None else source.subset(rows)
-    hint, total, threads = preprocessing.size_hint, len(chosen), _checked_workers(workers)
-    chunk = min(_CHUNK, max(1, total // (2 * threads)))
     side, channels = preprocessing.size, preprocessing.channels
-    pixels = np.empty((total, side, side, channels), np.uint8)
-
-    def work(start: int) -> list[Skipped]:
-        skipped = []
-        for i in range(start, min(start + chunk, total)):
-            try:
-                pixels[i] = preprocessing.pixels(chosen.load(i, size_hint=hint, strict=strict))
-            except ImageError as error:
-                if strict:
-                    raise
-                skipped.append(_skipped(i, chosen.uris[i], error))
-        return skipped
-
+    pixels = np.empty((len(chosen), side, side, channels), np.uint8)
     skipped: list[Skipped] = []
-    pool = ThreadPoolExecutor(threads)
-    try:
-        starts = range(0, total, chunk)
-        for start, part in zip(starts, pool.map(work, starts), strict=True):
-            skipped += part
-            if progress is not None:
-                progress(min(chunk, total - start))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for batch in iter_decoded(chosen.uris, preprocessing, 8 * _CHUNK, strict=strict):
+        pixels[batch.positions] = batch.pixels
+        skipped += batch.skipped
+        if progress is not None:
+            progress(len(batch.positions) + len(batch.skipped))
     return _without(pixels, skipped)
 
 
@@ -87,13 +68,12 @@ def iter_decoded(
     batch_size: int = 64,
     *,
     strict: bool = False,
-    workers: int | None = None,
 ) -> Iterator[DecodedImages]:
     """Decode a stream in batches, a few batches ahead of who takes them."""
     if batch_size < 1:
         raise InvalidInputError(f"batch_size: expected 1 or more, got {batch_size}")
     stream = iter(images)
-    pool = ThreadPoolExecutor(_checked_workers(workers))
+    pool = ThreadPoolExecutor(cores())
     waiting: deque[Callable[[], DecodedImages]] = deque()
     start = 0
     try:
@@ -165,14 +145,6 @@ def _content(uri: str) -> str | bytes:
         return read_remote(uri, MAX_FILE_BYTES)
     except SourceError:
         return uri  # who decodes it says what is wrong, with the name
-
-
-def _checked_workers(workers: int | None) -> int:
-    if workers is None:
-        return cores()
-    if workers < 1:
-        raise InvalidInputError(f"workers: expected 1 or more, got {workers}")
-    return workers
 
 
 def _skipped(position: int, name: str, error: ImageError) -> Skipped:

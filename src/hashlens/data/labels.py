@@ -157,6 +157,16 @@ def require_labels(source: Source, *, images: int = 2) -> None:
         )
 
 
+def without_labels(source: Source) -> Source:
+    """The same images or vectors, of which nothing is known."""
+    return replace(source, classes=(), labels=Labels.none(len(source)).labels, label_matrix=None)
+
+
+def rows_to_learn(source: Source) -> Rows:
+    """Positions that are learned from: those with a label, or all of a source without classes."""
+    return source.labelled if source.classes else np.arange(len(source))
+
+
 def without_lost_classes(source: Source, rows: Rows) -> tuple[Source, tuple[str, ...]]:
     """The source without classes that have images, but none among ``rows``; and their names."""
     before, left = class_counts(source), class_counts(source.subset(rows))

@@ -20,6 +20,7 @@ from hashlens.data.remote import open_remote
 from hashlens.data.source import Columns, ImageStore, ReadOptions, Source, check_row
 from hashlens.errors import SourceError, first_line, needs_extra
 from hashlens.files import Uri, changed_ns, is_remote, path_uri, row_uri, uri_path
+from hashlens.types import OWN_COLUMN
 
 IMAGE_COLUMNS = (
     *("image", "img", "image_path", "image_file", "file_name", "filename", "file"),
@@ -94,13 +95,16 @@ def plain_columns(schema: Any, taken: set[str | None]) -> list[str]:
     """Columns that can be metadata: words, numbers, yes or no, times, and lists of words."""
     import pyarrow.types as kinds
 
-    def is_plain(kind: Any) -> bool:
+    def is_plain(field: Any) -> bool:
+        if OWN_COLUMN.items() <= (field.metadata or {}).items():
+            return False
+        kind = field.type
         kind = getattr(kind, "value_type", kind) if kinds.is_dictionary(kind) else kind
         if kinds.is_nested(kind):
             return str(getattr(kind, "value_type", "")).endswith(("string", "string_view"))
         return not (kinds.is_null(kind) or "binary" in str(kind))
 
-    return [field.name for field in schema if field.name not in taken and is_plain(field.type)]
+    return [field.name for field in schema if field.name not in taken and is_plain(field)]
 
 
 def open_frame(frame: Any, options: ReadOptions) -> Source:

@@ -26,7 +26,7 @@ from hashlens.data.tables import (
     plain_columns,
 )
 from hashlens.errors import InvalidInputError, SourceError
-from hashlens.files import Uri, is_remote, path_uri, row_uri
+from hashlens.files import Uri, is_remote, parse_row, path_uri, row_uri, uri_path
 from hashlens.types import Features
 
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb", "feature", "features")
@@ -58,7 +58,9 @@ class Vectors:
         if self.names is None:
             return row_uri(self.table, row)
         name = self.names[row]
-        return Uri(name) if is_remote(name) else path_uri(name)
+        held = parse_row(name)  # of a table that is no file, as an exported index names it
+        whole = is_remote(name) or (held is not None and not held.is_in_file)
+        return Uri(name) if whole else path_uri(uri_path(name))
 
     def read(self, row: int) -> RawImage:
         """No image."""
@@ -86,9 +88,7 @@ def as_matrix(data: Any, where: str = "vectors") -> NDArray[Any]:
         data = np.stack([column.to_numpy() for column in data.columns], axis=1)
     elif type(data).__module__.startswith("pyarrow"):
         data = _arrow_matrix(data, where)
-    elif hasattr(data, "to_numpy"):  # pandas and Polars
-        data = data.to_numpy()
-    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):
+    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):  # pandas and Polars too
         data = np.asarray(data)
     if not isinstance(data, np.ndarray) or data.dtype == object:
         data = _stacked(list(data), where)

@@ -36,6 +36,7 @@ from hashlens.distributed.snapshots import (
     shard_name,
 )
 from hashlens.errors import HashlensError, IndexStoreError, InvalidInputError
+from hashlens.index.exporting import joined
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import Meta
 from hashlens.index.protocol import Hits, Index
@@ -279,14 +280,14 @@ class ShardedIndex(Index):
     def to_arrow(self) -> Any:
         """All images as a table, as ``HashIndex.to_arrow`` gives it."""
         parts = self._all(HashIndex.to_arrow)
-        import pyarrow as pa
-
-        return pa.concat_tables(
-            table.set_column(0, table.schema.field(0), [global_ids(p, table["id"].to_numpy())])
-            for p, table in parts.items()
+        return joined(
+            [
+                table.set_column(0, table.schema.field(0), [global_ids(p, table["id"].to_numpy())])
+                for p, table in parts.items()
+            ]
         )
 
-    def export(self, path: str | Path, format: str) -> None:
+    def export(self, path: str | Path, format: str) -> list[str]:
         """Refused: shards are made one index first."""
         raise IndexStoreError(
             f"{self.path}: an index in shards is exported as one index: `hashlens index reshard "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from hashlens.files import remove_abandoned, written_aside
 from hashlens.index.rows import ROW, load_text, require_intact_rows
 from hashlens.index.snapshot import View
 from hashlens.index.store import file_errors
-from hashlens.types import Codes, Ids
+from hashlens.types import OWN_COLUMN, Codes, Ids
 
 _ROWS_AT_A_TIME = 16384
+COLUMNS = ("id", "uri", "label", "metadata", "code", "features")
 
 
-def export(view: View, path: Path, kind: str) -> None:
+def export(view: View, path: Path, kind: str) -> list[str]:
     """Write the living images, in the order of their ids; see ``HashIndex.export``."""
     if kind not in FORMATS:
         raise InvalidInputError(f"format: expected one of {', '.join(FORMATS)}, got {kind!r}")
@@ -33,7 +35,7 @@ def export(view: View, path: Path, kind: str) -> None:
     with file_errors(path):
         remove_abandoned(path.parent)
         with written_aside(path) as aside:
-            FORMATS[kind](view, aside)
+            return FORMATS[kind](view, aside) or []
 
 
 def _to_faiss(view: View, path: Path) -> None:
@@ -55,58 +57,124 @@ def _to_faiss(view: View, path: Path) -> None:
     faiss.write_index_binary(index, os.fspath(path))
 
 
-def _to_parquet(view: View, path: Path) -> None:
-    """One table, written in pieces."""
-    schema, pieces = _tables(view)
+def _to_parquet(view: View, path: Path, *, listed: bool = False) -> list[str]:
+    """One table, written in pieces; ``listed``: codes as lists of bytes, as LanceDB wants them."""
+    schema, pieces, notes = _tables(view, listed)
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, schema) as writer:
         for table in pieces:
             writer.write_table(table)
+    return notes
 
 
 def to_arrow(view: View) -> Any:
     """All living images as one table, in memory."""
-    schema, pieces = _tables(view)
+    schema, pieces, _ = _tables(view)
     import pyarrow as pa
 
     return pa.concat_tables([schema.empty_table(), *pieces])
 
 
-def _tables(view: View) -> tuple[Any, Iterator[Any]]:
-    """Schema and pieces of id, uri, label, metadata (JSON text), code (bytes), features (lists)."""
+def joined(tables: Sequence[Any]) -> Any:
+    """Such tables as one; a key of the metadata may have another type in each of them."""
+    import pyarrow as pa
+
+    names = [name for name in tables[0].column_names if name in COLUMNS]
+    table = pa.concat_tables(table.select(names) for table in tables)
+    types, _ = _metadata_types(table["metadata"].to_pylist())
+    return _with_metadata(table, types)
+
+
+_TYPES = {"bool": "bool", "int": "int64", "float": "float64", "float int": "float64"}
+
+
+def _metadata_types(texts: Iterable[str | None]) -> tuple[dict[str, Any], list[str]]:
+    """The type of a column for each key of metadata (JSON texts), and what should be told."""
+    import pyarrow as pa
+
+    kinds: dict[str, set[str]] = {}
+    for text in filter(None, texts):
+        for key, value in json.loads(text).items():
+            if value is not None:
+                kinds.setdefault(key, set()).add(_kind(value))
+    types, notes = {}, []
+    for key, found in kinds.items():
+        alias = _TYPES.get(" ".join(sorted(found)), "string")
+        if key in COLUMNS:
+            notes.append(f"metadata {key!r}: the name of another column; in column metadata alone")
+            continue
+        types[key] = pa.list_(pa.string()) if found == {"words"} else pa.type_for_alias(alias)
+        if alias == "string" and found not in ({"str"}, {"words"}):
+            notes.append(f"metadata {key!r}: of several types, or nested; a column of text")
+    return types, notes
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return "words"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "large int"
+    return type(value).__name__
+
+
+def _with_metadata(table: Any, types: dict[str, Any]) -> Any:
+    """A table with a column for each key of its metadata; what does not fit a type as text."""
+    import pyarrow as pa
+
+    def cell(value: Any, kind: Any) -> Any:
+        if value is None or kind in (pa.bool_(), pa.int64()):
+            return value
+        if kind == pa.string():
+            return _clean(
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            )
+        return float(value) if kind == pa.float64() else [_clean(word) for word in value]
+
+    held = [json.loads(text or "{}") for text in table["metadata"].to_pylist()]
+    for key, kind in types.items():
+        values = [cell(row.get(key), kind) for row in held]
+        table = table.append_column(_clean(key), pa.array(values, kind))
+    return table
+
+
+def _tables(view: View, listed: bool = False) -> tuple[Any, Iterator[Any], list[str]]:
+    """Schema and pieces of a table of all images, and notes on them; see ``to_arrow``."""
     with needs_extra("an Arrow or Parquet table", "parquet"):
         import pyarrow as pa
     snapshot = view.snapshot
     width, dim = snapshot.codes.shape[1], snapshot.meta.feature_dim
     value = pa.from_numpy_dtype(np.dtype(snapshot.meta.features))
     columns = [
-        ("id", pa.int64()),
+        pa.field("id", pa.int64(), metadata=OWN_COLUMN),
         ("uri", pa.string()),
         ("label", pa.string()),
-        ("metadata", pa.string()),
-        ("code", pa.binary(width)),
+        pa.field("metadata", pa.string(), metadata=OWN_COLUMN),
+        ("code", pa.list_(pa.uint8(), width) if listed else pa.binary(width)),
     ]
     if dim:
         columns.append(("features", pa.list_(value, dim)))
     schema = pa.schema(columns, {"bits": str(snapshot.meta.bits)})
+    types, notes = _metadata_types(text for _, texts in _with_texts(view) for text in texts[2])
 
     def pieces() -> Iterator[Any]:
         for rows, texts in _with_texts(view):
-            codes = np.ascontiguousarray(snapshot.codes[rows])
+            flat = pa.array(np.ascontiguousarray(snapshot.codes[rows]).reshape(-1))
+            code = pa.FixedSizeListArray.from_arrays(flat, width)
+            if not listed:
+                buffers = [None, flat.buffers()[1]]
+                code = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), buffers)
             values: list[Any] = [
                 pa.array(snapshot.ids[rows]),
                 *(pa.array([_clean(text) for text in column], pa.string()) for column in texts),
-                pa.FixedSizeBinaryArray.from_buffers(
-                    pa.binary(width), len(rows), [None, pa.py_buffer(codes.tobytes())]
-                ),
+                code,
             ]
             if dim:
-                flat = np.ascontiguousarray(snapshot.features[rows]).reshape(-1)
-                values.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, value), dim))
-            yield pa.Table.from_arrays(values, schema=schema)
+                flat = pa.array(np.ascontiguousarray(snapshot.features[rows]).reshape(-1), value)
+                values.append(pa.FixedSizeListArray.from_arrays(flat, dim))
+            yield _with_metadata(pa.Table.from_arrays(values, schema=schema), types)
 
-    return schema, pieces()
+    return _with_metadata(schema.empty_table(), types).schema, pieces(), notes
 
 
 def _to_numpy(view: View, path: Path) -> None:
@@ -166,36 +234,17 @@ def _to_pgvector(view: View, path: Path) -> None:
         )
 
 
-def _to_milvus(view: View, path: Path) -> None:
-    """JSON lines for a bulk insert; a BINARY_VECTOR is a list of its bytes."""
+def _to_json_lines(view: View, path: Path, *, for_bulk: bool) -> None:
+    """Lines for a bulk insert: of Milvus, where a BINARY_VECTOR is a list of its bytes; or for
+    _bulk of Elasticsearch and OpenSearch, where a bit vector is a list of signed bytes."""
     with path.open("w", encoding="ascii") as file:
         for image_id, uri, label, metadata, code in _rows(view):
-            row = {"id": image_id, "uri": uri, "label": label, "code": code.tolist()}
-            file.write(json.dumps(row | {"metadata": json.loads(metadata or "{}")}) + "\n")
-
-
-def _to_elasticsearch(view: View, path: Path) -> None:
-    """Lines for _bulk, of Elasticsearch and OpenSearch; a bit vector is a list of signed bytes."""
-    with path.open("w", encoding="ascii") as file:
-        for image_id, uri, label, metadata, code in _rows(view):
-            file.write(json.dumps({"index": {"_id": str(image_id)}}) + "\n")
-            row = {"uri": uri, "label": label, "code": code.view(np.int8).tolist()}
-            file.write(json.dumps(row | {"metadata": json.loads(metadata or "{}")}) + "\n")
-
-
-def _to_lancedb(view: View, path: Path) -> None:
-    """A Parquet file for ``create_table``, the code as a list of bytes of fixed size."""
-    schema, pieces = _tables(view)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    at, width = schema.get_field_index("code"), view.snapshot.codes.shape[1]
-    field = pa.field("code", pa.list_(pa.uint8(), width))
-    with pq.ParquetWriter(path, schema.set(at, field)) as writer:
-        for table in pieces:
-            flat = np.frombuffer(b"".join(table.column(at).to_pylist()), np.uint8)
-            codes = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-            writer.write_table(table.set_column(at, field, codes))
+            own: dict[str, Any] = {} if for_bulk else {"id": image_id}
+            if for_bulk:
+                file.write(json.dumps({"index": {"_id": str(image_id)}}) + "\n")
+            listed = (code.view(np.int8) if for_bulk else code).tolist()
+            own |= {"uri": uri, "label": label, "code": listed}
+            file.write(json.dumps(own | {"metadata": json.loads(metadata or "{}")}) + "\n")
 
 
 def _to_sqlite(view: View, path: Path) -> None:
@@ -208,14 +257,14 @@ def _to_sqlite(view: View, path: Path) -> None:
         connection.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?)", rows)
 
 
-FORMATS: dict[str, Callable[[View, Path], None]] = {
+FORMATS: dict[str, Callable[[View, Path], list[str] | None]] = {
     "faiss": _to_faiss,
     "parquet": _to_parquet,
     "numpy": _to_numpy,
     "pgvector": _to_pgvector,
-    "milvus": _to_milvus,
-    "elasticsearch": _to_elasticsearch,
-    "lancedb": _to_lancedb,
+    "milvus": partial(_to_json_lines, for_bulk=False),
+    "elasticsearch": partial(_to_json_lines, for_bulk=True),
+    "lancedb": partial(_to_parquet, listed=True),
     "sqlite-vec": _to_sqlite,
 }
 

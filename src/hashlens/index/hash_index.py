@@ -351,6 +351,9 @@ class HashIndex(Index):
     def to_arrow(self) -> Any:
         """All images as a table: id, uri, label, metadata (JSON text), code (bytes), features.
 
+        Each key of the metadata is a column too: yes or no, numbers, words or lists of words where
+        all values agree, else text.
+
         Returns
         -------
         pyarrow.Table
@@ -363,7 +366,7 @@ class HashIndex(Index):
         with self._last_commit() as view:
             return exporting.to_arrow(view)
 
-    def export(self, path: str | Path, format: str) -> None:
+    def export(self, path: str | Path, format: str) -> list[str]:
         """Write the index as a file that other libraries read.
 
         Parameters
@@ -376,6 +379,11 @@ class HashIndex(Index):
             ``.npy`` files; or "pgvector", "milvus", "elasticsearch", "lancedb" or "sqlite-vec",
             see docs/guides/index.md.
 
+        Returns
+        -------
+        list of str
+            Notes: metadata whose type the file cannot keep.
+
         Raises
         ------
         MissingExtraError
@@ -384,7 +392,7 @@ class HashIndex(Index):
             If something exists at ``path`` already, or it cannot be written.
         """
         with self._last_commit() as view:
-            exporting.export(view, Path(path), format)
+            return exporting.export(view, Path(path), format)
 
     def verify(self, progress: Callable[[int], None] | None = None) -> list[str]:
         """Read every byte against its checksum.

@@ -425,7 +425,7 @@ class Index(Searcher, Protocol):
     def to_arrow(self) -> Any:
         """All images as a ``pyarrow.Table``."""
 
-    def export(self, path: str | Path, format: str) -> None:
+    def export(self, path: str | Path, format: str) -> list[str]:
         """Write the index as a file that other libraries read."""
 
     def verify(self, progress: Callable[[int], None] | None = None) -> list[str]:

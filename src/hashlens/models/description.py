@@ -244,7 +244,7 @@ def _front_matter(config: ModelConfig) -> str:
     source = str(config.training.get("source", ""))
     if source.startswith("hub:"):
         lines.append(f"datasets: [{source.removeprefix('hub:').partition('#')[0]}]")
-    if "validation" in config.training:
+    if config.training.get("validation", {}).get("map") is not None:
         lines.append("metrics: [mean_average_precision, accuracy]")
     return "\n".join(("---", *lines, "---"))
 

@@ -50,7 +50,8 @@ def choose_search(
     module.to(device).eval()
     seed = module.config.seed
     training, validation = _drawn(split.training, DATABASE, seed), split.validation
-    validation = _drawn(validation, QUERIES, seed)
+    # Without labels nothing says what is found rightly.
+    validation = _drawn(validation, QUERIES if (targets >= 0).all() else 0, seed)
     total = len(training) + len(validation)
     with ProgressBar("comparing modes", total, console=console) as progress:
         database = _encoded(module, inputs, targets, training, progress)

@@ -121,7 +121,7 @@ class TrainingConfig:
     )
     balanced: bool = _option(False, "Draw every class equally often")
     validation: float | None = _option(
-        None, "Share of the labelled images held out to choose the best epoch", 0.001, 0.9
+        None, "Share of the images held out to choose the best epoch", 0.001, 0.9
     )
     precision: Literal["fp32", "bf16"] | None = _option(None, "Arithmetic of the network")
     compile: bool = _option(False, "Use torch.compile")

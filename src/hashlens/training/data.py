@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from hashlens.data.decoding import decode_source, iter_decoded
-from hashlens.data.labels import class_counts, split_validation
+from hashlens.data.labels import class_counts, rows_to_learn, split_validation
 from hashlens.data.preprocessing import Preprocessing, VectorInput
 from hashlens.data.source import Source, VectorStore
 from hashlens.errors import InvalidInputError, SourceError, few_of
@@ -46,8 +46,8 @@ class Inputs(NamedTuple):
 def decoded_inputs(
     source: Source, preprocessing: Preprocessing, *, strict: bool, console: Console
 ) -> Inputs:
-    """The labelled images, decoded into memory if they fit, else decoded when they are needed."""
-    rows = source.labelled
+    """The images to learn from, decoded into memory if they fit, else when they are needed."""
+    rows = rows_to_learn(source)
     needed = len(rows) * preprocessing.size**2 * preprocessing.channels
     if needed > (budget := memory_budget()):
         say(
@@ -77,11 +77,11 @@ def feature_inputs(
     console: Console,
     write: bool = True,
 ) -> Inputs:
-    """Features of the labelled images, or of ``rows``, computed once and kept in a cache file.
+    """Features of the images to learn from, or of ``rows``, computed once and kept in a cache file.
 
     Ready vectors are the features themselves, and need no cache.
     """
-    wanted = source.labelled if rows is None else rows
+    wanted = rows_to_learn(source) if rows is None else rows
     if isinstance(preprocessing, VectorInput):
         return _vector_inputs(source, preprocessing, backbone, wanted, strict, console)
     key = _key(source, wanted, preprocessing, backbone)
@@ -171,7 +171,8 @@ class Split(NamedTuple):
 def split_rows(labels: Rows, twins: Rows, config: TrainingConfig) -> Split:
     """Hold out the validation images."""
     assert config.validation is not None  # a resolved configuration names a share
-    training, validation = split_validation(labels, config.validation, config.seed)
+    # Without labels all are -1: alike, so that a share of all is held out.
+    training, validation = split_validation(np.maximum(labels, 0), config.validation, config.seed)
     copies = (twins[validation] >= 0) & np.isin(twins[validation], twins[training])
     validation = validation[~copies]
     if len(training) < 2 or len(validation) < 2:
@@ -188,7 +189,7 @@ def split_notes(
 ) -> list[str]:
     """What a user should know about the images that are used, and those that are not."""
     notes = list(source.notes)
-    unlabelled = len(source) - len(source.labelled)
+    unlabelled = len(source) - len(rows_to_learn(source))
     if unlabelled:
         notes.append(f"{unlabelled} of {len(source)} images have no label and are left out")
     if inputs.skipped:

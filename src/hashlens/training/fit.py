@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from hashlens.data.labels import balanced_weights, require_labels, without_lost_classes
+from hashlens.data.labels import balanced_weights, without_lost_classes
 from hashlens.data.opening import open_source
 from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
@@ -49,10 +49,10 @@ from hashlens.training.data import (
     split_notes,
     split_rows,
 )
-from hashlens.training.folder import TrainingResult, kept_config, open_run, save_result
+from hashlens.training.folder import TrainingResult, in_words, kept_config, open_run, save_result
 from hashlens.training.module import HashModule, freeze_first
 from hashlens.training.objectives import create_objective
-from hashlens.training.recipes import configure, image_facts, named_values
+from hashlens.training.recipes import configure, image_facts, named_values, taught
 from hashlens.training.state import BEST, LAST, RUN, SafeCheckpointIO, read_state, write_state
 
 
@@ -76,7 +76,8 @@ def train(
     Parameters
     ----------
     source : str, Path, Source or what else ``open_source`` takes
-        The images and their class labels. Images without a label are left out.
+        The images and their class labels. Images without a label are left out, unless the
+        objective needs none: see docs/guides/training.md.
     out : str or Path
         The model's folder.
     bits : int, optional
@@ -175,7 +176,7 @@ def fit(
     same images, backbone and seed; without it they are kept for this run alone.
     """
     started = time.monotonic()
-    require_labels(source, images=1)
+    source = taught(source, config)
     keep_freed_memory()
     first = is_first_process()
     console = _console(progress)
@@ -203,18 +204,21 @@ def fit(
         inputs = decoded_inputs(source, taken, strict=strict, console=console)
     given = source
     source, lost = without_lost_classes(source, inputs.rows)
-    require_labels(source, images=1)
+    source = taught(source, config)  # so many may be unreadable that one class is left
     targets = source.targets[inputs.rows]
     split = split_rows(source.labels[inputs.rows], inputs.twins, config)
     notes = split_notes(given, inputs, split, lost, config.bits)
     say_what_is_left_out(console, inputs.skipped, notes)
     module = _module(config, backbone, source.classes, start)
     few = len(split.validation) < _IMAGES_PER_CLASS * len(source.classes)
-    if few:
-        line = "best epoch: of the lowest loss, as these validation images are too few to search in"
-        say(console, line)
-    states = KeepStates(out / RUN, by_loss=few)
-    detectors = Detectors(states, chance_loss(targets[split.training], config.balanced), console)
+    by_loss = few or not source.classes
+    if by_loss:
+        why = "these validation images are too few to search in" if few else "there are no labels"
+        say(console, f"best epoch: of the lowest validation loss, as {why}")
+    states = KeepStates(out / RUN, by_loss)
+    known = targets[split.training]
+    chance = chance_loss(known, config.balanced) if source.classes else math.inf
+    detectors = Detectors(states, chance, console)
     callbacks = [states, detectors, ShowProgress(states, console)]
     trainer = make_trainer(config, out, callbacks, devices, nodes)
     batches = _batches(inputs, targets, split, config, trainer)
@@ -233,7 +237,7 @@ def fit(
         skipped=tuple(inputs.skipped),
         warnings=(*notes, *detectors.warnings),
         search=search,
-        by_loss=few,
+        by_loss=by_loss,
         seconds=time.monotonic() - started,
     )
     if not first:
@@ -354,12 +358,12 @@ class KeepStates(Callback):
     """Keeps the best weights by validation, and the last state to resume from.
 
     The mAP of the validation images decides, or ``by_loss`` their loss: of a few images the mAP is
-    chance, as most find none of their class among the others.
+    chance, as most find none of their class among the others, and without labels there is none.
     """
 
     def __init__(self, folder: Path, by_loss: bool) -> None:
         self._folder, self._by_loss = folder, by_loss
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self.best_epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -372,13 +376,13 @@ class KeepStates(Callback):
         self.best_epoch = state_dict["best_epoch"]
 
     @property
-    def best(self) -> dict[str, float] | None:
+    def best(self) -> dict[str, Any] | None:
         """Scores of the best epoch; None before the first."""
         return next((one for one in self.history if one["epoch"] == self.best_epoch), None)
 
-    def _score(self, scores: dict[str, float]) -> float:
+    def _score(self, scores: dict[str, Any]) -> float:
         if not self._by_loss:
-            return scores["map"]
+            return float(scores["map"])
         return -scores["loss"] if math.isfinite(scores["loss"]) else -math.inf
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -413,7 +417,7 @@ class Detectors(Callback):
         """Check the epoch's loss."""
         self._check(trainer, self._states.history[-1])
 
-    def _check(self, trainer: lightning.Trainer, latest: dict[str, float]) -> None:
+    def _check(self, trainer: lightning.Trainer, latest: dict[str, Any]) -> None:
         epochs = int(trainer.max_epochs or 1)
         warning = chance_warning(latest["train_loss"], self._chance, int(latest["epoch"]), epochs)
         if warning and not self.warnings:
@@ -509,8 +513,7 @@ class ShowProgress(Callback):
         self._printed = now
         self._bar.say(
             f"epoch {latest['epoch']}: training loss {latest['train_loss']:.4f}, validation "
-            f"mAP {latest['map']:.4f}, accuracy {latest['accuracy']:.4f}, "
-            f"loss {latest['loss']:.4f}"
+            f"{in_words(latest)}"
         )
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:

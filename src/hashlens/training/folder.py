@@ -34,19 +34,25 @@ class TrainingResult:
 
     out: Path  # the model's folder
     config: TrainingConfig  # what decided the run
-    # epoch whose weights were kept: of the highest validation mAP, or the lowest validation loss
-    # where there are few validation images per class (``by_loss``); 0 without labels
-    best_epoch: int
-    history: tuple[dict[str, float], ...]  # scores of each epoch
     training_images: int  # sizes of the split
-    validation_images: int
     skipped: tuple[Skipped, ...]  # images that could not be read
     warnings: tuple[str, ...]  # notes on the images, and signs that the training did not work
     seconds: float  # time from decoding to the saved model, of this process
     # the chosen ``feature_scaling`` and ``mode``, and the figures that they were chosen by
     search: Mapping[str, Any]
+    validation_images: int = 0
+    # epoch whose weights were kept: of the highest validation mAP, or the lowest validation loss
+    # (``by_loss``) where there are few validation images per class or no labels; 0 of ITQ
+    best_epoch: int = 0
+    history: tuple[dict[str, Any], ...] = ()  # scores of each epoch
     by_loss: bool = False
     fingerprint: str = ""  # the saved model's; empty in all processes but the first, which saves it
+
+
+def in_words(scores: Mapping[str, Any]) -> str:
+    """Scores of an epoch; without labels there is only a loss."""
+    shown = [("mAP", scores["map"]), ("accuracy", scores["accuracy"]), ("loss", scores["loss"])]
+    return ", ".join(f"{name} {value:.4f}" for name, value in shown if value is not None)
 
 
 def open_run(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics import MeanMetric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hashlens.codes.packing import pack_bits
@@ -19,6 +20,7 @@ from hashlens.evaluation.metrics import counts_by_distance, expected_average_pre
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Batch
+from hashlens.training.objectives import Losses
 
 _LEVELS = 8
 
@@ -48,7 +50,7 @@ class HashModule(lightning.LightningModule):
             self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)
             self.average.requires_grad_(False)
         self.scores: ValidationScores | None = None
-        self._loss_sum = torch.zeros(2)
+        self._mean_loss = MeanMetric(nan_strategy="disable")
         self._validation: list[tuple[torch.Tensor, ...]] = []
 
     @property
@@ -113,19 +115,21 @@ class HashModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """Loss of a batch."""
-        if getattr(self.objective, "two_views", False):  # the second with a neighbour's draws
-            second = batch._replace(draws=batch.draws.roll(1, 0))
-            batch = Batch(*map(torch.cat, zip(batch, second, strict=True)))
-        losses = self.objective(
-            self.output(self.net, batch, augment=True), batch.targets, self.net.classifier
-        )
-        classification = losses.classification.detach().float()
-        self._loss_sum = self._loss_sum.to(classification.device)
-        self._loss_sum += torch.stack([classification, torch.ones_like(classification)])
+        losses = self._losses(self.net, batch, augment=True)
+        self._mean_loss.update(losses.classification.detach())
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"train_loss": losses.total.detach().float(), "rate": rate})
         total: torch.Tensor = losses.total
         return total
+
+    def _losses(self, net: LatentHashNet, batch: Batch, *, augment: bool) -> Losses:
+        """The objective's losses of a batch, or of two views of it."""
+        if getattr(self.objective, "two_views", False):  # the second with a neighbour's draws
+            second = batch._replace(draws=batch.draws.roll(1, 0))
+            batch = Batch(*map(torch.cat, zip(batch, second, strict=True)))
+        output = self.output(net, batch, augment=augment)
+        losses: Losses = self.objective(output, batch.targets, net.classifier)
+        return losses
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
         """Move the average of weights after a step of the optimizer; the last batch has one."""
@@ -147,7 +151,10 @@ class HashModule(lightning.LightningModule):
         """Keep the network's output for a validation batch."""
         output = self.output(self.judged, batch, augment=False)
         scores, targets = output.scores.float(), batch.targets
-        if targets.ndim == 1:
+        if not scores.shape[1]:  # without labels
+            total = self._losses(self.judged, batch, augment=False).total
+            losses = total.float().expand(len(scores))
+        elif targets.ndim == 1:
             losses = functional.cross_entropy(scores, targets, reduction="none")
         else:
             losses = functional.binary_cross_entropy_with_logits(
@@ -162,14 +169,8 @@ class HashModule(lightning.LightningModule):
         latent, scores, targets, losses = parts
         self.scores = validation_scores(latent, scores, targets, losses)
         # Every process holds the same figures already.
-        self.log_dict(
-            {
-                "val_map": self.scores.map,
-                "val_accuracy": self.scores.accuracy,
-                "val_loss": self.scores.loss,
-                "val_stuck_bits": float(self.scores.stuck_bits),
-            }
-        )
+        known = {name: value for name, value in self.scores._asdict().items() if value is not None}
+        self.log_dict({f"val_{name}": float(value) for name, value in known.items()})
 
     def _gathered(self, values: torch.Tensor) -> torch.Tensor:
         """Rows of all processes, which may hold different numbers of them."""
@@ -179,11 +180,9 @@ class HashModule(lightning.LightningModule):
 
     def end_epoch(self) -> float:
         """Mean classification loss since the last call, over all processes."""
-        sums = self._loss_sum
-        if self.trainer.world_size > 1:
-            sums = cast(torch.Tensor, self.all_gather(sums.to(self.device))).sum(dim=0)
-        self._loss_sum = torch.zeros(2)
-        return float(sums[0] / sums[1].clamp(min=1))
+        loss = float(self._mean_loss.compute())
+        self._mean_loss.reset()
+        return loss
 
 
 MAP_QUERIES = 2000
@@ -193,9 +192,11 @@ MAP_QUERIES = 2000
 class ValidationScores(NamedTuple):
     """Scores of one epoch on the validation images."""
 
-    map: float  # of the codes, each image searched among all others, in expectation over ties
-    accuracy: float  # share of images whose highest score is their class (one of their labels)
-    loss: float  # classification loss, in nats
+    # of the codes, each image searched among all others, in expectation over ties; None without
+    # labels, as is the share of images whose highest score is their class (one of their labels)
+    map: float | None
+    accuracy: float | None
+    loss: float  # classification loss, in nats; without labels the objective's own
     stuck_bits: int  # bits that are 0, or 1, for every image
     images: int  # that were counted
 
@@ -219,11 +220,14 @@ def validation_scores(
     """Score a model's output for the validation images."""
     bits = latent >= 0
     ones = bits.float().mean(dim=0)
-    best = scores.argmax(dim=1)
-    right = best == targets if targets.ndim == 1 else targets.gather(1, best[:, None])[:, 0]
+    mean_precision = accuracy = None
+    if scores.shape[1]:
+        best = scores.argmax(dim=1)
+        right = best == targets if targets.ndim == 1 else targets.gather(1, best[:, None])[:, 0]
+        mean_precision, accuracy = code_map(bits, targets), float(right.float().mean())
     return ValidationScores(
-        map=code_map(bits, targets),
-        accuracy=float(right.float().mean()),
+        map=mean_precision,
+        accuracy=accuracy,
         loss=float(losses.mean()),
         stuck_bits=int(((ones == 0) | (ones == 1)).sum()),
         images=len(latent),

@@ -85,10 +85,7 @@ def train_unsupervised(
     result = TrainingResult(
         out=out,
         config=config.with_values({"backbone": base.name}),
-        best_epoch=0,
-        history=(),
         training_images=len(inputs.rows),
-        validation_images=0,
         skipped=tuple(inputs.skipped),
         warnings=source.notes,
         seconds=time.monotonic() - started,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hashlens.data.labels import class_counts
+from hashlens.data.labels import class_counts, without_labels
 from hashlens.data.opening import find_folder, open_directory
 from hashlens.data.source import ReadOptions, Source
 from hashlens.errors import ModelError, SourceError, few_of
@@ -116,7 +114,7 @@ def _make_model(
                 "add images, or put five or more of each class into a sub-folder of its own"
             )
         say(f"codes of {bits} bits from the images alone, no classes: {reason}")
-        source = replace(source, classes=(), labels=np.full(len(source), -1), label_matrix=None)
+        source = without_labels(source)
         values |= {"bits": bits, "unsupervised": True}
     from hashlens.training.fit import train  # loads PyTorch: only where something is learned
     from hashlens.training.state import RUN

@@ -1,10 +1,11 @@
 """Objectives: what a training run minimises. One file each, the same latent layer under all.
 
 An objective is a module that is called with a ``LatentOutput``, the targets and F8, and returns
-``Losses``. Its constructor takes what it needs of ``bits``, ``classes``, ``label_smoothing`` and
-``seed``, by these names. The decorator ``@objective(name, description)`` above the class is all
-that makes it known to the configuration, the command line and the docs. Whatever is minimised, bit
-j of an image's code is latent_j >= 0.
+``Losses``. Its constructor takes what it needs of ``bits``, ``classes``, ``label_smoothing``,
+``seed`` and ``labels``, by these names. The decorator ``@objective(name, description)`` above the
+class is all that makes it known to the configuration, the command line and the docs; with
+``labels=False`` in it, codes are learned without labels too, and there is no F8 then. Whatever is
+minimised, bit j of an image's code is latent_j >= 0.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Losses(NamedTuple):
     classification: torch.Tensor  # the classification loss within it, comparable with chance
 
 
-def objective(name: str, description: str, **fixed: Any) -> Callable[[T], T]:
+def objective(name: str, description: str, labels: bool = True, **fixed: Any) -> Callable[[T], T]:
     """Make a class known as an objective; ``fixed`` goes to its constructor."""
 
     def register(made: T) -> T:
@@ -50,6 +51,7 @@ class Declaration(NamedTuple):
     """What the decorator of an objective says, and the module that holds it."""
 
     description: str
+    labels: bool  # whether it cannot do without labels
     module: str
 
 
@@ -61,7 +63,9 @@ def objectives() -> dict[str, Declaration]:
         for text in _DECORATOR.findall(path.read_text(encoding="utf-8")):
             call = cast(ast.Call, ast.parse(text, mode="eval").body)
             name, description = (ast.literal_eval(argument) for argument in call.args)
-            found[name] = Declaration(description, path.stem)
+            named = {each.arg: each.value for each in call.keywords}
+            labels = "labels" not in named or ast.literal_eval(named["labels"])
+            found[name] = Declaration(description, labels, path.stem)
     return dict(sorted(found.items()))
 
 
@@ -71,7 +75,9 @@ def create_objective(name: str, **offered: Any) -> nn.Module:
         raise InvalidInputError(
             f"objective: expected one of {', '.join(objectives())}, got {name!r}"
         )
-    import_module(f"{__name__}.{objectives()[name].module}")
+    declared = objectives()[name]
+    import_module(f"{__name__}.{declared.module}")
+    offered["labels"] = declared.labels
     wanted = inspect.signature(_CLASSES[name]).parameters
     return _CLASSES[name](**{key: value for key, value in offered.items() if key in wanted})
 
@@ -97,8 +103,10 @@ def indicators(targets: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def with_classifier(
-    total: torch.Tensor, latent: torch.Tensor, targets: torch.Tensor, classifier: nn.Module
+    total: torch.Tensor, latent: torch.Tensor, targets: torch.Tensor, classifier: nn.Module | None
 ) -> Losses:
     """Add F8's loss on sigmoid(H), its gradient stopped before H: it predicts, shapes no code."""
+    if classifier is None:  # without labels
+        return Losses(total, total)
     loss = classification_loss(classifier(latent.sigmoid().detach()), targets)
     return Losses(total + loss, loss)

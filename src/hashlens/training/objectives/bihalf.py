@@ -17,6 +17,7 @@ GAMMA = 0.1
     "bihalf",
     "mean square difference between the cosines of F7 and those of codes of which each bit is 1 "
     "for half of a batch; labels reach F8 alone, which reads sigmoid(H)",
+    labels=False,
 )
 class BiHalf(nn.Module):
     """Bits of maximal entropy, without labels.
@@ -28,7 +29,9 @@ class BiHalf(nn.Module):
     The features get no gradient. gamma is for the mean over images and bits.
     """
 
-    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+    def forward(
+        self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module | None
+    ) -> Losses:
         """Return the losses of a batch."""
         latent = output.latent.float()
         codes = half_signs(latent)

@@ -17,7 +17,6 @@ PRECISION, MEMORY = 0.05, 0.9
     "cross entropy of the activations with the bits of the mean H of their class, minus 0.4 x the "
     "coding rate of these means; F8 reads sigmoid(H) and leaves the codes alone",
     rate=0.4,
-    labels=True,
 )
 @objective(
     "crovca-unsupervised",
@@ -49,7 +48,9 @@ class CroVca(nn.Module):
         self.rate, self.two_views = rate, not labels
         self.register_buffer("means", torch.zeros(classes, bits))
 
-    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+    def forward(
+        self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module | None
+    ) -> Losses:
         """Return the losses of a batch; of two views the second half holds the second ones."""
         latent = output.latent.float()
         if self.two_views:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hashlens.data.labels import require_labels
+from hashlens.data.labels import class_counts, require_labels, rows_to_learn, without_labels
 from hashlens.data.preprocessing import VectorInput
 from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, SourceError
@@ -20,6 +20,7 @@ from hashlens.machine import has_cuda, multiplies_bfloat16
 from hashlens.models.backbones import has_published_weights, keeps_its_size, vectors_name
 from hashlens.models.description import read_config
 from hashlens.training.config import TrainingConfig, options
+from hashlens.training.objectives import objectives
 
 RECIPES = ("auto", "small", "finetune", "paper", "vectors")
 SMALL_SIDE = 64
@@ -37,7 +38,7 @@ MINUTES = 60
 class ImageFacts:
     """What a choice of recipe depends on."""
 
-    images: int  # labelled images
+    images: int  # images to learn from
     side: int  # median of the images' longer sides, in pixels
     channels: int  # 1 where all are grey, else 3
     cuda: bool  # whether there is a CUDA device
@@ -48,8 +49,7 @@ class ImageFacts:
 
 def image_facts(source: Source) -> ImageFacts:
     """Measure what the choice of a recipe depends on, from a few images."""
-    require_labels(source, images=1)
-    rows = source.labelled
+    rows = rows_to_learn(source)
     probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
     sides, grey, failed = [], True, ""
     for row in probes.tolist():
@@ -69,6 +69,22 @@ def image_facts(source: Source) -> ImageFacts:
     )
 
 
+def taught(source: Source, config: TrainingConfig) -> Source:
+    """The source with the labels that a training reads, or without any.
+
+    An objective that needs none reads them where each image has one, of two classes or more.
+    """
+    if not objectives()[config.objective].labels and not config.balanced:
+        unlabelled = len(source) - len(source.labelled)
+        if unlabelled or np.count_nonzero(class_counts(source)) < 2:
+            if source.classes:
+                note = f"{unlabelled} of {len(source)} have no label: none is read, all are used"
+                source = replace(source, notes=(*source.notes, note))
+            return without_labels(source)
+    require_labels(source, images=1)
+    return source
+
+
 def configure(
     recipe: str, values: Mapping[str, Any], images: Source | ImageFacts
 ) -> tuple[TrainingConfig, list[str]]:
@@ -76,12 +92,15 @@ def configure(
     reasons = []
     if values.get("start"):
         return train_on(values, images)
+    named = {} if recipe == "auto" else recipe_values(recipe)
+    if isinstance(images, Source):
+        images = taught(images, TrainingConfig().with_values({**named, **values}))
     if isinstance(images, Source) and images.vectors is not None:
         recipe = "vectors" if recipe == "auto" else recipe
         if recipe in ("small", "finetune", "paper"):
             raise InvalidInputError(f"recipe {recipe}: is for images; leave it out for vectors")
         values = {**values, "backbone": vectors_backbone(images, values)}
-        facts = ImageFacts(len(images.labelled), 0, 3, has_cuda(), multiplies_bfloat16())
+        facts = ImageFacts(len(rows_to_learn(images)), 0, 3, has_cuda(), multiplies_bfloat16())
     else:
         facts = images if isinstance(images, ImageFacts) else image_facts(images)
     if recipe == "auto":
