@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -119,15 +119,8 @@ def look_command(
     over = passed_over(ready.synced.listing.passed_over)
     typer.echo(f"{ready.index} holds {ready.images} images: {told or 'nothing new'}{over}")
     opens = _desktop() if browser is None else browser
-    serve_command(
-        ready.index,
-        ready.model,
-        "127.0.0.1",
-        port,
-        api_key_file=None,
-        show_files=None,
-        browser=opens,
-    )
+    given: dict[str, Any] = {"api_key_file": None, "show_files": None, "browser": opens}
+    serve_command(ready.index, ready.model, "127.0.0.1", port, **given)
 
 
 def _desktop() -> bool:

@@ -199,10 +199,8 @@ class RingSearch(NamedTuple):
             ids[first:last] = part & _ID
 
         self._over_threads(answer)
-        if keys.size > _ONE_THREAD:
-            run_all([partial(sort, *part) for part in split(len(keys), thread_count())])
-        else:
-            sort(0, len(keys))
+        parts = split(len(keys), thread_count() if keys.size > _ONE_THREAD else 1)
+        run_all([partial(sort, *part) for part in parts])
         return distances, ids
 
     def within(self, radius: int) -> tuple[NDArray[np.uint16], Ids, NDArray[np.int64]]:
@@ -421,11 +419,8 @@ def _pivot_distances(
 
 @njit(nogil=True, cache=True)
 def _needed(away: Any, least: Any, below: Any, pivots: int, histogram: Any, order: Any) -> Any:
-    """Put the pivots whose clusters a query needs into the order of their distance to the first.
-
-    Return how many these are: a counting sort.
-    """
-    histogram[:] = 0
+    """Put pivots that a query needs into the order of their distance to the first; how many."""
+    histogram[:] = 0  # a counting sort
     count = 0
     for p in range(pivots):
         needed = False

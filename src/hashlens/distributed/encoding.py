@@ -48,7 +48,6 @@ _MEMORY_USED = 0.5
 _MEMORY_UNKNOWN = 2**32
 MOST_IMAGES = 256
 _PROBE = 16
-_ASKED = 8  # parts
 
 
 def create_sharded(
@@ -142,8 +141,7 @@ def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_names(work: Path, part: str) -> list[tuple[str, str | None, dict[str, Any]]]:
-    lines = (work / f"{part}.jsonl").read_text().splitlines()
-    return [tuple(json.loads(line)) for line in lines]
+    return [tuple(json.loads(line)) for line in (work / f"{part}.jsonl").read_text().splitlines()]
 
 
 def _encode_parts(
@@ -207,7 +205,7 @@ class EncodePart:
                 self._batch_size //= 2
         unread = [(uris[image.position], image.reason) for each in made for image in each.skipped]
         # damaged images, or storage that is away? then no other part can be read either
-        parts = sorted(path.stem for path in self._work.glob("*.jsonl"))[:_ASKED]
+        parts = sorted(path.stem for path in self._work.glob("*.jsonl"))[:8]
         firsts = (_read_names(self._work, each)[0][0] for each in parts)
         if len(unread) == len(uris) and not any(map(can_open, firsts)):
             raise SourceError(

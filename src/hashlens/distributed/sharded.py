@@ -279,13 +279,11 @@ class ShardedIndex(Index):
 
     def to_arrow(self) -> Any:
         """All images as a table, as ``HashIndex.to_arrow`` gives it."""
-        parts = self._all(HashIndex.to_arrow)
-        return joined(
-            [
-                table.set_column(0, table.schema.field(0), [global_ids(p, table["id"].to_numpy())])
-                for p, table in parts.items()
-            ]
-        )
+        tables = []
+        for part, table in self._all(HashIndex.to_arrow).items():
+            ids = [global_ids(part, table["id"].to_numpy())]
+            tables.append(table.set_column(0, table.schema.field(0), ids))
+        return joined(tables)
 
     def export(self, path: str | Path, format: str) -> list[str]:
         """Refused: shards are made one index first."""

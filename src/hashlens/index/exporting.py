@@ -82,8 +82,7 @@ def joined(tables: Sequence[Any]) -> Any:
 
     names = [name for name in tables[0].column_names if name in COLUMNS]
     table = pa.concat_tables(table.select(names) for table in tables)
-    types, _ = _metadata_types(table["metadata"].to_pylist())
-    return _with_metadata(table, types)
+    return _with_metadata(table, _metadata_types(table["metadata"].to_pylist())[0])
 
 
 _TYPES = {"bool": "bool", "int": "int64", "float": "float64", "float int": "float64"}
@@ -126,9 +125,8 @@ def _with_metadata(table: Any, types: dict[str, Any]) -> Any:
         if value is None or kind in (pa.bool_(), pa.int64()):
             return value
         if kind == pa.string():
-            return _clean(
-                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            )
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            return _clean(text)
         return float(value) if kind == pa.float64() else [_clean(word) for word in value]
 
     held = [json.loads(text or "{}") for text in table["metadata"].to_pylist()]

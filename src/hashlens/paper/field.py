@@ -233,16 +233,13 @@ _WAYS = {"bcs": "codes", "acs": "latent", "es": "features"}
 
 
 def field_table(found: Mapping[Cell, Mapping[str, Any]]) -> Table:
-    """Mean and standard deviation over the seeds, best on validation first at each length.
-
-    Seconds are the median. Where a seed failed, its reason takes the place of the figures.
-    """
+    """Mean and standard deviation over the seeds, or why one failed; best on validation first."""
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for cell, kept in found.items():
         groups.setdefault((cell.bits, cell.method), []).append(kept["scores"])
     failed = {key: [x["error"] for x in own if "error" in x] for key, own in groups.items()}
-    measured = [own[0] for key, own in groups.items() if not failed[key]]
-    ways = [way for way in _WAYS if any(way in one["ways"] for one in measured)]
+    used = {way for own in groups.values() for one in own for way in one.get("ways", {})}
+    ways = [way for way in _WAYS if way in used]
     columns = [(way, score) for way in ways for score in (SCORES if way == "bcs" else SCORES[:2])]
     rows = []
     chosen = {key: np.mean([x.get("validation", 0.0) for x in own]) for key, own in groups.items()}
