@@ -244,7 +244,8 @@ def _front_matter(config: ModelConfig) -> str:
     source = str(config.training.get("source", ""))
     if source.startswith("hub:"):
         lines.append(f"datasets: [{source.removeprefix('hub:').partition('#')[0]}]")
-    if config.training.get("validation", {}).get("map") is not None:
+    found = config.training.get("validation", {})  # neither is known where there were no labels
+    if found.get("map") is not None or found.get("error") is not None:
         lines.append("metrics: [mean_average_precision, accuracy]")
     return "\n".join(("---", *lines, "---"))
 
