@@ -204,14 +204,14 @@ class EncodePart:
                     raise
                 self._batch_size //= 2
         unread = [(uris[image.position], image.reason) for each in made for image in each.skipped]
-        # damaged images, or storage that is away? then no other part can be read either
-        parts = sorted(path.stem for path in self._work.glob("*.jsonl"))[:8]
-        firsts = (_read_names(self._work, each)[0][0] for each in parts)
-        if len(unread) == len(uris) and not any(map(can_open, firsts)):
-            raise SourceError(
-                f"{uris[0]}: {unread[0][1]}; none of {len(uris)} images can be read: see that "
-                "their storage answers"
-            )
+        if len(unread) == len(uris):
+            # damaged images, or storage that is away? then no other part can be read either
+            parts = sorted(path.stem for path in self._work.glob("*.jsonl"))[:8]
+            if not any(can_open(_read_names(self._work, each)[0][0]) for each in parts):
+                raise SourceError(
+                    f"{uris[0]}: {unread[0][1]}; none of {len(uris)} images can be read: see that "
+                    "their storage answers"
+                )
         if unread:
             replace_file(self._work / f"{part}.unread", json.dumps(unread))
         columns = zip(*((each.positions, each.codes, each.features) for each in made), strict=True)
