@@ -418,24 +418,31 @@ def _pivot_distances(
 
 
 @njit(nogil=True, cache=True)
-def _needed(away: Any, least: Any, below: Any, pivots: int, histogram: Any, order: Any) -> Any:
-    """Put pivots that a query needs into the order of their distance to the first; how many."""
-    histogram[:] = 0  # a counting sort
+def _is_needed(least: Any, p: int, below: Any) -> Any:
+    """Whether the cluster of a pivot may hold a result of some query."""
+    needed = False
+    for c in range(len(below)):
+        needed |= least[p, c] < np.int64(below[c])
+    return needed
+
+
+@njit(nogil=True, cache=True)
+def _needed(away: Any, least: Any, below: Any, pivots: int, histogram: Any) -> Any:
+    """Pivots whose clusters are needed, by distance to the first query: a counting sort."""
+    needed, order = np.empty(pivots, np.int64), np.empty(pivots, np.int64)
+    histogram[:] = 0
     count = 0
     for p in range(pivots):
-        needed = False
-        for c in range(len(below)):
-            needed |= least[p, c] < np.int64(below[c])
-        if needed:
+        if _is_needed(least, p, below):
             histogram[away[p, 0] + 1] += 1
-            order[pivots + count] = p
+            needed[count] = p
             count += 1
     for d in range(1, len(histogram)):
         histogram[d] += histogram[d - 1]
-    for p in order[pivots : pivots + count]:
+    for p in needed[:count]:
         order[histogram[away[p, 0]]] = p
         histogram[away[p, 0]] += 1
-    return count
+    return order[:count]
 
 
 @njit(nogil=True, cache=True)
@@ -481,7 +488,6 @@ def nearest_in_rings(
     below = np.minimum(limits[order], np.uint64(64 * len(words) + 1))
     counts = np.zeros(m, np.int64)
     of_queries = away, least, below, np.full(m, FAR), keys, counts
-    turn = np.empty(2 * BLOCK, np.int64)
     nearest = np.empty(m, np.int64)
     _pivot_distances(rings, asked, words, away, least, nearest)
     last = (rings.size + GROUP - 1) // GROUP
@@ -497,11 +503,8 @@ def nearest_in_rings(
             c, c + 1, histogram,
         )  # fmt: skip
         least[p, c] = _NEVER
-    for t in range(_needed(away, least, below, pivots, histogram, turn)):
-        p, needed = turn[t], False
-        for c in range(m):
-            needed |= least[p, c] < np.int64(below[c])
-        if needed:
+    for p in _needed(away, least, below, pivots, histogram):
+        if _is_needed(least, p, below):  # still: bounds fall on the way
             _scan_groups(
                 rings, rings.starts[p], rings.starts[p + 1], p, asked, words, allowed, k,
                 of_queries, 0, m, histogram,
