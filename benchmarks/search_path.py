@@ -5,8 +5,9 @@
 An index of N random clustered codes with labels, file names and metadata is made in a temporary
 folder. Then are timed, minimum and median of many rounds that take turns: ``hamming_topk`` on
 prepared codes, ``HashIndex.search_encoded`` and ``search_hits`` by codes, the same after 1 % of
-the images are removed, the first search after one image was added, and one that follows. Queries
-change from call to call. Then 100 searches a second are made, with and without one image added a
+the images are removed, the first search after one image was added, the one that follows, and one
+after a pause as long as an addition, which finds the processor as cold. Queries change from call
+to call. Then 100 searches a second are made, with and without one image added a
 second, taking turns. Exhaustive Euclidean search is timed next to NumPy with norms kept.
 """
 
@@ -117,6 +118,12 @@ def measure_adds(
             begin = time.perf_counter()
             call()
             times.setdefault(name + where, []).append(time.perf_counter() - begin)
+        index.search_encoded(next(queries), None, options)
+        time.sleep(min(times["adding one image" + where]))
+        begin = time.perf_counter()
+        index.search_encoded(next(queries), None, options)
+        taken = time.perf_counter() - begin
+        times.setdefault("search after a pause" + where, []).append(taken)
     return times
 
 
@@ -187,6 +194,8 @@ RATIOS = (
     ("search_encoded, k = 10, 1 % removed", "search_encoded, k = 10"),
     ("first search after adding", "search_encoded, k = 10"),
     ("second search after adding", "search_encoded, k = 10"),
+    ("search after a pause", "search_encoded, k = 10"),
+    ("first search after adding", "search after a pause"),
     ("first search after adding, 1 % removed", "search_encoded, k = 10, 1 % removed"),
     ("ES of float32, 1 queries", "NumPy with norms kept, 1 queries"),
     ("ES of float16, 1 queries", "NumPy with norms kept, 1 queries"),

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import crash_writer
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from hashlens import Hasher, HashIndex, IndexStoreError, SearchOptions
 from hashlens.cli.main import app
-from hashlens.index import store
+from hashlens.index import hash_index, store
 from hashlens.index.snapshot import Snapshot
 
 
@@ -71,6 +72,33 @@ def test_readers_see_whole_commits_while_another_process_writes(tmp_path: Path) 
     assert len(index) == 12 * 20
     assert index.verify() == []
     index.close()
+
+
+@pytest.mark.parametrize("head", ["written", "old", "missing", "empty"])
+def test_searches_by_codes_see_what_others_commit(index: HashIndex, head: str) -> None:
+    """They ask the file ``head`` before the database; a writer may die before it wrote there."""
+    add_codes(index, 20)
+    ids, codes, features = index.encoded()
+    options = SearchOptions(30, mode="bcs")
+    file = index.path / "head"
+    before = file.read_bytes()
+
+    def found() -> list[int]:
+        return sorted(index.search_encoded(codes[:1], features[:1], options).ids[0].tolist())
+
+    assert found() == found() == ids.tolist()
+    with HashIndex.open(index.path) as other:
+        if head == "missing":
+            file.unlink()
+        (new,) = other.add_encoded(codes[:1], features[:1], ["new.png"]).tolist()
+        other.remove([3])
+    if head == "old":
+        file.write_bytes(before)
+    elif head == "empty":
+        os.truncate(file, 0)
+    if head in ("old", "missing"):
+        time.sleep(hash_index.SURE_SECONDS + 0.1)
+    assert found() == [*(each for each in ids.tolist() if each != 3), new]
 
 
 def test_a_commit_stays_searchable_when_its_files_were_dropped(index: HashIndex) -> None:

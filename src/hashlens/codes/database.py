@@ -40,6 +40,9 @@ class CodeBlocks(NamedTuple):
         return self._replace(n=n, rings=None if self.rings is None else self.rings.first(n))
 
 
+_ALL = np.zeros(0, np.bool_)
+
+
 class Allowed(NamedTuple):
     """Which codes may be results: made once for all searches that have this in common."""
 
@@ -161,11 +164,13 @@ class CodeDatabase:
 
         A thread of its own does that, so no search waits for it.
         """
-        from hashlens.codes.rings import MIN_CODES, worth_queries
-
         self._asked += queries
         now = self._codes
         loose = now.n if now.rings is None else now.n - now.rings.clustered
+        if not loose:
+            return
+        from hashlens.codes.rings import MIN_CODES, worth_queries
+
         if self._asked * loose < worth_queries(now.n) * now.n:
             return  # what is not in clusters has cost less than clustering all would
         if now.n >= max(MIN_CODES, 2 * self._refused_at) and not self._organising.locked():
@@ -222,7 +227,7 @@ def allow(allowed: Any, n: int) -> Allowed:
     if isinstance(allowed, Allowed):
         return allowed
     if allowed is None:
-        return Allowed(n, np.zeros(0, np.bool_), n)
+        return Allowed(n, _ALL, n)
     mask = check_allowed(allowed, n)
     return Allowed(n, mask, int(np.count_nonzero(mask)))
 

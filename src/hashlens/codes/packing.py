@@ -113,14 +113,13 @@ def unpack_bits(codes: Any, bits: int | None = None) -> NDArray[np.uint8]:
     return np.unpackbits(array, axis=1, count=count, bitorder="little")
 
 
-def to_words(codes: Any) -> NDArray[np.uint64]:
+def to_words(codes: Codes) -> NDArray[np.uint64]:
     """Packed codes (n, bytes) as words (n, ceil(bytes / 8)), zero-padded."""
-    array = check_codes(codes)
-    n, n_bytes = array.shape
-    if n_bytes % 8 == 0 and array.flags.c_contiguous:
-        return array.view("<u8")
+    n, n_bytes = codes.shape
+    if n_bytes % 8 == 0 and codes.flags.c_contiguous:
+        return codes.view("<u8")
     padded = np.zeros((n, 8 * code_words(n_bytes)), dtype=np.uint8)
-    padded[:, :n_bytes] = array
+    padded[:, :n_bytes] = codes
     return padded.view("<u8")
 
 

@@ -42,6 +42,7 @@ _ROUNDS = 3
 _COUNTED = 1 << 20  # codes counted at a time
 _SPREAD_QUERIES, _SPREAD_K = 64, 10
 _SORTED_FROM = 8  # so many queries are put into the order of their pivots
+_FEW = 64  # so many results are sorted in the kernel as fast as NumPy is called
 _ONE_THREAD = 1 << 15  # a light pass over fewer numbers is not worth waking a thread
 # A candidate is a key: its distance, 32 bits up, and its id. Smaller is nearer, ties by id.
 _SHIFT, _ID = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -174,6 +175,10 @@ class RingSearch(NamedTuple):
     def nearest(self, k: int) -> tuple[NDArray[np.uint16], Ids]:
         """The k nearest of each query, (q, k); at least k codes must be allowed."""
         queries, rings, words = self.queries, self.rings, self.words
+        if len(queries) == 1 and k <= _FEW:
+            one: tuple[NDArray[np.uint16], Ids]
+            one = nearest_of_one(rings, queries, words, self.allowed, k)
+            return one
         keys = np.empty((len(queries), k), np.uint64)
         keys[:, 0] = FAR
         distances = np.empty(keys.shape, np.uint16)
@@ -515,6 +520,32 @@ def nearest_in_rings(
                 _keep_smallest(keys[c], counts[c], k, k, histogram)
             out[order[c]] = keys[c, :k]
     return np.sum(counts < k)
+
+
+@njit(nogil=True, cache=True)
+def nearest_of_one(rings: Any, query: Any, words: Any, allowed: Any, k: int) -> Any:
+    """The k nearest codes of one query, in order: all in one call, as calls take as long as work.
+
+    Parameters
+    ----------
+    rings, words, allowed, k
+        As in ``nearest_in_rings``.
+    query : ndarray of shape (1, w), uint64
+        The code to search for.
+
+    Returns
+    -------
+    distances : ndarray of shape (1, k), uint16
+    ids : ndarray of shape (1, k), int64
+    """
+    keys, distances = np.empty((1, k), np.uint64), np.empty((1, k), np.uint16)
+    ids, work = np.empty((1, k), np.int64), np.empty((1, 4 * k + GROUP), np.uint64)
+    nearest_in_rings(
+        rings, query, np.zeros(1, np.int64), words, allowed, k, np.full(1, FAR), work, keys
+    )
+    for i, key in enumerate(np.sort(keys[0])):
+        distances[0, i], ids[0, i] = key >> _SHIFT, key & _ID
+    return distances, ids
 
 
 @njit(nogil=True, cache=True)

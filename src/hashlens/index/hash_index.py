@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hashlens.index.rows import (
     ROW,
     check_encoded,
     check_ids,
+    check_width,
     list_ids,
     load_text,
     require_same_model,
@@ -46,6 +48,9 @@ from hashlens.types import (
     SearchTrace,
     SyncReport,
 )
+
+SURE_SECONDS = 1.0
+"""How long the file ``head`` is believed: a writer may have died before it wrote there."""
 
 
 class HashIndex(Index):
@@ -71,6 +76,7 @@ class HashIndex(Index):
         self.store = store
         self.path, self.encoder = store.path, encoder
         self._snapshot: Snapshot | None = None
+        self._ask_at = 0.0  # the database, whether there is a later commit
         self._views = threading.local()
         try:
             with self._last_commit():
@@ -222,6 +228,14 @@ class HashIndex(Index):
         options: SearchOptions,
         latent: Latent | None = None,
     ) -> SearchResult:
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.ready is not None and not options.where:
+            block = getattr(self._views, "view", None)
+            # asking the database takes as long as a search
+            if block is None and time.monotonic() < self._ask_at and snapshot.is_last():
+                snapshot.arrays.require_sizes(snapshot.meta.count)
+                codes = check_width(codes, snapshot.meta.bits)
+                return snapshot.ready.search_encoded(codes, features, options, latent)
         with self._last_commit() as view:
             return view.search(codes, features, options, latent)
 
@@ -439,7 +453,9 @@ class HashIndex(Index):
     # Filling and changing; `add`, `add_encoded` and `update` are in `Index`
 
     def add_rows(self, codes: Any, features: Any, rows: writing.GivenRows) -> Ids:
-        return writing.add_images(self.store, codes, features, rows)
+        ids = writing.add_images(self.store, codes, features, rows)
+        self._catch_up()
+        return ids
 
     def _update(self, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None) -> None:
         writing.update_image(self.store, image_id, values, encoded)
@@ -550,10 +566,18 @@ class HashIndex(Index):
         checked = check_ids(ids)
         if len(checked):
             writing.remove_images(self.store, checked)
+            self._catch_up()
 
     def compact(self) -> int:
         """Free the space of removed images; ids stay. Readers go on meanwhile."""
         return writing.compact(self.store)
+
+    def _catch_up(self) -> None:
+        """Read what this instance has just committed, so that no search needs to."""
+        if self._snapshot is not None and self._snapshot.ready is not None:
+            with suppress(IndexStoreError), self._last_commit() as (connection, snapshot):
+                if snapshot.in_order:  # or all codes are laid out again
+                    snapshot.searcher(connection)
 
     @contextmanager
     def one_commit(self) -> Iterator[View]:
@@ -588,5 +612,6 @@ class HashIndex(Index):
                     if known is None or not known.is_later(snapshot):
                         self._snapshot = snapshot
                 snapshot.arrays.require_sizes(snapshot.meta.count)
+                self._ask_at = time.monotonic() + SURE_SECONDS
                 yield View(transaction.connection, snapshot)
                 return

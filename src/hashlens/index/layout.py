@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ class ArrayFile:
         """Its path when the folder was opened."""
         return self.folder.path / self.name
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes per row."""
         return int(self.dtype.itemsize) * self.width

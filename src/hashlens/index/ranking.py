@@ -52,16 +52,19 @@ class ArraySearcher:
         ids: Ids | None = None,
         rows: Ids | None = None,
         norms: RowNorms | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
-        self._ids = ids
         if isinstance(codes, CodeDatabase) and ids is not None:
             # of an index, whose ids ascend; codes may have been added since
-            self.codes, self._all = codes, allow(None, len(ids))
+            self.codes, self._all = codes, allow(allowed, len(ids))
         else:
             self.codes = CodeDatabase(codes)
-            self._all = allow(None, len(self.codes))
+            self._all = allow(allowed, len(self.codes))
             if ids is not None and (len(ids) != len(self) or bool((np.diff(ids) <= 0).any())):
                 raise InvalidInputError(f"ids: expected {len(self)} ascending values, one per code")
+        if ids is not None and len(ids) and ids[0] == 0 and ids[-1] == len(ids) - 1:
+            ids = None  # each is its own slot
+        self._ids = ids
         self._fine = None if features is None else FineSearch(features, rows, len(self), norms)
 
     def __len__(self) -> int:

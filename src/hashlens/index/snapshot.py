@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import weakref
 from collections.abc import Mapping
-from contextlib import ExitStack
-from functools import cached_property
+from contextlib import ExitStack, suppress
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from hashlens.codes.database import Allowed, CodeDatabase, with_room
 from hashlens.errors import InvalidInputError
 from hashlens.index.features import RowNorms
-from hashlens.index.layout import ArrayFile, read_checksums
+from hashlens.index.layout import DATABASE, ArrayFile, identity, read_checksums
 from hashlens.index.protocol import Hits
 from hashlens.index.ranking import ArraySearcher
 from hashlens.index.rows import ROW, check_width, record_columns
-from hashlens.index.store import Transaction
+from hashlens.index.store import HEAD, Transaction, head_bytes
 from hashlens.index.where import compile_where
 from hashlens.types import (
     Codes,
@@ -35,6 +36,7 @@ from hashlens.types import (
 )
 
 _MASKS_KEPT = 16
+_NEW_HIT = partial(tuple.__new__, Hit)
 _ROWS_AT_A_TIME = 1000  # in one statement
 
 
@@ -48,6 +50,7 @@ class Generation:
 
     def __init__(self, transaction: Transaction) -> None:
         meta = transaction.meta
+        self.database = os.fspath(transaction.folder.path / DATABASE)
         self.files: dict[str, ArrayFile] = meta.arrays(transaction.folder)
         with ExitStack() as opened:
             self._open = {
@@ -55,6 +58,11 @@ class Generation:
                 for name, file in self.files.items()
             }
             # Not with the index: searches in other threads may still read an older generation.
+            self.head = -1  # descriptor of the file of that name
+            if hasattr(os, "pread"):
+                with suppress(OSError):
+                    self.head = transaction.folder.open(HEAD, os.O_RDONLY)
+                    opened.callback(os.close, self.head)
             weakref.finalize(self, opened.pop_all().close)
         self.norms = RowNorms()
         self._lock = threading.Lock()
@@ -127,7 +135,7 @@ class Snapshot:
 
     def __init__(self, transaction: Transaction, before: Snapshot | None = None) -> None:
         connection, meta, _, self.identity = transaction
-        self.meta = meta
+        self.meta, self._last = meta, head_bytes(meta.commit)
         if before is not None and not before._shares_files(transaction):
             before = None
         self.arrays: Generation = Generation(transaction) if before is None else before.arrays
@@ -144,7 +152,7 @@ class Snapshot:
         slots = meta.count if self._order is None else len(self._order)
         mask = self._alive[: slots if self._dead and self._order is None else 0]
         self._allowed = Allowed(slots, mask, len(self))
-        self._searcher: ArraySearcher | None = None
+        self.ready: ArraySearcher | None = None  # what ``searcher`` made
         self._masks: dict[tuple[Any, ...], Allowed] = {}
         self._lock = threading.Lock()
 
@@ -184,6 +192,11 @@ class Snapshot:
         """Features, by position."""
         return self.arrays.map("features", self.meta.count)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether ids ascend with positions."""
+        return self._order is None
+
     def __len__(self) -> int:
         """Number of living images."""
         return self.meta.count - self._dead
@@ -193,6 +206,14 @@ class Snapshot:
         own = (self.meta.commit, self.identity)
         return own == (transaction.meta.commit, transaction.identity)
 
+    def is_last(self) -> bool:
+        """Whether this is the last commit, by the file ``head``; False where that is not sure."""
+        try:
+            same = identity(self.arrays.database) == self.identity
+            return same and os.pread(self.arrays.head, len(self._last), 0) == self._last
+        except OSError:
+            return False
+
     def is_later(self, other: Snapshot) -> bool:
         """Whether this is a later commit of the same index."""
         later: bool = self.meta.commit > other.meta.commit
@@ -201,16 +222,17 @@ class Snapshot:
     def searcher(self, connection: sqlite3.Connection) -> ArraySearcher:
         """The search over this commit, made when first asked for; codes are verified then."""
         with self._lock:
-            if self._searcher is None:
+            if self.ready is None:
                 order, codes = self._order, self.arrays.codes(connection, self.meta.count)
-                self._searcher = ArraySearcher(
+                self.ready = ArraySearcher(
                     codes if order is None else codes.packed(order),
                     self.features if self.meta.feature_dim else None,
                     ids=self.ids if order is None else self.ids[order],
                     rows=order,
                     norms=self.arrays.norms,
+                    allowed=self._allowed,
                 )
-            return self._searcher
+            return self.ready
 
     def matching(self, connection: sqlite3.Connection, where: Mapping[str, Any] | None) -> Allowed:
         """Which slots may be results: the living ones that meet the conditions."""
@@ -265,25 +287,25 @@ class View(NamedTuple):
 
     def hits(self, queries: Codes, result: SearchResult, mode: Mode) -> list[Hits]:
         """Results with their records and codes."""
-        rows = self._rows(result.ids)
+        found, rows = result.ids.tolist(), self._rows(result.ids)
         hits: list[Hits] = []
-        for query, ids, distances in zip(queries, result.ids, result.distances, strict=True):
-            found = ids >= 0
-            own = [rows[image_id] for image_id in ids[found].tolist()]
+        for query, ids, apart in zip(queries, found, result.distances.tolist(), strict=True):
+            own = [rows[image_id] for image_id in ids if image_id >= 0]
+            del apart[len(own) :]  # those without an image come last
             codes = self.snapshot.codes[np.array([row[-1] for row in own], np.int64)]
-            bits = np.bitwise_count(codes ^ query).sum(axis=1, dtype=np.int64).tolist()
-            none = [None] * len(own)
-            apart = distances[found].tolist()
+            bits, none = apart, [None] * len(own)
+            if mode != "bcs":
+                bits = np.bitwise_count(codes ^ query).sum(axis=1, dtype=np.int64).tolist()
             euclidean = apart if mode in ("hds", "es") else none
             asymmetric = apart if mode == "acs" else none
             packed = codes.view(f"V{codes.shape[1]}").ravel().tolist()
             columns = (*record_columns(own), bits, euclidean, packed, asymmetric)
-            hits.append(Hits(map(Hit._make, zip(*columns, strict=True))))
+            hits.append(Hits(map(_NEW_HIT, zip(*columns, strict=True))))
         return hits
 
     def _rows(self, ids: Ids) -> dict[int, tuple[Any, ...]]:
         """Columns and positions of the images with these ids; -1 has none."""
-        wanted = np.unique(ids[ids >= 0]).tolist()
+        wanted = [*{*ids.ravel().tolist()} - {-1}]
         rows: dict[int, tuple[Any, ...]] = {}
         for at in range(0, len(wanted), _ROWS_AT_A_TIME):
             some = wanted[at : at + _ROWS_AT_A_TIME]
@@ -291,7 +313,7 @@ class View(NamedTuple):
             sql = f"SELECT {ROW}, position FROM images WHERE id IN ({marks}) AND alive"
             rows |= {row[0]: row for row in self.connection.execute(sql, some)}
         if len(rows) < len(wanted):
-            missing = next(image_id for image_id in wanted if image_id not in rows)
+            missing = min(image_id for image_id in wanted if image_id not in rows)
             raise InvalidInputError(f"id {missing}: no such image in the index")
         return rows
 

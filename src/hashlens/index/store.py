@@ -187,20 +187,34 @@ class Store:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Transaction]:
-        with self._database_errors():
+        with self._connected() as link:
+            meta = self._begin(link, begin)
+            yield Transaction(link.connection, meta, link.folder, link.identity)
+            if link.connection.in_transaction:
+                link.connection.execute("COMMIT")
+
+    @contextmanager
+    def _connected(self) -> Iterator[_Link]:
+        """A connection for one thread; what SQLite and the system raise becomes one clear line."""
+        link: _Link | None = None
+        try:
             link = self._take()
-            connection = link.connection
-            try:
-                meta = self._begin(link, begin)
-                yield Transaction(connection, meta, link.folder, link.identity)
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
-            except BaseException:
+            yield link
+        except BaseException as error:
+            if link is not None:
                 with suppress(sqlite3.Error):
-                    connection.rollback()
-                connection.close()
+                    link.connection.rollback()
+                link.connection.close()
+            if isinstance(error, sqlite3.Error) and "interrupted" in str(error):
+                raise TimeLimitError(
+                    "the search took longer than it may and was stopped; use fewer or simpler "
+                    "conditions"
+                ) from error
+            if isinstance(error, sqlite3.Error):
+                raise IndexStoreError(_explained(error, self.path, self.database)) from error
+            with file_errors(self.path):
                 raise
-            self._give_back(link)
+        self._give_back(link)
 
     def _begin(self, link: _Link, begin: str) -> Meta:
         """Begin a transaction; what holds there, read only if others have committed since."""
@@ -232,8 +246,11 @@ class Store:
         return before != found
 
     def _take(self) -> _Link:
-        with file_errors(self.path, _READABLE):
+        try:
             now = identity(self.database)
+        except OSError:
+            with file_errors(self.path, _READABLE):
+                raise
         with self._lock:
             if self._closed:
                 raise IndexStoreError(f"{self.path}: the index was closed; open it again")
@@ -302,10 +319,8 @@ class Store:
 
     def checkpoint(self) -> None:
         """Move the log into the database, as far as readers allow."""
-        with self._database_errors():
-            link = self._take()
+        with self._connected() as link:
             link.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._give_back(link)
 
     def close(self) -> None:
         """Close all connections; transactions under way end first."""
@@ -314,20 +329,6 @@ class Store:
             idle, self._idle = self._idle, []
         for link in idle:
             link.connection.close()
-
-    @contextmanager
-    def _database_errors(self) -> Iterator[None]:
-        """Turn what SQLite and the operating system raise into one clear line."""
-        try:
-            with file_errors(self.path):
-                yield
-        except sqlite3.Error as error:
-            if "interrupted" in str(error):
-                raise TimeLimitError(
-                    "the search took longer than it may and was stopped; use fewer or simpler "
-                    "conditions"
-                ) from error
-            raise IndexStoreError(_explained(error, self.path, self.database)) from error
 
 
 @contextmanager
@@ -390,12 +391,17 @@ def read_head(folder: Folder) -> int | None:
 
 def write_head(folder: Folder, commit: int) -> None:
     """Keep the number of a commit: in place, as a damaged number only means one check less."""
-    number = struct.pack("<Q", commit)
     descriptor = folder.open(HEAD, os.O_WRONLY | os.O_CREAT)
     try:
-        os.write(descriptor, number + struct.pack("<I", zlib.crc32(number)))
+        os.write(descriptor, head_bytes(commit))
     finally:
         os.close(descriptor)
+
+
+def head_bytes(commit: int) -> bytes:
+    """What the file says when this commit is the last."""
+    number = struct.pack("<Q", commit)
+    return number + struct.pack("<I", zlib.crc32(number))
 
 
 def _explained(error: sqlite3.Error, folder: Path, database: Path) -> str:
