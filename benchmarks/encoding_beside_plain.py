@@ -95,9 +95,7 @@ def calls_of(
         "files to codes": lambda: list(encoder.encode_batches(paths, batch_size=BATCH)),
         "files to an index": index_files,
         "plain loop": lambda: plain(lambda some: map(plain_input, some)),
-        "plain loop, decoding in threads": lambda: plain(
-            lambda some: pool.map(plain_input, some)
-        ),
+        "plain loop, decoding in threads": lambda: plain(lambda some: pool.map(plain_input, some)),
         "the network, plain session": lambda: [
             session.run(outputs, {name: batch}) for batch in ready
         ],

@@ -285,6 +285,20 @@ def test_topk_equals_faiss(bits: int) -> None:
             np.testing.assert_array_equal(row, hamming_distances(codes[5:], query, at))
 
 
+@pytest.mark.parametrize(
+    ("kinds", "flipped", "pays"),
+    [(2, 0.0, True), (10, 0.1, True), (5000, 0.0, True), (50, 0.25, False), (2, 0.5, False)],
+    ids=["two codes", "ten classes", "copies", "loose classes", "random"],
+)
+@pytest.mark.parametrize("n_bytes", [8, 16])
+def test_which_codes_are_organised(kinds: int, flipped: float, pays: bool, n_bytes: int) -> None:
+    rng = np.random.default_rng(3)
+    middle = rng.integers(0, 256, (kinds, n_bytes), dtype=np.uint8)
+    codes = middle[rng.integers(0, kinds, 2 * rings.MIN_CODES)]
+    codes ^= pack_bits(rng.random((len(codes), 8 * n_bytes), dtype=np.float32) < flipped)
+    assert CodeDatabase(codes).organise() == pays
+
+
 @pytest.mark.parametrize("order", ["mixed", "sorted", "misleading"])
 def test_large_k_guessed_from_a_sample(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
     """Also where the sample misleads: every sampled code equals the query, few others do.
