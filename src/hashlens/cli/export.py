@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from hashlens.cli.options import JSON, MODEL_FOLDER, tell
+from hashlens.cli.options import MODEL_FOLDER, Answer
 
 _REPO = typer.Argument(..., help="Repository on the hub, such as me/shop-codes.")
 _ENDPOINT = typer.Option(None, help="Address of the hub. [default: HF_ENDPOINT, or huggingface.co]")
@@ -24,8 +24,7 @@ def export_command(
     calibration_images: int = typer.Option(
         512, min=1, help="For --int8: how many of them to take, at random."
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Export a model to one ONNX file, and compare it with PyTorch.
 
     The file needs no PyTorch. The float32 file gives the model's own codes and searches its
@@ -50,7 +49,7 @@ def export_command(
         f"compared with PyTorch on {report.n_compared} {kind}: {report.bits_equal:.2%} of bits "
         f"equal, features off by at most {report.feature_error:.1e} of the largest"
     )
-    tell({**report._asdict(), "path": str(report.path)}, text, as_json)
+    return Answer({**report._asdict(), "path": str(report.path)}, text)
 
 
 def push_command(
@@ -58,8 +57,7 @@ def push_command(
     repo: str = _REPO,
     endpoint: str | None = _ENDPOINT,
     public: bool = typer.Option(False, "--public", help="Make a new repository visible to all."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Upload a model: description, weights and card, nothing else of the folder.
 
     Example: hashlens push model/ me/shop-codes
@@ -67,7 +65,7 @@ def push_command(
     from hashlens.models.hub import push_model
 
     url = push_model(model, repo, endpoint=endpoint, private=not public)
-    tell({"model": str(model), "repo": repo, "url": url}, url, as_json)
+    return Answer({"model": str(model), "repo": repo, "url": url}, url)
 
 
 def pull_command(
@@ -75,8 +73,7 @@ def pull_command(
     out: Path = typer.Option(..., "--out", help="Folder of the model."),
     revision: str | None = typer.Option(None, help="Branch, tag or commit. [default: main]"),
     endpoint: str | None = _ENDPOINT,
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Download a model; a model in --out is replaced once the new one is whole.
 
     Example: hashlens pull me/shop-codes --out model/
@@ -85,4 +82,4 @@ def pull_command(
 
     pulled = pull_model(repo, out, revision=revision, endpoint=endpoint)
     result = {"out": str(out), "repo": repo, "bits": pulled.bits, "fingerprint": pulled.fingerprint}
-    tell(result, f"{out}: model of {repo}, {pulled.bits} bits", as_json)
+    return Answer(result, f"{out}: model of {repo}, {pulled.bits} bits")

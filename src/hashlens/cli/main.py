@@ -20,6 +20,7 @@ from hashlens.cli.bench import bench_app
 from hashlens.cli.evaluate import evaluate_command, inspect_command, labels_command
 from hashlens.cli.export import export_command, pull_command, push_command
 from hashlens.cli.index import index_app
+from hashlens.cli.options import commands
 from hashlens.cli.reproduce import reproduce_app
 from hashlens.cli.search import search_command
 from hashlens.cli.serve import look_command, serve_command
@@ -95,21 +96,22 @@ def _options(
     pass
 
 
-app.command("demo")(demo_command)
+answering = commands(app)
+answering("demo")(demo_command)
 app.command("look")(look_command)
 # HASHLENS_PORT, HASHLENS_HOST, ...: a service often has its options from its environment.
 app.command("serve", context_settings={"auto_envvar_prefix": "HASHLENS"})(serve_command)
-app.command("train")(train_command)
+answering("train")(train_command)
 app.add_typer(index_app, name="index")
 app.command("search")(search_command)
-app.command("evaluate")(evaluate_command)
-app.command("labels")(labels_command)
-app.command("inspect")(inspect_command)
+answering("evaluate")(evaluate_command)
+answering("labels")(labels_command)
+answering("inspect")(inspect_command)
 app.add_typer(reproduce_app, name="reproduce")
-app.command("export")(export_command)
+answering("export")(export_command)
 app.add_typer(bench_app, name="bench")
-app.command("push")(push_command)
-app.command("pull")(pull_command)
+answering("push")(push_command)
+answering("pull")(pull_command)
 
 
 _show_as_usual = warnings.showwarning

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from hashlens.cli.opening import open_index, passed_over, remembered_model, show_skipped
-from hashlens.cli.options import EXCLUDE, INDEX, INDEX_MODEL, note
+from hashlens.cli.opening import open_index, passed_over, remembered_model
+from hashlens.cli.options import EXCLUDE, INDEX, INDEX_MODEL, note, show_skipped
 from hashlens.service.limits import KEY_VARIABLE, Limits, read_key
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hashlens.cli.opening import passed_over
-from hashlens.cli.options import GROUP, JSON, READING, note, takes, tell
+from hashlens.cli.options import READING, Answer, note
 from hashlens.errors import InvalidInputError
 from hashlens.training.config import Option, TrainingConfig
 from hashlens.training.config import options as config_options
@@ -33,7 +33,6 @@ def _config_option(option: Option) -> tuple[Any, Any]:
 _CONFIG = {one.name: _config_option(one) for one in config_options() if one.name != "recipe"}
 
 
-@takes(reading=READING, values=_CONFIG)
 def train_command(
     source: str | None = typer.Argument(
         None,
@@ -44,7 +43,7 @@ def train_command(
     recipe: str = typer.Option(
         "auto", help="auto, small, finetune, paper, vectors, or a .toml file."
     ),
-    values: dict[str, Any] = GROUP,
+    values: dict[str, Any] = _CONFIG,
     unsupervised: bool = typer.Option(
         False,
         "--unsupervised",
@@ -56,12 +55,11 @@ def train_command(
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace the model in --out once the new one is complete."
     ),
-    reading: dict[str, Any] = GROUP,
+    reading: dict[str, Any] = READING,
     show_config: bool = typer.Option(
         False, "--show-config", help="Print the configuration as TOML and leave."
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer | None:
     """Train hash codes on labelled images, or on vectors.
 
     Options that are left out come from the recipe, or are chosen by images and hardware.
@@ -79,7 +77,7 @@ def train_command(
         images = None if source is None else open_source(source, **reading)
         if images is None or out is None or show_config:
             typer.echo(_configuration(images, recipe, values, unsupervised), nl=False)
-            return
+            return None
         from hashlens.training.fit import is_first_process, train
 
         result = train(
@@ -96,8 +94,7 @@ def train_command(
         )
     except InvalidInputError as error:
         raise typer.BadParameter(str(error)) from error
-    if is_first_process():
-        _tell(result, images, as_json)
+    return _answer(result, images) if is_first_process() else None
 
 
 def _configuration(
@@ -118,7 +115,7 @@ def _configuration(
     return "".join(f"# {reason}\n" for reason in reasons) + config.to_toml()
 
 
-def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
+def _answer(result: TrainingResult, source: Source) -> Answer:
     from hashlens.training.folder import in_words
 
     config = result.config
@@ -156,7 +153,7 @@ def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
         )
     then = f"hashlens index create INDEX {quote(source.spec)} --model {quote(str(result.out))}"
     text = f"{result.out}: {line}{passed_over(source.passed_over)}\nnext: {then}"
-    tell(answer, text, as_json)
+    return Answer(answer, text)
 
 
 def demo_command(
@@ -168,8 +165,7 @@ def demo_command(
         help="Folder of mnist or cifar10. [default: in $HASHLENS_DATA, else fetched from the hub]",
     ),
     out: Path = typer.Option(Path("hashlens-demo"), help="Folder for model, index and report."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Train, index, evaluate and report on real images, in about a minute.
 
     Example: hashlens demo
@@ -190,4 +186,4 @@ def demo_command(
         f"as a web page:   hashlens serve {result.index}",
         f"\nyour own photos, one sub-folder per class:\n\n{NEXT_COMMANDS}",
     ]
-    tell(result.scored.to_dict(), "\n".join(lines), as_json)
+    return Answer(result.scored.to_dict(), "\n".join(lines))
