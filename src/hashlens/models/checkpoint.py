@@ -35,7 +35,7 @@ from hashlens.models.description import (
     read_config,
     read_twin,
 )
-from hashlens.models.encoder import NetworkInput, NetworkOutput
+from hashlens.models.encoder import EncodedPixels, NetworkInput
 from hashlens.models.latent import LatentHashNet
 
 _FILES = rf"{WEIGHTS_NAME}|{TWIN_NAME}"
@@ -151,15 +151,13 @@ class TorchRunner:
             self._net = self._net.to(memory_format=self._layout)
 
     @torch.inference_mode()
-    def run(self, images: NetworkInput) -> NetworkOutput:
+    def run(self, images: NetworkInput) -> EncodedPixels:
         """Prepared images (n, channels, size, size), or vectors (n, width), to their outputs."""
         layout = self._layout if images.ndim == 4 else torch.contiguous_format
         batch = torch.from_numpy(images).to(self._device, memory_format=layout)
         out = self._net(batch)
-        scores = out.scores.float().cpu().numpy() if out.scores.shape[1] else None
-        return NetworkOutput(
-            out.latent.float().cpu().numpy(), out.features.float().cpu().numpy(), scores
-        )
+        outputs = (out.latent, out.features, out.scores)[: 3 if out.scores.shape[1] else 2]
+        return EncodedPixels.of(*(each.float().cpu().numpy() for each in outputs))
 
 
 def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchRunner]:

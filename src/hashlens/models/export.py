@@ -282,8 +282,8 @@ def _compare(
     """Share of equal bits, and largest feature difference over the largest feature."""
 
     def outputs(runner: Runner) -> list[NDArray[np.float32]]:
-        made = [runner.run(batch)[:2] for batch in _batches(config, pixels)]
-        return [np.concatenate(part) for part in zip(*made, strict=True)]
+        made = [runner.run(batch) for batch in _batches(config, pixels)]
+        return [np.concatenate([getattr(one, name) for one in made]) for name in OUTPUTS[:2]]
 
     (latent, expected), (other, got) = outputs(first), outputs(second)
     scale = float(np.abs(expected).max()) or 1.0

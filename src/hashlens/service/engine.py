@@ -144,7 +144,7 @@ class Engine:
             Image.new("L", (1, 1)).save(buffer, "PNG")
             pixels = await self.run("decode", self._decode, buffer.getvalue(), "image")
             await self.run("encode", self._encoder.encode_pixels, pixels[None])
-        if self._encoder is not None and self._encoder.config.backbone.startswith("open_clip:"):
+        if self._encoder is not None and self._encoder.knows_texts:
             try:
                 await self.run("encode", self._encoder.encode_text, ["a picture"])
                 self.searches_texts = True
