@@ -109,8 +109,7 @@ def _configuration(
     from hashlens.training.recipes import configure, recipe_values
 
     if source is None:
-        known = {} if recipe == "auto" else recipe_values(recipe)
-        return TrainingConfig().with_values({**known, **values}).to_toml()
+        return TrainingConfig().with_values({**recipe_values(recipe), **values}).to_toml()
     config, reasons = configure(recipe, values, source)
     return "".join(f"# {reason}\n" for reason in reasons) + config.to_toml()
 

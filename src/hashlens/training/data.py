@@ -62,8 +62,7 @@ def decoded_inputs(
     if len(decoded.positions) == 0:
         raise SourceError(f"{source.spec}: expected images, none of {len(rows)} could be read")
     held = HeldPixels(torch.from_numpy(decoded.pixels))
-    twins = _numbered(_digests(decoded.pixels))
-    return Inputs(held, rows[decoded.positions], decoded.skipped, twins)
+    return Inputs(held, rows[decoded.positions], decoded.skipped, _twins(_digests(decoded.pixels)))
 
 
 def feature_inputs(
@@ -107,7 +106,7 @@ def feature_inputs(
     backbone.cpu()
     if not parts:
         raise SourceError(f"{source.spec}: expected images, none of {len(wanted)} could be read")
-    found, features, same = np.concatenate(readable), torch.cat(parts), _numbered(twins)
+    found, features, same = np.concatenate(readable), torch.cat(parts), _twins(twins)
     if cache is not None and write:
         write_state(
             {
@@ -156,8 +155,8 @@ def _vector_inputs(
     found = wanted[good]
     if not len(found):
         raise SourceError(f"{source.spec}: expected vectors, none of {len(wanted)} can be used")
-    twins = _numbered([digest for digest, kept in zip(digests, good, strict=True) if kept])
-    return Inputs(VectorRows(store, source.rows[found], backbone), found, skipped, twins)
+    held = VectorRows(store, source.rows[found], backbone)
+    return Inputs(held, found, skipped, _twins(digests)[good])
 
 
 class Split(NamedTuple):
@@ -427,6 +426,5 @@ def _digests(pixels: NDArray[Any]) -> list[bytes]:
     return [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
 
 
-def _numbered(digests: list[bytes]) -> NDArray[np.int64]:
-    numbers: dict[bytes, int] = {}
-    return np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], np.int64)
+def _twins(digests: list[bytes]) -> Rows:
+    return np.unique(digests, return_inverse=True)[1]

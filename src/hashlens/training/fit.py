@@ -387,7 +387,7 @@ class KeepStates(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Keep both states."""
-        scores, loss = module.scores, module.end_epoch()
+        scores, loss = module.scores, float(trainer.callback_metrics["classification_loss"])
         if scores is None:
             return
         epoch = trainer.current_epoch + 1

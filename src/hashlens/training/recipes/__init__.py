@@ -92,7 +92,7 @@ def configure(
     reasons = []
     if values.get("start"):
         return train_on(values, images)
-    named = {} if recipe == "auto" else recipe_values(recipe)
+    named = recipe_values(recipe)
     if isinstance(images, Source):
         images = taught(images, TrainingConfig().with_values({**named, **values}))
     if isinstance(images, Source) and images.vectors is not None:
@@ -106,7 +106,7 @@ def configure(
     if recipe == "auto":
         recipe, reason = _automatic_recipe(values, facts)
         reasons.append(reason)
-    chosen = {**recipe_values(recipe), **values}
+    chosen = {**(named or recipe_values(recipe)), **values}
     chosen.setdefault("recipe", Path(recipe).stem)
     config, why = _complete(TrainingConfig().with_values(chosen), facts)
     random = not (config.pretrained or config.weights or config.recipe == "vectors")
@@ -162,13 +162,15 @@ def vectors_backbone(source: Source, values: Mapping[str, Any]) -> str:
 
 
 def recipe_values(recipe: str) -> dict[str, Any]:
-    """Read a recipe."""
+    """Read a recipe; ``auto`` says nothing."""
+    if recipe == "auto":
+        return {}
     if recipe.endswith(".toml"):
         path = Path(recipe)
         if not path.is_file():
             raise InvalidInputError(f"recipe: expected a file, found none at {recipe}")
         text = path.read_text(encoding="utf-8")
-    elif recipe in RECIPES and recipe != "auto":
+    elif recipe in RECIPES:
         text = (files(__package__) / f"{recipe}.toml").read_text(encoding="utf-8")
     else:
         raise InvalidInputError(
@@ -184,10 +186,9 @@ def recipe_values(recipe: str) -> dict[str, Any]:
 
 def named_values(recipe: str) -> dict[str, Any]:
     """What a run that is resumed with this recipe must have: its name, and a file's values."""
-    if recipe == "auto":
-        return {}
     values = recipe_values(recipe)
-    return {"recipe": Path(recipe).stem, **(values if recipe.endswith(".toml") else {})}
+    named = {} if recipe == "auto" else {"recipe": Path(recipe).stem}
+    return named | (values if recipe.endswith(".toml") else {})
 
 
 def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str, str]:
