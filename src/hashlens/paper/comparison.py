@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from sklearn.preprocessing import normalize
 
 from hashlens.baselines import create_method
 from hashlens.baselines.base import principal_components
@@ -291,15 +292,10 @@ def neural_codes(features: Features, train: Ids, dimensions: int) -> Features:
     A. Babenko, A. Slesarev, A. Chigorin, V. Lempitsky, *Neural codes for image retrieval*, ECCV
     2014, section 3.1: features of length 1, compressed by PCA, of length 1 again.
     """
-    unit = _unit_length(features)
+    unit = normalize(features)
     mean, directions, _, _ = principal_components(unit[train], dimensions)
-    return _unit_length(((unit - mean) @ directions).astype(np.float32))
-
-
-def _unit_length(features: Features) -> Features:
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    scaled: Features = np.divide(features, length, out=np.zeros_like(features), where=length > 0)
-    return scaled
+    compressed: Features = normalize(((unit - mean) @ directions).astype(np.float32))
+    return compressed
 
 
 def spoken_time(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from sklearn.preprocessing import normalize
 
 from hashlens.baselines import create_method, method_names
 from hashlens.data.labels import split_validation
@@ -27,8 +28,7 @@ from hashlens.paper.run import (
     plain_features,
     search_ways,
     short_digest,
-    train_once,
-    training_config,
+    train_named,
 )
 from hashlens.report.page import Page, Table
 from hashlens.report.plot import Curve, plot_curves
@@ -144,7 +144,7 @@ class FieldRun:
                 raise SourceError(f"{source.spec}: expected one label for every image")
             kept = self.out / f"features-{name}.safetensors"
             values = plain_features(source, base, kept, self.console)
-            sides.append(values / np.linalg.norm(values, axis=1, keepdims=True))
+            sides.append(normalize(values))
         return sides
 
     @cached_property
@@ -179,7 +179,7 @@ class FieldRun:
         sides, learns = (self.database, self.queries), cell.method in objectives()
         labels = self._labels
         if self.tune:
-            seconds, encoder = self._tuned(cell.method if learns else "softmax", cell, learned)
+            encoder, seconds = self._tuned(cell.method if learns else "softmax", cell, learned)
             encoded = [encode(encoder, source, strict=True, progress=True) for source in sides]
             if learns:
                 return seconds, [
@@ -206,19 +206,14 @@ class FieldRun:
         codes = [method.encode(part) for part in vectors]
         return seconds, list(map(EncodedImages, codes, vectors, labels))
 
-    def _tuned(self, objective: str, cell: Cell, learned: Ids) -> tuple[float, Encoder]:
+    def _tuned(self, objective: str, cell: Cell, learned: Ids) -> tuple[Encoder, float]:
         """A network that learned by an objective; a run that was interrupted is continued."""
         values = {"objective": objective, "bits": cell.bits, "seed": cell.seed,
                   "backbone": self.backbone, "size": self.size, "epochs": self.epochs,
                   "weights": None if self.weights is None else str(self.weights)}  # fmt: skip
-        images = self.database.subset(learned)
         if self.taught is not None:
             raise InvalidInputError("fine-tuning: learns the labels of the images; leave it out")
-        given = {name: value for name, value in values.items() if value is not None}
-        config = training_config(given, images)
-        digest = short_digest([config.to_toml(), images.spec, learned.tolist()])
-        encoder, seconds = train_once(images, config, self.out / f"model-{digest}")
-        return seconds, encoder
+        return train_named(self.database.subset(learned), values, self.out, learned.tolist())
 
 
 def _scores(

@@ -31,8 +31,7 @@ from hashlens.paper.run import (
     plain_features,
     printed_figures,
     search_ways,
-    short_digest,
-    train_once,
+    train_named,
     training_config,
     ways_table,
 )
@@ -175,13 +174,10 @@ class ProductsRun:
     def _encoder(self) -> Encoder:
         if self.model is not None:
             return Encoder.load(self.model)
-        values = {**self.settings.training, "bits": self.settings.bits, "seed": self.seed}
-        if self.weights is not None:
-            values["weights"] = str(self.weights)
+        weights = None if self.weights is None else str(self.weights)
+        given = {"bits": self.settings.bits, "seed": self.seed, "weights": weights}
         images = self.collection.subset(self.split()[0])
-        config = training_config(values, images)
-        digest = short_digest([config.to_toml(), self.collection.spec, len(images)])
-        return train_once(images, config, self.out / f"model-{digest}")[0]
+        return train_named(images, {**self.settings.training, **given}, self.out, len(images))[0]
 
     def _scores(self, encoder: Encoder) -> dict[str, Any]:
         grown = self.collection

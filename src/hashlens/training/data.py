@@ -22,7 +22,7 @@ from hashlens.errors import InvalidInputError, SourceError, few_of
 from hashlens.machine import available_memory, has_cuda
 from hashlens.report.progress import ProgressBar, say
 from hashlens.training.config import TrainingConfig
-from hashlens.training.state import read_state, write_state
+from hashlens.training.folder import read_state, write_state
 from hashlens.types import Skipped
 
 FEATURES = "features.safetensors"

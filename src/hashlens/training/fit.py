@@ -49,11 +49,22 @@ from hashlens.training.data import (
     split_notes,
     split_rows,
 )
-from hashlens.training.folder import TrainingResult, in_words, kept_config, open_run, save_result
+from hashlens.training.folder import (
+    BEST,
+    LAST,
+    RUN,
+    SafeCheckpointIO,
+    TrainingResult,
+    in_words,
+    kept_config,
+    open_run,
+    read_state,
+    save_result,
+    write_state,
+)
 from hashlens.training.module import HashModule, freeze_first
 from hashlens.training.objectives import create_objective
 from hashlens.training.recipes import configure, image_facts, named_values, taught
-from hashlens.training.state import BEST, LAST, RUN, SafeCheckpointIO, read_state, write_state
 
 
 def train(
@@ -387,11 +398,8 @@ class KeepStates(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Keep both states."""
-        scores, loss = module.scores, float(trainer.callback_metrics["classification_loss"])
-        if scores is None:
-            return
-        epoch = trainer.current_epoch + 1
-        latest = {"epoch": epoch, "train_loss": loss, **scores._asdict()}
+        epoch, loss = trainer.current_epoch + 1, trainer.callback_metrics["classification_loss"]
+        latest = {"epoch": epoch, "train_loss": float(loss), **module.scores._asdict()}
         best = self.best
         self.history.append(latest)
         if best is None or self._score(latest) > self._score(best):
@@ -408,20 +416,13 @@ class Detectors(Callback):
         self._states, self._chance, self._console = states, chance, console
         self.warnings: list[str] = []
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Check the epochs of the run that is resumed."""
-        for epoch in self._states.history:
-            self._check(trainer, epoch)
-
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Check the epoch's loss."""
-        self._check(trainer, self._states.history[-1])
-
-    def _check(self, trainer: lightning.Trainer, latest: dict[str, Any]) -> None:
+        """Check the loss of each epoch, those before a run was resumed too."""
         epochs = int(trainer.max_epochs or 1)
-        warning = chance_warning(latest["train_loss"], self._chance, int(latest["epoch"]), epochs)
-        if warning and not self.warnings:
-            self._warn(trainer, warning)
+        for one in self._states.history:
+            warning = chance_warning(one["train_loss"], self._chance, int(one["epoch"]), epochs)
+            if warning and not self.warnings:
+                self._warn(trainer, warning)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Check the bits of the best epoch."""

@@ -28,6 +28,7 @@ class HashModule(lightning.LightningModule):
 
     mean: torch.Tensor
     deviation: torch.Tensor
+    scores: ValidationScores  # of the last epoch
 
     def __init__(
         self,
@@ -47,7 +48,6 @@ class HashModule(lightning.LightningModule):
         if config.average > 0:
             self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)
             self.average.requires_grad_(False)
-        self.scores: ValidationScores | None = None
         self._validation: list[tuple[torch.Tensor, ...]] = []
 
     @property

@@ -1,4 +1,4 @@
-"""Objectives: what a training run minimises. One file each, the same latent layer under all.
+"""Objectives: what a training run minimises, kin in one file; the same latent layer under all.
 
 An objective is a module that is called with a ``LatentOutput``, the targets and F8, and returns
 ``Losses``. Its constructor takes what it needs of ``bits``, ``classes``, ``label_smoothing``,
