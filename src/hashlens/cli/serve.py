@@ -114,7 +114,8 @@ def look_command(
     )
     report = ready.synced.report
     show_skipped(report.skipped)
-    counts = report._asdict() | {"skipped": len(report.skipped), "unchanged": 0}
+    counts = report._asdict() | {"skipped": len(report.skipped)}
+    del counts["unchanged"]
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     over = passed_over(ready.synced.listing.passed_over)
     typer.echo(f"{ready.index} holds {ready.images} images: {told or 'nothing new'}{over}")
