@@ -274,7 +274,7 @@ def _backbone(
     assert config.backbone is not None  # a resolved configuration names one
     return create_backbone(
         config.backbone,
-        channels=image_facts(source).channels if source.vectors is None else 3,
+        channels=image_facts(source).channels,
         size=config.size,
         weights=Path(config.weights) if config.weights else None,
         pretrained=bool(config.pretrained) and config.weights is None,

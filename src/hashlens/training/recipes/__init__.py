@@ -49,7 +49,9 @@ class ImageFacts:
 
 def image_facts(source: Source) -> ImageFacts:
     """Measure what the choice of a recipe depends on, from a few images."""
-    rows = rows_to_learn(source)
+    rows, cuda, bf16 = rows_to_learn(source), has_cuda(), multiplies_bfloat16()
+    if source.vectors is not None:
+        return ImageFacts(len(rows), 0, 3, cuda, bf16)
     probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
     sides, grey, failed = [], True, ""
     for row in probes.tolist():
@@ -64,9 +66,7 @@ def image_facts(source: Source) -> ImageFacts:
         raise SourceError(
             f"{source.spec}: none of {len(probes)} images tried can be read: {failed}"
         )
-    return ImageFacts(
-        len(rows), int(np.median(sides)), 1 if grey else 3, has_cuda(), multiplies_bfloat16()
-    )
+    return ImageFacts(len(rows), int(np.median(sides)), 1 if grey else 3, cuda, bf16)
 
 
 def taught(source: Source, config: TrainingConfig) -> Source:
@@ -95,20 +95,18 @@ def configure(
     named = recipe_values(recipe)
     if isinstance(images, Source):
         images = taught(images, TrainingConfig().with_values({**named, **values}))
-    if isinstance(images, Source) and images.vectors is not None:
-        recipe = "vectors" if recipe == "auto" else recipe
-        if recipe in ("small", "finetune", "paper"):
-            raise InvalidInputError(f"recipe {recipe}: is for images; leave it out for vectors")
-        values = {**values, "backbone": vectors_backbone(images, values)}
-        facts = ImageFacts(len(rows_to_learn(images)), 0, 3, has_cuda(), multiplies_bfloat16())
-    else:
-        facts = images if isinstance(images, ImageFacts) else image_facts(images)
+        if images.vectors is not None:
+            recipe = "vectors" if recipe == "auto" else recipe
+            if recipe in ("small", "finetune", "paper"):
+                raise InvalidInputError(f"recipe {recipe}: is for images; leave it out for vectors")
+            values = {**values, "backbone": vectors_backbone(images, values)}
+        images = image_facts(images)
     if recipe == "auto":
-        recipe, reason = _automatic_recipe(values, facts)
+        recipe, reason = _automatic_recipe(values, images)
         reasons.append(reason)
     chosen = {**(named or recipe_values(recipe)), **values}
     chosen.setdefault("recipe", Path(recipe).stem)
-    config, why = _complete(TrainingConfig().with_values(chosen), facts)
+    config, why = _complete(TrainingConfig().with_values(chosen), images)
     random = not (config.pretrained or config.weights or config.recipe == "vectors")
     if config.freeze_backbone and random:
         raise InvalidInputError(
