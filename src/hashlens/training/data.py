@@ -49,7 +49,8 @@ def decoded_inputs(
     """The images to learn from, decoded into memory if they fit, else when they are needed."""
     rows = rows_to_learn(source)
     needed = len(rows) * preprocessing.size**2 * preprocessing.channels
-    if needed > (budget := memory_budget()):
+    free = available_memory()  # half of it may be taken; 4 GiB where it is not known
+    if needed > (budget := 4 * 2**30 if free is None else free // 2):
         say(
             console,
             f"{len(rows)} images take {needed / 2**30:.1f} GiB decoded, more than half of the free "
@@ -414,12 +415,6 @@ def _key(source: Source, rows: Rows, preprocessing: Preprocessing, backbone: nn.
         digest.update(name.encode())
         digest.update(value.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def memory_budget() -> int:
-    """Bytes that decoded images may take: half of the free memory; 4 GiB where it is not known."""
-    free = available_memory()
-    return 4 * 2**30 if free is None else free // 2
 
 
 def _digests(pixels: NDArray[Any]) -> list[bytes]:

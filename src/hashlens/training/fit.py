@@ -229,9 +229,8 @@ def fit(
     states = KeepStates(out / RUN, by_loss)
     known = targets[split.training]
     chance = chance_loss(known, config.balanced) if source.classes else math.inf
-    detectors = Detectors(states, chance, console)
-    callbacks = [states, detectors, ShowProgress(states, console)]
-    trainer = make_trainer(config, out, callbacks, devices, nodes)
+    shown = ShowProgress(states, chance, console)
+    trainer = make_trainer(config, out, [states, shown], devices, nodes)
     batches = _batches(inputs, targets, split, config, trainer)
     run_trainer(trainer, module, batches, state, out, console)
     search: dict[str, Any] = {}
@@ -246,7 +245,7 @@ def fit(
         training_images=len(split.training),
         validation_images=len(split.validation),
         skipped=tuple(inputs.skipped),
-        warnings=(*notes, *detectors.warnings),
+        warnings=(*notes, *shown.warnings),
         search=search,
         by_loss=by_loss,
         seconds=time.monotonic() - started,
@@ -409,33 +408,6 @@ class KeepStates(Callback):
         trainer.save_checkpoint(self._folder / LAST)
 
 
-class Detectors(Callback):
-    """Warns once if the loss stays at chance, and at the end if bits are stuck."""
-
-    def __init__(self, states: KeepStates, chance: float, console: Console) -> None:
-        self._states, self._chance, self._console = states, chance, console
-        self.warnings: list[str] = []
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Check the loss of each epoch, those before a run was resumed too."""
-        epochs = int(trainer.max_epochs or 1)
-        for one in self._states.history:
-            warning = chance_warning(one["train_loss"], self._chance, int(one["epoch"]), epochs)
-            if warning and not self.warnings:
-                self._warn(trainer, warning)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Check the bits of the best epoch."""
-        best = self._states.best
-        if best and (warning := stuck_warning(int(best["stuck_bits"]), module.config.bits)):
-            self._warn(trainer, warning)
-
-    def _warn(self, trainer: lightning.Trainer, warning: str) -> None:
-        self.warnings.append(warning)
-        if trainer.is_global_zero:
-            say(self._console, f"warning: {warning}", "yellow")
-
-
 def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool = False) -> float:
     """Loss of the best constant prediction, where a run that learns nothing ends."""
     if targets.ndim == 1:
@@ -474,10 +446,14 @@ def stuck_warning(stuck_bits: int, bits: int) -> str | None:
 
 
 class ShowProgress(Callback):
-    """A bar over the whole run, with images per second and time left, and a line per epoch."""
+    """A bar over the whole run, with images per second and time left, and a line per epoch.
 
-    def __init__(self, states: KeepStates, console: Console) -> None:
-        self._states, self._console = states, console
+    It warns once if the loss stays at chance, and at the end if bits are stuck.
+    """
+
+    def __init__(self, states: KeepStates, chance: float, console: Console) -> None:
+        self._states, self._chance, self._console = states, chance, console
+        self.warnings: list[str] = []
         self._bar: ProgressBar | None = None
         self._printed = -math.inf
 
@@ -503,7 +479,15 @@ class ShowProgress(Callback):
             self._bar()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Print the epoch's scores, but not more often than every two seconds."""
+        """Print the epoch's scores, but not more often than every two seconds.
+
+        Losses are checked, those before a run was resumed too.
+        """
+        for one in self._states.history:
+            epoch, epochs = int(one["epoch"]), int(trainer.max_epochs or 1)
+            warning = chance_warning(one["train_loss"], self._chance, epoch, epochs)
+            if warning and not self.warnings:
+                self._warn(trainer, warning)
         if self._bar is None:
             return
         latest = self._states.history[-1]
@@ -518,16 +502,22 @@ class ShowProgress(Callback):
         )
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Check the bits of the best epoch."""
+        best = self._states.best
+        if best and (warning := stuck_warning(int(best["stuck_bits"]), module.config.bits)):
+            self._warn(trainer, warning)
+        self.on_exception()
+
+    def on_exception(self, *_: Any) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def on_exception(
-        self, trainer: lightning.Trainer, module: Any, exception: BaseException
-    ) -> None:
-        """Take the bar away."""
-        self.on_train_end(trainer, module)
+    def _warn(self, trainer: lightning.Trainer, warning: str) -> None:
+        self.warnings.append(warning)
+        if trainer.is_global_zero:
+            say(self._console, f"warning: {warning}", "yellow")
 
 
 def make_trainer(

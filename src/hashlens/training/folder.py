@@ -9,6 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +243,9 @@ def read_state(path: Path) -> Any:
     """Read what ``write_state`` wrote."""
     try:
         with safe_open(path, "pt") as file:
-            packed = json.loads((file.metadata() or {})["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _unpack(packed, tensors)
+            text = (file.metadata() or {})["state"]
+        return json.loads(text, object_hook=partial(_unpack, tensors))
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: expected a whole training state, got {error}; "
@@ -271,15 +272,10 @@ def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     raise TypeError(f"cannot keep a {type(value).__name__} in a training state")
 
 
-def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
+def _unpack(tensors: dict[str, torch.Tensor], value: dict[str, Any]) -> Any:
+    """What an object of the text stands for; those inside it are unpacked already."""
     if set(value) == {_TENSOR}:
         return tensors[value[_TENSOR]]
     if set(value) == {_PAIRS}:
-        return {key: _unpack(item, tensors) for key, item in value[_PAIRS]}
-    if set(value) == {_TUPLE}:
-        return tuple(_unpack(item, tensors) for item in value[_TUPLE])
-    return {key: _unpack(item, tensors) for key, item in value.items()}
+        return dict(value[_PAIRS])
+    return tuple(value[_TUPLE]) if set(value) == {_TUPLE} else value

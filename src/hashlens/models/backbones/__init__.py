@@ -82,9 +82,9 @@ def describe_backbones() -> Mapping[str, str]:
     return dict(sorted(found.items()))
 
 
-def has_published_weights(name: str) -> bool:
+def has_published_weights(name: str | None) -> bool:
     """Whether starting weights of a backbone can be downloaded."""
-    return "pretrained" in inspect.signature(_builder(name)).parameters
+    return name is not None and "pretrained" in inspect.signature(_builder(name)).parameters
 
 
 def keeps_its_size(name: str | None) -> bool:

@@ -195,7 +195,7 @@ def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str
     if values.get("weights"):
         start = "weights to start from are given"
     elif values.get("pretrained") or (
-        values.get("pretrained") is None and _is_published(values.get("backbone"))
+        values.get("pretrained") is None and has_published_weights(values.get("backbone"))
     ):
         start = "a pre-trained backbone is asked for"
     elif values.get("freeze_backbone") and not values.get("backbone"):
@@ -206,10 +206,6 @@ def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str
         f"recipe {recipe}: the images are about {facts.side} px{start and f', and {start}'} "
         f"(small is for up to {SMALL_SIDE} px, from scratch)"
     )
-
-
-def _is_published(backbone: str | None) -> bool:
-    return backbone is not None and has_published_weights(backbone)
 
 
 def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig, list[str]]:
@@ -238,7 +234,7 @@ def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig
         if not facts.cuda and config.recipe != "paper" and not keeps_its_size(config.backbone):
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
     assert config.backbone is not None  # chosen above
-    choose("pretrained", config.weights is None and _is_published(config.backbone))
+    choose("pretrained", config.weights is None and has_published_weights(config.backbone))
     slow = not facts.cuda and any(kind in config.backbone for kind in _DEPTHWISE)
     choose("precision", "bf16" if facts.bf16 and not slow else "fp32")
     choose("batch_size", 64 if facts.images < 5000 else 128 if facts.images < 20000 else 256)
