@@ -231,8 +231,7 @@ def fit(
     chance = chance_loss(known, config.balanced) if source.classes else math.inf
     shown = ShowProgress(states, chance, console)
     trainer = make_trainer(config, out, [states, shown], devices, nodes)
-    batches = _batches(inputs, targets, split, config, trainer)
-    run_trainer(trainer, module, batches, state, out, console)
+    run_trainer(trainer, module, inputs, targets, split, state, out / RUN, console)
     search: dict[str, Any] = {}
     if first:  # the others must not read the state of the run, which the first one drops
         module.net.load_state_dict(read_state(out / RUN / BEST))
@@ -333,32 +332,6 @@ def _module(
     if config.compile:
         net.compile()
     return HashModule(net, objective, config, backbone.preprocessing)
-
-
-def _batches(
-    inputs: Inputs,
-    targets: Targets,
-    split: Split,
-    config: TrainingConfig,
-    trainer: lightning.Trainer,
-) -> tuple[TrainingBatches, ValidationBatches]:
-    assert config.batch_size is not None  # a resolved configuration names one
-    shared: dict[str, Any] = {"rank": trainer.global_rank, "world": trainer.world_size}
-    training = TrainingBatches(
-        inputs.pixels,
-        targets,
-        split.training,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        epoch=lambda: int(trainer.current_epoch),
-        weights=balanced_weights(targets[split.training]) if config.balanced else None,
-        **shared,
-    )
-    size = 2 * config.batch_size
-    validation = ValidationBatches(
-        inputs.pixels, targets, split.validation, batch_size=size, **shared
-    )
-    return training, validation
 
 
 _SECONDS_PER_LINE = 2.0
@@ -552,22 +525,42 @@ def make_trainer(
 def run_trainer(
     trainer: lightning.Trainer,
     module: HashModule,
-    batches: tuple[TrainingBatches, ValidationBatches],
+    inputs: Inputs,
+    targets: Targets,
+    split: Split,
     state: Path | None,
-    out: Path,
+    run: Path,
     console: Console,
 ) -> None:
     """Train; after Ctrl-C say how to continue, and raise ``KeyboardInterrupt``."""
+    config = module.config
+    assert config.batch_size is not None  # a resolved configuration names one
+    shared: dict[str, Any] = {"rank": trainer.global_rank, "world": trainer.world_size}
+    training = TrainingBatches(
+        inputs.pixels,
+        targets,
+        split.training,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=lambda: int(trainer.current_epoch),
+        weights=balanced_weights(targets[split.training]) if config.balanced else None,
+        **shared,
+    )
+    size = 2 * config.batch_size
+    validation = ValidationBatches(
+        inputs.pixels, targets, split.validation, batch_size=size, **shared
+    )
     handler = signal.getsignal(signal.SIGINT)
+    begin = None if state is None else str(state)
     try:
         with _quiet_lightning():
-            trainer.fit(module, *batches, ckpt_path=None if state is None else str(state))
+            trainer.fit(module, training, validation, ckpt_path=begin)
     except SystemExit as stop:  # how Lightning ends after Ctrl-C
         signal.signal(signal.SIGINT, handler)
         kept = trainer.current_epoch
         say(
             console,
-            f"stopped after {kept} complete epoch(s), kept in {out / RUN}; "
+            f"stopped after {kept} complete epoch(s), kept in {run}; "
             "to continue, repeat the command with --resume",
         )
         raise KeyboardInterrupt from stop
