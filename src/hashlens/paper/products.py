@@ -38,6 +38,7 @@ from hashlens.paper.run import (
 from hashlens.report.page import Page
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
+from hashlens.training.choice import drawn
 from hashlens.types import EncodedBatch, EncodedImages, Features, Ids
 from hashlens.workflows.score import encode
 
@@ -136,9 +137,7 @@ class ProductsRun:
     @property
     def queries(self) -> Ids:
         """Rows of the collection that are queries, ascending."""
-        count = min(self.settings.queries, len(self.collection))
-        drawn = np.random.default_rng(self.seed).choice(len(self.collection), count, replace=False)
-        return np.sort(drawn).astype(np.int64)
+        return drawn(np.arange(len(self.collection)), self.settings.queries, self.seed)
 
     def run(self) -> dict[str, Any]:
         """Train, encode, search and score; returns what is kept, from before if it was run."""

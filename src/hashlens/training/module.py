@@ -57,14 +57,11 @@ class HashModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer, and its rate step by step."""
-        optimizer = create_optimizer(self.net, self.config)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule, warmup = self.config.schedule, self.config.warmup
-
-        def share(step: int) -> float:
-            return rate_share(schedule, step, total, warmup)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        config, total = self.config, int(self.trainer.estimated_stepping_batches)
+        optimizer = create_optimizer(self.net, config)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_share(config.schedule, step, total, config.warmup)
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "rate"},
