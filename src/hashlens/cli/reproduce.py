@@ -15,7 +15,7 @@ from hashlens.cli.options import Answer, commands
 from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from hashlens.paper.run import Piece
+    from hashlens.paper.runs import Piece
 
 reproduce_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Run the paper's comparisons again."
@@ -68,7 +68,7 @@ def _comparison(name: str, about: str) -> None:
             spoken_time,
             write_comparison,
         )
-        from hashlens.paper.run import read_piece
+        from hashlens.paper.runs import read_piece
         from hashlens.report.progress import say
         from hashlens.workflows.demo import known_data
 
@@ -148,7 +148,7 @@ def products_command(
     """
     from hashlens.data.opening import open_source
     from hashlens.paper.products import ProductsRun, summary, write_products
-    from hashlens.paper.run import read_products, ways_table
+    from hashlens.paper.runs import read_products, ways_table
     from hashlens.report.progress import say
 
     settings = read_products(quick=quick)
