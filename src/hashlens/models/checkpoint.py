@@ -21,7 +21,7 @@ from torch import Tensor
 from hashlens.data.preprocessing import VectorInput
 from hashlens.errors import ModelError, first_line, writing_model
 from hashlens.files import make_folder, move, remove_abandoned, replace_file
-from hashlens.machine import keep_freed_memory
+from hashlens.machine import has_cuda, keep_freed_memory
 from hashlens.models.backbones import create_backbone
 from hashlens.models.description import (
     CARD_NAME,
@@ -163,8 +163,7 @@ class TorchRunner:
 def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchRunner]:
     """Load a model directory."""
     net, config = load_model(directory)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if has_cuda() else "cpu")
     try:
         return config, TorchRunner(net, device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it lacks CUDA

@@ -21,7 +21,7 @@ def working(what: str) -> AbstractContextManager[object]:
     return Console(stderr=True).status(what)
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager["ProgressBar"]):
     """A bar for ``total`` steps (None: not known), shown from now until it is closed.
 
     It is a context manager, and a callable that takes the number of steps done since the last
@@ -83,9 +83,6 @@ class ProgressBar:
         """Stop drawing; the bar stays on the screen as it is, if there was something to do."""
         self._bar.update(self._task, visible=self._bar.tasks[self._task].total is not None)
         self._bar.stop()
-
-    def __enter__(self) -> ProgressBar:
-        return self
 
     def __exit__(self, *error: Any) -> None:
         self.close()

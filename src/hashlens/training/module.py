@@ -116,8 +116,7 @@ class HashModule(lightning.LightningModule):
         self.log("classification_loss", loss, on_step=False, batch_size=1, **mean)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"train_loss": losses.total.detach().float(), "rate": rate})
-        total: torch.Tensor = losses.total
-        return total
+        return losses.total
 
     def _losses(self, net: LatentHashNet, batch: Batch, *, augment: bool) -> Losses:
         """The objective's losses of a batch, or of two views of it."""
