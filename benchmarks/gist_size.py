@@ -18,7 +18,7 @@ from hashlens.data.decoding import decode_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.paper.gist import gist
-from hashlens.paper.run import search_ways
+from hashlens.paper.runs import search_ways
 from hashlens.types import EncodedImages, Features, Ids
 
 BITS, SEED = 48, 0

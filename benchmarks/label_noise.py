@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from hashlens import Encoder, __version__, open_source
-from hashlens.evaluation.label_noise import ClassScores, Suspicion, leave_one_out_scores, suspicion
 from hashlens.machine import cores
 from hashlens.models.backbones import create_backbone
 from hashlens.models.checkpoint import save_model
@@ -33,6 +32,7 @@ from hashlens.models.description import ModelConfig
 from hashlens.models.latent import LatentHashNet
 from hashlens.report.page import Table
 from hashlens.types import Features
+from hashlens.workflows.labels import ClassScores, Suspicion, leave_one_out_scores, suspicion
 from hashlens.workflows.score import encode
 
 Labels = NDArray[np.int64]

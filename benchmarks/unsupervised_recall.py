@@ -21,7 +21,7 @@ from hashlens import Hasher, hamming_topk, open_source, pack_bits
 from hashlens.baselines import create_method, method_names
 from hashlens.baselines.base import principal_components, random_rotation
 from hashlens.machine import hardware, versions
-from hashlens.training.state import read_state
+from hashlens.training.folder import read_state
 
 K = 10
 

@@ -12,7 +12,7 @@ import pytest
 
 from hashlens import baselines
 from hashlens.baselines import create_method, method_names
-from hashlens.paper.run import read_piece
+from hashlens.paper.runs import read_piece
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "add-a-method.md"
 

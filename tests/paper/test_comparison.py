@@ -25,7 +25,7 @@ from hashlens.paper.comparison import (
     others_table,
     write_comparison,
 )
-from hashlens.paper.run import (
+from hashlens.paper.runs import (
     Amounts,
     Piece,
     ResultStore,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from hashlens import InvalidInputError, SourceError, open_source
 from hashlens.cli.main import app
 from hashlens.paper.products import ProductsRun, grow
-from hashlens.paper.run import Products
+from hashlens.paper.runs import Products
 
 
 def test_a_grown_collection_keeps_its_images_and_changes_the_copies(class_folder: Path) -> None:

@@ -89,7 +89,7 @@ def test_without_a_mode_the_best_is_taken(
     index_dir: Path, encoder: Encoder, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for best, within in ((None, "hds"), ("es", "hds"), ("acs", "acs")):
-        monkeypatch.setattr(Encoder, "mode", best, raising=False)
+        monkeypatch.setattr(encoder, "mode", best)
         with running(index_dir, encoder) as service:
             described = service.client.get("/v1/index").json()
             assert described["mode"] == (best or "hds")

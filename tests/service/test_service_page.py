@@ -176,7 +176,7 @@ def test_a_picture_is_compared_in_all_modes(page: Any, service: Service, picture
 def test_the_page_begins_with_the_best_mode(
     browser: Any, index_dir: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Encoder, "mode", "acs", raising=False)
+    monkeypatch.setattr(encoder, "mode", "acs")
     with running(index_dir, encoder) as service:
         tab = browser.new_page(base_url=service.url)
         tab.goto("/?id=4")

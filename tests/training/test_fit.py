@@ -171,7 +171,7 @@ def test_images_too_many_for_memory_are_streamed(
 ) -> None:
     (folder / "dark" / "cut.png").write_bytes((folder / "dark" / "0.png").read_bytes()[:100])
     held = _train_folder(folder, tmp_path / "m", epochs=2)
-    monkeypatch.setattr("hashlens.training.data.memory_budget", lambda: 1000)
+    monkeypatch.setattr("hashlens.training.data.available_memory", lambda: 2000)
     streamed = _train_folder(folder, tmp_path / "n", epochs=2)
     assert held.history[-1].keys() == streamed.history[-1].keys()
     assert sorted(Path(one.name).name for one in streamed.skipped) == ["cut.png"]

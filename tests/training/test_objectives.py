@@ -15,8 +15,8 @@ from torch import nn
 from hashlens import InvalidInputError
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.objectives import create_objective, objectives
-from hashlens.training.objectives.bihalf import half_signs
 from hashlens.training.objectives.centres import hadamard, hash_centres
+from hashlens.training.objectives.pairs import half_signs
 
 N, H, C = 12, 16, 5
 

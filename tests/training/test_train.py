@@ -124,7 +124,7 @@ def test_training_loads_numba_and_baselines_only_where_the_objective_needs_them(
     modules = set(answer.stdout.split())
     assert "hashlens.training.fit" in modules
     assert ("numba" in modules, "hashlens.baselines" in modules) == (loaded, loaded)
-    assert "hashlens.training.objectives.ssdh" not in modules
+    assert "hashlens.training.objectives.pairs" not in modules
 
 
 def test_the_names_of_objectives_need_no_torch() -> None:

@@ -11,7 +11,7 @@ from hashlens import Encoder, SourceError, open_source
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.models.description import ModelConfig
-from hashlens.models.encoder import NetworkOutput
+from hashlens.models.encoder import EncodedPixels
 from hashlens.workflows.score import evaluate, sheet_queries, write_report
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -24,7 +24,7 @@ class RandomProjection:
     def run(self, images):
         flat = images.reshape(len(images), -1)
         planes = np.random.default_rng(0).normal(size=(flat.shape[1], 16)).astype(np.float32)
-        return NetworkOutput(flat @ planes, flat, flat[:, 20:30])
+        return EncodedPixels.of(flat @ planes, flat, flat[:, 20:30])
 
 
 @pytest.fixture(scope="module")

@@ -108,10 +108,6 @@ class HashMethod(Parameters, ABC):
         """Values (n, h) of features (n, d) before their signs become bits; see ``encode``."""
         return self._project(finite_features(features))
 
-    def transform(self, features: Any) -> Codes:
-        """As ``encode``, by scikit-learn's name."""
-        return self.encode(features)
-
     def fit_transform(self, features: Any, labels: Any = None) -> Codes:
         """Learn from features, and return their codes."""
         return self.fit(features, labels).encode(features)
@@ -133,6 +129,8 @@ class HashMethod(Parameters, ABC):
             for start in range(0, len(array), _BLOCK)
         ]
         return np.concatenate([np.zeros((0, code_bytes(self.bits)), np.uint8), *blocks])
+
+    transform = encode  # scikit-learn's name
 
 
 def finite_features(features: Any) -> Features:

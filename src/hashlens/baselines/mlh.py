@@ -68,6 +68,7 @@ class MLH(HashMethod):
 
     def _learn(self, features: Features, classes: Ids) -> None:
         rng = np.random.default_rng(self.seed)
+        radius = max(2 * self.bits // 5, 1) if self.radius is None else self.radius
         self.mean, whiten = _whitening(features)
         inputs = ((features - self.mean) @ whiten).astype(np.float32, copy=False)
         drawn = rng.standard_normal((inputs.shape[1], self.bits))
@@ -78,29 +79,20 @@ class MLH(HashMethod):
         for step, (first, second, similar) in zip(
             range(self.steps), _drawn(classes, rng), strict=False
         ):
-            gradient, losses[step] = self._gradient(weights, inputs[first], inputs[second], similar)
+            # Gradient of the bound, (g - b(x)) x' + (h - b(x')) x'', and loss: means over pairs.
+            x, y = inputs[first], inputs[second]
+            left, right = x @ weights, y @ weights
+            g, h = loss_augmented_codes(left, right, similar, radius, self.balance)
+            gradient = x.T @ (g - (left >= 0)) + y.T @ (h - (right >= 0))
+            gradient = gradient.astype(np.float32) / np.float32(PAIRS)
+            distance = ((left >= 0) != (right >= 0)).sum(axis=1)
+            losses[step] = pair_loss(distance, similar, radius, self.balance).mean()
             rate = np.float32(self.rate * (1 - step / self.steps))
             velocity *= np.float32(MOMENTUM)
             velocity -= rate * (gradient + np.float32(self.decay) * weights)
             weights += velocity
         self.losses = [float(part.mean()) for part in np.array_split(losses, min(10, self.steps))]
         self.weights = whiten @ weights
-
-    def _gradient(
-        self,
-        weights: NDArray[np.float32],
-        first: NDArray[np.float32],
-        second: NDArray[np.float32],
-        similar: NDArray[np.bool_],
-    ) -> tuple[NDArray[np.float32], float]:
-        """Gradient of the bound, (g - b(x)) x' + (h - b(x')) x'', and loss: means over pairs."""
-        left, right = first @ weights, second @ weights
-        radius = max(2 * self.bits // 5, 1) if self.radius is None else self.radius
-        g, h = loss_augmented_codes(left, right, similar, radius, self.balance)
-        gradient = first.T @ (g - (left >= 0)) + second.T @ (h - (right >= 0))
-        distance = ((left >= 0) != (right >= 0)).sum(axis=1)
-        loss = pair_loss(distance, similar, radius, self.balance)
-        return gradient.astype(np.float32) / np.float32(len(first)), float(loss.mean())
 
 
 def _whitening(features: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

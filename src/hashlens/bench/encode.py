@@ -47,12 +47,16 @@ def measure_encoding(
         if encoder.preprocessing != preprocessing:
             raise InvalidInputError(f"{name}: takes another input than the first model")
     drawn = np.random.default_rng(0).permutation(len(source))[:n_images]
-    uris = _readable([source.uris[int(row)] for row in np.sort(drawn)], preprocessing.size_hint)
-    if not uris:
-        raise SourceError(f"{source.spec}: no image can be read, so there is nothing to measure")
+    named, hint = [source.uris[int(row)] for row in np.sort(drawn)], preprocessing.size_hint
     with ThreadPoolExecutor(cores()) as pool:
+        # Each file is read once before, so that all stages see a warm disk.
+        uris = list(compress(named, pool.map(partial(can_open, size_hint=hint), named)))
+        if not uris:
+            raise SourceError(
+                f"{source.spec}: no image can be read, so there is nothing to measure"
+            )
         start = perf_counter()
-        load = partial(load_image, size_hint=preprocessing.size_hint)
+        load = partial(load_image, size_hint=hint)
         pictures = list(pool.map(load, uris))
         decoded = perf_counter()
         pixels = np.stack(list(pool.map(preprocessing.pixels, pictures)))
@@ -77,12 +81,6 @@ def measure_encoding(
         "together": n / together,
         "forward": forward,
     }
-
-
-def _readable(uris: list[str], size_hint: int) -> list[str]:
-    """Those that open; also reads each file once, so that all stages see a warm disk."""
-    with ThreadPoolExecutor(cores()) as pool:
-        return list(compress(uris, pool.map(partial(can_open, size_hint=size_hint), uris)))
 
 
 def _batches(pixels: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from hashlens.cli.options import GROUP, JSON, READING, note, takes, tell
+from hashlens.cli.options import READING, Answer, commands, note
 
 if TYPE_CHECKING:
     from hashlens.data.preprocessing import Metric
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 bench_app = typer.Typer(
     no_args_is_help=True, help="Measure speed next to other libraries.", rich_markup_mode=None
 )
+bench = commands(bench_app)
 
 
-@bench_app.command("search")
+@bench("search")
 def search_command(
     quick: bool = typer.Option(False, "--quick", help="Fewer and smaller cells: about a minute."),
     out: Path | None = typer.Option(None, help="Folder for search.md, search.png and search.json."),
     seed: int = typer.Option(0, help="Seed of all data."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Time Hamming search next to FAISS and USearch.
 
     Exact engines over 1,124,087 codes of several kinds, taking turns in the same run with the
@@ -38,10 +38,10 @@ def search_command(
     if out is not None:
         command = f"hashlens bench search{' --quick' if quick else ''} --seed {seed}"
         note(f"page: {write(results, out, command)}")
-    tell(results, text(results), as_json)
+    return Answer(results, text(results))
 
 
-@bench_app.command("encode")
+@bench("encode")
 def encode_command(
     models: list[Path] = typer.Argument(
         ..., help="A model's folder or .onnx file; more of them take turns with it."
@@ -50,8 +50,7 @@ def encode_command(
     images: int = typer.Option(1000, min=1, help="Images to measure with, drawn at random."),
     batch_size: int = typer.Option(32, min=1, help="Images in one run of the network."),
     rounds: int = typer.Option(5, min=1, help="Times that each network sees the images."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Measure how fast images are decoded, transformed, encoded and written.
 
     Example: hashlens bench encode model/ model.onnx --data photos/ --images 1000
@@ -80,18 +79,17 @@ def encode_command(
             f"  forward    {forward['images_per_second']:10,.0f}  ({forward['slow']:,.0f} to "
             f"{forward['fast']:,.0f}), {forward['bits_equal']:.3%} of bits equal  {name}"
         )
-    tell(speed, "\n".join(lines), as_json)
+    return Answer(speed, "\n".join(lines))
 
 
-@bench_app.command("shards")
+@bench("shards")
 def shards_command(
     folder: Path | None = typer.Option(
         None, help="Where the indexes are made and kept; by default a folder that is removed."
     ),
     images: int = typer.Option(1_000_000, min=1000, help="Images, in 1, 2, 4 and 8 shards."),
     out: Path | None = typer.Option(None, help="Folder for shards.md and shards.json."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Measure search over shards in one process and on Ray Serve, next to one index.
 
     Example: hashlens bench shards --out results/
@@ -101,11 +99,13 @@ def shards_command(
     results = run(folder, images)
     if out is not None:
         note(f"page: {write(results, out, f'hashlens bench shards --images {images}')}")
-    tell(results, text(results), as_json)
+    return Answer(results, text(results))
 
 
-@bench_app.command("vectors")
-@takes(columns={name: READING[name] for name in ("label_column", "vector_column")})
+_COLUMNS = {name: READING[name] for name in ("label_column", "vector_column")}
+
+
+@bench("vectors")
 def vectors_command(
     source: str | None = typer.Argument(
         None,
@@ -119,9 +119,8 @@ def vectors_command(
     queries: int = typer.Option(500, min=1, help="Vectors that are held out to search with."),
     seed: int = typer.Option(0, help="Seed of all draws."),
     out: Path | None = typer.Option(None, help="Folder for vectors.md, vectors.png and .json."),
-    columns: dict[str, Any] = GROUP,
-    as_json: bool = JSON,
-) -> None:
+    columns: dict[str, Any] = _COLUMNS,
+) -> Answer:
     """Compare codes of vectors with PQ, OPQ, RaBitQ and scalar quantisation, by bytes.
 
     Recall of the true neighbours, precision where there are labels, and time on one thread; with
@@ -150,4 +149,4 @@ def vectors_command(
         command = f"hashlens bench vectors {source or ''}".rstrip() + options
         command += f" --metric {metric} --queries {queries} --seed {seed}"
         note(f"page: {write(results, out, command)}")
-    tell(results, text(results), as_json)
+    return Answer(results, text(results))

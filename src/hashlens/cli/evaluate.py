@@ -8,18 +8,10 @@ from typing import Any
 
 import typer
 
-from hashlens.cli.opening import (
-    RADIUS,
-    make_folder,
-    parse_radius,
-    passed_over,
-    show_skipped,
-    stored_radius,
-)
-from hashlens.cli.options import GROUP, JSON, MODEL, note, reads_sources, tell
+from hashlens.cli.opening import RADIUS, make_folder, parse_radius, passed_over, stored_radius
+from hashlens.cli.options import MODEL, READING, Answer, note, show_skipped
 
 
-@reads_sources
 def evaluate_command(
     model: Path = MODEL,
     database: str = typer.Option(
@@ -42,9 +34,8 @@ def evaluate_command(
         metavar="K",
         help="Further cutoffs of mean average precision, next to 1000 and all; may be repeated.",
     ),
-    reading: dict[str, Any] = GROUP,
-    as_json: bool = JSON,
-) -> None:
+    reading: dict[str, Any] = READING,
+) -> Answer:
     """Score a model: precision at k, mean average precision and time, for each way to search.
 
     BCS: codes only. ACS: codes, then the query's latent values. HDS: codes, then features. ES:
@@ -83,10 +74,9 @@ def evaluate_command(
     lines = [str(scored) + passed_over(others)]
     if out is not None:
         lines.append(f"report: {write_report(scored, out)}")
-    tell(scored.to_dict(), "\n".join(lines), as_json)
+    return Answer(scored.to_dict(), "\n".join(lines))
 
 
-@reads_sources
 def inspect_command(
     model: Path = MODEL,
     data: str | None = typer.Option(
@@ -95,9 +85,8 @@ def inspect_command(
     ),
     out: Path | None = typer.Option(None, help="Folder for a page with pictures."),
     seed: int = typer.Option(0, help="Chooses the images to compare, if there are many."),
-    reading: dict[str, Any] = GROUP,
-    as_json: bool = JSON,
-) -> None:
+    reading: dict[str, Any] = READING,
+) -> Answer:
     """Check a model's codes, and propose a Hamming radius for HDS.
 
     Shows how evenly bits are used, how they correlate, how images share codes, and how far
@@ -126,10 +115,9 @@ def inspect_command(
         lines += ["", radius_table(radii).text(), "", f"radius {radii.best}: {outcome}"]
     if out is not None:
         lines.append(f"page: {write_inspection(inspected, out)}")
-    tell(inspected.to_dict(), "\n".join(lines), as_json)
+    return Answer(inspected.to_dict(), "\n".join(lines))
 
 
-@reads_sources
 def labels_command(
     model: Path = MODEL,
     data: str = typer.Option(
@@ -139,9 +127,8 @@ def labels_command(
         None, help="Folder for the page, a picture sheet and the list of all images as CSV."
     ),
     first: int = typer.Option(20, min=0, help="Number of doubtful images to print."),
-    reading: dict[str, Any] = GROUP,
-    as_json: bool = JSON,
-) -> None:
+    reading: dict[str, Any] = READING,
+) -> Answer:
     """Rank labels by how doubtful they are, and show which classes are mixed up.
 
     The model should not have learned these labels by heart: one trained with --freeze-backbone,
@@ -168,4 +155,4 @@ def labels_command(
         lines.append(f"{shown['doubt']:7.3f}  {pair}  {shown['image']}")
     if out is not None:
         lines.append(f"report: {write_label_page(report, out)}")
-    tell(report.to_dict(first), "\n".join(lines), as_json)
+    return Answer(report.to_dict(first), "\n".join(lines))

@@ -18,19 +18,16 @@ from hashlens.cli.opening import (
     open_model,
     parse_metadata,
     passed_over,
-    show_skipped,
-    skipped_json,
 )
 from hashlens.cli.options import (
     EXCLUDE,
-    GROUP,
     INDEX,
     INDEX_MODEL,
-    JSON,
+    READING,
     STRICT,
+    Answer,
+    commands,
     note,
-    reads_sources,
-    tell,
 )
 from hashlens.cli.search import printable, save_picture
 from hashlens.errors import IndexStoreError, InvalidInputError
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
 index_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make, fill, change and check an index."
 )
+on_index = commands(index_app)
 
 
 SOURCES = typer.Argument(
@@ -65,8 +63,7 @@ METADATA_COLUMNS = typer.Option(
 )
 
 
-@index_app.command("create")
-@reads_sources
+@on_index("create")
 def create_command(
     index: Path = typer.Argument(..., help="Folder to make."),
     sources: list[str] = SOURCES,
@@ -78,15 +75,14 @@ def create_command(
     ),
     metadata: list[str] = METADATA,
     metadata_columns: str | None = METADATA_COLUMNS,
-    reading: dict[str, Any] = GROUP,
+    reading: dict[str, Any] = READING,
     shards: int | None = typer.Option(
         None, min=1, help="Make an index in so many shards, encoded on a Ray cluster."
     ),
     ray: str | None = typer.Option(
         None, help="Address of the Ray cluster, or local; by default RAY_ADDRESS, else local."
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Make an index, and add images, or vectors, to it.
 
     Stopped while it adds, it keeps what it has; `hashlens index add` goes on. In shards, the same
@@ -110,13 +106,11 @@ def create_command(
             )
         sizes = [shard.images for shard in read_manifest(index).shards]
         result = {"index": str(index), "added": sum(sizes), "shards": sizes}
-        show_skipped([] if as_json else skipped)
         text = (
             f"added {sum(sizes)}, skipped {len(skipped)}; {index} has {shards} shards of "
             f"{min(sizes)} to {max(sizes)}"
         )
-        tell({**result, "skipped": skipped_json(skipped)}, text, as_json)
-        return
+        return Answer(result, text, skipped)
     from hashlens.index.hash_index import HashIndex
     from hashlens.index.layout import FEATURE_TYPES
 
@@ -125,11 +119,10 @@ def create_command(
     images = open_given(sources or [], metadata, metadata_columns, **reading)
     encoder = open_model(model)
     with HashIndex.create(index, encoder, features=features, model=model) as new:
-        _add(new, images, reading["strict"], as_json)
+        return _add(new, images, reading["strict"])
 
 
-@index_app.command("add")
-@reads_sources
+@on_index("add")
 def add_command(
     index: Path = INDEX,
     sources: list[str] = SOURCES,
@@ -137,9 +130,8 @@ def add_command(
     metadata: list[str] = METADATA,
     metadata_columns: str | None = METADATA_COLUMNS,
     model: Path | None = INDEX_MODEL,
-    reading: dict[str, Any] = GROUP,
-    as_json: bool = JSON,
-) -> None:
+    reading: dict[str, Any] = READING,
+) -> Answer:
     """Add images that are not in the index yet.
 
     Example: hashlens index add shop.idx new-photos/ --metadata season=spring
@@ -150,10 +142,10 @@ def add_command(
     if label is not None:
         images = images._replace(labels=[label] * len(images.uris))
     with open_index(index, model, encode=True) as opened:
-        _add(opened, images, reading["strict"], as_json)
+        return _add(opened, images, reading["strict"])
 
 
-def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None:
+def _add(index: Index, images: GivenImages, strict: bool) -> Answer:
     from hashlens.index.hash_index import HashIndex
 
     known, is_new = set(index.uris()), []
@@ -170,7 +162,6 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
             progress=progress,
             strict=strict,
         )
-    show_skipped([] if as_json else report.skipped)
     twice: list[int] = []
     if isinstance(index, HashIndex) and 0 < len(report.ids) < len(index):
         first = int(report.ids[0])
@@ -183,15 +174,15 @@ def _add(index: Index, images: GivenImages, strict: bool, as_json: bool) -> None
         )
     result = {"index": str(index.path), "added": len(report.ids), "images": len(index)}
     result |= {"already_there": there, "copies": len(twice)}
-    result |= {"skipped": skipped_json(report.skipped), "passed_over": dict(images.passed_over)}
+    result["passed_over"] = dict(images.passed_over)
     text = f"added {len(report.ids)}, skipped {len(report.skipped)}"
     if there:
         text += f", {there} were there already"
     text += passed_over(images.passed_over)
-    tell(result, f"{text}; {index.path} holds {len(index)} images", as_json)
+    return Answer(result, f"{text}; {index.path} holds {len(index)} images", report.skipped)
 
 
-@index_app.command("sync")
+@on_index("sync")
 def sync_command(
     index: Path = INDEX,
     folder: str = typer.Argument(..., help="Folder of images; sub-folders name classes."),
@@ -203,8 +194,7 @@ def sync_command(
         "--verify-content",
         help="Read every file, also those whose size and time say that they are unchanged.",
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Make the index say what a folder holds, encoding only what is new or changed.
 
     Images of the index that came from other places stay. Stopped, it goes on where it was.
@@ -222,21 +212,19 @@ def sync_command(
         images = len(opened)
     for line in found.notes():
         note(f"note: {line}")
-    show_skipped([] if as_json else report.skipped)
     result = {"index": str(index), **report._asdict(), "images": images}
-    result |= {"skipped": skipped_json(report.skipped), "passed_over": dict(found.passed_over)}
+    result["passed_over"] = dict(found.passed_over)
     counts = {**report._asdict(), "skipped": len(report.skipped)}
     told = ", ".join(f"{value} {key}" for key, value in counts.items())
     text = f"{told}{passed_over(found.passed_over)}; {index} holds {images} images"
-    tell(result, text, as_json)
+    return Answer(result, text, report.skipped)
 
 
-@index_app.command("reencode")
+@on_index("reencode")
 def reencode_command(
     index: Path = INDEX,
     model: Path = typer.Option(..., help="Folder of the new model, or an exported .onnx file."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Give an index the codes of another model; the old index stays next to it, as INDEX.before.
 
     Labels and metadata stay; images get new ids. Searches go on meanwhile, and a service goes on
@@ -253,28 +241,23 @@ def reencode_command(
         )
     with ProgressBar("encoding", None) as progress:
         done = reencode(index, open_model(model), model, progress=progress.reach)
-    show_skipped([] if as_json else done.skipped)
     before = None if done.before is None else str(done.before)
     result = {"index": str(done.new), "images": done.images, "before": before}
-    result["skipped"] = skipped_json(done.skipped)
     text = f"{done.new} holds {done.images} images; the index before is {done.before}"
     if done.before is None:
         text = (
             f"{len(done.skipped)} images cannot be read: {index} stays as it was, and {done.new} "
             f"holds the other {done.images}; remove those images from {index}, and run this again"
         )
-    tell(result, text, as_json)
-    if done.before is None:
-        raise typer.Exit(1)
+    return Answer(result, text, done.skipped, failed=done.before is None)
 
 
-@index_app.command("relocate")
+@on_index("relocate")
 def relocate_command(
     index: Path = INDEX,
     old: Path = typer.Argument(..., help="Folder where the files were."),
     new: Path = typer.Argument(..., help="Folder where they are now."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Say that a folder's files are in another place now; nothing is encoded again.
 
     The remembered place of the model changes with them, if it was below the folder too.
@@ -285,17 +268,16 @@ def relocate_command(
         changed, lost = opened.relocate(old, new)
     result = {"index": str(index), "relocated": changed, "lost": lost}
     ending = f", {lost} of them not there" if lost else ""
-    tell(result, f"relocated {changed} images{ending}", as_json)
+    return Answer(result, f"relocated {changed} images{ending}")
 
 
-@index_app.command("remove")
+@on_index("remove")
 def remove_command(
     index: Path = INDEX,
     images: list[str] = typer.Argument(
         ..., metavar="IMAGE", help="Ids, paths and URIs as the index has them, or whole folders."
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Take images out of the index; the files stay.
 
     Example: hashlens index remove shop.idx 17 photos/old.jpg photos/2019/
@@ -323,10 +305,10 @@ def remove_command(
         opened.remove(sorted(ids))
         left = len(opened)
     result = {"index": str(index), "removed": sorted(ids), "images": left}
-    tell(result, f"removed {len(ids)}; {index} holds {left} images", as_json)
+    return Answer(result, f"removed {len(ids)}; {index} holds {left} images")
 
 
-@index_app.command("update")
+@on_index("update")
 def update_command(
     index: Path = INDEX,
     image_id: int = typer.Argument(..., metavar="ID", help="An image of the index."),
@@ -336,8 +318,7 @@ def update_command(
     ),
     image: Path | None = typer.Option(None, help="Picture to take its place."),
     model: Path | None = INDEX_MODEL,
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Change an image's label or metadata, or put another picture in its place.
 
     Example: hashlens index update shop.idx 17 --label boots --metadata price=20
@@ -352,11 +333,11 @@ def update_command(
             changes["metadata"] = {**opened.get(image_id).metadata, **parse_metadata(metadata)}
         opened.update(image_id, image=image, **changes)
         record = opened.get(image_id)
-    tell(record._asdict(), f"updated {image_id}: {printable(str(record._asdict()))}", as_json)
+    return Answer(record._asdict(), f"updated {image_id}: {printable(str(record._asdict()))}")
 
 
-@index_app.command("info")
-def info_command(index: Path = INDEX, as_json: bool = JSON) -> None:
+@on_index("info")
+def info_command(index: Path = INDEX) -> Answer:
     """Say what an index holds.
 
     Example: hashlens index info shop.idx
@@ -368,11 +349,11 @@ def info_command(index: Path = INDEX, as_json: bool = JSON) -> None:
     lines.append(f"{'labels':<15} {sum(label is not None for label in labels)}")
     named = {label: count for label, count in labels.items() if label is not None}
     unlabelled = labels.get(None, 0)
-    tell({**info, "labels": named, "unlabelled": unlabelled}, "\n".join(lines), as_json)
+    return Answer({**info, "labels": named, "unlabelled": unlabelled}, "\n".join(lines))
 
 
-@index_app.command("verify")
-def verify_command(index: Path = INDEX, as_json: bool = JSON) -> None:
+@on_index("verify")
+def verify_command(index: Path = INDEX) -> Answer:
     """Read every byte against its checksum, and name what is damaged.
 
     Example: hashlens index verify shop.idx
@@ -382,13 +363,12 @@ def verify_command(index: Path = INDEX, as_json: bool = JSON) -> None:
         with ProgressBar("reading", 3 * (info.images + info.removed)) as progress:
             damage = opened.verify(progress)
     result = {"index": str(index), "intact": not damage, "damage": damage}
-    tell(result, "\n".join(damage) or f"{index}: intact, {info.images} images", as_json)
-    if damage:
-        raise typer.Exit(1)
+    text = "\n".join(damage) or f"{index}: intact, {info.images} images"
+    return Answer(result, text, failed=bool(damage))
 
 
-@index_app.command("compact")
-def compact_command(index: Path = INDEX, as_json: bool = JSON) -> None:
+@on_index("compact")
+def compact_command(index: Path = INDEX) -> Answer:
     """Free the space of removed images; searches go on meanwhile.
 
     Example: hashlens index compact shop.idx
@@ -399,15 +379,14 @@ def compact_command(index: Path = INDEX, as_json: bool = JSON) -> None:
         after = opened.info().bytes_on_disk
     result = {"index": str(index), "dropped": dropped, "bytes": after, "bytes_before": before}
     text = f"dropped {dropped} rows; {before:,} bytes before, {after:,} now"
-    tell(result, text, as_json)
+    return Answer(result, text)
 
 
-@index_app.command("copy")
+@on_index("copy")
 def copy_command(
     index: Path = INDEX,
     to: Path = typer.Argument(..., metavar="TO", help="New folder for the copy."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Copy an index that may be in use: whole, of one commit, and checked; for backups.
 
     Example: hashlens index copy shop.idx /backup/shop.idx
@@ -415,16 +394,15 @@ def copy_command(
     with open_index(index, read_only=True) as opened:
         images = opened.copy(to)
     result = {"index": str(index), "to": str(to), "images": images}
-    tell(result, f"copied {index} with {images} images to {to}", as_json)
+    return Answer(result, f"copied {index} with {images} images to {to}")
 
 
-@index_app.command("reshard")
+@on_index("reshard")
 def reshard_command(
     old: Path = typer.Argument(..., metavar="OLD", help="An index, in shards or not."),
     new: Path = typer.Argument(..., metavar="NEW", help="Folder to make."),
     shards: int | None = typer.Option(None, min=1, help="Shards; left out, one index is made."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Write an index in another number of shards, or as one; nothing is encoded again.
 
     Images get new ids. Shards of an older form are converted.
@@ -436,17 +414,16 @@ def reshard_command(
     with ProgressBar("writing", None, unit="images") as progress:
         images = reshard(old, new, shards, progress=progress)
     result = {"index": str(new), "images": images, "shards": shards}
-    tell(result, f"{new} holds {images} images in {shards or 'no'} shards", as_json)
+    return Answer(result, f"{new} holds {images} images in {shards or 'no'} shards")
 
 
-@index_app.command("duplicates")
+@on_index("duplicates")
 def duplicates_command(
     index: Path = INDEX,
     radius: int = typer.Option(2, min=0, help="Bits in which codes may differ; 0: equal codes."),
     out: Path | None = typer.Option(None, help="Folder for a page with the pictures."),
     sheet: Path | None = typer.Option(None, help="Write a sheet of the groups, as PNG or JPEG."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Find exact copies, by content, and pictures that look alike.
 
     Of images whose codes are near, the pictures are compared: other sizes, qualities and small
@@ -489,10 +466,10 @@ def duplicates_command(
     )
     if out is not None:
         lines.append(f"page: {write_duplicates(found, out)}")
-    tell(result, "\n".join(lines), as_json)
+    return Answer(result, "\n".join(lines))
 
 
-@index_app.command("export")
+@on_index("export")
 def export_command(
     index: Path = INDEX,
     out: Path = typer.Argument(..., help="File or folder to write; must not exist."),
@@ -502,8 +479,7 @@ def export_command(
         "for psql; milvus and elasticsearch: JSON lines for a bulk insert; lancedb: Parquet for "
         "create_table; sqlite-vec: an SQLite file.",
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Write the index as a file that other libraries read.
 
     Example: hashlens index export shop.idx shop.faiss --format faiss
@@ -519,4 +495,4 @@ def export_command(
         note(f"note: {line}")
     result = {"index": str(index), "out": str(out), "format": format, "images": images}
     result["notes"] = notes
-    tell(result, f"wrote {images} images to {out}", as_json)
+    return Answer(result, f"wrote {images} images to {out}")

@@ -1,7 +1,7 @@
 """The ``hashlens`` command: its groups, and how errors end it.
 
-Exit codes: 0 done, 1 it could not be done, 2 wrong usage. A noun's module registers itself in
-``_NOUNS``; each imports typer alone, and what is heavy inside its commands.
+Exit codes: 0 done, 1 it could not be done, 2 wrong usage. A noun's module imports typer alone, and
+what is heavy inside its commands.
 """
 
 from __future__ import annotations
@@ -16,14 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from hashlens import __version__
-from hashlens.cli.bench import bench_app
-from hashlens.cli.evaluate import evaluate_command, inspect_command, labels_command
-from hashlens.cli.export import export_command, pull_command, push_command
-from hashlens.cli.index import index_app
-from hashlens.cli.reproduce import reproduce_app
-from hashlens.cli.search import search_command
-from hashlens.cli.serve import look_command, serve_command
-from hashlens.cli.train import demo_command, train_command
+from hashlens.cli import bench, evaluate, index, models, reproduce, search, serve
+from hashlens.cli.options import commands
 from hashlens.errors import HashlensError, MissingExtraError, system_reason
 
 # The extra that brings a package which the base installation lacks.
@@ -95,21 +89,22 @@ def _options(
     pass
 
 
-app.command("demo")(demo_command)
-app.command("look")(look_command)
+answering = commands(app)
+answering("demo")(models.demo_command)
+app.command("look")(serve.look_command)
 # HASHLENS_PORT, HASHLENS_HOST, ...: a service often has its options from its environment.
-app.command("serve", context_settings={"auto_envvar_prefix": "HASHLENS"})(serve_command)
-app.command("train")(train_command)
-app.add_typer(index_app, name="index")
-app.command("search")(search_command)
-app.command("evaluate")(evaluate_command)
-app.command("labels")(labels_command)
-app.command("inspect")(inspect_command)
-app.add_typer(reproduce_app, name="reproduce")
-app.command("export")(export_command)
-app.add_typer(bench_app, name="bench")
-app.command("push")(push_command)
-app.command("pull")(pull_command)
+app.command("serve", context_settings={"auto_envvar_prefix": "HASHLENS"})(serve.serve_command)
+answering("train")(models.train_command)
+app.add_typer(index.index_app, name="index")
+app.command("search")(search.search_command)
+answering("evaluate")(evaluate.evaluate_command)
+answering("labels")(evaluate.labels_command)
+answering("inspect")(evaluate.inspect_command)
+app.add_typer(reproduce.reproduce_app, name="reproduce")
+answering("export")(models.export_command)
+app.add_typer(bench.bench_app, name="bench")
+answering("push")(models.push_command)
+answering("pull")(models.pull_command)
 
 
 _show_as_usual = warnings.showwarning

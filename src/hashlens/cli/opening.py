@@ -18,14 +18,12 @@ from hashlens.files import compared
 if TYPE_CHECKING:
     from hashlens.index.protocol import Index
     from hashlens.models.encoder import Encoder
-    from hashlens.types import Skipped
 
 
 # The sign may stand between spaces, as many before it as after it.
 _CONDITION = re.compile(
     r"(?P<key>.+?)(?P<gap> *)(?P<sign>>=|<=|=|>|<)(?P=gap)(?P<value>.*)", re.DOTALL
 )
-_SKIPPED_SHOWN = 20
 _MOST_READ, _READ_AT_ONCE = 10_000, 200  # images whose metadata are searched for a key
 
 
@@ -155,24 +153,11 @@ def make_folder(out: Path | None) -> None:
         raise SourceError(f"{out}: {reason}; expected a folder that can be made") from error
 
 
-def show_skipped(skipped: Sequence[Skipped]) -> None:
-    """List unreadable images on standard error."""
-    for image in skipped[:_SKIPPED_SHOWN]:
-        note(f"skipped {image.name}: {image.reason}")
-    if len(skipped) > _SKIPPED_SHOWN:
-        note(f"skipped {len(skipped) - _SKIPPED_SHOWN} more; --json lists all")
-
-
 def passed_over(counts: Mapping[str, int]) -> str:
     """The end of a summary: how many files were no images, by suffix."""
     from hashlens.data.folders import count_words
 
     return f", passed over {sum(counts.values())} ({count_words(counts)})" if counts else ""
-
-
-def skipped_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    """Unreadable images for ``--json``."""
-    return [{"name": image.name, "reason": image.reason} for image in skipped]
 
 
 def _with_metadata(images: GivenImages, given: Sequence[str]) -> GivenImages:

@@ -1,16 +1,29 @@
-"""Options that several commands share, and the one way in which they print a result."""
+"""Options that several commands share, and the one way in which commands answer."""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import typer
 
-Command: TypeAlias = Callable[..., None]
+if TYPE_CHECKING:
+    from hashlens.types import Skipped
+
+
+class Answer(NamedTuple):
+    """What a command says: one JSON object with ``--json``, else a text."""
+
+    result: dict[str, Any]
+    text: str
+    skipped: Sequence[Skipped] | None = None  # part of the object; next to the text, a line each
+    failed: bool = False  # exit code 1
+
+
+Command: TypeAlias = Callable[..., Answer | None]
 
 MODEL = typer.Argument(..., help="Folder of a model, or an exported .onnx file.")
 MODEL_FOLDER = typer.Argument(..., help="Folder of a model.")
@@ -50,48 +63,61 @@ READING = {
     ),
     "strict": (bool, STRICT),
 }
-
-GROUP: dict[str, Any] = {}
-"""Stands where ``takes`` puts the options of a group."""
+"""The options of ``open_source``."""
 
 
-def takes(**groups: Mapping[str, tuple[Any, Any]]) -> Callable[[Command], Command]:
-    """Give a command groups of options (type and option by name).
+def commands(app: typer.Typer) -> Callable[[str], Callable[[Command], Command]]:
+    """A decorator for the commands of an app, which takes a command's name.
 
-    Each takes the place of the parameter of its name, and reaches the command as a dictionary.
+    A parameter whose default is a dictionary, such as ``READING``, stands for a group of options,
+    and gets their values by name. A command that returns an ``Answer`` gets ``--json`` as well.
     """
-
-    def given(command: Command) -> Command:
-        signature, annotations = inspect.signature(command), dict(command.__annotations__)
-        parameters = []
-        for one in signature.parameters.values():
-            if one.name not in groups:
-                parameters.append(one)
-                continue
-            del annotations[one.name]
-            for name, (kind, option) in groups[one.name].items():
-                parameters.append(one.replace(name=name, default=option, annotation=kind))
-                annotations[name] = kind
-
-        @wraps(command)
-        def run(**values: Any) -> None:
-            held = {group: {name: values.pop(name) for name in groups[group]} for group in groups}
-            command(**held, **values)
-
-        run.__annotations__ = annotations
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        return run
-
-    return given
+    return lambda name: lambda command: app.command(name)(_answering(command))
 
 
-reads_sources = takes(reading=READING)
-"""Gives a command the options of ``open_source``, in place of its parameter ``reading``."""
+def _answering(command: Command) -> Command:
+    """A command with its groups spread out, which prints its answer."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Mapping[str, Any]] = {}
+    for one in inspect.signature(command).parameters.values():
+        if isinstance(one.default, dict):
+            groups[one.name] = one.default
+        options = groups.get(one.name, {one.name: (one.annotation, one.default)})
+        parameters += [
+            one.replace(name=name, annotation=kind, default=option)
+            for name, (kind, option) in options.items()
+        ]
+    if "Answer" in command.__annotations__["return"]:
+        parameters.append(parameters[0].replace(name="as_json", annotation=bool, default=JSON))
+
+    @wraps(command)
+    def run(*, as_json: bool = False, **values: Any) -> None:
+        held = {group: {name: values.pop(name) for name in groups[group]} for group in groups}
+        answer = command(**held, **values)
+        if answer is None:
+            return
+        result, skipped = answer.result, answer.skipped
+        if skipped is not None:
+            result |= {"skipped": [{"name": one.name, "reason": one.reason} for one in skipped]}
+            show_skipped([] if as_json else skipped)
+        typer.echo(json.dumps(result) if as_json else answer.text)
+        if answer.failed:
+            raise typer.Exit(1)
+
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
 
 
-def tell(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print a result as one JSON object, or as text."""
-    typer.echo(json.dumps(result) if as_json else text)
+_SKIPPED_SHOWN = 20
+
+
+def show_skipped(skipped: Sequence[Skipped]) -> None:
+    """List unreadable images on standard error."""
+    for image in skipped[:_SKIPPED_SHOWN]:
+        note(f"skipped {image.name}: {image.reason}")
+    if len(skipped) > _SKIPPED_SHOWN:
+        note(f"skipped {len(skipped) - _SKIPPED_SHOWN} more; --json lists all")
 
 
 def note(line: str) -> None:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hashlens.cli.options import JSON, tell
+from hashlens.cli.options import Answer, commands
 from hashlens.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from hashlens.paper.run import Piece
+    from hashlens.paper.runs import Piece
 
 reproduce_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Run the paper's comparisons again."
 )
+reproduce = commands(reproduce_app)
 
 _DATA = typer.Option(
     None, help="Folder with train.parquet and test.parquet, or a hub name. [default: the hub]"
@@ -57,8 +58,7 @@ def _comparison(name: str, about: str) -> None:
         bits: str | None = _BITS,
         epochs: int | None = _EPOCHS,
         seed: int = _SEED,
-        as_json: bool = JSON,
-    ) -> None:
+    ) -> Answer:
         from hashlens.data.opening import open_source
         from hashlens.models.encoder import Encoder
         from hashlens.paper.comparison import (
@@ -68,7 +68,7 @@ def _comparison(name: str, about: str) -> None:
             spoken_time,
             write_comparison,
         )
-        from hashlens.paper.run import read_piece
+        from hashlens.paper.runs import read_piece
         from hashlens.report.progress import say
         from hashlens.workflows.demo import known_data
 
@@ -99,10 +99,10 @@ def _comparison(name: str, about: str) -> None:
         results = [{"name": job.method, "bits": job.bits, **one} for job, one in kept.items()]
         result = {"piece": name, "split": split, "report": str(page), "results": results}
         text = f"{split}\n{precision_table(run, kept).text()}\nreport: {page}"
-        tell(result, text, as_json)
+        return Answer(result, text)
 
     command.__doc__ = about
-    reproduce_app.command(name)(command)
+    reproduce(name)(command)
 
 
 _comparison(
@@ -121,7 +121,7 @@ _comparison(
 )
 
 
-@reproduce_app.command("products")
+@reproduce("products")
 def products_command(
     source: str = typer.Argument(help="A folder with one sub-folder per class, or a parquet file."),
     out: Path = typer.Option(Path("runs/reproduce-products"), help="Where results are kept."),
@@ -141,15 +141,14 @@ def products_command(
         help="Grow the collection to this many images with changed copies; the paper: 1124087.",
     ),
     seed: int = _SEED,
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Search a collection with some of its own images: accuracy, four modes, time, pictures.
 
     Example: hashlens reproduce products photos/ --quick
     """
     from hashlens.data.opening import open_source
     from hashlens.paper.products import ProductsRun, summary, write_products
-    from hashlens.paper.run import read_products, ways_table
+    from hashlens.paper.runs import read_products, ways_table
     from hashlens.report.progress import say
 
     settings = read_products(quick=quick)
@@ -167,10 +166,10 @@ def products_command(
     scores = kept["scores"]
     table = ways_table(scores["ways"]).text()
     text = f"{summary(scores)}\n{table}\nreport: {page}"
-    tell({"piece": "products", "report": str(page), **kept}, text, as_json)
+    return Answer({"piece": "products", "report": str(page), **kept}, text)
 
 
-@reproduce_app.command("field")
+@reproduce("field")
 def field_command(
     database: str = typer.Argument(help="Images that are searched, and that methods learn from."),
     queries: str = typer.Argument(help="Images to search with."),
@@ -188,8 +187,7 @@ def field_command(
     unseen: int = typer.Option(0, min=0, help="Classes left out of learning, then searched for."),
     tune: bool = typer.Option(False, "--tune", help="Train the whole network; for a GPU."),
     epochs: int | None = _EPOCHS,
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Compare all objectives and shallow methods on one network, frozen or fine-tuned.
 
     Example: hashlens reproduce field grocery#train grocery#test --weights lite2.safetensors
@@ -213,7 +211,7 @@ def field_command(
     page = write_field(run, found, _typed())
     results = [{**cell._asdict(), **kept["scores"]} for cell, kept in found.items()]
     text = f"{field_table(found).text()}\nreport: {page}"
-    tell({"piece": "field", "report": str(page), "results": results}, text, as_json)
+    return Answer({"piece": "field", "report": str(page), "results": results}, text)
 
 
 _PRODUCTS_TIME = (

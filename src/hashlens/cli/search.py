@@ -63,7 +63,7 @@ def search_command(
 
     Example: hashlens search shop.idx a.jpg b.jpg -k 5 --where brand=acme --sheet found.png
     """
-    from hashlens.types import MODES, SearchTrace, Text
+    from hashlens.types import MODES, Hit, SearchTrace, Text
 
     if mode is not None and mode not in MODES:
         raise typer.BadParameter(f"--mode: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -102,8 +102,9 @@ def search_command(
             uris = [opened.get(name).uri if isinstance(name, int) else name for name in names]
             write_sheet(sheet, list(zip(map(str, names), uris, found, strict=True)))
     if as_json:
+        told = [name for name in Hit._fields if name != "code"]  # bytes, which JSON has not
         answers = [
-            {"query": name, "hits": [_without_code(hit) for hit in hits]}
+            {"query": name, "hits": [{each: getattr(hit, each) for each in told} for hit in hits]}
             for name, hits in zip(names, found, strict=True)
         ]
         settings = {"mode": trace.mode, "k": k, "radius": limit, "missing": trace.missing}
@@ -149,11 +150,6 @@ def _with_folders(images: list[str]) -> list[str]:
     if not given:
         raise SourceError(f"{', '.join(images)}: no images found there to search by")
     return given
-
-
-def _without_code(hit: Hit) -> dict[str, Any]:
-    """A hit for JSON, which holds no bytes."""
-    return {name: value for name, value in hit._asdict().items() if name != "code"}
 
 
 def _print(name: str | int, hits: list[Hit]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from hashlens.cli.opening import open_index, passed_over, remembered_model, show_skipped
-from hashlens.cli.options import EXCLUDE, INDEX, INDEX_MODEL, note
+from hashlens.cli.opening import open_index, passed_over, remembered_model
+from hashlens.cli.options import EXCLUDE, INDEX, INDEX_MODEL, note, show_skipped
 from hashlens.service.limits import KEY_VARIABLE, Limits, read_key
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def look_command(
     )
     report = ready.synced.report
     show_skipped(report.skipped)
-    counts = report._asdict() | {"skipped": len(report.skipped), "unchanged": 0}
+    counts = report._asdict() | {"skipped": len(report.skipped)}
+    del counts["unchanged"]
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     over = passed_over(ready.synced.listing.passed_over)
     typer.echo(f"{ready.index} holds {ready.images} images: {told or 'nothing new'}{over}")

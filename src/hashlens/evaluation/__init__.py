@@ -1,1 +1,1 @@
-"""Scores of retrieval, and doubtful labels."""
+"""Scores of retrieval."""

@@ -238,13 +238,15 @@ class _ModeRun:
         def add(name: str, values: Scores) -> None:
             found.setdefault(name, []).append(values)
 
+        # One past the cutoff, which may be tied with it; of acs all that it orders.
+        most = max(CUTOFF + 1, (self._pool(CUTOFF) or 0) if self.options.mode == "acs" else 0)
         # k that are searched with the same pool
         groups: dict[int | None, set[int]] = {}
         for k in (_SHOWN, CUTOFF, *self.precision_at, *(NDCG_AT if many else ())):
             groups.setdefault(self._pool(k), set()).add(k)
         for start in range(0, count, _BLOCK):
             rows = slice(start, min(start + _BLOCK, count))
-            longest = self._ranked(rows, self._search(rows, self._longest, self._pool(CUTOFF)))
+            longest = self._ranked(rows, most, self._pool(CUTOFF))
             whole = self._whole(rows, longest)
             for place, name in enumerate(("all", *self.map_at)):
                 add(f"map@{name}", whole.average[:, place])
@@ -252,10 +254,8 @@ class _ModeRun:
             for pool, ks in groups.items():
                 ranked = longest
                 if pool != self._pool(CUTOFF):
-                    ids = self._search(rows, max(ks), pool)
                     # The order within the first k matters only to a smaller k, and to nDCG.
-                    ordered = len(ks) > 1 or many
-                    ranked = self._ranked(rows, ids, ordered=ordered)
+                    ranked = self._ranked(rows, max(ks), pool, ordered=len(ks) > 1 or many)
                 for k in sorted(ks):
                     add(f"precision@{k}", precision_at_k(ranked.relevant, [k])[:, 0])
                     if many and k in NDCG_AT:
@@ -280,24 +280,18 @@ class _ModeRun:
         spent = self._milliseconds_per_query()
         return ModeScores(average, expected, precision, spent, nearest, distances, recalls, more)
 
-    @property
-    def _longest(self) -> int:
-        """Results of the longest search: one past the cutoff; of acs all that it orders."""
-        pool = self._pool(CUTOFF) if self.options.mode == "acs" else None
-        return max(CUTOFF + 1, pool or 0)
-
     def _pool(self, k: int) -> int | None:
         """The pool that a search for k makes; None where the mode or a radius makes none."""
         if self.options.mode in ("bcs", "es") or self.options.radius is not None:
             return None
         return self.options.pool or default_pool(k)
 
-    def _ranked(self, rows: slice, ids: Ids, *, ordered: bool = True) -> _Ranked:
+    def _ranked(self, rows: slice, k: int, pool: int | None, *, ordered: bool = True) -> _Ranked:
         """Results of some queries: which ones is up to the searcher, at what distance is not.
 
         Without ``ordered`` they stay as the searcher returned them, without distances.
         """
-        queries = self.queries.rows(rows)
+        queries, ids = self.queries.rows(rows), self._search(rows, k, pool)
         found = _Ranked(ids, np.full(ids.shape, np.inf, np.float32), np.zeros(ids.shape, np.int32))
         for row, returned in enumerate(ids):
             held = returned >= 0
@@ -461,9 +455,7 @@ class _ModeRun:
     def _complete_last_group(self, counts: _Counts, query: int, row: int) -> None:
         """Where the result after the cutoff is tied with the one before, count all that are."""
         alone = slice(query, query + 1)
-        everything = self._ranked(
-            alone, self._search(alone, len(self.searcher), self._pool(CUTOFF))
-        )
+        everything = self._ranked(alone, len(self.searcher), self._pool(CUTOFF))
         complete = _runs(everything)
         first = everything.distances[0, :CUTOFF]
         group = int(np.count_nonzero(np.diff(first)))

@@ -21,7 +21,7 @@ from torch import Tensor
 from hashlens.data.preprocessing import VectorInput
 from hashlens.errors import ModelError, first_line, writing_model
 from hashlens.files import make_folder, move, remove_abandoned, replace_file
-from hashlens.machine import keep_freed_memory
+from hashlens.machine import has_cuda, keep_freed_memory
 from hashlens.models.backbones import create_backbone
 from hashlens.models.description import (
     CARD_NAME,
@@ -35,7 +35,7 @@ from hashlens.models.description import (
     read_config,
     read_twin,
 )
-from hashlens.models.encoder import NetworkInput, NetworkOutput
+from hashlens.models.encoder import EncodedPixels, NetworkInput
 from hashlens.models.latent import LatentHashNet
 
 _FILES = rf"{WEIGHTS_NAME}|{TWIN_NAME}"
@@ -151,22 +151,19 @@ class TorchRunner:
             self._net = self._net.to(memory_format=self._layout)
 
     @torch.inference_mode()
-    def run(self, images: NetworkInput) -> NetworkOutput:
+    def run(self, images: NetworkInput) -> EncodedPixels:
         """Prepared images (n, channels, size, size), or vectors (n, width), to their outputs."""
         layout = self._layout if images.ndim == 4 else torch.contiguous_format
         batch = torch.from_numpy(images).to(self._device, memory_format=layout)
         out = self._net(batch)
-        scores = out.scores.float().cpu().numpy() if out.scores.shape[1] else None
-        return NetworkOutput(
-            out.latent.float().cpu().numpy(), out.features.float().cpu().numpy(), scores
-        )
+        outputs = (out.latent, out.features, out.scores)[: 3 if out.scores.shape[1] else 2]
+        return EncodedPixels.of(*(each.float().cpu().numpy() for each in outputs))
 
 
 def load_torch(directory: Path, device: str | None) -> tuple[ModelConfig, TorchRunner]:
     """Load a model directory."""
     net, config = load_model(directory)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if has_cuda() else "cpu")
     try:
         return config, TorchRunner(net, device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it lacks CUDA

@@ -25,7 +25,7 @@ from hashlens.data.source import Source
 from hashlens.errors import InvalidInputError, ModelError, first_line, needs_extra
 from hashlens.machine import cores, gpu_name
 from hashlens.models.description import ModelConfig, parse_config, read_config, read_twin
-from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, ImageInput, Mode, Skipped
+from hashlens.types import Codes, EncodedBatch, EncodedImages, Features, ImageInput, Skipped
 
 
 class Encoder:
@@ -46,13 +46,31 @@ class Encoder:
         Runs its network.
     folder : Path, optional
         The model's folder, from which texts are encoded.
+
+    Attributes
+    ----------
+    bits, feature_dim : int
+        Length of a code in bits; width d of a feature vector.
+    fingerprint : str
+        Hexadecimal digest of weights, backbone, preprocessing and bits.
+    classes : tuple of str
+        Names of the classifier's outputs; empty without a classifier.
+    mode : {"hds", "acs", "bcs", "es"} or None
+        The mode that found most on the validation images, where training had some.
+    radius : int or None
+        Proposed Hamming radius for ``hds``, where ``hashlens inspect`` has stored one.
+    knows_texts : bool
+        Whether the backbone has a text tower, so that words are encoded as well.
     """
 
     def __init__(self, config: ModelConfig, runner: Runner, folder: Path | None = None) -> None:
         self.config = config
+        self.bits, self.feature_dim, self.classes = config.bits, config.feature_dim, config.classes
+        self.fingerprint, self.mode, self.radius = config.fingerprint, config.mode, config.radius
+        self.knows_texts = config.backbone.startswith("open_clip:")
         self._runner = runner
         self._folder = folder
-        self._texts: Callable[[Sequence[str]], NetworkOutput] | None = None
+        self._texts: Callable[[Sequence[str]], EncodedPixels] | None = None
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> Encoder:
@@ -113,26 +131,6 @@ class Encoder:
         return "onnx" if isinstance(self._runner, OnnxRunner) else "torch"
 
     @property
-    def bits(self) -> int:
-        """Length of a code in bits."""
-        return self.config.bits
-
-    @property
-    def feature_dim(self) -> int:
-        """Width d of a feature vector."""
-        return self.config.feature_dim
-
-    @property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of weights, backbone, preprocessing and bits."""
-        return self.config.fingerprint
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classifier's outputs; empty without a classifier."""
-        return self.config.classes
-
-    @property
     def preprocessing(self) -> Preprocessing:
         """How images become the network's input."""
         if isinstance(self.config.preprocessing, VectorInput):
@@ -147,16 +145,6 @@ class Encoder:
         """What vectors the model takes; None where it takes images."""
         taken = self.config.preprocessing
         return taken if isinstance(taken, VectorInput) else None
-
-    @property
-    def radius(self) -> int | None:
-        """Proposed Hamming radius for ``hds``, where ``hashlens inspect`` has stored one."""
-        return self.config.radius
-
-    @property
-    def mode(self) -> Mode | None:
-        """The mode that found most on the validation images, where training had some."""
-        return self.config.mode
 
     def encode(self, images: Sequence[ImageInput] | NDArray[Any]) -> tuple[Codes, Features]:
         """Encode all images, in order.
@@ -210,7 +198,7 @@ class Encoder:
         """
         if isinstance(texts, str) or not texts or not all(map(str.strip, texts)):
             raise InvalidInputError(f"texts: expected a list of words, got {texts!r:.80}")
-        if self._folder is None or not self.config.backbone.startswith("open_clip:"):
+        if self._folder is None or not self.knows_texts:
             raise ModelError(
                 f"this model ({self.config.backbone.partition('?')[0]}) knows no texts; take the "
                 "folder of one that was trained with --backbone open_clip:NAME, or a text's vector"
@@ -219,7 +207,7 @@ class Encoder:
             with needs_extra("searching by text", "clip"):
                 from hashlens.models.backbones.open_clip import load_texts
             self._texts = load_texts(self._folder)
-        return _packed(self._texts(texts))
+        return self._texts(texts)
 
     def _joined(self, batches: Sequence[EncodedBatch], output: str) -> Any:
         """One output of all batches; None where the model has no such output."""
@@ -296,7 +284,7 @@ class Encoder:
         """Encode the network's own input, as one batch."""
         if len(images) == 0:
             return self._nothing()
-        return _packed(self._runner.run(images))
+        return self._runner.run(images)
 
 
 def encode_source(
@@ -330,33 +318,25 @@ NetworkInput: TypeAlias = NDArray[np.float32]
 """Prepared images of shape (n, channels, size, size), or vectors of shape (n, width)."""
 
 
-class NetworkOutput(NamedTuple):
-    """What a network makes of n images, all float32."""
+class EncodedPixels(NamedTuple):
+    """What a network makes of a batch of n images, or texts."""
 
-    # (n, h): layer H before the sigmoid; bit j of a code is 1 where it is at least 0
-    latent: NDArray[np.float32]
+    codes: Codes  # (n, ceil(bits / 8)): bit j is 1 where ``latent[:, j]`` is at least 0
     features: Features  # (n, d)
     # (n, classes): F8 before the softmax, where the network has a classifier
     scores: NDArray[np.float32] | None
+    latent: NDArray[np.float32]  # (n, bits): layer H before the sigmoid
 
-
-class EncodedPixels(NamedTuple):
-    """What an encoder makes of a batch of n images, or texts."""
-
-    codes: Codes  # (n, ceil(bits / 8))
-    features: Features  # (n, d)
-    scores: NDArray[np.float32] | None  # (n, classes)
-    latent: NDArray[np.float32]  # (n, bits)
-
-
-def _packed(out: NetworkOutput) -> EncodedPixels:
-    return EncodedPixels(pack_bits(out.latent >= 0), out.features, out.scores, out.latent)
+    @classmethod
+    def of(cls, latent: Any, features: Any, scores: Any = None) -> EncodedPixels:
+        """The same with codes, from a network's outputs."""
+        return cls(pack_bits(latent >= 0), features, scores, latent)
 
 
 class Runner(Protocol):
     """Runs a network on prepared images."""
 
-    def run(self, images: NetworkInput) -> NetworkOutput:
+    def run(self, images: NetworkInput) -> EncodedPixels:
         """Prepared images of shape (n, channels, size, size), n >= 1, to their outputs."""
         ...
 
@@ -381,7 +361,7 @@ class OnnxRunner:
         held = {output.name for output in session.get_outputs()}
         self._outputs = [name for name in OUTPUTS if name in held]
 
-    def run(self, images: NetworkInput) -> NetworkOutput:
+    def run(self, images: NetworkInput) -> EncodedPixels:
         """Prepared images of shape (n, channels, size, size) to their outputs."""
         pieces = split(len(images), -(-images.size // _VALUES_AT_A_TIME))
 
@@ -395,15 +375,15 @@ class OnnxRunner:
             with ThreadPoolExecutor(min(cores(), len(pieces))) as threads:
                 found = list(threads.map(run_piece, pieces))
             joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-        values = dict(zip(self._outputs, joined, strict=True))
-        return NetworkOutput(values["latent"], values["features"], values.get("scores"))
+        return EncodedPixels.of(**dict(zip(self._outputs, joined, strict=True)))
 
 
 def load_onnx(path: Path) -> tuple[ModelConfig, OnnxRunner]:
     """Load a file that ``hashlens export`` wrote."""
     if not path.is_file():
         raise ModelError(f"no file at {path}; make one with hashlens export MODEL --onnx {path}")
-    if _EXTERNAL_DATA.search(path.read_bytes()):  # it may name any file of this machine
+    data = path.read_bytes()  # the plain word is looked for first, as that is far quicker
+    if b"location" in data and _EXTERNAL_DATA.search(data):  # it may name any file of this machine
         raise ModelError(
             f"{path}: keeps weights in other files, which are not opened; make one file of it "
             "with hashlens export"

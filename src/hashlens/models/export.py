@@ -67,16 +67,9 @@ def export_onnx(
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: an exported model's name ends in .onnx; rename it")
     net, config = load_model(model)
-    with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
-        exported = Path(folder) / "float32.onnx"
-        _trace(net, config, exported)
-        if calibration is not None:
-            exported = _quantise(exported, config, calibration)
-            digest = hashlib.sha256(config.fingerprint.encode() + exported.read_bytes())
-            config = replace(config, fingerprint=digest.hexdigest())
-        data, runner = _described(exported, config)
-        compared = _noise(config) if calibration is None else calibration
-        bits_equal, feature_error = _compare(TorchRunner(net), runner, config, compared)
+    data, runner, described = _exported(net, config, calibration)
+    compared = _noise(config) if calibration is None else calibration
+    bits_equal, feature_error = _compare(TorchRunner(net), runner, config, compared)
     if calibration is None and (
         bits_equal < MIN_BITS_EQUAL or not feature_error <= MAX_FEATURE_ERROR
     ):
@@ -89,7 +82,7 @@ def export_onnx(
         make_folder(path.parent)
         replace_file(path, data)
     return ExportReport(
-        path, len(data), config.fingerprint, bits_equal, feature_error, len(compared)
+        path, len(data), described.fingerprint, bits_equal, feature_error, len(compared)
     )
 
 
@@ -104,10 +97,7 @@ def write_twin(model: Path, source: Source) -> str:
         return "no ONNX twin: no image of the source can be read to compare with"
     torch_runner = TorchRunner(net)
     try:
-        with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
-            traced = Path(folder) / "twin.onnx"
-            _trace(net, config, traced)
-            data, runner = _described(traced, config)
+        data, runner, _ = _exported(net, config)
         equal, error = _compare(torch_runner, runner, config, pixels)
         seconds = [_seconds(each, config, pixels) for each in (torch_runner, runner)]
     except (ModelError, MissingExtraError) as failure:
@@ -136,21 +126,27 @@ def _seconds(runner: Runner, config: ModelConfig, pixels: NDArray[Any]) -> float
     return min(times)
 
 
-def _described(exported: Path, config: ModelConfig) -> tuple[bytes, Runner]:
-    """An exported file with its model's description in it: its bytes, and what runs it."""
-    import onnx
+def _exported(
+    net: LatentHashNet, config: ModelConfig, calibration: NDArray[Any] | None = None
+) -> tuple[bytes, Runner, ModelConfig]:
+    """An ONNX file with its model's description in it: its bytes, what runs it, the description."""
+    with tempfile.TemporaryDirectory(prefix="hashlens-export-") as folder:
+        path = Path(folder) / "float32.onnx"
+        _trace(net, config, path)
+        if calibration is not None:
+            path = _quantise(path, config, calibration)
+            digest = hashlib.sha256(config.fingerprint.encode() + path.read_bytes())
+            config = replace(config, fingerprint=digest.hexdigest())
+        import onnx
 
-    proto = onnx.load(exported)
-    described = config.to_dict()
-    plain = {key: str(described[key]) for key in ("bits", "feature_dim", "backbone", "fingerprint")}
-    whole = {METADATA_KEY: json.dumps(described, ensure_ascii=False)}
-    for key, value in {**whole, **plain}.items():
-        proto.metadata_props.add(key=key, value=value)
-    data: bytes = proto.SerializeToString()
-    finished = exported.with_name("finished.onnx")
-    finished.write_bytes(data)
-    _, runner = load_onnx(finished)
-    return data, runner
+        proto, held = onnx.load(path), config.to_dict()
+        plain = {key: str(held[key]) for key in ("bits", "feature_dim", "backbone", "fingerprint")}
+        whole = {METADATA_KEY: json.dumps(held, ensure_ascii=False)}
+        for key, value in {**whole, **plain}.items():
+            proto.metadata_props.add(key=key, value=value)
+        data: bytes = proto.SerializeToString()
+        path.write_bytes(data)
+        return data, load_onnx(path)[1], config
 
 
 def calibration_pixels(model: Path, source: Source, count: int) -> NDArray[Any]:
@@ -282,8 +278,8 @@ def _compare(
     """Share of equal bits, and largest feature difference over the largest feature."""
 
     def outputs(runner: Runner) -> list[NDArray[np.float32]]:
-        made = [runner.run(batch)[:2] for batch in _batches(config, pixels)]
-        return [np.concatenate(part) for part in zip(*made, strict=True)]
+        made = [runner.run(batch) for batch in _batches(config, pixels)]
+        return [np.concatenate([getattr(one, name) for one in made]) for name in OUTPUTS[:2]]
 
     (latent, expected), (other, got) = outputs(first), outputs(second)
     scale = float(np.abs(expected).max()) or 1.0

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from sklearn.preprocessing import normalize
 
 from hashlens.baselines import create_method
 from hashlens.baselines.base import principal_components
@@ -25,25 +26,8 @@ from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.scoring import ModeScores, top_class_error
 from hashlens.files import replace_file
 from hashlens.models.encoder import Encoder
+from hashlens.paper import runs
 from hashlens.paper.gist import gist
-from hashlens.paper.run import (
-    OBJECTIVES,
-    OURS,
-    Amounts,
-    Piece,
-    ResultStore,
-    all_printed,
-    draw_sheet,
-    file_name,
-    made_on,
-    mode_scores,
-    printed_figures,
-    search_ways,
-    short_digest,
-    train_once,
-    training_config,
-    ways_table,
-)
 from hashlens.report.page import Cell, Page, Table
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar, say
@@ -80,7 +64,7 @@ class Comparison:
     models of our method, by their bits.
     """
 
-    piece: Piece
+    piece: runs.Piece
     split: PaperSplit
     out: Path
     features: str
@@ -91,8 +75,8 @@ class Comparison:
     def jobs(self) -> list[Job]:
         """Everything to run: all methods at the curves' length, then the other lengths."""
         jobs = [Job(method, bits) for bits in self.piece.bits for method in self.piece.methods]
-        if OURS in self.piece.methods:
-            jobs += [Job(OURS, bits) for bits in self.piece.error_bits]
+        if runs.OURS in self.piece.methods:
+            jobs += [Job(runs.OURS, bits) for bits in self.piece.error_bits]
         return list(dict.fromkeys(jobs))
 
     def expected_seconds(self) -> float:
@@ -132,7 +116,7 @@ class Comparison:
             "bits": job.bits,
             "seed": self.seed,
         }
-        if job.method in OBJECTIVES:
+        if job.method in runs.OBJECTIVES:
             return configuration | self._deep_configuration(job)
         options = dict(self.piece.options.get(job.method, {}))
         return configuration | {"features": self.features, "options": options}
@@ -143,7 +127,7 @@ class Comparison:
         Next to the images: the seconds of training, and of encoding.
         """
         train, images = self.split.train, self.split.images
-        if job.method in OBJECTIVES:
+        if job.method in runs.OBJECTIVES:
             encoder, seconds = self._encoder(job)
             started = time.monotonic()
             found = encode(encoder, images, strict=True, progress=not self.console.quiet)
@@ -167,21 +151,21 @@ class Comparison:
         """Encode, search with binary codes alone, and score; ours with the other ways as well."""
         started = time.monotonic()
         whole, fit_seconds, encode_seconds = self.encode(job)
-        euclidean = job.method == OURS and job.bits == self.piece.bits[0]
+        euclidean = job.method == runs.OURS and job.bits == self.piece.bits[0]
         modes: list[Mode] = ["bcs", "acs", "hds", "es"] if euclidean else ["bcs"]
         found = self._search(whole, job.bits, modes)
         queries, error = whole.rows(self.split.rows.queries), None
         if queries.scores is not None:
             error = top_class_error(queries.scores, queries.labels)
         scores: dict[str, Any] = {
-            **mode_scores(found["bcs"]),
+            **runs.mode_scores(found["bcs"]),
             "classification_error": error,
             "fit_seconds": fit_seconds,
             "encode_seconds": encode_seconds,
             "sheet": self._sheet(found["bcs"], whole.codes, job.bits),
         }
         if euclidean:
-            scores["ways"] = {mode: mode_scores(one) for mode, one in found.items()}
+            scores["ways"] = {mode: runs.mode_scores(one) for mode, one in found.items()}
             scores["ways"]["neural codes"] = self._neural_codes(whole)
         scores["seconds"] = time.monotonic() - started
         return scores
@@ -190,21 +174,21 @@ class Comparison:
         """The authors' figures under the run's protocol; none where images were left out."""
         if not self.split.whole:
             return {}
-        return printed_figures(self.piece.name, figure, bits, self.split.protocol)
+        return runs.printed_figures(self.piece.name, figure, bits, self.split.protocol)
 
     @cached_property
-    def _store(self) -> ResultStore:
-        return ResultStore(self.out / "results")
+    def _store(self) -> runs.ResultStore:
+        return runs.ResultStore(self.out / "results")
 
     def _kept(self, job: Job) -> dict[str, Any] | None:
         return self._store.get(job.name, self.configuration(job))
 
     def _given(self, job: Job) -> Path | None:
-        return self.models.get(job.bits) if job.method == OURS else None
+        return self.models.get(job.bits) if job.method == runs.OURS else None
 
     def _training(self, job: Job) -> TrainingConfig:
-        options = {"bits": job.bits, "objective": OBJECTIVES[job.method], "seed": self.seed}
-        return training_config({**self.piece.training, **options}, self.split.train)
+        options = {"bits": job.bits, "objective": runs.OBJECTIVES[job.method], "seed": self.seed}
+        return runs.training_config({**self.piece.training, **options}, self.split.train)
 
     def _deep_configuration(self, job: Job) -> dict[str, Any]:
         """All that decides the model of a deep method, as JSON values."""
@@ -216,9 +200,9 @@ class Comparison:
         """The model of a deep method, and the seconds that its training took now."""
         if given := self._given(job):
             return Encoder.load(given), 0.0
-        digest = short_digest(self._deep_configuration(job))
-        out = self.out / "models" / f"{file_name(job.method)}-{job.bits}-{digest}"
-        return train_once(self.split.train, self._training(job), out)
+        digest = runs.short_digest(self._deep_configuration(job))
+        out = self.out / "models" / f"{runs.file_name(job.method)}-{job.bits}-{digest}"
+        return runs.train_once(self.split.train, self._training(job), out)
 
     @cached_property
     def _features(self) -> Features:
@@ -251,7 +235,7 @@ class Comparison:
         self, whole: EncodedImages, bits: int, modes: Sequence[Mode]
     ) -> dict[str, ModeScores]:
         database, queries = (whole.rows(part) for part in self.split.rows[1:])
-        return search_ways(database, queries, bits, modes=modes)
+        return runs.search_ways(database, queries, bits, modes=modes)
 
     def _neural_codes(self, whole: EncodedImages) -> dict[str, Any]:
         """Euclidean search over F7 compressed by PCA."""
@@ -259,7 +243,7 @@ class Comparison:
         dimensions = min(NEURAL_DIMENSIONS, whole.features.shape[1], len(train))
         compressed = replace(whole, features=neural_codes(whole.features, train, dimensions))
         found = self._search(compressed, 8 * whole.codes.shape[1], ["es"])
-        return mode_scores(found["es"]) | {"dimensions": dimensions}
+        return runs.mode_scores(found["es"]) | {"dimensions": dimensions}
 
     def _sheet(self, nearest: ModeScores, codes: Codes, bits: int) -> list[dict[str, Any]]:
         """A few queries, the same for every method, with their nearest images."""
@@ -280,7 +264,7 @@ class Comparison:
         ]
 
     def _expected(self, job: Job) -> float:
-        if job.method == OURS and job.bits in self.models:
+        if job.method == runs.OURS and job.bits in self.models:
             return _TRAINED_SECONDS
         return float(self.piece.seconds.get(job.method, 0.0))
 
@@ -291,15 +275,10 @@ def neural_codes(features: Features, train: Ids, dimensions: int) -> Features:
     A. Babenko, A. Slesarev, A. Chigorin, V. Lempitsky, *Neural codes for image retrieval*, ECCV
     2014, section 3.1: features of length 1, compressed by PCA, of length 1 again.
     """
-    unit = _unit_length(features)
+    unit = normalize(features)
     mean, directions, _, _ = principal_components(unit[train], dimensions)
-    return _unit_length(((unit - mean) @ directions).astype(np.float32))
-
-
-def _unit_length(features: Features) -> Features:
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    scaled: Features = np.divide(features, length, out=np.zeros_like(features), where=length > 0)
-    return scaled
+    compressed: Features = normalize(((unit - mean) @ directions).astype(np.float32))
+    return compressed
 
 
 def spoken_time(seconds: float) -> str:
@@ -349,11 +328,11 @@ def others_table(run: Comparison, kept: Kept) -> Table:
     """Figures of the whole ranking that others printed under the run's protocol, next to ours."""
     rows: list[list[Cell]] = [
         [one.method, int(one.bits), one.network or "–", one.value, one.source]
-        for one in (all_printed() if run.split.whole else ())
+        for one in (runs.all_printed() if run.split.whole else ())
         if (one.piece, one.protocol, one.cutoff) == (run.piece.name, run.split.protocol, "all")
     ]
     for job, result in kept.items() if rows else ():
-        if job.method in OBJECTIVES:
+        if job.method in runs.OBJECTIVES:
             rows.append([job.method, job.bits, "", result["scores"].get("map@all"), "this run"])
     return Table(["method", "bits", "network", "mAP", "source"], rows, digits=3)
 
@@ -381,7 +360,7 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
     worked_on = {"gist": "GIST (512)", "pixels": "raw pixels"}.get(run.features)
     page.paragraph(
         f"Images: {run.split.images.spec}. Shallow methods work on "
-        f"{worked_on or f'F7 of {run.features}'}. Seed {run.seed}. {made_on(newest)}"
+        f"{worked_on or f'F7 of {run.features}'}. Seed {run.seed}. {runs.made_on(newest)}"
     )
     page.heading(f"Precision at k with {bits} bits")
     curves = _curves(run, kept)
@@ -413,10 +392,10 @@ def write_comparison(run: Comparison, kept: Kept, command: str) -> Path:
             "On the queries. The shallow methods do not classify. Rows without bits: classifiers "
             "without a latent layer, of that time (Lin, Chen and Yan, Network in network, 2014).",
         )
-    if OURS in piece.methods:
+    if runs.OURS in piece.methods:
         page.heading("Ways to search with our network")
         page.table(
-            ways_table(kept[Job(OURS, bits)]["scores"]["ways"]),
+            runs.ways_table(kept[Job(runs.OURS, bits)]["scores"]["ways"]),
             f"{bits} bits. Time: median of single queries for ten results, without encoding.",
         )
     page.heading("Nearest pictures")
@@ -459,7 +438,7 @@ def _sheets(run: Comparison, kept: Kept) -> list[Image.Image]:
             rows, distances = entries[position]["nearest"], entries[position]["distances"]
             nearest[method] = list(zip(rows, (f"{d} bits" for d in distances), strict=True))
         row = (own["query"], own["code"], nearest)
-        sheets.append(draw_sheet(run.split.images, [row], own["bits"], 72))
+        sheets.append(runs.draw_sheet(run.split.images, [row], own["bits"], 72))
     return sheets
 
 
@@ -511,7 +490,7 @@ class PaperSplit:
 
 
 def make_split(
-    train: Source, test: Source, protocol: str, amounts: Amounts, seed: int
+    train: Source, test: Source, protocol: str, amounts: runs.Amounts, seed: int
 ) -> PaperSplit:
     """Choose the images of each kind."""
     if protocol not in PROTOCOLS:
@@ -526,7 +505,7 @@ def make_split(
         rows = _drawn_rows(joined.labels, protocol == "59000", amounts, rng)
     used = np.unique(np.concatenate(rows))
     local = Rows(*(np.searchsorted(used, part) for part in rows))
-    return PaperSplit(joined.subset(used), local, protocol, amounts == Amounts())
+    return PaperSplit(joined.subset(used), local, protocol, amounts == runs.Amounts())
 
 
 def _join(train: Source, test: Source) -> Source:
@@ -550,7 +529,7 @@ def _join(train: Source, test: Source) -> Source:
 
 
 def _paper_rows(
-    labels: NDArray[np.int64], n_train: int, amounts: Amounts, rng: np.random.Generator
+    labels: NDArray[np.int64], n_train: int, amounts: runs.Amounts, rng: np.random.Generator
 ) -> Rows:
     def at_most(rows: Ids, count: int | None) -> Ids:
         return rows if count is None else _draw(rows, labels, min(count, len(rows)), rng)
@@ -561,7 +540,10 @@ def _paper_rows(
 
 
 def _drawn_rows(
-    labels: NDArray[np.int64], train_is_searched: bool, amounts: Amounts, rng: np.random.Generator
+    labels: NDArray[np.int64],
+    train_is_searched: bool,
+    amounts: runs.Amounts,
+    rng: np.random.Generator,
 ) -> Rows:
     rest = np.arange(len(labels))
     queries = _draw(rest, labels, amounts.queries or _QUERIES, rng)

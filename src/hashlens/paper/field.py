@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from sklearn.preprocessing import normalize
 
 from hashlens.baselines import create_method, method_names
 from hashlens.data.labels import split_validation
@@ -20,16 +21,7 @@ from hashlens.errors import HashlensError, InvalidInputError, SourceError
 from hashlens.hasher import Hasher
 from hashlens.models.backbones import create_backbone
 from hashlens.models.encoder import Encoder
-from hashlens.paper.run import (
-    ResultStore,
-    joined,
-    made_on,
-    plain_features,
-    search_ways,
-    short_digest,
-    train_once,
-    training_config,
-)
+from hashlens.paper import runs
 from hashlens.report.page import Page, Table
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
@@ -92,7 +84,7 @@ class FieldRun:
 
     def run(self) -> dict[Cell, dict[str, Any]]:
         """Measure what is missing; a cell that fails says why."""
-        store, cells = ResultStore(self.out / "results"), self.cells()
+        store, cells = runs.ResultStore(self.out / "results"), self.cells()
         kept = {cell: store.get(cell.method, self._configuration(cell)) for cell in cells}
         found = {cell: one for cell, one in kept.items() if one is not None}
         if len(found) < len(cells):
@@ -122,7 +114,7 @@ class FieldRun:
         return text + "."
 
     def _configuration(self, cell: Cell) -> dict[str, Any]:
-        taught = None if self.taught is None else short_digest(self.taught.tolist())
+        taught = None if self.taught is None else runs.short_digest(self.taught.tolist())
         weights = None if self.weights is None else self.weights.name
         return {
             **cell._asdict(),
@@ -143,8 +135,8 @@ class FieldRun:
             if source.label_matrix is not None or len(source.labelled) < len(source):
                 raise SourceError(f"{source.spec}: expected one label for every image")
             kept = self.out / f"features-{name}.safetensors"
-            values = plain_features(source, base, kept, self.console)
-            sides.append(values / np.linalg.norm(values, axis=1, keepdims=True))
+            values = runs.plain_features(source, base, kept, self.console)
+            sides.append(normalize(values))
         return sides
 
     @cached_property
@@ -179,7 +171,7 @@ class FieldRun:
         sides, learns = (self.database, self.queries), cell.method in objectives()
         labels = self._labels
         if self.tune:
-            seconds, encoder = self._tuned(cell.method if learns else "softmax", cell, learned)
+            encoder, seconds = self._tuned(cell.method if learns else "softmax", cell, learned)
             encoded = [encode(encoder, source, strict=True, progress=True) for source in sides]
             if learns:
                 return seconds, [
@@ -202,29 +194,24 @@ class FieldRun:
         seconds = time.perf_counter() - began
         if isinstance(method, Hasher):
             batches = [list(method.encode_batches(part, strict=True)) for part in vectors]
-            return seconds, list(map(joined, batches, labels))
+            return seconds, list(map(runs.joined, batches, labels))
         codes = [method.encode(part) for part in vectors]
         return seconds, list(map(EncodedImages, codes, vectors, labels))
 
-    def _tuned(self, objective: str, cell: Cell, learned: Ids) -> tuple[float, Encoder]:
+    def _tuned(self, objective: str, cell: Cell, learned: Ids) -> tuple[Encoder, float]:
         """A network that learned by an objective; a run that was interrupted is continued."""
         values = {"objective": objective, "bits": cell.bits, "seed": cell.seed,
                   "backbone": self.backbone, "size": self.size, "epochs": self.epochs,
                   "weights": None if self.weights is None else str(self.weights)}  # fmt: skip
-        images = self.database.subset(learned)
         if self.taught is not None:
             raise InvalidInputError("fine-tuning: learns the labels of the images; leave it out")
-        given = {name: value for name, value in values.items() if value is not None}
-        config = training_config(given, images)
-        digest = short_digest([config.to_toml(), images.spec, learned.tolist()])
-        encoder, seconds = train_once(images, config, self.out / f"model-{digest}")
-        return seconds, encoder
+        return runs.train_named(self.database.subset(learned), values, self.out, learned.tolist())
 
 
 def _scores(
     database: EncodedImages, queries: EncodedImages, bits: int, ways: Sequence[Mode]
 ) -> dict[str, dict[str, float | None]]:
-    found = search_ways(database, queries, bits, modes=ways)
+    found = runs.search_ways(database, queries, bits, modes=ways)
     kept = {mode: one.to_dict() for mode, one in found.items()}
     return {mode: {score: own.get(score) for score in SCORES} for mode, own in kept.items()}
 
@@ -266,7 +253,7 @@ def write_field(run: FieldRun, found: Mapping[Cell, Mapping[str, Any]], command:
     """Write report.html, report.md and the picture; returns the page."""
     page = Page(run.out, "Methods on one network", run.describe())
     page.paragraph(f"{len(found)} of {len(run.cells())} cells are measured.")
-    page.table(field_table(found), made_on(next(iter(found.values()))))
+    page.table(field_table(found), runs.made_on(next(iter(found.values()))))
     curves: dict[str, dict[int, list[float]]] = {}
     for cell, kept in found.items():
         if "bcs" in kept["scores"].get("ways", {}):

@@ -17,28 +17,11 @@ from hashlens.errors import InvalidInputError, SourceError
 from hashlens.evaluation.scoring import ModeScores, top_class_error
 from hashlens.models.backbones import create_backbone
 from hashlens.models.encoder import Encoder
-from hashlens.paper.run import (
-    OURS,
-    PLAIN,
-    WAYS,
-    WITHOUT_H,
-    Products,
-    ResultStore,
-    draw_sheet,
-    joined,
-    made_on,
-    mode_scores,
-    plain_features,
-    printed_figures,
-    search_ways,
-    short_digest,
-    train_once,
-    training_config,
-    ways_table,
-)
+from hashlens.paper import runs
 from hashlens.report.page import Page
 from hashlens.report.plot import Curve, plot_curves
 from hashlens.report.progress import ProgressBar
+from hashlens.training.choice import drawn
 from hashlens.types import EncodedBatch, EncodedImages, Features, Ids
 from hashlens.workflows.score import encode
 
@@ -112,7 +95,7 @@ class ProductsRun:
     """
 
     collection: Source
-    settings: Products
+    settings: runs.Products
     out: Path
     model: Path | None = None
     weights: Path | None = None
@@ -137,13 +120,11 @@ class ProductsRun:
     @property
     def queries(self) -> Ids:
         """Rows of the collection that are queries, ascending."""
-        count = min(self.settings.queries, len(self.collection))
-        drawn = np.random.default_rng(self.seed).choice(len(self.collection), count, replace=False)
-        return np.sort(drawn).astype(np.int64)
+        return drawn(np.arange(len(self.collection)), self.settings.queries, self.seed)
 
     def run(self) -> dict[str, Any]:
         """Train, encode, search and score; returns what is kept, from before if it was run."""
-        store, encoder = ResultStore(self.out / "results"), self._encoder()
+        store, encoder = runs.ResultStore(self.out / "results"), self._encoder()
         configuration = {
             "images": self.collection.spec,
             "collection": len(self.collection),
@@ -175,13 +156,10 @@ class ProductsRun:
     def _encoder(self) -> Encoder:
         if self.model is not None:
             return Encoder.load(self.model)
-        values = {**self.settings.training, "bits": self.settings.bits, "seed": self.seed}
-        if self.weights is not None:
-            values["weights"] = str(self.weights)
-        images = self.collection.subset(self.split()[0])
-        config = training_config(values, images)
-        digest = short_digest([config.to_toml(), self.collection.spec, len(images)])
-        return train_once(images, config, self.out / f"model-{digest}")[0]
+        weights = None if self.weights is None else str(self.weights)
+        given = {"bits": self.settings.bits, "seed": self.seed, "weights": weights}
+        images, options = self.collection.subset(self.split()[0]), self.settings.training
+        return runs.train_named(images, {**options, **given}, self.out, len(images))[0]
 
     def _scores(self, encoder: Encoder) -> dict[str, Any]:
         grown = self.collection
@@ -207,7 +185,7 @@ class ProductsRun:
             "accuracy": accuracy,
             "held_out": len(held_out),
             "trained_here": self.model is None,
-            "ways": {name: mode_scores(one) for name, one in ways.items()},
+            "ways": {name: runs.mode_scores(one) for name, one in ways.items()},
             "nearest": {**nearest, "queries": queries, "codes": codes},
         }
 
@@ -225,11 +203,11 @@ class ProductsRun:
             for batch in encoder.encode_batches(map(grown.load, rows), strict=True):
                 parts.append(batch)
                 bar(len(batch.codes))
-        return replace(joined(parts, grown.labels), scores=found.scores)
+        return replace(runs.joined(parts, grown.labels), scores=found.scores)
 
     def _search(self, whole: EncodedImages, bits: int, **options: Any) -> dict[str, ModeScores]:
-        rows = self.queries
-        return search_ways(whole, whole.rows(rows), bits, exclude=rows, progress=True, **options)
+        rows, options = self.queries, {"progress": True, **options}
+        return runs.search_ways(whole, whole.rows(rows), bits, exclude=rows, **options)
 
     def _other_features(self, grown: Source) -> dict[str, Features]:
         """F7 of other networks: the published backbone, and one that was trained without H."""
@@ -238,13 +216,13 @@ class ProductsRun:
             values = {"recipe": "finetune", "weights": str(self.weights)}
             if "backbone" in self.settings.training:
                 values["backbone"] = self.settings.training["backbone"]
-            config = training_config(values, self.collection)
+            config = runs.training_config(values, self.collection)
             assert config.backbone is not None  # resolved
             backbone = create_backbone(config.backbone, size=config.size, weights=self.weights)
             kept = self.out / f"plain-{len(grown)}.safetensors"
-            found[PLAIN] = plain_features(grown, backbone, kept, self.console)
+            found[runs.PLAIN] = runs.plain_features(grown, backbone, kept, self.console)
         if self.without_h is not None:
-            found[WITHOUT_H] = self._encode(Encoder.load(self.without_h), grown).features
+            found[runs.WITHOUT_H] = self._encode(Encoder.load(self.without_h), grown).features
         return found
 
 
@@ -259,7 +237,7 @@ def summary(scores: dict[str, Any]) -> str:
         if scores["trained_here"]
         else "images; whether the given model saw them in training is not known here."
     )
-    then = printed_figures("products", "accuracy", scores["bits"]).get((OURS, 0))
+    then = runs.printed_figures("products", "accuracy", scores["bits"]).get((runs.OURS, 0))
     if then is not None:
         text += f" (The paper, on its own collection, never released: {100 * then:.2f} %.)"
     return text
@@ -282,11 +260,11 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
         )
     page.heading("Scores and time")
     page.table(
-        ways_table(scores["ways"]),
-        "Time: median of single queries for ten results, without encoding. " + made_on(kept),
+        runs.ways_table(scores["ways"]),
+        "Time: median of single queries for ten results, without encoding. " + runs.made_on(kept),
     )
     ways = scores["ways"].items()
-    curves = {WAYS[key]: Curve.through(way["precision"]) for key, way in ways}
+    curves = {runs.WAYS[key]: Curve.through(way["precision"]) for key, way in ways}
     figure = plot_curves(curves, xlabel="k", ylabel="precision at k")
     page.figure(figure, "precision_at_k", "Precision at k of each way to search")
     page.heading("Five nearest pictures")
@@ -305,11 +283,11 @@ def write_products(run: ProductsRun, kept: dict[str, Any], command: str) -> Path
 def _sheet(run: ProductsRun, scores: dict[str, Any]) -> Image.Image:
     images = run.collection if run.scale is None else grow(run.collection, run.scale, run.seed)
     nearest, queries = scores["nearest"], []
-    shown = {WAYS[key]: nearest[key] for key in WAYS if key in nearest}
+    shown = {runs.WAYS[key]: nearest[key] for key in runs.WAYS if key in nearest}
     for position, query in enumerate(nearest["queries"]):
         rows = {
             name: [(row, "") for row in found[position] if row >= 0]
             for name, found in shown.items()
         }
         queries.append((query, nearest["codes"][position], rows))
-    return draw_sheet(images, queries, scores["bits"], 96)
+    return runs.draw_sheet(images, queries, scores["bits"], 96)

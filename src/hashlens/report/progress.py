@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,20 +14,14 @@ def say(console: Console, line: str, style: str | None = None) -> None:
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
+def working(what: str) -> AbstractContextManager[object]:
     """Show on a terminal that something is being done, while the block runs."""
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
+    return Console(stderr=True).status(what)
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager["ProgressBar"]):
     """A bar for ``total`` steps (None: not known), shown from now until it is closed.
 
     It is a context manager, and a callable that takes the number of steps done since the last
@@ -90,9 +83,6 @@ class ProgressBar:
         """Stop drawing; the bar stays on the screen as it is, if there was something to do."""
         self._bar.update(self._task, visible=self._bar.tasks[self._task].total is not None)
         self._bar.stop()
-
-    def __enter__(self) -> ProgressBar:
-        return self
 
     def __exit__(self, *error: Any) -> None:
         self.close()

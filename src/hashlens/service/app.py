@@ -42,19 +42,10 @@ from hashlens import __version__
 from hashlens.data.preprocessing import VectorInput
 from hashlens.errors import IndexStoreError, TimeLimitError
 from hashlens.index.protocol import Index
+from hashlens.service import schemas
 from hashlens.service.engine import Asked, Engine, Found, refusing
 from hashlens.service.limits import Limits
-from hashlens.service.schemas import (
-    BatchAnswer,
-    BatchItem,
-    ErrorAnswer,
-    Health,
-    ImageList,
-    ImageRecord,
-    IndexAnswer,
-    Refused,
-    SearchAnswer,
-)
+from hashlens.service.schemas import Refused
 from hashlens.service.security import Door, require_key
 from hashlens.service.uploads import (
     CHARACTER_BYTES,
@@ -173,7 +164,7 @@ _PARTIAL = "Shards of the index did not answer: the result lacks their images."
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {each: {"model": ErrorAnswer, "description": _WHY[each]} for each in statuses}
+    return {each: {"model": schemas.ErrorAnswer, "description": _WHY[each]} for each in statuses}
 
 
 _Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -250,10 +241,10 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
     @router.post(
         "",
         summary="Search by one picture, image, vector or text",
-        responses={206: {"model": SearchAnswer, "description": _PARTIAL}},
+        responses={206: {"model": schemas.SearchAnswer, "description": _PARTIAL}},
         openapi_extra=_described(One),
     )
-    async def search(request: Request, response: Response) -> SearchAnswer:
+    async def search(request: Request, response: Response) -> schemas.SearchAnswer:
         """The nearest images of a picture, of an image of the index, of a vector or of words."""
         asked = await _read_search(request, One, limits, taken)
         names = ("image", "id", "vector", "text")
@@ -266,17 +257,17 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         if isinstance(found, Refused):
             raise found
         response.status_code = 206 if found.missing else 200
-        return SearchAnswer(
+        return schemas.SearchAnswer(
             **found.answer, mode=options.mode, missing=found.missing, timings_ms=times
         )
 
     @router.post(
         "/batch",
         summary="Search by several pictures, images, vectors or texts",
-        responses={206: {"model": BatchAnswer, "description": _PARTIAL}},
+        responses={206: {"model": schemas.BatchAnswer, "description": _PARTIAL}},
         openapi_extra=_described(Many),
     )
-    async def search_batch(request: Request, response: Response) -> BatchAnswer:
+    async def search_batch(request: Request, response: Response) -> schemas.BatchAnswer:
         """Results of ids, pictures, vectors, then texts; a query that fails says why."""
         asked = await _read_search(request, Many, limits, taken)
         queries: list[tuple[Asked, str]] = [(image_id, "") for image_id in asked.ids]
@@ -291,15 +282,17 @@ def search_router(engine: Engine, limits: Limits) -> APIRouter:
         work = engine.search(queries, options, histogram=asked.histogram)
         outcomes, times = await _unless_gone(request, work)
         results = [
-            BatchItem(query=None, hits=[], pool=0, histogram=None, error=found.detail)
+            schemas.BatchItem(query=None, hits=[], pool=0, histogram=None, error=found.detail)
             if isinstance(found, Refused)
-            else BatchItem(**found.answer, error=None)
+            else schemas.BatchItem(**found.answer, error=None)
             for found in outcomes
         ]
         found = [each for each in outcomes if isinstance(each, Found)]
         missing = sorted({shard for each in found for shard in each.missing})
         response.status_code = 206 if missing else 200
-        return BatchAnswer(results=results, mode=options.mode, missing=missing, timings_ms=times)
+        return schemas.BatchAnswer(
+            results=results, mode=options.mode, missing=missing, timings_ms=times
+        )
 
     return router
 
@@ -403,9 +396,9 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
         sample: Annotated[
             int, Query(ge=0, le=2**32 - 1, description="Another number, another sample.")
         ] = 0,
-    ) -> ImageList:
+    ) -> schemas.ImageList:
         """A seeded random sample of the index, in the order of ids."""
-        return ImageList(images=await engine.run("files", engine.sample, limit, sample))
+        return schemas.ImageList(images=await engine.run("files", engine.sample, limit, sample))
 
     @router.post("", status_code=201, summary="Add an image", dependencies=key, responses=refusals)
     async def add_image(
@@ -415,14 +408,14 @@ def images_router(engine: Engine, limits: Limits, api_key: str | None) -> APIRou
         metadata: Annotated[
             str | None, Form(description="A JSON object.", examples=['{"brand": "x"}'])
         ] = None,
-    ) -> ImageRecord:
+    ) -> schemas.ImageRecord:
         """Add an image; the answer comes once it is stored durably."""
         fields = parse_object(metadata, limits.json_bytes, "metadata")
         data = await read_upload(image, limits)
         return await _unless_gone(request, engine.add(data, label or None, fields))
 
     @router.get("/{id}", summary="One image's record", responses=_refusals(404, 422, 503))
-    async def get_image(image_id: ImageId) -> ImageRecord:
+    async def get_image(image_id: ImageId) -> schemas.ImageRecord:
         """Label and metadata of an image."""
         return await engine.run("files", engine.record, image_id)
 
@@ -472,22 +465,22 @@ def service_router(engine: Engine) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/index", tags=["index"], responses=_refusals(503))
-    async def describe_index() -> IndexAnswer:
+    async def describe_index() -> schemas.IndexAnswer:
         """Size, bits, modes, labels and metadata for filters, and the limits of a request."""
         return await engine.run("files", engine.describe)
 
     @router.get("/healthz", tags=["service"])
-    async def healthz() -> Health:
+    async def healthz() -> schemas.Health:
         """Whether the process answers."""
-        return Health(status="ok")
+        return schemas.Health(status="ok")
 
     @router.get("/readyz", tags=["service"], responses=_refusals(503))
-    async def readyz() -> Health:
+    async def readyz() -> schemas.Health:
         """Whether searches are answered: the service is not stopping, and none is stuck."""
         if not engine.answers:
             what = "searches are stuck" if engine.ready else "the service is stopping"
             raise Refused(503, what, Retry_After="5")
-        return Health(status="ready")
+        return schemas.Health(status="ready")
 
     @router.get(
         "/metrics",

@@ -32,20 +32,10 @@ from hashlens.index.hash_index import HashIndex
 from hashlens.index.protocol import Index
 from hashlens.index.store import TimeLimit
 from hashlens.machine import cores
+from hashlens.service import schemas
 from hashlens.service.limits import Limits, Room
 from hashlens.service.metrics import Metrics
-from hashlens.service.schemas import (
-    STAGES,
-    HitAnswer,
-    ImageRecord,
-    IndexAnswer,
-    LabelCount,
-    MetadataField,
-    QueryAnswer,
-    Refused,
-    ServiceLimits,
-    StageTimes,
-)
+from hashlens.service.schemas import Refused
 from hashlens.service.security import Slots
 from hashlens.service.thumbnails import Thumbnail, Thumbnails
 from hashlens.service.uploads import UploadStore, check_header, decode_upload
@@ -77,7 +67,7 @@ Answer = TypeVar("Answer")
 class Encoded(NamedTuple):
     """One query, ready to search."""
 
-    query: QueryAnswer
+    query: schemas.QueryAnswer
     code: Codes
     features: Features | None
     latent: Latent
@@ -130,7 +120,7 @@ class Engine:
         self._pictures = self._queue(lambda model, many: model.encode_pixels(np.stack(many)))
         self._texts = self._queue(lambda model, many: model.encode_text(many))
         self._describing = threading.Lock()
-        self._described: tuple[tuple[IndexInfo, int], IndexAnswer] | None = None
+        self._described: tuple[tuple[IndexInfo, int], schemas.IndexAnswer] | None = None
 
     async def __aenter__(self) -> Engine:
         sizes = {"decode": self._limits.decoders or cores(), "encode": _BATCHES_AT_A_TIME}
@@ -144,7 +134,7 @@ class Engine:
             Image.new("L", (1, 1)).save(buffer, "PNG")
             pixels = await self.run("decode", self._decode, buffer.getvalue(), "image")
             await self.run("encode", self._encoder.encode_pixels, pixels[None])
-        if self._encoder is not None and self._encoder.config.backbone.startswith("open_clip:"):
+        if self._encoder is not None and self._encoder.knows_texts:
             try:
                 await self.run("encode", self._encoder.encode_text, ["a picture"])
                 self.searches_texts = True
@@ -171,7 +161,7 @@ class Engine:
             return
         code, bits = np.zeros(code_bytes(index.bits), np.uint8), np.full(index.bits, np.nan)
         features = np.zeros(index.feature_dim, np.float32) if index.feature_dim else None
-        query = QueryAnswer(id=None, label=None, code="")
+        query = schemas.QueryAnswer(id=None, label=None, code="")
         encoded = Encoded(query, code, features, bits.astype(np.float32))
         for mode in self._modes:
             self.find(encoded, SearchOptions(1, mode=mode), histogram=mode == "bcs")
@@ -202,7 +192,7 @@ class Engine:
 
     async def search(
         self, queries: Sequence[tuple[Asked, str]], options: SearchOptions, *, histogram: bool
-    ) -> tuple[list[Found | Refused], StageTimes]:
+    ) -> tuple[list[Found | Refused], schemas.StageTimes]:
         """Answer queries that have the names given; an image of the index does not find itself.
 
         A query that cannot be encoded is refused in its place.
@@ -235,7 +225,7 @@ class Engine:
         found = [each for each in answers if isinstance(each, Found)]
         seconds = [sum(each.times[stage] for each in found) for stage in range(4)]
         spent = [round(1e3 * stage, 3) for stage in (*seconds, time.perf_counter() - began)]
-        times = StageTimes(**dict(zip(STAGES, spent, strict=True)))
+        times = schemas.StageTimes(**dict(zip(schemas.STAGES, spent, strict=True)))
         if found:
             self.metrics.observe(times, [each.answer["pool"] for each in found])
         return answers, times
@@ -265,7 +255,7 @@ class Engine:
         answer = {
             "query": encoded.query,
             "hits": [
-                HitAnswer(**hit._asdict() | self._known(hit) | {"code": hit.code.hex()})
+                schemas.HitAnswer(**hit._asdict() | self._known(hit) | {"code": hit.code.hex()})
                 for hit in hits
             ],
             "pool": pool,
@@ -278,7 +268,7 @@ class Engine:
         with refusing(404):
             label = self._index.get(image_id).label
             _, (code,), features = self._index.encoded([image_id])
-        query = QueryAnswer(id=image_id, label=_plain(label), code=code.tobytes().hex())
+        query = schemas.QueryAnswer(id=image_id, label=_plain(label), code=code.tobytes().hex())
         only_bits = np.full(self._index.bits, np.nan, np.float32)
         known = features[0].astype(np.float32) if features.shape[1] else None
         return Encoded(query, code, known, only_bits)
@@ -300,7 +290,7 @@ class Engine:
             assert self._encoder is not None  # `parse_vector` has refused before
             made = await self.run("encode", self._encoder.encode_prepared, query)
             code, features, latent = made.codes[0], made.features[0], made.latent[0]
-        shown = QueryAnswer(id=None, label=None, code=code.tobytes().hex())
+        shown = schemas.QueryAnswer(id=None, label=None, code=code.tobytes().hex())
         times = (decoded - began, time.perf_counter() - decoded)
         return Encoded(shown, code, features, latent, times)
 
@@ -331,12 +321,14 @@ class Engine:
 
         return BatchQueue(run, self._limits.encode_batch)
 
-    async def add(self, data: bytes, label: str | None, metadata: dict[str, Any]) -> ImageRecord:
+    async def add(
+        self, data: bytes, label: str | None, metadata: dict[str, Any]
+    ) -> schemas.ImageRecord:
         """Encode an image, keep its bytes and commit it; returns once it is durable."""
         async with self.slots.take():
             encoded = await self._encode(data, "image")
 
-            def write() -> ImageRecord:
+            def write() -> schemas.ImageRecord:
                 self._index_was_replaced()
                 uri, features = self._uploads.keep(data), None
                 if encoded.features is not None and self._index.feature_dim:
@@ -378,7 +370,7 @@ class Engine:
         images = await self.run("files", len, self._index)
         return self.metrics.page(images, self.slots.taken)
 
-    def describe(self) -> IndexAnswer:
+    def describe(self) -> schemas.IndexAnswer:
         """Size, labels, metadata and limits; counted once per commit."""
         with self._describing:
             info = self._index.info()
@@ -387,9 +379,9 @@ class Engine:
                 self._described = (known, self._describe(info))
             return self._described[1]
 
-    def _describe(self, info: IndexInfo) -> IndexAnswer:
+    def _describe(self, info: IndexInfo) -> schemas.IndexAnswer:
         counts = [
-            LabelCount(label=_plain(label), count=count)
+            schemas.LabelCount(label=_plain(label), count=count)
             for label, count in self._index.label_counts().items()
             if label is not None
         ]
@@ -397,7 +389,7 @@ class Engine:
         records: list[Record] = []
         with suppress(IndexStoreError):  # a shard that cannot be read hides no more than its images
             records = self._records(_RECORDS_READ, 0)
-        return IndexAnswer(
+        return schemas.IndexAnswer(
             name=_plain(self._index.path.resolve().name),
             images=info.images,
             bits=info.bits,
@@ -413,10 +405,10 @@ class Engine:
             vector_width=None if self.vectors is None else self.vectors.width,
             writable=self._writable,
             shows_files=self._show_files,
-            limits=ServiceLimits.model_validate(self._limits, from_attributes=True),
+            limits=schemas.ServiceLimits.model_validate(self._limits, from_attributes=True),
         )
 
-    def sample(self, limit: int, seed: int) -> list[ImageRecord]:
+    def sample(self, limit: int, seed: int) -> list[schemas.ImageRecord]:
         """A seeded random sample of the images, in the order of ids."""
         return [self._shown(record) for record in self._records(limit, seed)]
 
@@ -434,7 +426,7 @@ class Engine:
                     left.append(self._index.get(image_id))
             return left
 
-    def record(self, image_id: int) -> ImageRecord:
+    def record(self, image_id: int) -> schemas.ImageRecord:
         """What is known of an image."""
         with refusing(404):
             return self._shown(self._index.get(image_id))
@@ -466,9 +458,9 @@ class Engine:
             "metadata": image.metadata,
         }
 
-    def _shown(self, record: Record) -> ImageRecord:
+    def _shown(self, record: Record) -> schemas.ImageRecord:
         thumbnail = f"/v1/images/{record.id}/thumbnail"
-        return ImageRecord(**self._known(record), thumbnail=thumbnail)
+        return schemas.ImageRecord(**self._known(record), thumbnail=thumbnail)
 
 
 Item = TypeVar("Item")
@@ -536,7 +528,7 @@ def refusing(status: int) -> Iterator[None]:
         raise Refused(status, str(error)) from None
 
 
-def _fields(records: list[Record]) -> list[MetadataField]:
+def _fields(records: list[Record]) -> list[schemas.MetadataField]:
     """Keys whose values are few enough to choose from."""
     seen: dict[str, set[Any]] = defaultdict(set)
     for record in records:
@@ -544,7 +536,7 @@ def _fields(records: list[Record]) -> list[MetadataField]:
             if isinstance(value, str | int | float):
                 seen[key].add(value)
     fields = [
-        MetadataField(key=key, values=sorted(values, key=lambda v: (isinstance(v, str), v)))
+        schemas.MetadataField(key=key, values=sorted(values, key=lambda v: (isinstance(v, str), v)))
         for key, values in seen.items()
         if key != "label" and 1 < len(values) <= _VALUES
     ]

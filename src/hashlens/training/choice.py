@@ -49,9 +49,9 @@ def choose_search(
     device = torch.device("cuda" if has_cuda() else "cpu")
     module.to(device).eval()
     seed = module.config.seed
-    training, validation = _drawn(split.training, DATABASE, seed), split.validation
+    training, validation = drawn(split.training, DATABASE, seed), split.validation
     # Without labels nothing says what is found rightly.
-    validation = _drawn(validation, QUERIES if (targets >= 0).all() else 0, seed)
+    validation = drawn(validation, QUERIES if (targets >= 0).all() else 0, seed)
     total = len(training) + len(validation)
     with ProgressBar("comparing modes", total, console=console) as progress:
         database = _encoded(module, inputs, targets, training, progress)
@@ -99,7 +99,8 @@ def feature_statistics(features: Tensor, scaling: FeatureScaling) -> tuple[Tenso
     return mean, torch.where(varies, 1 / deviation, 0.0)
 
 
-def _drawn(rows: Rows, most: int, seed: int) -> Rows:
+def drawn(rows: Rows, most: int, seed: int) -> Rows:
+    """At most so many of the rows, at random, ascending."""
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))

@@ -22,7 +22,7 @@ from hashlens.errors import InvalidInputError, SourceError, few_of
 from hashlens.machine import available_memory, has_cuda
 from hashlens.report.progress import ProgressBar, say
 from hashlens.training.config import TrainingConfig
-from hashlens.training.state import read_state, write_state
+from hashlens.training.folder import read_state, write_state
 from hashlens.types import Skipped
 
 FEATURES = "features.safetensors"
@@ -49,7 +49,8 @@ def decoded_inputs(
     """The images to learn from, decoded into memory if they fit, else when they are needed."""
     rows = rows_to_learn(source)
     needed = len(rows) * preprocessing.size**2 * preprocessing.channels
-    if needed > (budget := memory_budget()):
+    free = available_memory()  # half of it may be taken; 4 GiB where it is not known
+    if needed > (budget := 4 * 2**30 if free is None else free // 2):
         say(
             console,
             f"{len(rows)} images take {needed / 2**30:.1f} GiB decoded, more than half of the free "
@@ -62,8 +63,7 @@ def decoded_inputs(
     if len(decoded.positions) == 0:
         raise SourceError(f"{source.spec}: expected images, none of {len(rows)} could be read")
     held = HeldPixels(torch.from_numpy(decoded.pixels))
-    twins = _numbered(_digests(decoded.pixels))
-    return Inputs(held, rows[decoded.positions], decoded.skipped, twins)
+    return Inputs(held, rows[decoded.positions], decoded.skipped, _twins(_digests(decoded.pixels)))
 
 
 def feature_inputs(
@@ -107,7 +107,7 @@ def feature_inputs(
     backbone.cpu()
     if not parts:
         raise SourceError(f"{source.spec}: expected images, none of {len(wanted)} could be read")
-    found, features, same = np.concatenate(readable), torch.cat(parts), _numbered(twins)
+    found, features, same = np.concatenate(readable), torch.cat(parts), _twins(twins)
     if cache is not None and write:
         write_state(
             {
@@ -156,8 +156,8 @@ def _vector_inputs(
     found = wanted[good]
     if not len(found):
         raise SourceError(f"{source.spec}: expected vectors, none of {len(wanted)} can be used")
-    twins = _numbered([digest for digest, kept in zip(digests, good, strict=True) if kept])
-    return Inputs(VectorRows(store, source.rows[found], backbone), found, skipped, twins)
+    held = VectorRows(store, source.rows[found], backbone)
+    return Inputs(held, found, skipped, _twins(digests)[good])
 
 
 class Split(NamedTuple):
@@ -417,16 +417,9 @@ def _key(source: Source, rows: Rows, preprocessing: Preprocessing, backbone: nn.
     return digest.hexdigest()
 
 
-def memory_budget() -> int:
-    """Bytes that decoded images may take: half of the free memory; 4 GiB where it is not known."""
-    free = available_memory()
-    return 4 * 2**30 if free is None else free // 2
-
-
 def _digests(pixels: NDArray[Any]) -> list[bytes]:
     return [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
 
 
-def _numbered(digests: list[bytes]) -> NDArray[np.int64]:
-    numbers: dict[bytes, int] = {}
-    return np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], np.int64)
+def _twins(digests: list[bytes]) -> Rows:
+    return np.unique(digests, return_inverse=True)[1]

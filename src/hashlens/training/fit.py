@@ -49,11 +49,22 @@ from hashlens.training.data import (
     split_notes,
     split_rows,
 )
-from hashlens.training.folder import TrainingResult, in_words, kept_config, open_run, save_result
+from hashlens.training.folder import (
+    BEST,
+    LAST,
+    RUN,
+    SafeCheckpointIO,
+    TrainingResult,
+    in_words,
+    kept_config,
+    open_run,
+    read_state,
+    save_result,
+    write_state,
+)
 from hashlens.training.module import HashModule, freeze_first
 from hashlens.training.objectives import create_objective
 from hashlens.training.recipes import configure, image_facts, named_values, taught
-from hashlens.training.state import BEST, LAST, RUN, SafeCheckpointIO, read_state, write_state
 
 
 def train(
@@ -218,11 +229,9 @@ def fit(
     states = KeepStates(out / RUN, by_loss)
     known = targets[split.training]
     chance = chance_loss(known, config.balanced) if source.classes else math.inf
-    detectors = Detectors(states, chance, console)
-    callbacks = [states, detectors, ShowProgress(states, console)]
-    trainer = make_trainer(config, out, callbacks, devices, nodes)
-    batches = _batches(inputs, targets, split, config, trainer)
-    run_trainer(trainer, module, batches, state, out, console)
+    shown = ShowProgress(states, chance, console)
+    trainer = make_trainer(config, out, [states, shown], devices, nodes)
+    run_trainer(trainer, module, inputs, targets, split, state, out / RUN, console)
     search: dict[str, Any] = {}
     if first:  # the others must not read the state of the run, which the first one drops
         module.net.load_state_dict(read_state(out / RUN / BEST))
@@ -235,7 +244,7 @@ def fit(
         training_images=len(split.training),
         validation_images=len(split.validation),
         skipped=tuple(inputs.skipped),
-        warnings=(*notes, *detectors.warnings),
+        warnings=(*notes, *shown.warnings),
         search=search,
         by_loss=by_loss,
         seconds=time.monotonic() - started,
@@ -263,7 +272,7 @@ def _backbone(
     assert config.backbone is not None  # a resolved configuration names one
     return create_backbone(
         config.backbone,
-        channels=image_facts(source).channels if source.vectors is None else 3,
+        channels=image_facts(source).channels,
         size=config.size,
         weights=Path(config.weights) if config.weights else None,
         pretrained=bool(config.pretrained) and config.weights is None,
@@ -325,32 +334,6 @@ def _module(
     return HashModule(net, objective, config, backbone.preprocessing)
 
 
-def _batches(
-    inputs: Inputs,
-    targets: Targets,
-    split: Split,
-    config: TrainingConfig,
-    trainer: lightning.Trainer,
-) -> tuple[TrainingBatches, ValidationBatches]:
-    assert config.batch_size is not None  # a resolved configuration names one
-    shared: dict[str, Any] = {"rank": trainer.global_rank, "world": trainer.world_size}
-    training = TrainingBatches(
-        inputs.pixels,
-        targets,
-        split.training,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        epoch=lambda: int(trainer.current_epoch),
-        weights=balanced_weights(targets[split.training]) if config.balanced else None,
-        **shared,
-    )
-    size = 2 * config.batch_size
-    validation = ValidationBatches(
-        inputs.pixels, targets, split.validation, batch_size=size, **shared
-    )
-    return training, validation
-
-
 _SECONDS_PER_LINE = 2.0
 
 
@@ -387,11 +370,8 @@ class KeepStates(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Keep both states."""
-        scores, loss = module.scores, module.end_epoch()
-        if scores is None:
-            return
-        epoch = trainer.current_epoch + 1
-        latest = {"epoch": epoch, "train_loss": loss, **scores._asdict()}
+        epoch, loss = trainer.current_epoch + 1, trainer.callback_metrics["classification_loss"]
+        latest = {"epoch": epoch, "train_loss": float(loss), **module.scores._asdict()}
         best = self.best
         self.history.append(latest)
         if best is None or self._score(latest) > self._score(best):
@@ -399,40 +379,6 @@ class KeepStates(Callback):
             if trainer.is_global_zero:
                 write_state(module.judged.state_dict(), self._folder / BEST)
         trainer.save_checkpoint(self._folder / LAST)
-
-
-class Detectors(Callback):
-    """Warns once if the loss stays at chance, and at the end if bits are stuck."""
-
-    def __init__(self, states: KeepStates, chance: float, console: Console) -> None:
-        self._states, self._chance, self._console = states, chance, console
-        self.warnings: list[str] = []
-
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Check the epochs of the run that is resumed."""
-        for epoch in self._states.history:
-            self._check(trainer, epoch)
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Check the epoch's loss."""
-        self._check(trainer, self._states.history[-1])
-
-    def _check(self, trainer: lightning.Trainer, latest: dict[str, Any]) -> None:
-        epochs = int(trainer.max_epochs or 1)
-        warning = chance_warning(latest["train_loss"], self._chance, int(latest["epoch"]), epochs)
-        if warning and not self.warnings:
-            self._warn(trainer, warning)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Check the bits of the best epoch."""
-        best = self._states.best
-        if best and (warning := stuck_warning(int(best["stuck_bits"]), module.config.bits)):
-            self._warn(trainer, warning)
-
-    def _warn(self, trainer: lightning.Trainer, warning: str) -> None:
-        self.warnings.append(warning)
-        if trainer.is_global_zero:
-            say(self._console, f"warning: {warning}", "yellow")
 
 
 def chance_loss(targets: NDArray[np.int64] | NDArray[np.bool_], balanced: bool = False) -> float:
@@ -473,10 +419,14 @@ def stuck_warning(stuck_bits: int, bits: int) -> str | None:
 
 
 class ShowProgress(Callback):
-    """A bar over the whole run, with images per second and time left, and a line per epoch."""
+    """A bar over the whole run, with images per second and time left, and a line per epoch.
 
-    def __init__(self, states: KeepStates, console: Console) -> None:
-        self._states, self._console = states, console
+    It warns once if the loss stays at chance, and at the end if bits are stuck.
+    """
+
+    def __init__(self, states: KeepStates, chance: float, console: Console) -> None:
+        self._states, self._chance, self._console = states, chance, console
+        self.warnings: list[str] = []
         self._bar: ProgressBar | None = None
         self._printed = -math.inf
 
@@ -502,7 +452,15 @@ class ShowProgress(Callback):
             self._bar()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Print the epoch's scores, but not more often than every two seconds."""
+        """Print the epoch's scores, but not more often than every two seconds.
+
+        Losses are checked, those before a run was resumed too.
+        """
+        for one in self._states.history:
+            epoch, epochs = int(one["epoch"]), int(trainer.max_epochs or 1)
+            warning = chance_warning(one["train_loss"], self._chance, epoch, epochs)
+            if warning and not self.warnings:
+                self._warn(trainer, warning)
         if self._bar is None:
             return
         latest = self._states.history[-1]
@@ -517,16 +475,22 @@ class ShowProgress(Callback):
         )
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Check the bits of the best epoch."""
+        best = self._states.best
+        if best and (warning := stuck_warning(int(best["stuck_bits"]), module.config.bits)):
+            self._warn(trainer, warning)
+        self.on_exception()
+
+    def on_exception(self, *_: Any) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def on_exception(
-        self, trainer: lightning.Trainer, module: Any, exception: BaseException
-    ) -> None:
-        """Take the bar away."""
-        self.on_train_end(trainer, module)
+    def _warn(self, trainer: lightning.Trainer, warning: str) -> None:
+        self.warnings.append(warning)
+        if trainer.is_global_zero:
+            say(self._console, f"warning: {warning}", "yellow")
 
 
 def make_trainer(
@@ -561,22 +525,42 @@ def make_trainer(
 def run_trainer(
     trainer: lightning.Trainer,
     module: HashModule,
-    batches: tuple[TrainingBatches, ValidationBatches],
+    inputs: Inputs,
+    targets: Targets,
+    split: Split,
     state: Path | None,
-    out: Path,
+    run: Path,
     console: Console,
 ) -> None:
     """Train; after Ctrl-C say how to continue, and raise ``KeyboardInterrupt``."""
+    config = module.config
+    assert config.batch_size is not None  # a resolved configuration names one
+    shared: dict[str, Any] = {"rank": trainer.global_rank, "world": trainer.world_size}
+    training = TrainingBatches(
+        inputs.pixels,
+        targets,
+        split.training,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=lambda: int(trainer.current_epoch),
+        weights=balanced_weights(targets[split.training]) if config.balanced else None,
+        **shared,
+    )
+    size = 2 * config.batch_size
+    validation = ValidationBatches(
+        inputs.pixels, targets, split.validation, batch_size=size, **shared
+    )
     handler = signal.getsignal(signal.SIGINT)
+    begin = None if state is None else str(state)
     try:
         with _quiet_lightning():
-            trainer.fit(module, *batches, ckpt_path=None if state is None else str(state))
+            trainer.fit(module, training, validation, ckpt_path=begin)
     except SystemExit as stop:  # how Lightning ends after Ctrl-C
         signal.signal(signal.SIGINT, handler)
         kept = trainer.current_epoch
         say(
             console,
-            f"stopped after {kept} complete epoch(s), kept in {out / RUN}; "
+            f"stopped after {kept} complete epoch(s), kept in {run}; "
             "to continue, repeat the command with --resume",
         )
         raise KeyboardInterrupt from stop

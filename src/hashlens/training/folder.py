@@ -1,4 +1,4 @@
-"""The folder of a run: made and checked at the start, a whole model at the end."""
+"""The folder of a run: made and checked at the start, its state, a whole model at the end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from hashlens.data.labels import class_counts
 from hashlens.data.source import Source
@@ -24,8 +29,9 @@ from hashlens.models.checkpoint import save_model
 from hashlens.models.description import CARD_NAME, CONFIG_NAME, ModelConfig, model_card
 from hashlens.models.latent import LatentHashNet
 from hashlens.training.config import TrainingConfig
-from hashlens.training.state import LAST, RUN
 from hashlens.types import Skipped
+
+RUN, BEST, LAST = "run", "best.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -199,3 +205,77 @@ def _identity(source: Source) -> dict[str, object]:
         "classes": list(source.classes),
         "order": hashlib.blake2b(np.ascontiguousarray(source.targets).tobytes()).hexdigest(),
     }
+
+
+# The state to resume from: one safetensors file with tensors and a JSON text, no pickle.
+_TENSOR, _PAIRS, _TUPLE = "__tensor__", "__pairs__", "__tuple__"
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Keeps Lightning's checkpoint without pickle; the old one stays until the new one is whole."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint."""
+        write_state(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint back, on the CPU."""
+        state: dict[str, Any] = read_state(Path(path))
+        return state
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def write_state(state: Any, path: Path) -> None:
+    """Write nested plain values and tensors to one safetensors file, in one step."""
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_pack(state, tensors))
+    replace_file(path, lambda aside: save_file(tensors, aside, {"state": text}))
+
+
+def read_state(path: Path) -> Any:
+    """Read what ``write_state`` wrote."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {})["state"]
+        return json.loads(text, object_hook=partial(_unpack, tensors))
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path}: expected a whole training state, got {error}; "
+            "start again with --overwrite instead of --resume"
+        ) from error
+
+
+def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        # A copy: safetensors refuses tensors that share memory.
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: name}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: _pack(item, tensors) for key, item in value.items()}
+        return {_PAIRS: [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return {_TUPLE: [_pack(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return [_pack(item, tensors) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"cannot keep a {type(value).__name__} in a training state")
+
+
+def _unpack(tensors: dict[str, torch.Tensor], value: dict[str, Any]) -> Any:
+    """What an object of the text stands for; those inside it are unpacked already."""
+    if set(value) == {_TENSOR}:
+        return tensors[value[_TENSOR]]
+    if set(value) == {_PAIRS}:
+        return dict(value[_PAIRS])
+    return tuple(value[_TUPLE]) if set(value) == {_TUPLE} else value

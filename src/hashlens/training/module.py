@@ -11,8 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
-from torchmetrics import MeanMetric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from hashlens.codes.packing import pack_bits
 from hashlens.data.preprocessing import Preprocessing, VectorInput
@@ -20,7 +18,7 @@ from hashlens.evaluation.metrics import counts_by_distance, expected_average_pre
 from hashlens.models.latent import LatentHashNet, LatentOutput
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import Batch
-from hashlens.training.objectives import Losses
+from hashlens.training.objectives import Losses, objectives
 
 _LEVELS = 8
 
@@ -30,6 +28,7 @@ class HashModule(lightning.LightningModule):
 
     mean: torch.Tensor
     deviation: torch.Tensor
+    scores: ValidationScores  # of the last epoch
 
     def __init__(
         self,
@@ -49,8 +48,6 @@ class HashModule(lightning.LightningModule):
         if config.average > 0:
             self.average = AveragedModel(net, multi_avg_fn=self._move, use_buffers=True)
             self.average.requires_grad_(False)
-        self.scores: ValidationScores | None = None
-        self._mean_loss = MeanMetric(nan_strategy="disable")
         self._validation: list[tuple[torch.Tensor, ...]] = []
 
     @property
@@ -60,14 +57,11 @@ class HashModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer, and its rate step by step."""
-        optimizer = create_optimizer(self.net, self.config)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule, warmup = self.config.schedule, self.config.warmup
-
-        def share(step: int) -> float:
-            return rate_share(schedule, step, total, warmup)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        config, total = self.config, int(self.trainer.estimated_stepping_batches)
+        optimizer = create_optimizer(self.net, config)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_share(config.schedule, step, total, config.warmup)
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "rate"},
@@ -116,15 +110,17 @@ class HashModule(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """Loss of a batch."""
         losses = self._losses(self.net, batch, augment=True)
-        self._mean_loss.update(losses.classification.detach())
+        # Its mean over the epoch and all processes; each batch counts alike.
+        mean: dict[str, Any] = {"on_epoch": True, "logger": False, "sync_dist": True}
+        loss = losses.classification.detach().float()
+        self.log("classification_loss", loss, on_step=False, batch_size=1, **mean)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"train_loss": losses.total.detach().float(), "rate": rate})
-        total: torch.Tensor = losses.total
-        return total
+        return losses.total
 
     def _losses(self, net: LatentHashNet, batch: Batch, *, augment: bool) -> Losses:
         """The objective's losses of a batch, or of two views of it."""
-        if getattr(self.objective, "two_views", False):  # the second with a neighbour's draws
+        if objectives()[self.config.objective].views == 2:  # the second with a neighbour's draws
             second = batch._replace(draws=batch.draws.roll(1, 0))
             batch = Batch(*map(torch.cat, zip(batch, second, strict=True)))
         output = self.output(net, batch, augment=augment)
@@ -164,25 +160,16 @@ class HashModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Score each validation image once, those of other processes included."""
-        parts = [self._gathered(torch.cat(part)) for part in zip(*self._validation, strict=True)]
+        parts = [torch.cat(part).cpu() for part in zip(*self._validation, strict=True)]
         self._validation.clear()
-        latent, scores, targets, losses = parts
-        self.scores = validation_scores(latent, scores, targets, losses)
+        if self.trainer.world_size > 1:  # processes may hold different numbers of images
+            shares: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, parts)
+            parts = [torch.cat(part) for part in zip(*shares, strict=True)]
+        self.scores = validation_scores(*parts)
         # Every process holds the same figures already.
         known = {name: value for name, value in self.scores._asdict().items() if value is not None}
         self.log_dict({f"val_{name}": float(value) for name, value in known.items()})
-
-    def _gathered(self, values: torch.Tensor) -> torch.Tensor:
-        """Rows of all processes, which may hold different numbers of them."""
-        if self.trainer.world_size == 1:
-            return values.cpu()
-        return torch.cat(gather_all_tensors(values)).cpu()
-
-    def end_epoch(self) -> float:
-        """Mean classification loss since the last call, over all processes."""
-        loss = float(self._mean_loss.compute())
-        self._mean_loss.reset()
-        return loss
 
 
 MAP_QUERIES = 2000

@@ -20,7 +20,7 @@ from hashlens.models.description import CONFIG_NAME, FeatureScaling
 from hashlens.models.export import write_twin
 from hashlens.models.latent import LatentHashNet
 from hashlens.report.progress import say
-from hashlens.training.choice import scale_features
+from hashlens.training.choice import drawn, scale_features
 from hashlens.training.config import TrainingConfig
 from hashlens.training.data import feature_inputs, say_what_is_left_out
 from hashlens.training.folder import TrainingResult, write_model
@@ -69,9 +69,7 @@ def train_unsupervised(
     )
     console = Console(stderr=True, quiet=not progress)
     rows = source.labelled if shallow.supervised else np.arange(len(source))
-    if len(rows) > MOST_IMAGES:  # as many as the method needs
-        drawn = np.random.default_rng(config.seed).choice(len(rows), MOST_IMAGES, replace=False)
-        rows = rows[np.sort(drawn)]
+    rows = drawn(rows, MOST_IMAGES, config.seed)  # as many as the method needs
     inputs = feature_inputs(
         source, base.preprocessing, base.module, None, rows=rows, strict=strict, console=console
     )

@@ -145,13 +145,10 @@ def bit_entropy(ones: Scores) -> Scores:
 
 def bit_correlation(unpacked: NDArray[np.uint8]) -> Scores:
     """Pearson correlation between bits, shape (bits, bits), of 0/1 values (n, bits)."""
-    centred = unpacked - unpacked.mean(axis=0)
-    covariance = centred.T @ centred
-    spread = np.sqrt(np.diag(covariance))
-    scale = np.outer(spread, spread)
-    correlation = np.where(scale > 0, covariance / np.where(scale > 0, scale, 1.0), 0.0)
+    with np.errstate(invalid="ignore"):  # of a bit that never changes
+        correlation = np.nan_to_num(np.atleast_2d(np.corrcoef(unpacked, rowvar=False)))
     np.fill_diagonal(correlation, 1.0)
-    return np.asarray(np.clip(correlation, -1, 1), dtype=np.float64)
+    return correlation
 
 
 def code_occupancy(codes: Codes) -> Occupancy:

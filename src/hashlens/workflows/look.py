@@ -117,7 +117,7 @@ def _make_model(
         source = without_labels(source)
         values |= {"bits": bits, "unsupervised": True}
     from hashlens.training.fit import train  # loads PyTorch: only where something is learned
-    from hashlens.training.state import RUN
+    from hashlens.training.folder import RUN
 
     values["progress"], resume = progress, (model / RUN).is_dir()
     try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from hashlens.files import move
 from hashlens.index.hash_index import HashIndex
 from hashlens.index.layout import UPLOADS
 from hashlens.index.store import copy_uploads, file_errors
-from hashlens.types import EncoderLike, Record, Skipped
+from hashlens.types import EncoderLike, Skipped
 
 
 class Reencoded(NamedTuple):
@@ -50,23 +49,23 @@ def reencode(
         raise IndexStoreError(f"{before}: is there already, from the last time; move it away")
     skipped: tuple[Skipped, ...] = ()
     with HashIndex.open(path, read_only=True) as old, _opened(new, old, encoder, model) as made:
-        while missing := _without(old.records(), (record.uri for record in made.records())):
+        while missing := _missing(old, made):
+            records = [record for record in old.records() if record.id in missing]
             first = len(made)
 
-            def encoded(_: int, first: int = first, total: int = len(missing)) -> None:
+            def encoded(_: int, first: int = first, total: int = len(records)) -> None:
                 progress(len(made) - first, total)
 
             report = made.add(
-                [record.uri for record in missing],
-                [record.label for record in missing],
-                [dict(record.metadata) for record in missing],
+                [record.uri for record in records],
+                [record.label for record in records],
+                [dict(record.metadata) for record in records],
                 progress=encoded,
             )
             skipped = report.skipped
             if skipped:
                 break
-        gone = _without(made.records(), (record.uri for record in old.records()))
-        made.remove([record.id for record in gone])
+        made.remove(sorted(_missing(made, old)))
         images = len(made)
     if skipped:
         return Reencoded(images, skipped, new, None)
@@ -84,12 +83,7 @@ def _opened(new: Path, old: HashIndex, encoder: EncoderLike, model: Path) -> Has
     return HashIndex.create(new, encoder, features=features, model=model)
 
 
-def _without(records: Iterable[Record], uris: Iterable[str]) -> list[Record]:
-    """The records whose URI is not among these; one that is there twice counts twice."""
-    known, left = Counter(uris), []
-    for record in records:
-        if known[record.uri]:
-            known[record.uri] -= 1
-        else:
-            left.append(record)
-    return left
+def _missing(index: HashIndex, other: HashIndex) -> set[int]:
+    """Ids of the images whose URI the other index lacks; one that is there twice counts twice."""
+    known = other.uris()
+    return {each for uri, ids in index.uris().items() for each in ids[len(known.get(uri, ())) :]}

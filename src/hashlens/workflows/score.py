@@ -28,7 +28,6 @@ from hashlens.types import (
     DEFAULT_POOL,
     POOL_PER_RESULT,
     EncodedImages,
-    Ids,
     Mode,
     Searcher,
     SearchOptions,
@@ -190,17 +189,17 @@ def evaluate(
     truth, model_warnings = match_model(queries, encoder.classes)
     base = encode(encoder, database, strict=strict, progress=progress)
     found = encode(encoder, queries, strict=strict, progress=progress)
-    exclude = _own_rows(base, found)
+    # Each query's row in the database, -1 where it is not there; None where no query is.
+    row_of = {uri: row for row, uri in enumerate(base.uris)}
+    own = np.array([row_of.get(uri, -1) for uri in found.uris], dtype=np.int64)
+    exclude = own if (own >= 0).any() else None
     if modes is None:
         modes = [mode for mode in MODE_NAMES if mode != "acs" or found.latent is not None]
     error = None
     if truth is not None and found.scores is not None:
         error = top_class_error(found.scores, truth[found.positions])
-    searcher: Searcher
-    if make_searcher is None:
-        searcher = ArraySearcher(base.codes, base.features)
-    else:
-        searcher = make_searcher(database, base)
+    make = make_searcher or (lambda source, held: ArraySearcher(held.codes, held.features))
+    searcher = make(database, base)
     base = replace(base, labels=matched.database[base.positions])
     found = replace(found, labels=matched.queries[found.positions])
     evaluation = score_searcher(
@@ -258,13 +257,6 @@ def _labelled(queries: Source, database: Source) -> tuple[Source, tuple[str, ...
             "found counts as wrong"
         )
     return (queries.subset(labelled) if len(labelled) else queries), tuple(warnings)
-
-
-def _own_rows(database: EncodedImages, queries: EncodedImages) -> Ids | None:
-    """Each query's row in the database, -1 where it is not there; None where no query is."""
-    rows = {uri: row for row, uri in enumerate(database.uris)}
-    own = np.array([rows.get(uri, -1) for uri in queries.uris], dtype=np.int64)
-    return own if (own >= 0).any() else None
 
 
 def used_classes(source: Source) -> set[str]:

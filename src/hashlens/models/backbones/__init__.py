@@ -1,7 +1,7 @@
 """Backbones: networks that turn images into features, by name; and their starting weights.
 
-Each other file here holds one backbone: a function named like the file. The first
-line of the file's docstring says what it is. Both are read without importing torch.
+A backbone is a function with the decorator ``@register_backbone``, of its name, in a file here,
+next to its kin. The names are read without importing torch.
 """
 
 from __future__ import annotations
@@ -69,21 +69,22 @@ def register_backbone(build: Callable[..., Backbone]) -> Callable[..., Backbone]
 
 @cache
 def describe_backbones() -> Mapping[str, str]:
-    """Every backbone as it is written, such as timm:NAME, and a line that says what it is."""
+    """Every backbone as it is written, such as timm:NAME, and the module that holds it."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name == path.stem:
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            decorators = getattr(node, "decorator_list", ())
+            if isinstance(node, ast.FunctionDef) and "register_backbone" in map(
+                ast.unparse, decorators
+            ):
                 named = any(argument.arg == "model" for argument in node.args.kwonlyargs)
-                text = (ast.get_docstring(tree) or "").partition("\n")[0]
-                found[path.stem + ":NAME" * named] = text
-    return found
+                found[node.name + ":NAME" * named] = path.stem
+    return dict(sorted(found.items()))
 
 
-def has_published_weights(name: str) -> bool:
+def has_published_weights(name: str | None) -> bool:
     """Whether starting weights of a backbone can be downloaded."""
-    return "pretrained" in inspect.signature(_builder(name)).parameters
+    return name is not None and "pretrained" in inspect.signature(_builder(name)).parameters
 
 
 def keeps_its_size(name: str | None) -> bool:
@@ -154,12 +155,11 @@ def create_backbone(
 
 
 def _builder(name: str) -> Callable[..., Backbone]:
-    base = name.partition("?")[0].partition(":")[0]
-    if base not in _BUILDERS and {base, f"{base}:NAME"} & set(describe_backbones()):
-        import_module(f"{__name__}.{base}")
+    base, known = name.partition("?")[0].partition(":")[0], describe_backbones()
+    if base not in _BUILDERS and (module := known.get(base, known.get(f"{base}:NAME"))):
+        import_module(f"{__name__}.{module}")
     if base not in _BUILDERS:
-        known = ", ".join(describe_backbones())
-        raise ModelError(f"no backbone is called {base!r}; known are {known}")
+        raise ModelError(f"no backbone is called {base!r}; known are {', '.join(known)}")
     return _BUILDERS[base]
 
 

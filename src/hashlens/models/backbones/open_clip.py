@@ -24,7 +24,7 @@ from hashlens.models.backbones import (
 )
 from hashlens.models.backbones.vectors import UnitLength
 from hashlens.models.checkpoint import TorchRunner, load_model
-from hashlens.models.encoder import NetworkOutput
+from hashlens.models.encoder import EncodedPixels
 
 _LOCAL, _WEIGHTS = "local-dir:", "open_clip_model.safetensors"
 # Where images alone are wanted: the smallest text tower that open_clip builds.
@@ -53,7 +53,7 @@ def open_clip(
     return Backbone(f"open_clip:{model}", _image_tower(clip), width, look, start)
 
 
-def load_texts(directory: Path) -> Callable[[Sequence[str]], NetworkOutput]:
+def load_texts(directory: Path) -> Callable[[Sequence[str]], EncodedPixels]:
     """Runs a model's own layers on texts, embedded as the checkpoint of its backbone does."""
     net, config = load_model(directory)
     model = config.backbone.partition(":")[2]
@@ -75,7 +75,7 @@ def load_texts(directory: Path) -> Callable[[Sequence[str]], NetworkOutput]:
     words = dict(getattr(tokens, "cache", {}))
 
     @torch.inference_mode()
-    def run(texts: Sequence[str]) -> NetworkOutput:
+    def run(texts: Sequence[str]) -> EncodedPixels:
         with one_thread:  # a tokeniser of the hub fails in two
             tokens.cache = dict(words)  # open_clip's keeps every word that it has ever met
             read = tokens(list(texts))

@@ -1,10 +1,11 @@
-"""Objectives: what a training run minimises. One file each, the same latent layer under all.
+"""Objectives: what a training run minimises, kin in one file; the same latent layer under all.
 
 An objective is a module that is called with a ``LatentOutput``, the targets and F8, and returns
 ``Losses``. Its constructor takes what it needs of ``bits``, ``classes``, ``label_smoothing``,
-``seed`` and ``labels``, by these names. The decorator ``@objective(name, description)`` above the
+``seed`` and ``views``, by these names. The decorator ``@objective(name, description)`` above the
 class is all that makes it known to the configuration, the command line and the docs; with
-``labels=False`` in it, codes are learned without labels too, and there is no F8 then. Whatever is
+``labels=False`` in it, codes are learned without labels too, and there is no F8 then; with
+``views=2`` the second half of a batch is another view of each image in the first. Whatever is
 minimised, bit j of an image's code is latent_j >= 0.
 """
 
@@ -37,7 +38,9 @@ class Losses(NamedTuple):
     classification: torch.Tensor  # the classification loss within it, comparable with chance
 
 
-def objective(name: str, description: str, labels: bool = True, **fixed: Any) -> Callable[[T], T]:
+def objective(
+    name: str, description: str, labels: bool = True, views: int = 1, **fixed: Any
+) -> Callable[[T], T]:
     """Make a class known as an objective; ``fixed`` goes to its constructor."""
 
     def register(made: T) -> T:
@@ -52,6 +55,7 @@ class Declaration(NamedTuple):
 
     description: str
     labels: bool  # whether it cannot do without labels
+    views: int  # of each image in a batch
     module: str
 
 
@@ -63,9 +67,9 @@ def objectives() -> dict[str, Declaration]:
         for text in _DECORATOR.findall(path.read_text(encoding="utf-8")):
             call = cast(ast.Call, ast.parse(text, mode="eval").body)
             name, description = (ast.literal_eval(argument) for argument in call.args)
-            named = {each.arg: each.value for each in call.keywords}
-            labels = "labels" not in named or ast.literal_eval(named["labels"])
-            found[name] = Declaration(description, labels, path.stem)
+            named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+            labels, views = named.get("labels", True), named.get("views", 1)
+            found[name] = Declaration(description, labels, views, path.stem)
     return dict(sorted(found.items()))
 
 
@@ -77,7 +81,7 @@ def create_objective(name: str, **offered: Any) -> nn.Module:
         )
     declared = objectives()[name]
     import_module(f"{__name__}.{declared.module}")
-    offered["labels"] = declared.labels
+    offered["views"] = declared.views
     wanted = inspect.signature(_CLASSES[name]).parameters
     return _CLASSES[name](**{key: value for key, value in offered.items() if key in wanted})
 

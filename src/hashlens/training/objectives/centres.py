@@ -1,4 +1,4 @@
-"""Hash centres: one code per class, far from each other, in which no bit is wasted."""
+"""Hash centres, one code per class, far from each other; and objectives that move codes there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from itertools import combinations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
 
-from hashlens.training.objectives import indicators
+from hashlens.models.latent import LatentOutput
+from hashlens.training.objectives import Losses, indicators, objective, with_classifier
 
 _DRAWS, _WORK, _FEW = 100, 10_000_000, 8
 
@@ -108,3 +111,80 @@ def _score(centres: NDArray[np.int8]) -> tuple[int, int, int]:
     np.fill_diagonal(products, -bits)
     different = len(np.unique(centres * centres[0], axis=1).T)
     return -constant, round((bits - float(products.max())) / 2), different
+
+
+QUANTISATION = 1e-4
+
+
+@objective(
+    "csq",
+    "cross entropy of the activations with the hash centre of the class + 0.0001 x a quantisation "
+    "loss; F8 reads sigmoid(H) and leaves the codes alone",
+)
+class CentralSimilarity(nn.Module):
+    """Codes near the hash centre of their class.
+
+    L. Yuan et al., "Central Similarity Quantization for Efficient Image and Video Retrieval",
+    CVPR 2020: central similarity loss L_C, the binary cross entropy between the activations and
+    the centre's bits (equation 4; mean over bits), plus 1e-4 times the quantisation loss
+    L_Q = log cosh(|2a - 1| - 1) (equation 5). Several labels: the centre is the majority of the
+    labels' centres, ties from a fixed random code (section 3.2). The centres are better than the
+    paper's: see ``hash_centres``.
+
+    The method has no classifier. F8 is trained on the activations with the gradient stopped, so
+    that it predicts classes and does not change the codes.
+    """
+
+    centres: torch.Tensor
+    tie: torch.Tensor
+
+    def __init__(self, bits: int, classes: int, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("centres", hash_centres(bits, classes, generator))
+        self.register_buffer("tie", (torch.rand(bits, generator=generator) < 0.5).float())
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        latent = output.latent.float()
+        centre = majority(self.centres, targets, self.tie)
+        central = functional.binary_cross_entropy_with_logits(latent, centre)
+        apart = (2 * torch.sigmoid(latent) - 1).abs() - 1  # from -1 to 0: no overflow
+        total = central + QUANTISATION * apart.cosh().log().mean()
+        return with_classifier(total, latent, targets, classifier)
+
+
+MARGIN = 0.2
+
+
+@objective(
+    "orthohash",
+    "softmax loss of sqrt(bits) x (cosine of H with the hash centre of each class, less a margin "
+    "of 0.2 at its own); F8 reads sigmoid(H) and leaves the codes alone",
+)
+class OrthoHash(nn.Module):
+    """A classifier whose weights are fixed binary codes.
+
+    J. T. Hoe et al., "One Loss for All: Deep Hashing with a Single Cosine Similarity based
+    Learning Objective", NeurIPS 2021, section 3: softmax loss of s (cos(v_i, o_y) - m) against
+    s cos(v_i, o_j) for the other classes, with s = sqrt(bits) and a target o_c in {-1, 1}^bits
+    for each class. Turning v to its target is also what quantises it. Several labels: the margin
+    is taken from each of them, and the loss is the mean over them.
+    """
+
+    centres: torch.Tensor
+
+    def __init__(self, bits: int, classes: int, seed: int = 0) -> None:
+        super().__init__()
+        self.scale = bits**0.5
+        centres = hash_centres(bits, classes, torch.Generator().manual_seed(seed))
+        self.register_buffer("centres", 2 * centres - 1)
+
+    def forward(self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module) -> Losses:
+        """Return the losses of a batch."""
+        latent = output.latent.float()
+        cosines = functional.normalize(latent, dim=1) @ functional.normalize(self.centres, dim=1).T
+        wanted = indicators(targets, len(self.centres))
+        shares = wanted / wanted.sum(dim=1, keepdim=True).clamp(min=1)
+        angular = functional.cross_entropy(self.scale * (cosines - MARGIN * wanted), shares)
+        return with_classifier(angular, latent, targets, classifier)

@@ -24,6 +24,7 @@ PRECISION, MEMORY = 0.05, 0.9
     "alone",
     rate=0.3,
     labels=False,
+    views=2,
 )
 class CroVca(nn.Module):
     """Bits that views of one thing agree on, with a term against collapse.
@@ -43,9 +44,9 @@ class CroVca(nn.Module):
 
     means: torch.Tensor
 
-    def __init__(self, bits: int, classes: int, *, rate: float, labels: bool) -> None:
+    def __init__(self, bits: int, classes: int, *, rate: float, views: int) -> None:
         super().__init__()
-        self.rate, self.two_views = rate, not labels
+        self.rate, self.two_views = rate, views == 2
         self.register_buffer("means", torch.zeros(classes, bits))
 
     def forward(

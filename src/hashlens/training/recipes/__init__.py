@@ -49,7 +49,9 @@ class ImageFacts:
 
 def image_facts(source: Source) -> ImageFacts:
     """Measure what the choice of a recipe depends on, from a few images."""
-    rows = rows_to_learn(source)
+    rows, cuda, bf16 = rows_to_learn(source), has_cuda(), multiplies_bfloat16()
+    if source.vectors is not None:
+        return ImageFacts(len(rows), 0, 3, cuda, bf16)
     probes = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).astype(int)]
     sides, grey, failed = [], True, ""
     for row in probes.tolist():
@@ -64,9 +66,7 @@ def image_facts(source: Source) -> ImageFacts:
         raise SourceError(
             f"{source.spec}: none of {len(probes)} images tried can be read: {failed}"
         )
-    return ImageFacts(
-        len(rows), int(np.median(sides)), 1 if grey else 3, has_cuda(), multiplies_bfloat16()
-    )
+    return ImageFacts(len(rows), int(np.median(sides)), 1 if grey else 3, cuda, bf16)
 
 
 def taught(source: Source, config: TrainingConfig) -> Source:
@@ -92,23 +92,21 @@ def configure(
     reasons = []
     if values.get("start"):
         return train_on(values, images)
-    named = {} if recipe == "auto" else recipe_values(recipe)
+    named = recipe_values(recipe)
     if isinstance(images, Source):
         images = taught(images, TrainingConfig().with_values({**named, **values}))
-    if isinstance(images, Source) and images.vectors is not None:
-        recipe = "vectors" if recipe == "auto" else recipe
-        if recipe in ("small", "finetune", "paper"):
-            raise InvalidInputError(f"recipe {recipe}: is for images; leave it out for vectors")
-        values = {**values, "backbone": vectors_backbone(images, values)}
-        facts = ImageFacts(len(rows_to_learn(images)), 0, 3, has_cuda(), multiplies_bfloat16())
-    else:
-        facts = images if isinstance(images, ImageFacts) else image_facts(images)
+        if images.vectors is not None:
+            recipe = "vectors" if recipe == "auto" else recipe
+            if recipe in ("small", "finetune", "paper"):
+                raise InvalidInputError(f"recipe {recipe}: is for images; leave it out for vectors")
+            values = {**values, "backbone": vectors_backbone(images, values)}
+        images = image_facts(images)
     if recipe == "auto":
-        recipe, reason = _automatic_recipe(values, facts)
+        recipe, reason = _automatic_recipe(values, images)
         reasons.append(reason)
-    chosen = {**recipe_values(recipe), **values}
+    chosen = {**(named or recipe_values(recipe)), **values}
     chosen.setdefault("recipe", Path(recipe).stem)
-    config, why = _complete(TrainingConfig().with_values(chosen), facts)
+    config, why = _complete(TrainingConfig().with_values(chosen), images)
     random = not (config.pretrained or config.weights or config.recipe == "vectors")
     if config.freeze_backbone and random:
         raise InvalidInputError(
@@ -162,13 +160,15 @@ def vectors_backbone(source: Source, values: Mapping[str, Any]) -> str:
 
 
 def recipe_values(recipe: str) -> dict[str, Any]:
-    """Read a recipe."""
+    """Read a recipe; ``auto`` says nothing."""
+    if recipe == "auto":
+        return {}
     if recipe.endswith(".toml"):
         path = Path(recipe)
         if not path.is_file():
             raise InvalidInputError(f"recipe: expected a file, found none at {recipe}")
         text = path.read_text(encoding="utf-8")
-    elif recipe in RECIPES and recipe != "auto":
+    elif recipe in RECIPES:
         text = (files(__package__) / f"{recipe}.toml").read_text(encoding="utf-8")
     else:
         raise InvalidInputError(
@@ -184,10 +184,9 @@ def recipe_values(recipe: str) -> dict[str, Any]:
 
 def named_values(recipe: str) -> dict[str, Any]:
     """What a run that is resumed with this recipe must have: its name, and a file's values."""
-    if recipe == "auto":
-        return {}
     values = recipe_values(recipe)
-    return {"recipe": Path(recipe).stem, **(values if recipe.endswith(".toml") else {})}
+    named = {} if recipe == "auto" else {"recipe": Path(recipe).stem}
+    return named | (values if recipe.endswith(".toml") else {})
 
 
 def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str, str]:
@@ -196,7 +195,7 @@ def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str
     if values.get("weights"):
         start = "weights to start from are given"
     elif values.get("pretrained") or (
-        values.get("pretrained") is None and _is_published(values.get("backbone"))
+        values.get("pretrained") is None and has_published_weights(values.get("backbone"))
     ):
         start = "a pre-trained backbone is asked for"
     elif values.get("freeze_backbone") and not values.get("backbone"):
@@ -207,10 +206,6 @@ def _automatic_recipe(values: Mapping[str, Any], facts: ImageFacts) -> tuple[str
         f"recipe {recipe}: the images are about {facts.side} px{start and f', and {start}'} "
         f"(small is for up to {SMALL_SIDE} px, from scratch)"
     )
-
-
-def _is_published(backbone: str | None) -> bool:
-    return backbone is not None and has_published_weights(backbone)
 
 
 def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig, list[str]]:
@@ -239,7 +234,7 @@ def _complete(config: TrainingConfig, facts: ImageFacts) -> tuple[TrainingConfig
         if not facts.cuda and config.recipe != "paper" and not keeps_its_size(config.backbone):
             choose("size", 128, "quicker than the backbone's own size without a CUDA device")
     assert config.backbone is not None  # chosen above
-    choose("pretrained", config.weights is None and _is_published(config.backbone))
+    choose("pretrained", config.weights is None and has_published_weights(config.backbone))
     slow = not facts.cuda and any(kind in config.backbone for kind in _DEPTHWISE)
     choose("precision", "bf16" if facts.bf16 and not slow else "fp32")
     choose("batch_size", 64 if facts.images < 5000 else 128 if facts.images < 20000 else 256)

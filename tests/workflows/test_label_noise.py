@@ -9,7 +9,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from hashlens import InvalidInputError
-from hashlens.evaluation.label_noise import confused_pairs, leave_one_out_scores, suspicion
+from hashlens.workflows.labels import confused_pairs, leave_one_out_scores, suspicion
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (12, 30)])

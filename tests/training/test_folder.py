@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashlens import ModelError
-from hashlens.training.state import read_state, write_state
+from hashlens.training.folder import read_state, write_state
 
 _PLAIN = (
     st.none()

@@ -209,13 +209,23 @@ def training_config(options: Mapping[str, Any], images: Source) -> TrainingConfi
     return configure(str(options.pop("recipe", "auto")), options, images)[0]
 
 
+def train_named(
+    images: Source, options: Mapping[str, Any], out: Path, rows: Any
+) -> tuple[Encoder, float]:
+    """As ``train_once``, with the options given, in a folder that they and the rows name."""
+    known = {name: value for name, value in options.items() if value is not None}
+    config = training_config(known, images)
+    digest = short_digest([config.to_toml(), images.spec, rows])
+    return train_once(images, config, out / f"model-{digest}")
+
+
 def train_once(images: Source, config: TrainingConfig, out: Path) -> tuple[Encoder, float]:
     """The model in a folder, and the seconds that its training took now (0: it was there).
 
     A run that was interrupted is continued.
     """
     from hashlens.training.fit import fit
-    from hashlens.training.state import RUN
+    from hashlens.training.folder import RUN
 
     started, stopped = time.monotonic(), (out / RUN).is_dir()
     if not stopped and (out / CONFIG_NAME).is_file():

@@ -1,4 +1,4 @@
-"""``hashlens train``, and ``demo``, which trains, indexes and evaluates: from images to a model."""
+"""``hashlens train``, ``export``, ``push`` and ``pull``: models; and ``demo``, which uses one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hashlens.cli.opening import passed_over
-from hashlens.cli.options import GROUP, JSON, READING, note, takes, tell
+from hashlens.cli.options import MODEL_FOLDER, READING, Answer, note
 from hashlens.errors import InvalidInputError
 from hashlens.training.config import Option, TrainingConfig
 from hashlens.training.config import options as config_options
@@ -33,7 +33,6 @@ def _config_option(option: Option) -> tuple[Any, Any]:
 _CONFIG = {one.name: _config_option(one) for one in config_options() if one.name != "recipe"}
 
 
-@takes(reading=READING, values=_CONFIG)
 def train_command(
     source: str | None = typer.Argument(
         None,
@@ -44,7 +43,7 @@ def train_command(
     recipe: str = typer.Option(
         "auto", help="auto, small, finetune, paper, vectors, or a .toml file."
     ),
-    values: dict[str, Any] = GROUP,
+    values: dict[str, Any] = _CONFIG,
     unsupervised: bool = typer.Option(
         False,
         "--unsupervised",
@@ -56,12 +55,11 @@ def train_command(
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace the model in --out once the new one is complete."
     ),
-    reading: dict[str, Any] = GROUP,
+    reading: dict[str, Any] = READING,
     show_config: bool = typer.Option(
         False, "--show-config", help="Print the configuration as TOML and leave."
     ),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer | None:
     """Train hash codes on labelled images, or on vectors.
 
     Options that are left out come from the recipe, or are chosen by images and hardware.
@@ -79,7 +77,7 @@ def train_command(
         images = None if source is None else open_source(source, **reading)
         if images is None or out is None or show_config:
             typer.echo(_configuration(images, recipe, values, unsupervised), nl=False)
-            return
+            return None
         from hashlens.training.fit import is_first_process, train
 
         result = train(
@@ -96,8 +94,7 @@ def train_command(
         )
     except InvalidInputError as error:
         raise typer.BadParameter(str(error)) from error
-    if is_first_process():
-        _tell(result, images, as_json)
+    return _answer(result, images) if is_first_process() else None
 
 
 def _configuration(
@@ -112,13 +109,12 @@ def _configuration(
     from hashlens.training.recipes import configure, recipe_values
 
     if source is None:
-        known = {} if recipe == "auto" else recipe_values(recipe)
-        return TrainingConfig().with_values({**known, **values}).to_toml()
+        return TrainingConfig().with_values({**recipe_values(recipe), **values}).to_toml()
     config, reasons = configure(recipe, values, source)
     return "".join(f"# {reason}\n" for reason in reasons) + config.to_toml()
 
 
-def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
+def _answer(result: TrainingResult, source: Source) -> Answer:
     from hashlens.training.folder import in_words
 
     config = result.config
@@ -156,7 +152,7 @@ def _tell(result: TrainingResult, source: Source, as_json: bool) -> None:
         )
     then = f"hashlens index create INDEX {quote(source.spec)} --model {quote(str(result.out))}"
     text = f"{result.out}: {line}{passed_over(source.passed_over)}\nnext: {then}"
-    tell(answer, text, as_json)
+    return Answer(answer, text)
 
 
 def demo_command(
@@ -168,8 +164,7 @@ def demo_command(
         help="Folder of mnist or cifar10. [default: in $HASHLENS_DATA, else fetched from the hub]",
     ),
     out: Path = typer.Option(Path("hashlens-demo"), help="Folder for model, index and report."),
-    as_json: bool = JSON,
-) -> None:
+) -> Answer:
     """Train, index, evaluate and report on real images, in about a minute.
 
     Example: hashlens demo
@@ -190,4 +185,81 @@ def demo_command(
         f"as a web page:   hashlens serve {result.index}",
         f"\nyour own photos, one sub-folder per class:\n\n{NEXT_COMMANDS}",
     ]
-    tell(result.scored.to_dict(), "\n".join(lines), as_json)
+    return Answer(result.scored.to_dict(), "\n".join(lines))
+
+
+_REPO = typer.Argument(..., help="Repository on the hub, such as me/shop-codes.")
+_ENDPOINT = typer.Option(None, help="Address of the hub. [default: HF_ENDPOINT, or huggingface.co]")
+
+
+def export_command(
+    model: Path = MODEL_FOLDER,
+    onnx: Path = typer.Option(..., "--onnx", help="File to write; its name ends in .onnx."),
+    int8: bool = typer.Option(
+        False, "--int8", help="Quantise the backbone to 8 bits: smaller, less exact codes."
+    ),
+    calibration: str | None = typer.Option(
+        None, help="For --int8: a source of images like those to be searched."
+    ),
+    calibration_images: int = typer.Option(
+        512, min=1, help="For --int8: how many of them to take, at random."
+    ),
+) -> Answer:
+    """Export a model to one ONNX file, and compare it with PyTorch.
+
+    The file needs no PyTorch. The float32 file gives the model's own codes and searches its
+    indexes; the int8 file needs indexes of its own.
+
+    Example: hashlens export model/ --onnx model.onnx
+    """
+    if onnx.suffix != ".onnx":
+        raise typer.BadParameter(f"the file's name must end in .onnx, got {onnx}")
+    if int8 != (calibration is not None):
+        raise typer.BadParameter("--int8 and --calibration SOURCE, such as photos/, go together")
+    from hashlens.data.opening import open_source
+    from hashlens.models.export import calibration_pixels, export_onnx
+
+    pixels = None
+    if calibration is not None:
+        pixels = calibration_pixels(model, open_source(calibration), calibration_images)
+    report = export_onnx(model, onnx, calibration=pixels)
+    kind = "noise images" if pixels is None else "calibration images"
+    text = (
+        f"{report.path}: {report.n_bytes / 1e6:.1f} MB, fingerprint {report.fingerprint[:12]}\n"
+        f"compared with PyTorch on {report.n_compared} {kind}: {report.bits_equal:.2%} of bits "
+        f"equal, features off by at most {report.feature_error:.1e} of the largest"
+    )
+    return Answer({**report._asdict(), "path": str(report.path)}, text)
+
+
+def push_command(
+    model: Path = MODEL_FOLDER,
+    repo: str = _REPO,
+    endpoint: str | None = _ENDPOINT,
+    public: bool = typer.Option(False, "--public", help="Make a new repository visible to all."),
+) -> Answer:
+    """Upload a model: description, weights and card, nothing else of the folder.
+
+    Example: hashlens push model/ me/shop-codes
+    """
+    from hashlens.models.hub import push_model
+
+    url = push_model(model, repo, endpoint=endpoint, private=not public)
+    return Answer({"model": str(model), "repo": repo, "url": url}, url)
+
+
+def pull_command(
+    repo: str = _REPO,
+    out: Path = typer.Option(..., "--out", help="Folder of the model."),
+    revision: str | None = typer.Option(None, help="Branch, tag or commit. [default: main]"),
+    endpoint: str | None = _ENDPOINT,
+) -> Answer:
+    """Download a model; a model in --out is replaced once the new one is whole.
+
+    Example: hashlens pull me/shop-codes --out model/
+    """
+    from hashlens.models.hub import pull_model
+
+    pulled = pull_model(repo, out, revision=revision, endpoint=endpoint)
+    result = {"out": str(out), "repo": repo, "bits": pulled.bits, "fingerprint": pulled.fingerprint}
+    return Answer(result, f"{out}: model of {repo}, {pulled.bits} bits")
