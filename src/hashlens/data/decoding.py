@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
+from threading import Semaphore
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashlens.data.image import MAX_FILE_BYTES, UnreadableImageError, decode, image_name
+from hashlens.data.image import UnreadableImageError, decode, image_name
 from hashlens.data.opening import fetch
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.data.remote import read_remote
 from hashlens.data.source import Source
-from hashlens.errors import ImageError, InvalidInputError, SourceError
-from hashlens.files import FileState, is_remote
+from hashlens.errors import ImageError, InvalidInputError
+from hashlens.files import FileState
 from hashlens.machine import cores
 from hashlens.types import ImageInput, Skipped
 
 _CHUNK = 32  # images a thread takes at once
 _BATCHES_AHEAD = 2
-_READS = 32  # files elsewhere that are read at once
+_READS = 32  # files that are read at once
 
 
 class DecodedImages(NamedTuple):
@@ -73,7 +73,7 @@ def iter_decoded(
     if batch_size < 1:
         raise InvalidInputError(f"batch_size: expected 1 or more, got {batch_size}")
     stream = iter(images)
-    pool = ThreadPoolExecutor(cores())
+    pool, decoders = ThreadPoolExecutor(_READS), Semaphore(cores())
     waiting: deque[Callable[[], DecodedImages]] = deque()
     start = 0
     try:
@@ -82,7 +82,7 @@ def iter_decoded(
                 items = list(islice(stream, batch_size))
                 if not items:
                     break
-                waiting.append(_begin(pool, items, start, preprocessing, strict))
+                waiting.append(_begin(pool, decoders, items, start, preprocessing, strict))
                 start += len(items)
             if not waiting:
                 return
@@ -93,6 +93,7 @@ def iter_decoded(
 
 def _begin(
     pool: ThreadPoolExecutor,
+    decoders: Semaphore,
     items: list[ImageInput],
     start: int,
     preprocessing: Preprocessing,
@@ -108,8 +109,9 @@ def _begin(
         for i in range(low, high):
             try:
                 raw, files[i] = fetch(items[i])
-                picture = decode(raw, image_name(items[i]), size_hint=hint, strict=strict)
-                pixels[i] = preprocessing.pixels(picture)
+                with decoders:
+                    picture = decode(raw, image_name(items[i]), size_hint=hint, strict=strict)
+                    pixels[i] = preprocessing.pixels(picture)
             except ImageError as error:
                 failed.append((i, error))
         return failed
@@ -129,22 +131,6 @@ def _begin(
         return decoded._replace(files=tuple(files[i - start] for i in decoded.positions.tolist()))
 
     return result
-
-
-def read_ahead(uris: Sequence[str]) -> Iterator[str | bytes]:
-    """Images to decode one after the other: files elsewhere are read, many at a time."""
-    with ThreadPoolExecutor(_READS) as threads:
-        for start in range(0, len(uris), 2 * _READS):
-            yield from threads.map(_content, uris[start : start + 2 * _READS])
-
-
-def _content(uri: str) -> str | bytes:
-    if not is_remote(uri) or "#" in uri:
-        return uri
-    try:
-        return read_remote(uri, MAX_FILE_BYTES)
-    except SourceError:
-        return uri  # who decodes it says what is wrong, with the name
 
 
 def _skipped(position: int, name: str, error: ImageError) -> Skipped:

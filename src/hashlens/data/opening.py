@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashlens.data.folders import Listing, folder_classes, list_folder, open_folder
+from hashlens.data.folders import Listing, list_folder, open_folder, open_listed
 from hashlens.data.hub import hub_images, open_dataset, open_hub
-from hashlens.data.image import RawImage, UnreadableImageError, decode, image_name, read_file
-from hashlens.data.labels import labels_from_values, split_validation
+from hashlens.data.image import (
+    MAX_FILE_BYTES,
+    RawImage,
+    UnreadableImageError,
+    decode,
+    image_name,
+    read_file,
+)
+from hashlens.data.labels import split_validation
 from hashlens.data.lists import FOLDER_TABLE, LIST_SUFFIXES, join_list, open_list, read_list
-from hashlens.data.remote import list_remote
-from hashlens.data.source import FileImages, ImageStore, ReadOptions, Source, packed
+from hashlens.data.remote import list_remote, read_remote
+from hashlens.data.source import ImageStore, ReadOptions, Source, packed
 from hashlens.data.tables import (
     MemoryImages,
-    labelled_source,
     open_arrow,
     open_frame,
     open_pairs,
@@ -35,7 +42,6 @@ from hashlens.errors import ImageError, SourceError, needs_extra
 from hashlens.files import (
     FileState,
     Row,
-    Uri,
     changed_ns,
     content_digest,
     is_remote,
@@ -46,9 +52,11 @@ from hashlens.files import (
 from hashlens.types import ImageInput
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # such as {000..010}
 _SHAPES = (
     "expected a folder with one sub-folder per class, a .parquet, .csv or .npy file, FOLDER#train, "
-    "digits, a data set's hub name as hub:NAME, or in Python a data set or table in memory"
+    "'FOLDER/*.parquet', digits, a data set's hub name as hub:NAME, or in Python a data set or "
+    "table in memory"
 )
 
 
@@ -69,7 +77,7 @@ def open_source(
         A name: a folder (one sub-folder per class, or images alone), a ``.parquet`` file,
         ``FOLDER#PART`` for ``PART.parquet`` or the sub-folder PART, ``digits``,
         ``digits#train``, ``digits#test``, or ``hub:NAME[#SPLIT]``; ``OWNER/NAME`` that is no
-        path is a hub name.
+        path is a hub name. ``FOLDER/*.parquet`` or ``FOLDER/{00..15}.parquet`` is several files.
 
         Or data in memory: a Hugging Face ``datasets.Dataset``, a pandas DataFrame or a pyarrow
         Table, each with a column ``image`` (or ``img``) and, where there are labels, a column
@@ -127,13 +135,15 @@ def open_source(
     if text.startswith("hub:"):
         return open_hub(text, text.removeprefix("hub:"), options)
     if is_remote(text):
-        return _open_remote(text, options)
+        return _open_named(text, options)
     path = uri_path(text)
     if _exists(path):
         return _open_path(text, path, options)
     base, mark, part = os.path.expanduser(text).rpartition("#")
     if mark and base and _exists(Path(base)):
         return _open_part(text, Path(base), part, options)
+    if "*" in text or _NUMBERS.search(text):
+        return _open_named(text, options)
     name = base if mark else text
     is_local = os.path.exists(name.split("/")[0]) or name.lower().endswith(".parquet")
     if _HUB_NAME.fullmatch(name) and not is_local:
@@ -175,12 +185,12 @@ def fetch(image: ImageInput) -> Fetched:
         if row is not None:
             return Fetched(_store(row).read(row.row))
         if isinstance(image, str) and is_remote(image):
-            return Fetched(Uri(image))
+            return Fetched(read_remote(image, MAX_FILE_BYTES))
         path = uri_path(image) if isinstance(image, str) else Path(image)
     except UnreadableImageError:
         raise
     except SourceError as error:
-        raise UnreadableImageError(name, str(error)) from error
+        raise UnreadableImageError(name, str(error).removeprefix(f"{name}: ")) from error
     except ValueError as error:
         raise UnreadableImageError(name, f"no name of a file ({error})") from error
     data, status = read_file(path, name)
@@ -343,22 +353,40 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
     raise SourceError(f"{_shown(spec)}: no part '{part}' in {base}; there is {choices}")
 
 
-def _open_remote(spec: str, options: ReadOptions) -> Source:
-    """A parquet file, or all images below a prefix, behind a URI."""
+def _open_named(spec: str, options: ReadOptions) -> Source:
+    """What a URI or a pattern names: parquet files, or images."""
     head, chain, last = spec.rpartition("::")
     if chain and not is_remote(last):
         spec = f"{head}::{os.path.abspath(uri_path(last))}"
-    if spec.lower().partition("::")[0].endswith(".parquet"):
-        return open_tables(spec, [spec], options)
+    named = _matches(spec)
+    if not named:
+        raise SourceError(f"{spec}: no file has such a name; check the folder")
+    kinds = {os.path.splitext(name.partition("::")[0])[1].lower() for name, _ in named}
+    if kinds == {".parquet"}:
+        return open_tables(spec, [name for name, _ in named], options)
+    if spec in dict(named):  # a prefix
+        named = list_remote(spec)
     listing = Listing()
-    found = [(uri, parts) for uri, parts in list_remote(spec) if listing.takes(parts, options)]
-    if not found:
-        raise SourceError(f"{spec}: expected images under this prefix, found none; check the name")
-    names = folder_classes(spec, [parts for _, parts in found]).names
-    labels = labels_from_values(names, spec)
-    source = labelled_source(spec, FileImages(packed(uri for uri, _ in found)), labels)
-    notes = (*source.notes, *listing.notes())
-    return replace(source, notes=notes, passed_over=dict(listing.passed_over))
+    found = [(name, parts) for name, parts in named if listing.takes(parts, options)]
+    listing.uris = packed(name if is_remote(name) else path_uri(name) for name, _ in found)
+    return open_listed(spec, listing, [parts for _, parts in found])
+
+
+def _matches(pattern: str) -> Sequence[tuple[str, tuple[str, ...]]]:
+    """Files that a pattern names, in order, and the path of each below the folder before ``*``."""
+    if numbers := _NUMBERS.search(pattern):
+        first, last = numbers.groups()
+        every = range(int(first), int(last) + 1)
+        each = (pattern.replace(numbers[0], f"{n:0{len(first)}}", 1) for n in every)
+        return [found for one in each for found in _matches(one)]
+    if "*" not in pattern:
+        return [(pattern, (os.path.basename(pattern),))]
+    if is_remote(pattern):
+        return list_remote(pattern)
+    pattern = os.path.abspath(os.path.expanduser(pattern))
+    folder = os.path.dirname(pattern.partition("*")[0])
+    files = filter(os.path.isfile, sorted(glob(pattern, recursive=True)))
+    return [(path, Path(path).relative_to(folder).parts) for path in files]
 
 
 @cache

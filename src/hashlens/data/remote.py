@@ -36,13 +36,18 @@ def read_remote(uri: str, most: int) -> bytes:
 
 
 def list_remote(uri: str) -> list[tuple[Uri, tuple[str, ...]]]:
-    """URI of every file below a prefix, and its path below that, in parts; sorted."""
+    """URI of every file below a prefix, and its path below that, in parts; sorted.
+
+    With ``*``, the URI is a pattern, and the prefix is the folder before it.
+    """
     system, root = located(uri)
+    head, chain, rest = uri.partition("::")
     try:
-        found = system.find(root)
+        found = system.glob(root) if "*" in root else system.find(root)
     except Exception as error:
         raise unread(uri, error) from error
-    head, chain, rest = uri.partition("::")
+    if "*" in root:
+        head, root = (text.partition("*")[0].rpartition("/")[0] for text in (head, root))
     head = head if head.endswith("://") else f"{head.rstrip('/')}/"
     root = root.strip("/")
     listed = []

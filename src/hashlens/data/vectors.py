@@ -208,16 +208,14 @@ def open_npy(spec: str, path: Path, options: ReadOptions) -> Source:
 
 def open_tables(spec: str, paths: Sequence[Path | str], options: ReadOptions) -> Source:
     """Parquet files that belong together: of vectors, where a column holds some, or of images."""
-    files = [open_file(os.fspath(path))[0] for path in paths]
-    schema = files[0].schema_arrow
+    schema = open_file(os.fspath(paths[0]))[0].schema_arrow
     column = _arrow_vectors(schema, spec, options)
     if column is None:
         return open_parquet_source(spec, paths, options)
     import pyarrow as pa
 
-    table = pa.concat_tables(
-        file.read(columns=[column, *plain_columns(schema, {column})]) for file in files
-    )
+    names = [column, *plain_columns(schema, {column})]
+    table = pa.concat_tables(open_file(os.fspath(path))[0].read(columns=names) for path in paths)
     name = os.fspath(paths[0])
     return _of_arrow(table, column, spec, name if is_remote(name) else path_uri(name), options)
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from hashlens.data.decoding import read_ahead
 from hashlens.data.opening import can_open, open_source
 from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
@@ -196,8 +195,7 @@ class EncodePart:
         uris = [uri for uri, *_ in _read_names(self._work, part)]
         while True:
             try:
-                images = read_ahead(uris)
-                made = list(self._encoder.encode_batches(images, batch_size=self._batch_size))
+                made = list(self._encoder.encode_batches(uris, batch_size=self._batch_size))
                 break
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError" or self._batch_size == 1:
