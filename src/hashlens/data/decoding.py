@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashlens.data.image import UnreadableImageError, decode, image_name
+from hashlens.data.image import decode, image_name
 from hashlens.data.opening import fetch
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
@@ -104,16 +104,19 @@ def _begin(
     pixels = np.empty((len(items), side, side, channels), np.uint8)
     files: list[FileState | None] = [None] * len(items)
 
-    def work(low: int, high: int) -> list[tuple[int, ImageError]]:
+    def work(low: int, high: int) -> list[Skipped]:
         failed = []
         for i in range(low, high):
+            name = image_name(items[i], start + i)
             try:
                 raw, files[i] = fetch(items[i])
                 with decoders:
-                    picture = decode(raw, image_name(items[i]), size_hint=hint, strict=strict)
+                    picture = decode(raw, name, size_hint=hint, strict=strict)
                     pixels[i] = preprocessing.pixels(picture)
             except ImageError as error:
-                failed.append((i, error))
+                if strict:
+                    raise ImageError(name, error.reason) from error
+                failed.append(Skipped(start + i, name, error.reason))
         return failed
 
     step = min(_CHUNK, max(1, len(items) // 8))
@@ -121,21 +124,11 @@ def _begin(
     parts = [pool.submit(work, low, min(low + step, len(items))) for low in lows]
 
     def result() -> DecodedImages:
-        skipped = []
-        for i, error in (pair for part in parts for pair in part.result()):
-            one = _skipped(start + i, image_name(items[i], start + i), error)
-            if strict:
-                raise UnreadableImageError(one.name, one.reason) from error
-            skipped.append(one)
+        skipped = [one for part in parts for one in part.result()]
         decoded = _without(pixels, skipped, start)
         return decoded._replace(files=tuple(files[i - start] for i in decoded.positions.tolist()))
 
     return result
-
-
-def _skipped(position: int, name: str, error: ImageError) -> Skipped:
-    reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
-    return Skipped(position, name, reason)
 
 
 def _without(pixels: NDArray[np.uint8], skipped: list[Skipped], start: int = 0) -> DecodedImages:

@@ -88,11 +88,6 @@ class Listing:
         suffix = os.path.splitext(name)[1].lower()
         self.passed_over[suffix if 1 < len(suffix) < 12 else "no suffix"] += 1
 
-    def forget(self, path: Path) -> None:
-        """Do not count a file that was read after all."""
-        self.passed_over.subtract([path.suffix.lower()])
-        self.passed_over += Counter()  # drops what is not over 0
-
     def notes(self) -> list[str]:
         """What was left out, in words."""
         notes = []

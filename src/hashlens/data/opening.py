@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,14 +18,7 @@ from PIL import Image
 
 from hashlens.data.folders import Listing, list_folder, open_folder, open_listed
 from hashlens.data.hub import hub_images, open_dataset, open_hub
-from hashlens.data.image import (
-    MAX_FILE_BYTES,
-    RawImage,
-    UnreadableImageError,
-    decode,
-    image_name,
-    read_file,
-)
+from hashlens.data.image import MAX_FILE_BYTES, RawImage, decode, image_name, read_file
 from hashlens.data.labels import split_validation
 from hashlens.data.lists import FOLDER_TABLE, LIST_SUFFIXES, join_list, open_list, read_list
 from hashlens.data.remote import list_remote, read_remote
@@ -151,7 +145,7 @@ def open_source(
             return open_hub(text, text, options)
         except SourceError as error:
             raise SourceError(f"{text}: no such file or folder; {error}") from error
-    raise SourceError(f"{_shown(text)}: no such file or folder; {_SHAPES}")
+    raise SourceError(f"{image_name(text)}: no such file or folder; {_SHAPES}")
 
 
 def load_image(image: ImageInput, *, size_hint: int | None = None) -> Image.Image:
@@ -187,12 +181,12 @@ def fetch(image: ImageInput) -> Fetched:
         if isinstance(image, str) and is_remote(image):
             return Fetched(read_remote(image, MAX_FILE_BYTES))
         path = uri_path(image) if isinstance(image, str) else Path(image)
-    except UnreadableImageError:
+    except ImageError:
         raise
     except SourceError as error:
-        raise UnreadableImageError(name, str(error).removeprefix(f"{name}: ")) from error
+        raise ImageError(name, str(error).removeprefix(f"{name}: ")) from error
     except ValueError as error:
-        raise UnreadableImageError(name, f"no name of a file ({error})") from error
+        raise ImageError(name, f"no name of a file ({error})") from error
     data, status = read_file(path, name)
     return Fetched(data, FileState(len(data), changed_ns(status), content_digest(data)))
 
@@ -234,14 +228,10 @@ def _exists(path: Path) -> bool:
     try:
         os.stat(path)
     except PermissionError as error:
-        raise SourceError(f"{_shown(str(path))}: no permission to read its folder") from error
+        raise SourceError(f"{image_name(str(path))}: no permission to read its folder") from error
     except (OSError, ValueError):
         return False
     return True
-
-
-def _shown(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
@@ -253,7 +243,7 @@ def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
         return open_npy(spec, path, options)
     if path.suffix.lower() in LIST_SUFFIXES:
         return open_list(spec, path, options)
-    raise SourceError(f"{_shown(spec)}: one file, but no source of many images; {_SHAPES}")
+    raise SourceError(f"{image_name(spec)}: one file, but no source of many images; {_SHAPES}")
 
 
 def find_folder(spec: str) -> tuple[Path, bool]:
@@ -285,8 +275,7 @@ def open_directory(
             for path in sorted(folder.iterdir())
             if FOLDER_TABLE.fullmatch(path.name) and path.is_file()
         ]
-        for read in lists:
-            listing.forget(read.path)
+        listing.passed_over -= Counter(read.path.suffix.lower() for read in lists)
         # Where a list has the labels, the sub-folders need not be classes.
         labelled = any(read.labels is not None for read in lists)
         source = open_folder(spec, folder, listing, all_classes=all_classes or labelled)
@@ -340,7 +329,7 @@ def _open_table(spec: str, name: str, paths: Sequence[Path], options: ReadOption
 def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source:
     if not base.is_dir():
         raise SourceError(
-            f"{_shown(spec)}: one row of a file names an image, not a source; use {base} itself"
+            f"{image_name(spec)}: one row of a file names an image, not a source; use {base} itself"
         )
     tables = _tables(base)
     if part in tables:
@@ -350,7 +339,7 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
         return open_directory(spec, folder, options, all_classes=all_classes)
     names = [*tables, *sorted(entry.name for entry in base.iterdir() if entry.is_dir())]
     choices = ", ".join(f"#{name}" for name in names[:10]) or "nothing to choose"
-    raise SourceError(f"{_shown(spec)}: no part '{part}' in {base}; there is {choices}")
+    raise SourceError(f"{image_name(spec)}: no part '{part}' in {base}; there is {choices}")
 
 
 def _open_named(spec: str, options: ReadOptions) -> Source:
@@ -403,12 +392,9 @@ def _digits() -> tuple[MemoryImages, NDArray[np.int64]]:
 def _open_digits(spec: str) -> Source:
     """All digits, or a fixed stratified split of them."""
     store, labels = _digits()
-    rows = np.arange(len(store))
-    source = Source(spec, tuple(str(digit) for digit in range(10)), labels, store, rows)
-    _, _, split = spec.partition("#")
-    if split == "":
-        return source
+    every = np.arange(len(store))
     train, test = split_validation(labels, 0.2, 2015)
-    if split not in ("train", "test"):
+    rows = {"": every, "train": train, "test": test}.get(spec.partition("#")[2])
+    if rows is None:
         raise SourceError(f"{spec}: expected digits, digits#train or digits#test")
-    return source.subset(train if split == "train" else test)
+    return Source(spec, tuple(map(str, range(10))), labels, store, every).subset(rows)

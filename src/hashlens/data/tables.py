@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -292,14 +293,11 @@ def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:
 
     ``column`` holds the images; by default it is found by its name.
     """
-    if is_remote(str(path)):
-        return _opened(str(path), column, 0, 0)
-    absolute = os.path.abspath(path)
-    try:
+    absolute, state = str(path) if is_remote(str(path)) else os.path.abspath(path), (0, 0)
+    with suppress(OSError):  # of one that is elsewhere, or not there: opening says so
         status = os.stat(absolute)
-    except OSError:
-        return ParquetImages(absolute, column)  # raises with the reason
-    return _opened(absolute, column, changed_ns(status), status.st_size)
+        state = changed_ns(status), status.st_size
+    return _opened(absolute, column, *state)
 
 
 @lru_cache(maxsize=8)

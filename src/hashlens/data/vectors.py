@@ -84,11 +84,9 @@ def as_matrix(data: Any, where: str = "vectors") -> NDArray[Any]:
         )
     if hasattr(data, "detach"):  # a tensor
         data = data.detach().cpu().numpy()
-    elif hasattr(data, "column_names"):  # an Arrow table
-        data = np.stack([column.to_numpy() for column in data.columns], axis=1)
-    elif type(data).__module__.startswith("pyarrow"):
+    elif type(data).__module__.startswith("pyarrow") and not hasattr(data, "column_names"):
         data = _arrow_matrix(data, where)
-    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):  # pandas and Polars too
+    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):  # tables and frames too
         data = np.asarray(data)
     if not isinstance(data, np.ndarray) or data.dtype == object:
         data = _stacked(list(data), where)

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 
+from hashlens.data.image import ImageWarning
 from hashlens.data.opening import can_open, open_source
 from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
@@ -75,6 +77,8 @@ def create_sharded(
     if plan is None:
         with plain_errors(ray):
             plan = ray.get(ray.remote(list_names).options(num_cpus=0).remote(str(folder), asked))
+    for note in plan.get("notes", ()):
+        warn(f"{source}: {note}", ImageWarning, 2)
     parts: dict[str, int] = plan["parts"]
     left = [part for part in parts if not (folder / WORK / f"{part}.npz").is_file()]
     images = sum(parts.values())
@@ -123,7 +127,7 @@ def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
     if not 1 <= shards <= len(images):
         raise InvalidInputError(f"shards: expected 1 to {len(images)} (the images), got {shards}")
     names = [snapshot_name(shard, 1) for shard in range(shards)]
-    plan = {**asked, "snapshots": names, "parts": {}}
+    plan = {**asked, "snapshots": names, "parts": {}, "notes": list(images.notes)}
     bounds = np.linspace(0, len(images), shards + 1).astype(int).tolist()
     uris, label, known = images.uris, images.label_name, images.metadata
     with new_folder(Path(folder)) as aside:
