@@ -41,13 +41,13 @@ class SourceError(HashlensError):
 class ImageError(SourceError):
     """One image could not be read; the message names it."""
 
-    def __init__(self, name: str, reason: str) -> None:
+    def __init__(self, name: str, reason: str = "") -> None:
         super().__init__(name, reason)
         self.name = name
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{self.name}: {self.reason}" if self.reason else self.name
 
 
 class ModelError(HashlensError):
