@@ -41,6 +41,14 @@ class SourceError(HashlensError):
 class ImageError(SourceError):
     """One image could not be read; the message names it."""
 
+    def __init__(self, name: str, reason: str = "") -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.reason else self.name
+
 
 class ModelError(HashlensError):
     """A model's files are missing, cut, foreign, or do not fit what is asked of them."""

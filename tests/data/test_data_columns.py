@@ -308,7 +308,7 @@ def test_images_behind_a_uri(
     assert open_source("zip://::x.zip").uris == zipped.uris  # found from every folder
     assert load_image(zipped.uris[0]).size == (8, 8)
     for spec, message in (
-        ("memory://shop/none", "found none"),
+        ("memory://shop/none", "no images found"),
         ("nowhere://x/y", "nowhere://x/y: "),
         (f"zip://::{tmp_path}/none.zip", "cannot be read"),
     ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,3 +140,25 @@ def test_streams_and_sources_give_the_same_pixels(class_folder: Path) -> None:
 def test_a_senseless_size_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="expected 1 or more, got 0"):
         list(iter_decoded([], SMALL, batch_size=0))
+
+
+def test_files_elsewhere_are_read_many_at_a_time(object_store: Any) -> None:
+    """Reading goes on only where as many threads as there are images in a batch are reading."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    together = threading.Barrier(8)
+
+    class Slow(MemoryFileSystem):  # type: ignore[misc]
+        protocol = "slow"
+
+        def cat_file(self, path: str, *args: Any, **options: Any) -> Any:
+            together.wait(timeout=60)
+            return super().cat_file("/" + path.partition("://")[2], *args, **options)
+
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    uris = [f"slow://shop/{i}.png" for i in range(16)]
+    for i in range(16):
+        object_store.pipe(f"/shop/{i}.png", encoded(picture("cross", i)))
+    batches = list(iter_decoded(uris, Preprocessing(8), 8))
+    assert [len(batch.positions) for batch in batches] == [8, 8]

@@ -70,7 +70,7 @@ def test_it_makes_the_same_index_while_a_worker_is_killed(
     killed = []
 
     def kill_an_encoder() -> None:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + LATE
         while not killed and time.monotonic() < limit:
             for process in psutil.process_iter(["cmdline"]):
                 if any("MapWorker" in word for word in process.info["cmdline"] or ()):

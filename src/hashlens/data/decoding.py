@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
+from threading import Semaphore
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashlens.data.image import MAX_FILE_BYTES, UnreadableImageError, decode, image_name
+from hashlens.data.image import decode, image_name
 from hashlens.data.opening import fetch
 from hashlens.data.preprocessing import Preprocessing
-from hashlens.data.remote import read_remote
 from hashlens.data.source import Source
-from hashlens.errors import ImageError, InvalidInputError, SourceError
-from hashlens.files import FileState, is_remote
+from hashlens.errors import ImageError, InvalidInputError
+from hashlens.files import FileState
 from hashlens.machine import cores
 from hashlens.types import ImageInput, Skipped
 
 _CHUNK = 32  # images a thread takes at once
 _BATCHES_AHEAD = 2
-_READS = 32  # files elsewhere that are read at once
+_READS = 32  # files that are read at once
 
 
 class DecodedImages(NamedTuple):
@@ -73,7 +73,7 @@ def iter_decoded(
     if batch_size < 1:
         raise InvalidInputError(f"batch_size: expected 1 or more, got {batch_size}")
     stream = iter(images)
-    pool = ThreadPoolExecutor(cores())
+    pool, decoders = ThreadPoolExecutor(_READS), Semaphore(cores())
     waiting: deque[Callable[[], DecodedImages]] = deque()
     start = 0
     try:
@@ -82,7 +82,7 @@ def iter_decoded(
                 items = list(islice(stream, batch_size))
                 if not items:
                     break
-                waiting.append(_begin(pool, items, start, preprocessing, strict))
+                waiting.append(_begin(pool, decoders, items, start, preprocessing, strict))
                 start += len(items)
             if not waiting:
                 return
@@ -93,6 +93,7 @@ def iter_decoded(
 
 def _begin(
     pool: ThreadPoolExecutor,
+    decoders: Semaphore,
     items: list[ImageInput],
     start: int,
     preprocessing: Preprocessing,
@@ -103,15 +104,19 @@ def _begin(
     pixels = np.empty((len(items), side, side, channels), np.uint8)
     files: list[FileState | None] = [None] * len(items)
 
-    def work(low: int, high: int) -> list[tuple[int, ImageError]]:
+    def work(low: int, high: int) -> list[Skipped]:
         failed = []
         for i in range(low, high):
+            name = image_name(items[i], start + i)
             try:
                 raw, files[i] = fetch(items[i])
-                picture = decode(raw, image_name(items[i]), size_hint=hint, strict=strict)
-                pixels[i] = preprocessing.pixels(picture)
+                with decoders:
+                    picture = decode(raw, name, size_hint=hint, strict=strict)
+                    pixels[i] = preprocessing.pixels(picture)
             except ImageError as error:
-                failed.append((i, error))
+                if strict:
+                    raise ImageError(name, error.reason) from error
+                failed.append(Skipped(start + i, name, error.reason))
         return failed
 
     step = min(_CHUNK, max(1, len(items) // 8))
@@ -119,37 +124,11 @@ def _begin(
     parts = [pool.submit(work, low, min(low + step, len(items))) for low in lows]
 
     def result() -> DecodedImages:
-        skipped = []
-        for i, error in (pair for part in parts for pair in part.result()):
-            one = _skipped(start + i, image_name(items[i], start + i), error)
-            if strict:
-                raise UnreadableImageError(one.name, one.reason) from error
-            skipped.append(one)
+        skipped = [one for part in parts for one in part.result()]
         decoded = _without(pixels, skipped, start)
         return decoded._replace(files=tuple(files[i - start] for i in decoded.positions.tolist()))
 
     return result
-
-
-def read_ahead(uris: Sequence[str]) -> Iterator[str | bytes]:
-    """Images to decode one after the other: files elsewhere are read, many at a time."""
-    with ThreadPoolExecutor(_READS) as threads:
-        for start in range(0, len(uris), 2 * _READS):
-            yield from threads.map(_content, uris[start : start + 2 * _READS])
-
-
-def _content(uri: str) -> str | bytes:
-    if not is_remote(uri) or "#" in uri:
-        return uri
-    try:
-        return read_remote(uri, MAX_FILE_BYTES)
-    except SourceError:
-        return uri  # who decodes it says what is wrong, with the name
-
-
-def _skipped(position: int, name: str, error: ImageError) -> Skipped:
-    reason = error.reason if isinstance(error, UnreadableImageError) else str(error)
-    return Skipped(position, name, reason)
 
 
 def _without(pixels: NDArray[np.uint8], skipped: list[Skipped], start: int = 0) -> DecodedImages:

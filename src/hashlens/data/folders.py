@@ -88,11 +88,6 @@ class Listing:
         suffix = os.path.splitext(name)[1].lower()
         self.passed_over[suffix if 1 < len(suffix) < 12 else "no suffix"] += 1
 
-    def forget(self, path: Path) -> None:
-        """Do not count a file that was read after all."""
-        self.passed_over.subtract([path.suffix.lower()])
-        self.passed_over += Counter()  # drops what is not over 0
-
     def notes(self) -> list[str]:
         """What was left out, in words."""
         notes = []
@@ -131,20 +126,33 @@ def open_folder(spec: str, folder: Path, listing: Listing, *, all_classes: bool)
 
     With ``all_classes`` every sub-folder is a class, whatever its name and what is in it.
     """
-    if not len(listing.uris):
-        left_out = "".join(f"; {note}" for note in listing.notes())
-        raise SourceError(
-            f"{path_uri(str(folder))}: no images found; expected files such as .jpg or "
-            f".png, best in one sub-folder per class{left_out}"
-        )
     root = Path(os.path.abspath(folder))
     folders = (uri_path(uri).parent.relative_to(root).parts for uri in listing.uris)
     same: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object for all images of a folder
     parts = [same.setdefault(folder, (*folder, "")) for folder in folders]
+    return open_listed(spec, listing, parts, root, all_classes=all_classes)
+
+
+def open_listed(
+    spec: str,
+    listing: Listing,
+    parts: Sequence[tuple[str, ...]],
+    root: Path | None = None,
+    *,
+    all_classes: bool = False,
+) -> Source:
+    """Images that were listed as a source; ``parts`` are their paths below a folder."""
+    where = spec if root is None else path_uri(root)
+    if not len(listing.uris):
+        left_out = "".join(f"; {note}" for note in listing.notes())
+        raise SourceError(
+            f"{where}: no images found; expected files such as .jpg or .png, best in one "
+            f"sub-folder per class{left_out}"
+        )
     found = folder_classes(spec, parts, all_classes=all_classes)
     labels = labels_from_values(found.names, spec)
     source = labelled_source(spec, FileImages(listing.uris), labels)
-    notes = (*_notes(root, found, labels.classes), *listing.notes())
+    notes = (*_notes(where, root, found, labels.classes), *listing.notes())
     return replace(source, notes=notes, passed_over=dict(listing.passed_over))
 
 
@@ -275,20 +283,20 @@ def _readable(name: str) -> str:
     return compared(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def _notes(root: Path, found: FolderClasses, names: Sequence[str]) -> list[str]:
+def _notes(where: str, root: Path | None, found: FolderClasses, names: Sequence[str]) -> list[str]:
     if found.is_dated:
         return [
-            f"the sub-folders of {path_uri(str(root))} are named by dates or cameras, so they are "
-            f"not taken for classes; if they are, write {path_uri(str(root))}#*"
+            f"the sub-folders of {where} are named by dates or cameras, so they are not taken for "
+            f"classes; if they are, write {where}#*"
         ]
     if not names:
-        return [f"{path_uri(str(root))} has no sub-folders with images, so no classes"]
+        return [f"{where} has no sub-folders with images, so no classes"]
     notes = []
     if found.base:
         notes.append(f"the classes are the sub-folders of {'/'.join(found.base)}")
     empty = sorted(
         entry.name
-        for entry in os.scandir(root.joinpath(*found.base))
+        for entry in (os.scandir(root.joinpath(*found.base)) if root else ())
         if not _is_system(entry.name) and _readable(entry.name) not in names and entry.is_dir()
     )
     if empty:

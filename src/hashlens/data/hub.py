@@ -98,11 +98,12 @@ def _reaching(name: str) -> AbstractContextManager[None]:
     return nullcontext() if os.path.isabs(name) else one_try()
 
 
+@lru_cache(maxsize=4)
 def hub_images(name: str, split: str, column: str | None = None) -> MemoryImages:
     """One split of a data set on a hub; its rows are named ``hub:NAME#SPLIT#ROW``."""
     data, table = _load(name, split), f"hub:{name}#{split}"
     image = _image_column(data, table, ReadOptions(image_column=column))
-    held = _load_undecoded(name, split, image)
+    held = _undecoded(data, image, table)
     return MemoryImages(held, partial(cell_of, held, image), table=table)
 
 
@@ -114,11 +115,6 @@ def _load(name: str, split: str) -> Any:
             return datasets.load_dataset(name, split=split)
     except Exception as error:  # network, missing names, damaged files: each has its own kind
         raise _not_loaded(f"{name}#{split}", error) from error
-
-
-@lru_cache(maxsize=4)
-def _load_undecoded(name: str, split: str, column: str) -> Any:
-    return _undecoded(_load(name, split), column, f"hub:{name}#{split}")
 
 
 def _undecoded(data: Any, column: str, where: str) -> Any:

@@ -44,18 +44,6 @@ _PLUGIN_SUFFIXES = {"HEIF": (".heic", ".heif", ".hif"), "JXL": (".jxl",)}
 _JPEG_XL_PLUGINS = ("pillow_jxl", "jxlpy.JXLImagePlugin")
 
 
-class UnreadableImageError(ImageError):
-    """One image could not be read."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
-
-
 def image_name(image: ImageInput, position: int | None = None) -> str:
     """What to call an image in a message: its path or URI, else its kind and position."""
     if isinstance(image, str):
@@ -89,21 +77,21 @@ def decode(
             raw = read_remote(raw, MAX_FILE_BYTES)
         data = raw if isinstance(raw, bytes) else read_file(raw, name)[0]
         if not data:
-            raise UnreadableImageError(name, "empty (0 bytes)")
+            raise ImageError(name, "empty (0 bytes)")
         return _from_bytes(data, name, size_hint, strict)
-    except (UnreadableImageError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except SourceError as error:
-        raise UnreadableImageError(name, str(error).removeprefix(f"{name}: ")) from error
+        raise ImageError(name, str(error).removeprefix(f"{name}: ")) from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(name, f"over the limit of {MAX_PIXELS:,} pixels") from error
+        raise ImageError(name, f"over the limit of {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(name, _unknown_kind(data)) from error
+        raise ImageError(name, _unknown_kind(data)) from error
     except OSError as error:
-        raise UnreadableImageError(name, _os_reason(error)) from error
+        raise ImageError(name, _os_reason(error)) from error
     except Exception as error:  # Pillow's readers raise anything on damaged files
         reason = f"damaged ({type(error).__name__}: {error})".replace("\n", " ")
-        raise UnreadableImageError(name, reason) from error
+        raise ImageError(name, reason) from error
 
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -120,7 +108,7 @@ def _from_bytes(data: bytes, name: str, size_hint: int | None, strict: bool) -> 
 
     try:
         return read(data)
-    except (UnreadableImageError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
         if not data.startswith(_JPEG):
@@ -193,16 +181,16 @@ def read_file(path: Path, name: str) -> tuple[bytes, os.stat_result]:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise UnreadableImageError(name, "a folder, expected an image file")
+            raise ImageError(name, "a folder, expected an image file")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            raise UnreadableImageError(name, "not a regular file")
+            raise ImageError(name, "not a regular file")
         if status.st_size > MAX_FILE_BYTES:
-            raise UnreadableImageError(name, f"over the limit of {MAX_FILE_BYTES:,} bytes")
+            raise ImageError(name, f"over the limit of {MAX_FILE_BYTES:,} bytes")
         return path.read_bytes(), status
     except OSError as error:
-        raise UnreadableImageError(name, _os_reason(error)) from error
+        raise ImageError(name, _os_reason(error)) from error
     except ValueError as error:  # a zero byte in the name
-        raise UnreadableImageError(name, f"no name of a file ({error})") from error
+        raise ImageError(name, f"no name of a file ({error})") from error
 
 
 def _os_reason(error: OSError) -> str:
@@ -252,13 +240,13 @@ def looks_like_image(path: Path) -> bool:
 
 def _from_array(array: NDArray[Any], name: str) -> Image.Image:
     if array.dtype != np.uint8:
-        raise UnreadableImageError(name, f"expected an array of uint8, got {array.dtype}")
+        raise ImageError(name, f"expected an array of uint8, got {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise UnreadableImageError(name, f"expected shape (H, W) or (H, W, 3), got {array.shape}")
+        raise ImageError(name, f"expected shape (H, W) or (H, W, 3), got {array.shape}")
     if 0 in array.shape:
-        raise UnreadableImageError(name, f"empty array of shape {array.shape}")
+        raise ImageError(name, f"empty array of shape {array.shape}")
     return _finish(Image.fromarray(np.ascontiguousarray(array)), name, None)
 
 
@@ -317,9 +305,9 @@ def _av1_pixels(data: bytes) -> int:
             parts += 1
         most = max(most, pixels * max(frames, 2) // 2)
         if parts > _MOST_AV1_PARTS or total > 2 * len(data):
-            raise UnreadableImageError("image", "an AVIF in far more parts than a picture has")
+            raise ImageError("image", "an AVIF in far more parts than a picture has")
     if _box(data, b"moov"):
-        raise UnreadableImageError("image", "an AVIF that moves; save one of its pictures")
+        raise ImageError("image", "an AVIF that moves; save one of its pictures")
     return most
 
 
@@ -410,14 +398,12 @@ class _Reader:
 def _finish(image: Image.Image, name: str, size_hint: int | None) -> Image.Image:
     width, height = image.size
     if width == 0 or height == 0:
-        raise UnreadableImageError(name, "no pixels")
+        raise ImageError(name, "no pixels")
     is_jpeg = getattr(image, "format", None) in ("JPEG", "MPO")
     # A progressive JPEG is held whole while it is decoded, however small it comes out.
     shrinks = is_jpeg and width * height <= MAX_SHRUNK_PIXELS and "progressive" not in image.info
     if width * height > MAX_PIXELS and not shrinks:
-        raise UnreadableImageError(
-            name, f"{width} x {height} pixels are over the limit of {MAX_PIXELS:,}"
-        )
+        raise ImageError(name, f"{width} x {height} pixels are over the limit of {MAX_PIXELS:,}")
     if is_jpeg and size_hint is not None:
         image.draft(None, (2 * size_hint, 2 * size_hint))
     if image.width * image.height > MAX_PIXELS:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashlens.data.folders import Listing, folder_classes, list_folder, open_folder
+from hashlens.data.folders import Listing, list_folder, open_folder, open_listed
 from hashlens.data.hub import hub_images, open_dataset, open_hub
-from hashlens.data.image import RawImage, UnreadableImageError, decode, image_name, read_file
-from hashlens.data.labels import labels_from_values, split_validation
+from hashlens.data.image import MAX_FILE_BYTES, RawImage, decode, image_name, read_file
+from hashlens.data.labels import split_validation
 from hashlens.data.lists import FOLDER_TABLE, LIST_SUFFIXES, join_list, open_list, read_list
-from hashlens.data.remote import list_remote
-from hashlens.data.source import FileImages, ImageStore, ReadOptions, Source, packed
+from hashlens.data.remote import list_remote, read_remote
+from hashlens.data.source import ImageStore, ReadOptions, Source, packed
 from hashlens.data.tables import (
     MemoryImages,
-    labelled_source,
     open_arrow,
     open_frame,
     open_pairs,
@@ -35,7 +36,6 @@ from hashlens.errors import ImageError, SourceError, needs_extra
 from hashlens.files import (
     FileState,
     Row,
-    Uri,
     changed_ns,
     content_digest,
     is_remote,
@@ -46,9 +46,11 @@ from hashlens.files import (
 from hashlens.types import ImageInput
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # such as {000..010}
 _SHAPES = (
     "expected a folder with one sub-folder per class, a .parquet, .csv or .npy file, FOLDER#train, "
-    "digits, a data set's hub name as hub:NAME, or in Python a data set or table in memory"
+    "'FOLDER/*.parquet', digits, a data set's hub name as hub:NAME, or in Python a data set or "
+    "table in memory"
 )
 
 
@@ -69,7 +71,7 @@ def open_source(
         A name: a folder (one sub-folder per class, or images alone), a ``.parquet`` file,
         ``FOLDER#PART`` for ``PART.parquet`` or the sub-folder PART, ``digits``,
         ``digits#train``, ``digits#test``, or ``hub:NAME[#SPLIT]``; ``OWNER/NAME`` that is no
-        path is a hub name.
+        path is a hub name. ``FOLDER/*.parquet`` or ``FOLDER/{00..15}.parquet`` is several files.
 
         Or data in memory: a Hugging Face ``datasets.Dataset``, a pandas DataFrame or a pyarrow
         Table, each with a column ``image`` (or ``img``) and, where there are labels, a column
@@ -127,13 +129,15 @@ def open_source(
     if text.startswith("hub:"):
         return open_hub(text, text.removeprefix("hub:"), options)
     if is_remote(text):
-        return _open_remote(text, options)
+        return _open_named(text, options)
     path = uri_path(text)
     if _exists(path):
         return _open_path(text, path, options)
     base, mark, part = os.path.expanduser(text).rpartition("#")
     if mark and base and _exists(Path(base)):
         return _open_part(text, Path(base), part, options)
+    if "*" in text or _NUMBERS.search(text):
+        return _open_named(text, options)
     name = base if mark else text
     is_local = os.path.exists(name.split("/")[0]) or name.lower().endswith(".parquet")
     if _HUB_NAME.fullmatch(name) and not is_local:
@@ -141,7 +145,7 @@ def open_source(
             return open_hub(text, text, options)
         except SourceError as error:
             raise SourceError(f"{text}: no such file or folder; {error}") from error
-    raise SourceError(f"{_shown(text)}: no such file or folder; {_SHAPES}")
+    raise SourceError(f"{image_name(text)}: no such file or folder; {_SHAPES}")
 
 
 def load_image(image: ImageInput, *, size_hint: int | None = None) -> Image.Image:
@@ -175,14 +179,14 @@ def fetch(image: ImageInput) -> Fetched:
         if row is not None:
             return Fetched(_store(row).read(row.row))
         if isinstance(image, str) and is_remote(image):
-            return Fetched(Uri(image))
+            return Fetched(read_remote(image, MAX_FILE_BYTES))
         path = uri_path(image) if isinstance(image, str) else Path(image)
-    except UnreadableImageError:
+    except ImageError:
         raise
     except SourceError as error:
-        raise UnreadableImageError(name, str(error)) from error
+        raise ImageError(name, str(error).removeprefix(f"{name}: ")) from error
     except ValueError as error:
-        raise UnreadableImageError(name, f"no name of a file ({error})") from error
+        raise ImageError(name, f"no name of a file ({error})") from error
     data, status = read_file(path, name)
     return Fetched(data, FileState(len(data), changed_ns(status), content_digest(data)))
 
@@ -224,14 +228,10 @@ def _exists(path: Path) -> bool:
     try:
         os.stat(path)
     except PermissionError as error:
-        raise SourceError(f"{_shown(str(path))}: no permission to read its folder") from error
+        raise SourceError(f"{image_name(str(path))}: no permission to read its folder") from error
     except (OSError, ValueError):
         return False
     return True
-
-
-def _shown(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
@@ -243,7 +243,7 @@ def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
         return open_npy(spec, path, options)
     if path.suffix.lower() in LIST_SUFFIXES:
         return open_list(spec, path, options)
-    raise SourceError(f"{_shown(spec)}: one file, but no source of many images; {_SHAPES}")
+    raise SourceError(f"{image_name(spec)}: one file, but no source of many images; {_SHAPES}")
 
 
 def find_folder(spec: str) -> tuple[Path, bool]:
@@ -275,8 +275,7 @@ def open_directory(
             for path in sorted(folder.iterdir())
             if FOLDER_TABLE.fullmatch(path.name) and path.is_file()
         ]
-        for read in lists:
-            listing.forget(read.path)
+        listing.passed_over -= Counter(read.path.suffix.lower() for read in lists)
         # Where a list has the labels, the sub-folders need not be classes.
         labelled = any(read.labels is not None for read in lists)
         source = open_folder(spec, folder, listing, all_classes=all_classes or labelled)
@@ -330,7 +329,7 @@ def _open_table(spec: str, name: str, paths: Sequence[Path], options: ReadOption
 def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source:
     if not base.is_dir():
         raise SourceError(
-            f"{_shown(spec)}: one row of a file names an image, not a source; use {base} itself"
+            f"{image_name(spec)}: one row of a file names an image, not a source; use {base} itself"
         )
     tables = _tables(base)
     if part in tables:
@@ -340,25 +339,43 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
         return open_directory(spec, folder, options, all_classes=all_classes)
     names = [*tables, *sorted(entry.name for entry in base.iterdir() if entry.is_dir())]
     choices = ", ".join(f"#{name}" for name in names[:10]) or "nothing to choose"
-    raise SourceError(f"{_shown(spec)}: no part '{part}' in {base}; there is {choices}")
+    raise SourceError(f"{image_name(spec)}: no part '{part}' in {base}; there is {choices}")
 
 
-def _open_remote(spec: str, options: ReadOptions) -> Source:
-    """A parquet file, or all images below a prefix, behind a URI."""
+def _open_named(spec: str, options: ReadOptions) -> Source:
+    """What a URI or a pattern names: parquet files, or images."""
     head, chain, last = spec.rpartition("::")
     if chain and not is_remote(last):
         spec = f"{head}::{os.path.abspath(uri_path(last))}"
-    if spec.lower().partition("::")[0].endswith(".parquet"):
-        return open_tables(spec, [spec], options)
+    named = _matches(spec)
+    if not named:
+        raise SourceError(f"{spec}: no file has such a name; check the folder")
+    kinds = {os.path.splitext(name.partition("::")[0])[1].lower() for name, _ in named}
+    if kinds == {".parquet"}:
+        return open_tables(spec, [name for name, _ in named], options)
+    if spec in dict(named):  # a prefix
+        named = list_remote(spec)
     listing = Listing()
-    found = [(uri, parts) for uri, parts in list_remote(spec) if listing.takes(parts, options)]
-    if not found:
-        raise SourceError(f"{spec}: expected images under this prefix, found none; check the name")
-    names = folder_classes(spec, [parts for _, parts in found]).names
-    labels = labels_from_values(names, spec)
-    source = labelled_source(spec, FileImages(packed(uri for uri, _ in found)), labels)
-    notes = (*source.notes, *listing.notes())
-    return replace(source, notes=notes, passed_over=dict(listing.passed_over))
+    found = [(name, parts) for name, parts in named if listing.takes(parts, options)]
+    listing.uris = packed(name if is_remote(name) else path_uri(name) for name, _ in found)
+    return open_listed(spec, listing, [parts for _, parts in found])
+
+
+def _matches(pattern: str) -> Sequence[tuple[str, tuple[str, ...]]]:
+    """Files that a pattern names, in order, and the path of each below the folder before ``*``."""
+    if numbers := _NUMBERS.search(pattern):
+        first, last = numbers.groups()
+        every = range(int(first), int(last) + 1)
+        each = (pattern.replace(numbers[0], f"{n:0{len(first)}}", 1) for n in every)
+        return [found for one in each for found in _matches(one)]
+    if "*" not in pattern:
+        return [(pattern, (os.path.basename(pattern),))]
+    if is_remote(pattern):
+        return list_remote(pattern)
+    pattern = os.path.abspath(os.path.expanduser(pattern))
+    folder = os.path.dirname(pattern.partition("*")[0])
+    files = filter(os.path.isfile, sorted(glob(pattern, recursive=True)))
+    return [(path, Path(path).relative_to(folder).parts) for path in files]
 
 
 @cache
@@ -375,12 +392,9 @@ def _digits() -> tuple[MemoryImages, NDArray[np.int64]]:
 def _open_digits(spec: str) -> Source:
     """All digits, or a fixed stratified split of them."""
     store, labels = _digits()
-    rows = np.arange(len(store))
-    source = Source(spec, tuple(str(digit) for digit in range(10)), labels, store, rows)
-    _, _, split = spec.partition("#")
-    if split == "":
-        return source
+    every = np.arange(len(store))
     train, test = split_validation(labels, 0.2, 2015)
-    if split not in ("train", "test"):
+    rows = {"": every, "train": train, "test": test}.get(spec.partition("#")[2])
+    if rows is None:
         raise SourceError(f"{spec}: expected digits, digits#train or digits#test")
-    return source.subset(train if split == "train" else test)
+    return Source(spec, tuple(map(str, range(10))), labels, store, every).subset(rows)

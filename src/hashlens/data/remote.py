@@ -23,11 +23,9 @@ def open_remote(uri: str) -> Any:
 
 def read_remote(uri: str, most: int) -> bytes:
     """The bytes of one file of at most ``most`` bytes."""
+    system, path = located(uri)
     try:
-        with open_remote(uri) as file:
-            data: bytes = file.read(most + 1)
-    except SourceError:
-        raise
+        data: bytes = system.cat_file(path, end=most + 1)
     except Exception as error:
         raise unread(uri, error) from error
     if len(data) > most:
@@ -36,21 +34,22 @@ def read_remote(uri: str, most: int) -> bytes:
 
 
 def list_remote(uri: str) -> list[tuple[Uri, tuple[str, ...]]]:
-    """URI of every file below a prefix, and its path below that, in parts; sorted."""
+    """URI of every file below a prefix, and its path below that, in parts; sorted.
+
+    With ``*``, the URI is a pattern, and the prefix is the folder before it.
+    """
     system, root = located(uri)
+    head, chain, rest = uri.partition("::")
     try:
-        found = system.find(root)
+        found = system.glob(root) if "*" in root else system.find(root)
     except Exception as error:
         raise unread(uri, error) from error
-    head, chain, rest = uri.partition("::")
+    if "*" in root:
+        head, root = (text.partition("*")[0].rpartition("/")[0] for text in (head, root))
     head = head if head.endswith("://") else f"{head.rstrip('/')}/"
     root = root.strip("/")
-    listed = []
-    for path in sorted(found):
-        inside = path.lstrip("/").removeprefix(root).strip("/")
-        if inside:
-            listed.append((Uri(f"{head}{inside}{chain}{rest}"), tuple(inside.split("/"))))
-    return listed
+    inside = (path.lstrip("/").removeprefix(root).strip("/") for path in sorted(found))
+    return [(Uri(f"{head}{p}{chain}{rest}"), tuple(p.split("/"))) for p in inside if p]
 
 
 def located(uri: str) -> tuple[Any, str]:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from hashlens.data.image import RawImage, UnreadableImageError, decode
-from hashlens.errors import InvalidInputError, SourceError
+from hashlens.data.image import RawImage, decode
+from hashlens.errors import ImageError, InvalidInputError, SourceError
 from hashlens.files import Uri, compared, is_remote, uri_path
 
 
@@ -243,10 +243,10 @@ class Source:
         name = self.store.uri(row)
         try:
             raw = self.store.read(row)
-        except UnreadableImageError:
+        except ImageError:
             raise
         except SourceError as error:
-            raise UnreadableImageError(name, str(error)) from error
+            raise ImageError(name, str(error)) from error
         return decode(raw, name, size_hint=size_hint, strict=strict)
 
     def subset(self, rows: ArrayLike) -> Source:
@@ -273,17 +273,14 @@ class Source:
 
     def _positions(self, rows: ArrayLike) -> NDArray[np.int64]:
         given: NDArray[Any] = np.asarray(rows)
-        if given.dtype == np.bool_:
-            if given.shape != (len(self),):
-                raise InvalidInputError(
-                    f"rows: expected a mask of {len(self)} values, got shape {given.shape}"
-                )
+        if given.dtype == np.bool_ and given.shape == (len(self),):
             return np.flatnonzero(given)
         if given.size == 0:
             return np.zeros(0, np.int64)
         if given.ndim != 1 or given.dtype.kind not in "iu":
             raise InvalidInputError(
-                f"rows: expected whole numbers in one dimension, got {given.dtype} of {given.shape}"
+                f"rows: expected whole numbers in one dimension, or a mask of {len(self)} values, "
+                f"got {given.dtype} of shape {given.shape}"
             )
         if given.min() < 0 or given.max() >= len(self):
             raise InvalidInputError(

@@ -6,9 +6,10 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -29,7 +30,7 @@ IMAGE_COLUMNS = (
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "class_name", "category", "target")
 """Names of columns, the first that is there is taken; case does not matter."""
 CACHE_BYTES = 1 << 30
-"""Encoded images that one open file keeps in memory; beyond it, row groups are read again."""
+"""Encoded images that all files keep in memory; beyond it, row groups are read again."""
 
 
 def open_parquet_source(spec: str, paths: Sequence[Path | str], options: ReadOptions) -> Source:
@@ -292,14 +293,11 @@ def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:
 
     ``column`` holds the images; by default it is found by its name.
     """
-    if is_remote(str(path)):
-        return _opened(str(path), column, 0, 0)
-    absolute = os.path.abspath(path)
-    try:
+    absolute, state = str(path) if is_remote(str(path)) else os.path.abspath(path), (0, 0)
+    with suppress(OSError):  # of one that is elsewhere, or not there: opening says so
         status = os.stat(absolute)
-    except OSError:
-        return ParquetImages(absolute, column)  # raises with the reason
-    return _opened(absolute, column, changed_ns(status), status.st_size)
+        state = changed_ns(status), status.st_size
+    return _opened(absolute, column, *state)
 
 
 @lru_cache(maxsize=8)
@@ -308,18 +306,22 @@ def _opened(path: str, column: str | None, changed: int, size: int) -> ParquetIm
 
 
 class ParquetImages:
-    """The image column of a parquet file. Any thread may read; pickles as its path alone."""
+    """The image column of a parquet file. Any thread may read; pickles as its path alone.
+
+    A source may have more files than a process may hold open: each is opened to read a row group.
+    """
+
+    _lock = threading.Lock()
+    _groups: ClassVar[OrderedDict[tuple[ParquetImages, int], Any]] = OrderedDict()  # of all files
 
     def __init__(self, path: str, column: str | None = None) -> None:
         self.path = path
         self._asked = column
-        self._lock = threading.Lock()
-        self._groups: OrderedDict[int, Any] = OrderedDict()
-        self._file, self.status = open_file(path)
-        metadata = self._file.metadata
+        file, self.status = open_file(path)
+        self._metadata = metadata = file.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        self.schema = self._file.schema_arrow
+        self.schema = file.schema_arrow
         self.column = find_column(self.schema.names, IMAGE_COLUMNS, path, column)
         self._check_image_column()
 
@@ -345,19 +347,27 @@ class ParquetImages:
 
     def values(self, columns: Sequence[str]) -> Any:
         """Other columns, whole, as an Arrow table."""
-        return self._file.read(columns=list(columns))
+        return self._open().read(columns=list(columns))
+
+    def _open(self) -> Any:
+        file, status = open_file(self.path, self._metadata)
+        if status and self.status and not os.path.samestat(status, self.status):
+            raise SourceError(f"{self.path}: another file came there since it was opened")
+        return file
 
     def _group(self, group: int) -> Any:
+        key = (self, group)
         with self._lock:
-            if group in self._groups:
-                self._groups.move_to_end(group)
-                return self._groups[group]
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+            file = self._open()
             try:
-                column = self._file.read_row_group(group, columns=[self.column])
+                column = file.read_row_group(group, columns=[self.column])
             except Exception as error:  # pyarrow raises its own kinds on damaged pages
                 raise SourceError(f"row group {group} is damaged ({first_line(error)})") from error
             values = column.column(self.column).combine_chunks()
-            self._groups[group] = values
+            self._groups[key] = values
             held = sum(kept.nbytes for kept in self._groups.values())
             while held > CACHE_BYTES and len(self._groups) > 1:
                 held -= self._groups.popitem(last=False)[1].nbytes
@@ -416,7 +426,7 @@ def near(name: str, table: str | Path) -> Path | Uri:
     return uri_path(name)
 
 
-def open_file(path: str) -> tuple[Any, os.stat_result | None]:
+def open_file(path: str, metadata: Any = None) -> tuple[Any, os.stat_result | None]:
     """A parquet file, here or behind a URI, whose schema is known; what the system says of it."""
     with needs_extra("reading parquet files", "parquet"):
         import pyarrow as pa
@@ -424,9 +434,9 @@ def open_file(path: str) -> tuple[Any, os.stat_result | None]:
     remote = open_remote(path) if is_remote(path) else None
     try:
         if remote is not None:
-            return pq.ParquetFile(remote), None
+            return pq.ParquetFile(remote, metadata=metadata), None
         file = pa.OSFile(path)  # not mapped: a mapped file that is cut ends the process
-        return pq.ParquetFile(file), os.fstat(file.fileno())
+        return pq.ParquetFile(file, metadata=metadata), os.fstat(file.fileno())
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file; check the path") from error
     except PermissionError as error:

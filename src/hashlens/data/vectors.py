@@ -84,11 +84,9 @@ def as_matrix(data: Any, where: str = "vectors") -> NDArray[Any]:
         )
     if hasattr(data, "detach"):  # a tensor
         data = data.detach().cpu().numpy()
-    elif hasattr(data, "column_names"):  # an Arrow table
-        data = np.stack([column.to_numpy() for column in data.columns], axis=1)
-    elif type(data).__module__.startswith("pyarrow"):
+    elif type(data).__module__.startswith("pyarrow") and not hasattr(data, "column_names"):
         data = _arrow_matrix(data, where)
-    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):  # pandas and Polars too
+    elif hasattr(data, "__array__") and not isinstance(data, np.ndarray):  # tables and frames too
         data = np.asarray(data)
     if not isinstance(data, np.ndarray) or data.dtype == object:
         data = _stacked(list(data), where)
@@ -208,16 +206,14 @@ def open_npy(spec: str, path: Path, options: ReadOptions) -> Source:
 
 def open_tables(spec: str, paths: Sequence[Path | str], options: ReadOptions) -> Source:
     """Parquet files that belong together: of vectors, where a column holds some, or of images."""
-    files = [open_file(os.fspath(path))[0] for path in paths]
-    schema = files[0].schema_arrow
+    schema = open_file(os.fspath(paths[0]))[0].schema_arrow
     column = _arrow_vectors(schema, spec, options)
     if column is None:
         return open_parquet_source(spec, paths, options)
     import pyarrow as pa
 
-    table = pa.concat_tables(
-        file.read(columns=[column, *plain_columns(schema, {column})]) for file in files
-    )
+    names = [column, *plain_columns(schema, {column})]
+    table = pa.concat_tables(open_file(os.fspath(path))[0].read(columns=names) for path in paths)
     name = os.fspath(paths[0])
     return _of_arrow(table, column, spec, name if is_remote(name) else path_uri(name), options)
 

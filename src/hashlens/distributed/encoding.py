@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 
-from hashlens.data.decoding import read_ahead
+from hashlens.data.image import ImageWarning
 from hashlens.data.opening import can_open, open_source
 from hashlens.distributed.cluster import connect, plain_errors
 from hashlens.distributed.snapshots import (
@@ -76,6 +77,8 @@ def create_sharded(
     if plan is None:
         with plain_errors(ray):
             plan = ray.get(ray.remote(list_names).options(num_cpus=0).remote(str(folder), asked))
+    for note in plan.get("notes", ()):
+        warn(f"{source}: {note}", ImageWarning, 2)
     parts: dict[str, int] = plan["parts"]
     left = [part for part in parts if not (folder / WORK / f"{part}.npz").is_file()]
     images = sum(parts.values())
@@ -124,7 +127,7 @@ def list_names(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
     if not 1 <= shards <= len(images):
         raise InvalidInputError(f"shards: expected 1 to {len(images)} (the images), got {shards}")
     names = [snapshot_name(shard, 1) for shard in range(shards)]
-    plan = {**asked, "snapshots": names, "parts": {}}
+    plan = {**asked, "snapshots": names, "parts": {}, "notes": list(images.notes)}
     bounds = np.linspace(0, len(images), shards + 1).astype(int).tolist()
     uris, label, known = images.uris, images.label_name, images.metadata
     with new_folder(Path(folder)) as aside:
@@ -196,8 +199,7 @@ class EncodePart:
         uris = [uri for uri, *_ in _read_names(self._work, part)]
         while True:
             try:
-                images = read_ahead(uris)
-                made = list(self._encoder.encode_batches(images, batch_size=self._batch_size))
+                made = list(self._encoder.encode_batches(uris, batch_size=self._batch_size))
                 break
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError" or self._batch_size == 1:

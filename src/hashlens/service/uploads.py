@@ -21,9 +21,10 @@ import numpy as np
 from fastapi import UploadFile
 from PIL import Image, JpegImagePlugin
 
-from hashlens.data.image import UnreadableImageError, decoding_bytes
+from hashlens.data.image import decoding_bytes
 from hashlens.data.opening import load_image
 from hashlens.data.preprocessing import VectorInput
+from hashlens.errors import ImageError
 from hashlens.files import remove_abandoned, replace_file, sync_directory, uri_path
 from hashlens.index.layout import UPLOADS
 from hashlens.service.limits import MEBI, Limits
@@ -70,7 +71,7 @@ def check_header(
             memory = decoding_bytes(image, data, size_hint)
     except Image.DecompressionBombError:
         raise Refused(413, f"{name}: too many pixels; at most {limits.pixels:,}") from None
-    except UnreadableImageError as error:
+    except ImageError as error:
         raise Refused(422, f"{name}: {error.reason}") from None
     except Exception:  # decoders raise anything on hostile bytes
         known = ", ".join(FORMATS)
@@ -102,7 +103,7 @@ def decode_upload(
     try:
         with warnings.catch_warnings(action="ignore"):
             return load_image(data, size_hint=size_hint)
-    except UnreadableImageError as error:
+    except ImageError as error:
         raise Refused(422, f"{name}: the {header.kind} cannot be read: {error.reason}") from None
 
 
