@@ -115,6 +115,12 @@ def test_postgresql_reads_the_table_and_finds_the_same(
     (commands,) = blocks("pgvector", "bash")
     shop.export(*export_of(commands))
     (load,) = re.findall(r"^psql (.*)", commands, re.MULTILINE)
+    whole = Path("shop.sql").read_bytes()
+    for cut, fails in ((whole.index(b"\\.\nCOMMIT"), False), (len(whole) // 2, True)):
+        Path("shop.sql").write_bytes(whole[:cut])  # as a copy of the file that was interrupted
+        psql(*load.split(), fails=fails)
+        assert psql("-At", "-c", "SELECT to_regclass('images')").strip() == ""
+    Path("shop.sql").write_bytes(whole)
     psql(*load.split())
     ids, codes, _ = shop.encoded()
 

@@ -204,7 +204,7 @@ def _to_pgvector(view: View, path: Path) -> None:
     escapes = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(
-            "\\set ON_ERROR_STOP on\nSET client_encoding = 'UTF8';\n"
+            "\\set ON_ERROR_STOP on\nSET client_encoding = 'UTF8';\nBEGIN;\n"
             "CREATE EXTENSION IF NOT EXISTS vector;\n"
             "CREATE TABLE images (id bigint PRIMARY KEY, uri text, label text, metadata jsonb, "
             f"code bit({bits}));\nCOPY images FROM stdin;\n"
@@ -214,8 +214,8 @@ def _to_pgvector(view: View, path: Path) -> None:
             cells = (r"\N" if text is None else text.translate(escapes) for text in texts)
             file.write("\t".join((str(image_id), *cells, word)) + "\n")
         file.write(
-            "\\.\n-- SELECT id, code <~> B'0110...' AS hamming FROM images ORDER BY hamming, id "
-            "LIMIT 10;\n"
+            "\\.\nCOMMIT;\n-- SELECT id, code <~> B'0110...' AS hamming FROM images "
+            "ORDER BY hamming, id LIMIT 10;\n"
         )
 
 
