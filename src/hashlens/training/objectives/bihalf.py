@@ -29,6 +29,8 @@ class BiHalf(nn.Module):
     The features get no gradient. gamma is for the mean over images and bits.
     """
 
+    moves_target = True  # H's gradient moves F7: the losses of two epochs do not compare
+
     def forward(
         self, output: LatentOutput, targets: torch.Tensor, classifier: nn.Module | None
     ) -> Losses:
