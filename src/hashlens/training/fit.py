@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +211,11 @@ def fit(
     say_what_is_left_out(console, inputs.skipped, notes)
     module = _module(config, backbone, source.classes, start)
     few = len(split.validation) < _IMAGES_PER_CLASS * len(source.classes)
-    chosen_by, score = "highest mAP of the validation codes among themselves", itemgetter("map")
+    chosen_by, score = "highest mAP of the validation codes among themselves", lambda e: e["map"]
     if few or not source.classes:
         chosen_by, score = "lowest loss of the validation images", _low_loss
         if getattr(module.objective, "moves_target", False):
-            chosen_by, score = "its number, the last", itemgetter("epoch")
+            chosen_by, score = "its number, the last", lambda e: e["epoch"]
         why = "these validation images are too few to search in" if few else "there are no labels"
         say(console, f"epoch chosen by {chosen_by}, as {why}")
     states = KeepStates(out / RUN, score)
