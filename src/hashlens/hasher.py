@@ -33,7 +33,7 @@ class Hasher(Parameters):
         Without labels: ITQ (the default), LSH or SH. With labels: an objective of ``hashlens
         train`` ("latent" by default), for which a layer F7 and the latent layer are trained; or
         ITQ-CCA, KSH, BRE or MLH. "crovca-unsupervised" and "bihalf" are objectives that need no
-        labels; without them, the epoch is kept whose loss on vectors held out is lowest.
+        labels; without them, the former keeps the epoch of the lowest loss on vectors held out.
     metric : {"cosine", "euclidean"}
         With ``cosine`` vectors are brought to unit length inside the model.
     epochs : int, optional

@@ -97,6 +97,22 @@ def test_what_cannot_be_compared_is_one_line(
     assert message in answer.output
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--made", "1040"], "expected at least 1,050 vectors, 50 of them as queries, got 1,040"),
+        (["--made", "1060", "--width", "24", "--bytes", "25"], "bytes: expected 1 to 24"),
+    ],
+)
+def test_made_vectors_are_as_many_and_as_wide_as_asked_for(
+    options: list[str], message: str
+) -> None:
+    pytest.importorskip("faiss")
+    answer = CliRunner().invoke(app, ["bench", "vectors", "--queries", "50", *options])
+    assert answer.exit_code == 1
+    assert message in answer.output
+
+
 def test_a_missing_faiss_is_named(embeddings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     command = ["bench", "vectors", str(embeddings), "--queries", "50"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import unicodedata
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -360,49 +358,6 @@ def test_a_table_has_a_column_for_each_key_of_the_metadata(
     assert index.to_arrow()["size"].to_pylist() == columns["size"]
     index.export(tmp_path / "lance", "lancedb")
     assert parquet.read_table(tmp_path / "lance")["price"].to_pylist() == columns["price"]
-
-
-def hamming_to_first(codes: np.ndarray) -> list[int]:
-    return np.bitwise_count(codes ^ codes[0]).sum(axis=1).tolist()
-
-
-def test_exports_for_databases_keep_texts_and_distances(index: HashIndex, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    labels = ["tab\there", "line\nbreak", "back\\slash", "é", None, "bad \udcff"]
-    add_codes(index, 6, labels=labels, metadata=[{"n": i, "a": "x\ty"} for i in range(6)])
-    index.remove([2])
-    ids, codes, _ = index.encoded()
-    expected = hamming_to_first(codes)
-    for kind in ("pgvector", "milvus", "elasticsearch", "lancedb", "sqlite-vec"):
-        index.export(tmp_path / kind, kind)
-    sql = (tmp_path / "pgvector").read_text(encoding="utf-8")
-    head, rows = sql.split("COPY images FROM stdin;\n")
-    assert f"code bit({index.bits})" in head
-    rows = [line.split("\t") for line in rows.split("\n\\.\n")[0].split("\n")]
-    assert [int(row[0]) for row in rows] == ids.tolist()
-    assert [row[2] for row in rows] == [r"tab\there", r"line\nbreak", "é", r"\N", r"bad \\udcff"]
-    assert json.loads(rows[0][3].replace("\\\\", "\\")) == {"n": 0, "a": "x\ty"}
-    words = [row[4] for row in rows]
-    assert [sum(a != b for a, b in zip(word, words[0], strict=True)) for word in words] == expected
-    lines = [json.loads(line) for line in (tmp_path / "milvus").read_text().splitlines()]
-    np.testing.assert_array_equal([line["code"] for line in lines], codes)
-    assert lines[1]["metadata"] == {"n": 1, "a": "x\ty"}
-    lines = [json.loads(line) for line in (tmp_path / "elasticsearch").read_text().splitlines()]
-    assert [line["index"]["_id"] for line in lines[::2]] == [str(one) for one in ids]
-    signed = np.array([line["code"] for line in lines[1::2]], np.int8)
-    assert hamming_to_first(signed.view(np.uint8)) == expected
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(tmp_path / "lancedb")
-    assert (
-        str(table.schema.field("code").type) == f"fixed_size_list<element: uint8>[{codes.shape[1]}]"
-    )
-    np.testing.assert_array_equal(table["code"].to_pylist(), codes)
-    with closing(sqlite3.connect(tmp_path / "sqlite-vec")) as connection:
-        found = list(connection.execute("SELECT id, code FROM images ORDER BY id"))
-    assert [(row[0], row[1]) for row in found] == [
-        (image_id, bytes(code)) for image_id, code in zip(ids.tolist(), codes, strict=True)
-    ]
 
 
 def test_sync_leaves_rows_of_parquet_files_and_labels_of_renamed_images(

@@ -83,8 +83,12 @@ def test_objectives_that_need_no_labels_learn_from_images_alone(
     config, _ = configure("small", {"bits": 16, "epochs": 6, "objective": objective}, alone)
     result = fit(alone, config, tmp_path / "m", progress=False)
     assert result.training_images + result.validation_images == 400
-    best = min(result.history, key=lambda epoch: epoch["loss"])
-    assert (result.best_epoch, result.by_loss) == (best["epoch"], True)
+    if objective == "bihalf":  # its target moves: the losses of two epochs do not compare
+        best, chosen_by = result.history[-1], "its number, the last"
+    else:
+        best = min(result.history, key=lambda epoch: epoch["loss"])
+        chosen_by = "lowest loss of the validation images"
+    assert (result.best_epoch, result.chosen_by) == (best["epoch"], chosen_by)
     assert (best["map"], best["accuracy"]) == (None, None)
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
     assert not any("chance" in warning for warning in result.warnings)

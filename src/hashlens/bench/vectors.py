@@ -29,7 +29,7 @@ from hashlens.types import Codes, Features, Ids, SearchOptions
 K, POOL = 10, 200
 FITTED, TIMED = 10_000, 8  # vectors that a method learns from at most; queries in a timed round
 SECONDS = 1.0  # of timing for each search
-MADE, MADE_WIDTH, CLUSTERS = 100_000, 256, 1_000
+CLUSTERS = 1_000  # of made vectors
 _LEAST = 1_000  # vectors to search among
 _OPQ_WIDTH = 256  # of wider vectors OPQ takes so many dimensions: it would learn for hours
 
@@ -64,13 +64,13 @@ class Method(NamedTuple):
     searches: Mapping[int, Search]
 
 
-def made_vectors(seed: int) -> tuple[Features, LabelArray]:
+def made_vectors(count: int, width: int, seed: int) -> tuple[Features, LabelArray]:
     """Vectors in clusters, and their clusters; the variance falls as that of pixels does."""
     rng = np.random.default_rng(seed)
-    deviation = np.arange(1, MADE_WIDTH + 1)[:, None] ** -0.5
-    turn = (deviation * random_rotation(MADE_WIDTH, rng)).astype(np.float32)
-    kinds = rng.integers(0, CLUSTERS, MADE)
-    vectors = rng.standard_normal((CLUSTERS, MADE_WIDTH), np.float32)[kinds]
+    deviation = np.arange(1, width + 1)[:, None] ** -0.5
+    turn = (deviation * random_rotation(width, rng)).astype(np.float32)
+    kinds = rng.integers(0, CLUSTERS, count)
+    vectors = rng.standard_normal((CLUSTERS, width), np.float32)[kinds]
     vectors += 0.7 * rng.standard_normal(vectors.shape, np.float32)
     return vectors @ turn, kinds
 
@@ -88,8 +88,7 @@ def hold_out(
         raise InvalidInputError(f"row {row}: {fault}; leave it out")
     if metric == "cosine":  # of unit length, the nearest by Euclid are the nearest by the cosine
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    drawn = np.random.default_rng(seed).permutation(len(vectors))
-    asked, rest = drawn[:queries], drawn[queries:]
+    asked, rest = np.split(np.random.default_rng(seed).permutation(len(vectors)), [queries])
     return Sample(vectors[rest], labels[rest], vectors[asked], labels[asked], metric)
 
 
@@ -189,8 +188,7 @@ def _by_faiss(sample: Sample, recipe: str, exact: Any) -> Method:
 
 
 def _faiss_ids(index: Any, queries: Features) -> Ids:
-    found: Ids = index.search(queries, K)[1]
-    return found
+    return np.asarray(index.search(queries, K)[1])
 
 
 def _by_codes(sample: Sample, learn: Callable[[], Hash]) -> Method:

@@ -108,10 +108,10 @@ _COLUMNS = {name: READING[name] for name in ("label_column", "vector_column")}
 @bench("vectors")
 def vectors_command(
     source: str | None = typer.Argument(
-        None,
-        help="Vectors: a .npy file, or a parquet file with a column of them. [default: 100,000 "
-        "made ones in clusters]",
+        None, help="Vectors: .npy, or parquet with a column of them. [default: made, in clusters]"
     ),
+    made: int = typer.Option(200_000, min=1, help="Vectors to make where no source is given."),
+    width: int = typer.Option(256, min=1, help="Values of a made vector."),
     size: list[int] = typer.Option(
         [8, 16, 32], "--bytes", min=1, help="Bytes of a vector's code; may be repeated."
     ),
@@ -133,7 +133,7 @@ def vectors_command(
     from hashlens.errors import InvalidInputError
 
     if source is None:
-        vectors, labels = made_vectors(seed)
+        vectors, labels = made_vectors(made, width, seed)
     else:
         opened = open_source(source, **columns)
         if opened.vectors is None:
@@ -146,7 +146,7 @@ def vectors_command(
     results = {"source": source or "made, in clusters", **run(sample, size, seed, note)}
     if out is not None:
         options = "".join(f" --bytes {each}" for each in size)
-        command = f"hashlens bench vectors {source or ''}".rstrip() + options
+        command = f"hashlens bench vectors {source or f'--made {made} --width {width}'}" + options
         command += f" --metric {metric} --queries {queries} --seed {seed}"
         note(f"page: {write(results, out, command)}")
     return Answer(results, text(results))

@@ -476,7 +476,7 @@ def export_command(
     format: str = typer.Option(
         "faiss",
         help="faiss: IndexBinaryFlat; parquet: one table; numpy: a folder of arrays; pgvector: SQL "
-        "for psql; milvus and elasticsearch: JSON lines for a bulk insert; lancedb: Parquet for "
+        "for psql; milvus and elasticsearch: JSON for a bulk insert; lancedb: Parquet for "
         "create_table; sqlite-vec: an SQLite file.",
     ),
 ) -> Answer:

@@ -45,14 +45,11 @@ def _to_faiss(view: View, path: Path) -> None:
     snapshot = view.snapshot
     positions = snapshot.living()
     index: Any = faiss.IndexBinaryFlat(8 * snapshot.codes.shape[1])
-    ids = snapshot.ids[positions]
-    if np.array_equal(ids, np.arange(len(ids))):
-        for rows in _pieces(positions):
-            index.add(np.ascontiguousarray(snapshot.codes[rows]))
-    else:
-        index = faiss.IndexBinaryIDMap(index)
-        for rows in _pieces(positions):
-            index.add_with_ids(np.ascontiguousarray(snapshot.codes[rows]), snapshot.ids[rows])
+    gaps = not np.array_equal(snapshot.ids[positions], np.arange(len(positions)))
+    index = faiss.IndexBinaryIDMap(index) if gaps else index
+    for rows in _pieces(positions):
+        codes = np.ascontiguousarray(snapshot.codes[rows])
+        index.add_with_ids(codes, snapshot.ids[rows]) if gaps else index.add(codes)
     path.touch()  # FAISS says what is wrong with a file in many lines of its own
     faiss.write_index_binary(index, os.fspath(path))
 
@@ -124,10 +121,9 @@ def _with_metadata(table: Any, types: dict[str, Any]) -> Any:
     def cell(value: Any, kind: Any) -> Any:
         if value is None or kind in (pa.bool_(), pa.int64()):
             return value
-        if kind == pa.string():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            return _clean(text)
-        return float(value) if kind == pa.float64() else [_clean(word) for word in value]
+        if kind == pa.string() and not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False)
+        return float(value) if kind == pa.float64() else _clean(value)
 
     held = [json.loads(text or "{}") for text in table["metadata"].to_pylist()]
     for key, kind in types.items():
@@ -162,11 +158,8 @@ def _tables(view: View, listed: bool = False) -> tuple[Any, Iterator[Any], list[
             if not listed:
                 buffers = [None, flat.buffers()[1]]
                 code = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), buffers)
-            values: list[Any] = [
-                pa.array(snapshot.ids[rows]),
-                *(pa.array([_clean(text) for text in column], pa.string()) for column in texts),
-                code,
-            ]
+            words = (pa.array(_clean(column), pa.string()) for column in texts)
+            values: list[Any] = [pa.array(snapshot.ids[rows]), *words, code]
             if dim:
                 flat = pa.array(np.ascontiguousarray(snapshot.features[rows]).reshape(-1), value)
                 values.append(pa.FixedSizeListArray.from_arrays(flat, dim))
@@ -195,54 +188,56 @@ def _to_numpy(view: View, path: Path) -> None:
                 lines.write(json.dumps(record | {"metadata": json.loads(row[2] or "{}")}) + "\n")
 
 
-def _rows(view: View) -> Iterator[tuple[int, str, str | None, str | None, Codes]]:
+def _rows(view: View, nul: str = "\0") -> Iterator[tuple[int, str, str | None, str, Codes]]:
     """Id, URI, label, metadata (JSON text) and code of each image, texts as Unicode has them."""
     for rows, texts in _with_texts(view):
-        cleaned = ([_clean(text) for text in column] for column in texts)
         codes = np.ascontiguousarray(view.snapshot.codes[rows])
         ids = view.snapshot.ids[rows].tolist()
-        for image_id, uri, label, metadata, code in zip(ids, *cleaned, codes, strict=True):
-            yield image_id, uri or "", label, metadata, code
+        for image_id, uri, label, metadata, code in zip(ids, *texts, codes, strict=True):
+            held = json.dumps(_clean(json.loads(metadata or "{}"), nul), ensure_ascii=False)
+            yield image_id, _clean(uri or "", nul), _clean(label, nul), held, code
 
 
 def _to_pgvector(view: View, path: Path) -> None:
     """SQL for psql: a table with ``code bit(n)``, its rows as COPY takes them, and a query."""
     bits = view.snapshot.meta.bits
-
-    def text(value: str | None) -> str:
-        if value is None:
-            return r"\N"
-        for mark, written in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
-            value = value.replace(mark, written)
-        return value.replace("\0", "")
-
+    escapes = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(
+            "\\set ON_ERROR_STOP on\nSET client_encoding = 'UTF8';\nBEGIN;\n"
             "CREATE EXTENSION IF NOT EXISTS vector;\n"
             "CREATE TABLE images (id bigint PRIMARY KEY, uri text, label text, metadata jsonb, "
             f"code bit({bits}));\nCOPY images FROM stdin;\n"
         )
-        for image_id, uri, label, metadata, code in _rows(view):
+        for image_id, *texts, code in _rows(view, nul=r"\x00"):
             word = "".join(map(str, unpack_bits(code[None], bits)[0].tolist()))
-            row = (str(image_id), text(uri), text(label), text(metadata), word)
-            file.write("\t".join(row) + "\n")
+            cells = (r"\N" if text is None else text.translate(escapes) for text in texts)
+            file.write("\t".join((str(image_id), *cells, word)) + "\n")
         file.write(
-            "\\.\n-- SELECT id, code <~> B'0110...' AS hamming FROM images ORDER BY hamming, id "
-            "LIMIT 10;\n"
+            "\\.\nCOMMIT;\n-- SELECT id, code <~> B'0110...' AS hamming FROM images "
+            "ORDER BY hamming, id LIMIT 10;\n"
         )
 
 
-def _to_json_lines(view: View, path: Path, *, for_bulk: bool) -> None:
-    """Lines for a bulk insert: of Milvus, where a BINARY_VECTOR is a list of its bytes; or for
-    _bulk of Elasticsearch and OpenSearch, where a bit vector is a list of signed bytes."""
+def _to_milvus(view: View, path: Path) -> None:
+    """A list of rows in JSON, where a BINARY_VECTOR is a list of its bytes."""
+    with path.open("w", encoding="ascii") as file:
+        file.write("[")
+        before = ""
+        for image_id, uri, label, metadata, code in _rows(view):
+            row = {"id": image_id, "uri": uri, "label": label, "code": code.tolist()}
+            file.write(before + json.dumps(row | {"metadata": json.loads(metadata)}))
+            before = ",\n"
+        file.write("]\n")
+
+
+def _to_elasticsearch(view: View, path: Path) -> None:
+    """Lines for _bulk, also of OpenSearch, where a bit vector is a list of signed bytes."""
     with path.open("w", encoding="ascii") as file:
         for image_id, uri, label, metadata, code in _rows(view):
-            own: dict[str, Any] = {} if for_bulk else {"id": image_id}
-            if for_bulk:
-                file.write(json.dumps({"index": {"_id": str(image_id)}}) + "\n")
-            listed = (code.view(np.int8) if for_bulk else code).tolist()
-            own |= {"uri": uri, "label": label, "code": listed}
-            file.write(json.dumps(own | {"metadata": json.loads(metadata or "{}")}) + "\n")
+            file.write(json.dumps({"index": {"_id": str(image_id)}}) + "\n")
+            row = {"uri": uri, "label": label, "code": code.view(np.int8).tolist()}
+            file.write(json.dumps(row | {"metadata": json.loads(metadata)}) + "\n")
 
 
 def _to_sqlite(view: View, path: Path) -> None:
@@ -260,8 +255,8 @@ FORMATS: dict[str, Callable[[View, Path], list[str] | None]] = {
     "parquet": _to_parquet,
     "numpy": _to_numpy,
     "pgvector": _to_pgvector,
-    "milvus": partial(_to_json_lines, for_bulk=False),
-    "elasticsearch": partial(_to_json_lines, for_bulk=True),
+    "milvus": _to_milvus,
+    "elasticsearch": _to_elasticsearch,
     "lancedb": partial(_to_parquet, listed=True),
     "sqlite-vec": _to_sqlite,
 }
@@ -281,6 +276,12 @@ def _with_texts(view: View) -> Iterator[tuple[Ids, tuple[list[str | None], ...]]
         yield (positions, tuple([load_text(row[column]) for row in piece] for column in (1, 2, 3)))
 
 
-def _clean(text: str | None) -> str | None:
-    """Text without lone surrogates, which Parquet cannot hold."""
-    return text if text is None else text.encode("utf-8", "backslashreplace").decode()
+def _clean(value: Any, nul: str = "\0") -> Any:
+    """Text, or what JSON holds, without lone surrogates (and NUL), which others do not take."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode().replace("\0", nul)
+    if isinstance(value, list):
+        return [_clean(each, nul) for each in value]
+    if isinstance(value, dict):
+        return {_clean(key, nul): _clean(each, nul) for key, each in value.items()}
+    return value

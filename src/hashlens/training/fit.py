@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +63,7 @@ from hashlens.training.folder import (
     write_state,
 )
 from hashlens.training.module import HashModule, freeze_first
-from hashlens.training.objectives import create_objective
+from hashlens.training.objectives import create_objective, objectives
 from hashlens.training.recipes import configure, image_facts, named_values, taught
 
 
@@ -222,11 +222,14 @@ def fit(
     say_what_is_left_out(console, inputs.skipped, notes)
     module = _module(config, backbone, source.classes, start)
     few = len(split.validation) < _IMAGES_PER_CLASS * len(source.classes)
-    by_loss = few or not source.classes
-    if by_loss:
+    chosen_by, score = "highest mAP of the validation codes among themselves", lambda e: e["map"]
+    if few or not source.classes:
+        chosen_by, score = "lowest loss of the validation images", _low_loss
+        if objectives()[config.objective].moves_target:
+            chosen_by, score = "its number, the last", lambda e: e["epoch"]
         why = "these validation images are too few to search in" if few else "there are no labels"
-        say(console, f"best epoch: of the lowest validation loss, as {why}")
-    states = KeepStates(out / RUN, by_loss)
+        say(console, f"epoch chosen by {chosen_by}, as {why}")
+    states = KeepStates(out / RUN, score)
     known = targets[split.training]
     chance = chance_loss(known, config.balanced) if source.classes else math.inf
     shown = ShowProgress(states, chance, console)
@@ -246,7 +249,7 @@ def fit(
         skipped=tuple(inputs.skipped),
         warnings=(*notes, *shown.warnings),
         search=search,
-        by_loss=by_loss,
+        chosen_by=chosen_by,
         seconds=time.monotonic() - started,
     )
     if not first:
@@ -337,15 +340,19 @@ def _module(
 _SECONDS_PER_LINE = 2.0
 
 
-class KeepStates(Callback):
-    """Keeps the best weights by validation, and the last state to resume from.
+def _low_loss(scores: dict[str, Any]) -> float:
+    return -scores["loss"] if math.isfinite(scores["loss"]) else -math.inf
 
-    The mAP of the validation images decides, or ``by_loss`` their loss: of a few images the mAP is
-    chance, as most find none of their class among the others, and without labels there is none.
+
+class KeepStates(Callback):
+    """Keeps the weights of the highest ``score`` of an epoch, and the last state to resume from.
+
+    The mAP of the validation images decides, or their loss: of a few images the mAP is chance, as
+    most find none of their class among the others, and without labels there is none.
     """
 
-    def __init__(self, folder: Path, by_loss: bool) -> None:
-        self._folder, self._by_loss = folder, by_loss
+    def __init__(self, folder: Path, score: Callable[[dict[str, Any]], float]) -> None:
+        self._folder, self._score = folder, score
         self.history: list[dict[str, Any]] = []
         self.best_epoch = 0
 
@@ -362,11 +369,6 @@ class KeepStates(Callback):
     def best(self) -> dict[str, Any] | None:
         """Scores of the best epoch; None before the first."""
         return next((one for one in self.history if one["epoch"] == self.best_epoch), None)
-
-    def _score(self, scores: dict[str, Any]) -> float:
-        if not self._by_loss:
-            return float(scores["map"])
-        return -scores["loss"] if math.isfinite(scores["loss"]) else -math.inf
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Keep both states."""

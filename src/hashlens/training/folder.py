@@ -47,11 +47,9 @@ class TrainingResult:
     # the chosen ``feature_scaling`` and ``mode``, and the figures that they were chosen by
     search: Mapping[str, Any]
     validation_images: int = 0
-    # epoch whose weights were kept: of the highest validation mAP, or the lowest validation loss
-    # (``by_loss``) where there are few validation images per class or no labels; 0 of ITQ
-    best_epoch: int = 0
+    best_epoch: int = 0  # whose weights were kept, chosen by what ``chosen_by`` says; 0 of ITQ
     history: tuple[dict[str, Any], ...] = ()  # scores of each epoch
-    by_loss: bool = False
+    chosen_by: str = ""
     fingerprint: str = ""  # the saved model's; empty in all processes but the first, which saves it
 
 
@@ -121,9 +119,7 @@ def save_result(
         "images per class": dict(zip(source.classes, counts.tolist(), strict=True)),
         "skipped": len(result.skipped),
         "configuration": asdict(config),
-        "epoch chosen by": "lowest loss of the validation images"
-        if result.by_loss
-        else "highest mAP of the validation codes among themselves",
+        "epoch chosen by": result.chosen_by,
         "best epoch": result.best_epoch,
         "validation": {
             "map": scores["map"],

@@ -5,8 +5,9 @@ An objective is a module that is called with a ``LatentOutput``, the targets and
 ``seed`` and ``views``, by these names. The decorator ``@objective(name, description)`` above the
 class is all that makes it known to the configuration, the command line and the docs; with
 ``labels=False`` in it, codes are learned without labels too, and there is no F8 then; with
-``views=2`` the second half of a batch is another view of each image in the first. Whatever is
-minimised, bit j of an image's code is latent_j >= 0.
+``views=2`` the second half of a batch is another view of each image in the first; with
+``moves_target=True`` what it compares with moves too, so losses of two epochs say nothing of which
+is better. Whatever is minimised, bit j of an image's code is latent_j >= 0.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ class Losses(NamedTuple):
 
 
 def objective(
-    name: str, description: str, labels: bool = True, views: int = 1, **fixed: Any
+    name: str,
+    description: str,
+    labels: bool = True,
+    views: int = 1,
+    moves_target: bool = False,
+    **fixed: Any,
 ) -> Callable[[T], T]:
     """Make a class known as an objective; ``fixed`` goes to its constructor."""
 
@@ -56,6 +62,7 @@ class Declaration(NamedTuple):
     description: str
     labels: bool  # whether it cannot do without labels
     views: int  # of each image in a batch
+    moves_target: bool  # so that losses of two epochs do not compare
     module: str
 
 
@@ -69,7 +76,8 @@ def objectives() -> dict[str, Declaration]:
             name, description = (ast.literal_eval(argument) for argument in call.args)
             named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
             labels, views = named.get("labels", True), named.get("views", 1)
-            found[name] = Declaration(description, labels, views, path.stem)
+            moves = named.get("moves_target", False)
+            found[name] = Declaration(description, labels, views, moves, path.stem)
     return dict(sorted(found.items()))
 
 

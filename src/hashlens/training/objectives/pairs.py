@@ -173,6 +173,7 @@ PULL = 0.1
     "mean square difference between the cosines of F7 and those of codes of which each bit is 1 "
     "for half of a batch; labels reach F8 alone, which reads sigmoid(H)",
     labels=False,
+    moves_target=True,  # H's gradient moves F7
 )
 class BiHalf(nn.Module):
     """Bits of maximal entropy, without labels.
