@@ -8,15 +8,18 @@
 this machine; processor seconds and resident memory are those of the whole tree of processes.
 ``names`` lists so many names in a task of the cluster, as encoding does, and prints the greatest
 memory of the driver and of the task, each before and after: of a CSV file whose images exist
-nowhere, of a ``folder`` of 100 classes with empty files, or of a ``parquet`` file without pictures.
+nowhere, of a ``folder`` of 100 classes with empty files, of a ``parquet`` file without pictures, or
+of ``tar`` files of 10,000 samples of an empty picture, a label and a JSON text.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -40,7 +43,7 @@ source, model, out = sys.argv[1:4]
 create_sharded(Path(out), Path(model), source, shards=2, address="local")
 """
 NAMES = """
-import json, sys
+import json, sys, time
 from hashlens.distributed.cluster import connect
 from hashlens.distributed.encoding import list_names
 from hashlens.machine import peak_memory
@@ -49,12 +52,12 @@ ray = connect("local")
 before = peak_memory()
 
 def listed():
-    before = peak_memory()
+    before, began = peak_memory(), time.process_time()
     plan = list_names(folder, {"source": source, "shards": 8})
-    return plan["parts"], before, peak_memory()
+    return plan["parts"], time.process_time() - began, before, peak_memory()
 
-parts, *task = ray.get(ray.remote(listed).remote())
-print(json.dumps({"names": sum(parts.values()), "parts": len(parts),
+parts, seconds, *task = ray.get(ray.remote(listed).remote())
+print(json.dumps({"names": sum(parts.values()), "parts": len(parts), "CPU s": round(seconds),
                   "driver": [before, peak_memory()], "task": task}))
 """
 
@@ -110,6 +113,20 @@ def names(count: int, kind: str) -> None:
                 (listing / f"{label:02d}").mkdir(parents=True)
             for i in range(count):
                 (listing / f"{i % 100:02d}" / f"{i:012d}.jpg").touch()
+        elif kind == "tar":
+            text = json.dumps({"caption": "a picture of a thing", "width": 640}).encode()
+            for first in range(0, count, 10_000):
+                with tarfile.open(f"{folder}/{first:012d}.tar", "w") as tar:
+                    for i in range(first, min(first + 10_000, count)):
+                        for suffix, data in (
+                            ("cls", b"%d" % (i % 100)),
+                            ("jpg", b""),
+                            ("json", text),
+                        ):
+                            member = tarfile.TarInfo(f"{i:012d}.{suffix}")
+                            member.size = len(data)
+                            tar.addfile(member, io.BytesIO(data))
+            listing = Path(folder) / "*.tar"
         elif kind == "parquet":
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -138,7 +155,7 @@ if __name__ == "__main__":
     one.add_argument("--images", type=int, default=2000)
     other = commands.add_parser("names")
     other.add_argument("--count", type=int, default=10_000_000)
-    other.add_argument("--kind", choices=["csv", "folder", "parquet"], default="csv")
+    other.add_argument("--kind", choices=["csv", "folder", "parquet", "tar"], default="csv")
     given = parser.parse_args()
     if given.command == "names":
         names(given.count, given.kind)

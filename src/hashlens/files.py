@@ -1,7 +1,8 @@
 """Files: their names as text, digests of their content, and writing them whole or not at all.
 
 Images are named by absolute paths, by ``file:`` URIs where a path is not valid UTF-8, or as rows
-of a table: ``/photos/x.parquet#7``, ``digits#3``, ``hub:OWNER/NAME#train#12``.
+of a table: ``/photos/x.parquet#7``, ``digits#3``, ``hub:OWNER/NAME#train#12``; in a tar file by the
+byte at which the image's sample begins.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def compared(text: str) -> str:
 def path_uri(path: str | os.PathLike[str]) -> Uri:
     """URI of a file: its absolute path, or a ``file:`` URI where the name is not valid UTF-8.
 
-    A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW`` or
-    ``.npy#ROW`` are rows.
+    A ``#`` in a file name needs no escape: only names that end in ``.parquet#ROW``,
+    ``.npy#ROW`` or ``.tar#ROW`` are rows.
     """
     absolute = os.path.abspath(path)
     try:
@@ -73,19 +74,19 @@ def uri_path(uri: str) -> Path:
 class Row(NamedTuple):
     """One image of a table."""
 
-    # path or URI of a parquet or .npy file, ``digits``, ``hub:NAME#SPLIT``, or ``memory:NUMBER``
+    # path or URI of a .parquet, .npy or .tar file, ``digits``, ``hub:NAME#SPLIT``, ``memory:HEX``
     table: str
     row: int  # from 0 on
     column: str | None = None  # column of the images, where it is not the one that their names tell
 
     @property
     def is_in_file(self) -> bool:
-        """Whether the table is a file, of parquet or of vectors."""
-        return self.table.lower().endswith((".parquet", ".npy"))
+        """Whether the table is a file, of parquet, vectors or a tar."""
+        return self.table.lower().endswith((".parquet", ".npy", ".tar"))
 
 
 _ROW = re.compile(
-    r"(?P<table>digits|memory:[0-9a-f]+|hub:.+#[^#]+|.+\.(?i:parquet|npy)(?:#(?P<column>[^#/]+))?)"
+    r"(?P<table>digits|memory:[0-9a-f]+|hub:.+#[^#]+|.+\.(?i:parquet|npy|tar)(?:#(?P<column>[^#/]+))?)"
     r"#(?P<row>[0-9]+)",
     re.ASCII | re.DOTALL,
 )

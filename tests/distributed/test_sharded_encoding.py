@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -252,6 +253,31 @@ def test_objects_of_a_store_are_read_ahead(model: Path, object_store: Any, tmp_p
         np.testing.assert_array_equal(kept["codes"][0], codes[0])
     ((uri, reason),) = json.loads((folder / WORK / "shard-0001-000000.unread").read_text())
     assert uri == "memory://shop/dog/00.png"
+    assert "not an image" in reason
+
+
+def test_tar_files_of_a_pattern_are_listed_and_encoded(model: Path, tmp_path: Path) -> None:
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for name, data in (("a.png", _picture(shard)), ("a.cls", b"cat"), ("b.png", b"-")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    folder = tmp_path / "index"
+    plan = list_names(str(folder), {"source": f"{tmp_path}/{{0..2}}.tar", "shards": 2})
+    assert plan["notes"] == [
+        f"1 of 3 tar files are not whole: {tmp_path}/2.tar: no such file or directory"
+    ]
+    worker = EncodePart(str(folder), str(model), "cpu", 2**30)
+    part = "shard-0001-000000"
+    assert worker({"item": [part]})["failed"] == [""]
+    lines = (folder / WORK / f"{part}.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        [f"{tmp_path}/1.tar#0", "cat", {"key": "a"}],
+        [f"{tmp_path}/1.tar#2048", None, {"key": "b"}],
+    ]
+    ((uri, reason),) = json.loads((folder / WORK / f"{part}.unread").read_text())
+    assert uri == f"{tmp_path}/1.tar#2048"
     assert "not an image" in reason
 
 

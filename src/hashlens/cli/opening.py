@@ -118,10 +118,11 @@ def open_given(
             found.metadata.append({})
             found.inputs.append(found.uris[-1:])
             continue
-        if Path(spec).is_file() and not spec.lower().endswith((".parquet", ".npy", *LIST_SUFFIXES)):
+        kinds = (".parquet", ".npy", ".tar", *LIST_SUFFIXES)
+        if Path(spec).is_file() and not spec.lower().endswith(kinds):
             raise SourceError(
                 f"{spec}: not an image by its name or content; expected one such as x.jpg or x.png "
-                "(convert other kinds first), a folder, a .parquet, .csv or .npy file"
+                "(convert other kinds first), a folder, a .parquet, .csv, .npy or .tar file"
             )
         source = open_source(spec, **options)
         for line in source.notes:

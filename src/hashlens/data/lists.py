@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -76,7 +76,8 @@ def read_list(path: Path, options: ReadOptions | None = None) -> ImageList:
 
 def read_columns(path: Path) -> Columns:
     """All columns of a CSV, TSV or JSON lines file."""
-    return _json_columns(path) if path.suffix.lower() == ".jsonl" else _csv_columns(path)
+    is_json = path.suffix.lower() == ".jsonl"
+    return columns_of(_json_rows(path)) if is_json else _csv_columns(path)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -121,11 +122,11 @@ def _csv_columns(path: Path) -> Columns:
                 cells.append(packed((row + more)[i].strip() or None for row in block))
     except csv.Error as error:
         raise SourceError(f"{path}: not a CSV file ({error})") from error
-    typed = (_typed(np.concatenate(cells), comma) for cells in columns)
-    return {name: cells for name, cells in zip(header, typed, strict=True) if name}
+    values = (typed(np.concatenate(cells), comma) for cells in columns)
+    return {name: cells for name, cells in zip(header, values, strict=True) if name}
 
 
-def _typed(cells: Any, comma: str = ".") -> Any:
+def typed(cells: Any, comma: str = ".") -> Any:
     """Cells as numbers, true and false if all of the column are; else as words."""
     values: list[Any] = []
     for cell in cells:
@@ -139,8 +140,7 @@ def _typed(cells: Any, comma: str = ".") -> Any:
     return values
 
 
-def _json_columns(path: Path) -> Columns:
-    columns: dict[str, list[Any]] = {}
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     for count, line in enumerate(_lines(path), 1):
         try:
             values = json.loads(line)
@@ -148,8 +148,15 @@ def _json_columns(path: Path) -> Columns:
             raise SourceError(f"{path}: line {count} is not JSON ({error})") from error
         if not isinstance(values, dict):
             raise SourceError(f"{path}: line {count}: expected an object, got {line:.60}")
+        yield values
+
+
+def columns_of(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Values of rows by column; None where a row has none."""
+    columns: dict[str, Any] = {}
+    for count, values in enumerate(rows):
         for name in columns | values:
-            columns.setdefault(name, [None] * (count - 1)).append(values.get(name))
+            columns.setdefault(name, [None] * count).append(values.get(name))
     return columns
 
 
@@ -182,7 +189,7 @@ def _paths(path: Path) -> ImageList:
     if flags and wide > 1 and short is None:
         several = {rest: [i for i, flag in enumerate(rest) if flag == "1"] for rest in same}
     else:
-        flat = iter(_typed([word or None for rest in same for word in rest]))
+        flat = iter(typed([word or None for rest in same for word in rest]))
         several = {rest: [next(flat) for _ in rest] for rest in same}
     most = max(map(len, several.values()))
     labels = [several[rest] if most > 1 else next(iter(several[rest]), None) for rest in rests]

@@ -25,12 +25,14 @@ from hashlens.data.remote import list_remote, read_remote
 from hashlens.data.source import ImageStore, ReadOptions, Source, packed
 from hashlens.data.tables import (
     MemoryImages,
+    ParquetImages,
     open_arrow,
     open_frame,
+    open_once,
     open_pairs,
-    open_parquet,
     store_in_memory,
 )
+from hashlens.data.tars import TarImages, open_tars
 from hashlens.data.vectors import open_npy, open_tables, open_vector_table, vector_source
 from hashlens.errors import ImageError, SourceError, needs_extra
 from hashlens.files import (
@@ -48,9 +50,9 @@ from hashlens.types import ImageInput
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # such as {000..010}
 _SHAPES = (
-    "expected a folder with one sub-folder per class, a .parquet, .csv or .npy file, FOLDER#train, "
-    "'FOLDER/*.parquet', digits, a data set's hub name as hub:NAME, or in Python a data set or "
-    "table in memory"
+    "expected a folder with one sub-folder per class, a .parquet, .csv, .npy or .tar file, "
+    "FOLDER#train, 'FOLDER/*.parquet', digits, a data set's hub name as hub:NAME, or in Python a "
+    "data set or table in memory"
 )
 
 
@@ -191,13 +193,19 @@ def fetch(image: ImageInput) -> Fetched:
     return Fetched(data, FileState(len(data), changed_ns(status), content_digest(data)))
 
 
-def _store(row: Row) -> ImageStore:
+def open_table(table: str, column: str | None = None) -> ParquetImages | TarImages:
+    """A file that holds images, by its path or URI."""
+    kind = TarImages if table.lower().endswith(".tar") else ParquetImages
+    return open_once(kind, table, column)  # type: ignore[no-any-return]
+
+
+def _store(row: Row) -> ImageStore | TarImages:
     """What holds the rows of a table."""
     table = row.table
     if table.lower().endswith(".npy"):
         raise SourceError("a vector, not an image")
     if row.is_in_file:
-        return open_parquet(table if is_remote(table) else uri_path(table), row.column)
+        return open_table(table, row.column)
     if table == "digits":
         return _digits()[0]
     if table.startswith("memory:"):
@@ -241,6 +249,8 @@ def _open_path(spec: str, path: Path, options: ReadOptions) -> Source:
         return open_tables(spec, [path], options)
     if path.suffix.lower() == ".npy":
         return open_npy(spec, path, options)
+    if path.suffix.lower() == ".tar":
+        return open_tars(spec, [os.path.abspath(path)], options)
     if path.suffix.lower() in LIST_SUFFIXES:
         return open_list(spec, path, options)
     raise SourceError(f"{image_name(spec)}: one file, but no source of many images; {_SHAPES}")
@@ -343,7 +353,7 @@ def _open_part(spec: str, base: Path, part: str, options: ReadOptions) -> Source
 
 
 def _open_named(spec: str, options: ReadOptions) -> Source:
-    """What a URI or a pattern names: parquet files, or images."""
+    """What a URI or a pattern names: parquet files, tar files, or images."""
     head, chain, last = spec.rpartition("::")
     if chain and not is_remote(last):
         spec = f"{head}::{os.path.abspath(uri_path(last))}"
@@ -351,8 +361,11 @@ def _open_named(spec: str, options: ReadOptions) -> Source:
     if not named:
         raise SourceError(f"{spec}: no file has such a name; check the folder")
     kinds = {os.path.splitext(name.partition("::")[0])[1].lower() for name, _ in named}
+    names = [name for name, _ in named]
     if kinds == {".parquet"}:
-        return open_tables(spec, [name for name, _ in named], options)
+        return open_tables(spec, names, options)
+    if kinds == {".tar"}:
+        return open_tars(spec, names, options)
     if spec in dict(named):  # a prefix
         named = list_remote(spec)
     listing = Listing()

@@ -27,7 +27,9 @@ IMAGE_COLUMNS = (
     *("image", "img", "image_path", "image_file", "file_name", "filename", "file"),
     *("filepath", "file_path", "path", "jpg", "png"),
 )
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "class_name", "category", "target")
+LABEL_COLUMNS = (
+    *("label", "labels", "fine_label", "class", "class_name", "category", "target", "cls"),
+)
 """Names of columns, the first that is there is taken; case does not matter."""
 CACHE_BYTES = 1 << 30
 """Encoded images that all files keep in memory; beyond it, row groups are read again."""
@@ -35,7 +37,7 @@ CACHE_BYTES = 1 << 30
 
 def open_parquet_source(spec: str, paths: Sequence[Path | str], options: ReadOptions) -> Source:
     """A parquet file, or several that belong together, as a source."""
-    stores = [open_parquet(path, options.image_column) for path in paths]
+    stores = [open_once(ParquetImages, path, options.image_column) for path in paths]
     store = stores[0] if len(stores) == 1 else JoinedImages(stores)
     if len(store) == 0:
         raise SourceError(f"{paths[0]}: no rows; expected at least one image")
@@ -288,21 +290,24 @@ def _pair_labels(pairs: Any) -> Iterable[Any]:
     return targets  # type: ignore[no-any-return]
 
 
-def open_parquet(path: str | Path, column: str | None = None) -> ParquetImages:
-    """The file, opened once a process as long as it does not change.
+def open_once(kind: Callable[..., Any], path: str | Path, column: str | None = None) -> Any:
+    """A file of images, opened once a process as long as it does not change.
 
     ``column`` holds the images; by default it is found by its name.
     """
-    absolute, state = str(path) if is_remote(str(path)) else os.path.abspath(path), (0, 0)
+    name = str(path)
+    absolute, state = name if is_remote(name) else os.path.abspath(uri_path(name)), (0, 0)
     with suppress(OSError):  # of one that is elsewhere, or not there: opening says so
         status = os.stat(absolute)
         state = changed_ns(status), status.st_size
-    return _opened(absolute, column, *state)
+    return _opened(kind, absolute, column, *state)
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, column: str | None, changed: int, size: int) -> ParquetImages:
-    return ParquetImages(path, column)
+def _opened(
+    kind: Callable[..., Any], path: str, column: str | None, changed: int, size: int
+) -> Any:
+    return kind(path, column)
 
 
 class ParquetImages:
@@ -326,7 +331,7 @@ class ParquetImages:
         self._check_image_column()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_parquet, (self.path, self._asked)
+        return open_once, (ParquetImages, self.path, self._asked)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

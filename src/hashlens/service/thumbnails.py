@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image
 
 from hashlens.data.image import RawImage, decoding_bytes
-from hashlens.data.opening import fetch, load_image
-from hashlens.data.tables import open_parquet
+from hashlens.data.opening import fetch, load_image, open_table
 from hashlens.errors import HashlensError
 from hashlens.files import Row, changed_ns, content_digest, is_remote, parse_row, uri_path
 from hashlens.service.limits import MEBI, Limits, Room
@@ -170,7 +169,7 @@ def _read(place: _Place | None, uri: str) -> RawImage:
         return fetch(uri).raw
     if place.row is None:
         return _read_file(place)
-    table = open_parquet(place.path, place.row.column)
+    table = open_table(str(place.path), place.row.column)
     if table.status is None or not os.path.samestat(table.status, place.status):
         raise _gone()  # another table came there since it was found
     raw = table.read(place.row.row)
