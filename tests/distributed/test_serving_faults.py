@@ -93,6 +93,7 @@ def test_searches_go_on_while_the_controller_is_restarted(served: tuple[ShardedI
     from ray import serve
 
     index, _ = served
+    assert not _search(index).missing  # a router learns of its replicas from the controller
     controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     ray.kill(controller, no_restart=False)
     for _ in range(20):
