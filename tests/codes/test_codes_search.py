@@ -290,7 +290,7 @@ def test_topk_equals_faiss(bits: int) -> None:
     [(2, 0.0, True), (10, 0.1, True), (5000, 0.0, True), (50, 0.25, False), (2, 0.5, False)],
     ids=["two codes", "ten classes", "copies", "loose classes", "random"],
 )
-@pytest.mark.parametrize("n_bytes", [8, 16])
+@pytest.mark.parametrize("n_bytes", [8, 16, 128])
 def test_which_codes_are_organised(kinds: int, flipped: float, pays: bool, n_bytes: int) -> None:
     rng = np.random.default_rng(3)
     middle = rng.integers(0, 256, (kinds, n_bytes), dtype=np.uint8)

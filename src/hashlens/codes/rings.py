@@ -43,7 +43,7 @@ _COUNTED = 1 << 20  # codes counted at a time
 # What a search costs, as a part of a scan: the codes of the rings that it needs, and some more for
 # clusters of which it needs only a part. Fitted to processor time: 0.9 and 1.2 of a scan for ITQ
 # codes of 48 and 64 bits, a hundredth for codes around centres.
-_SPREAD_QUERIES, _A_CLUSTER = 64, 4
+_SPREAD_QUERIES, _A_CLUSTER, _WORTH = 64, 4, 0.95
 _SORTED_FROM = 8  # so many queries are put into the order of their pivots
 _FEW = 64  # so many results are sorted in the kernel as fast as NumPy is called
 _ONE_THREAD = 1 << 15  # a light pass over fewer numbers is not worth waking a thread
@@ -153,7 +153,7 @@ def _pays(sample: NDArray[np.uint64], pivots: NDArray[np.uint64], words: tuple[i
     _, begin = np.unique(labels[order], return_index=True)
     clusters = np.logical_or.reduceat(needed[:, order], begin, axis=1).mean()
     codes = needed.mean()
-    return bool(codes + _A_CLUSTER * (clusters - codes) < 1)
+    return bool(codes + _A_CLUSTER * (clusters - codes) < _WORTH)
 
 
 def assign(
