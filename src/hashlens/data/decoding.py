@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from threading import Semaphore
 from typing import NamedTuple
 
@@ -17,13 +17,13 @@ from hashlens.data.opening import fetch
 from hashlens.data.preprocessing import Preprocessing
 from hashlens.data.source import Source
 from hashlens.errors import ImageError, InvalidInputError
-from hashlens.files import FileState
+from hashlens.files import FileState, is_remote
 from hashlens.machine import cores
 from hashlens.types import ImageInput, Skipped
 
 _CHUNK = 32  # images a thread takes at once
 _BATCHES_AHEAD = 2
-_READS = 32  # files that are read at once
+_READS = 32  # files elsewhere that are read at once
 
 
 class DecodedImages(NamedTuple):
@@ -73,7 +73,10 @@ def iter_decoded(
     if batch_size < 1:
         raise InvalidInputError(f"batch_size: expected 1 or more, got {batch_size}")
     stream = iter(images)
-    pool, decoders = ThreadPoolExecutor(_READS), Semaphore(cores())
+    head = list(islice(stream, 1))  # tells where all are; more threads would cost what is near
+    elsewhere = any(isinstance(image, str) and is_remote(image) for image in head)
+    pool, decoders = ThreadPoolExecutor(_READS if elsewhere else cores()), Semaphore(cores())
+    stream = chain(head, stream)
     waiting: deque[Callable[[], DecodedImages]] = deque()
     start = 0
     try:
