@@ -44,11 +44,8 @@ from hashlens.types import Skipped
 
 WORK, PLAN_NAME = "encoding", "plan.json"
 FEATURES = "float16"
-PART_IMAGES = 1024
-_MEMORY_USED = 0.5
-_MEMORY_UNKNOWN = 2**32
-MOST_IMAGES = 256
-_PROBE = 16
+PART_IMAGES, MOST_IMAGES, _PROBE = 1024, 256, 16  # in a file, at once, and to try memory with
+_MEMORY_USED, _MEMORY_UNKNOWN = 0.5, 2**32
 
 
 def create_sharded(
