@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from hashlens import Encoder, HashIndex, train
+
 COLOURS = {"red": (220, 60, 60), "green": (60, 200, 70), "blue": (60, 70, 220)}
 SIDE, WIDTH = 32, 32
 STRUCTURE = {
@@ -35,6 +37,17 @@ def save_pictures(folder: Path, each: int = 20) -> Path:
         (folder / colour).mkdir(parents=True)
         for i in range(each):
             Image.fromarray(picture(colour, rng)).save(folder / colour / f"{i:02}.png")
+    return folder
+
+
+def save_home(folder: Path) -> Path:
+    """A CLIP, a model over it that learned no labels, and an index of pictures of three colours."""
+    clip, photos = save_clip(folder / "clip"), save_pictures(folder / "photos")
+    name = f"open_clip:local-dir:{clip}"
+    train(photos, folder / "m", 16, unsupervised=True, backbone=name, progress=False)
+    paths = sorted(photos.rglob("*.png"))
+    with HashIndex.create(folder / "i", Encoder.load(folder / "m"), model=folder / "m") as index:
+        index.add(paths, [path.parent.name for path in paths])
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("open_clip", reason="needs the extra 'clip'")
 
 import tiny_clip
-from hashlens import Encoder, HashIndex, Text, train
+from hashlens import Encoder, HashIndex, Text
 from hashlens.distributed.serving import build
 from hashlens.distributed.snapshots import reshard
 
@@ -23,14 +23,7 @@ WORDS = ["a red picture", "a green picture", "a blue picture"]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP, a model over it, and an index of pictures of three colours, also in two shards."""
-    folder = tmp_path_factory.mktemp("words").resolve()
-    clip = tiny_clip.save_clip(folder / "clip")
-    photos = tiny_clip.save_pictures(folder / "photos")
-    name = f"open_clip:local-dir:{clip}"
-    train(photos, folder / "m", 16, unsupervised=True, backbone=name, progress=False)
-    paths = sorted(photos.rglob("*.png"))
-    with HashIndex.create(folder / "i", Encoder.load(folder / "m"), model=folder / "m") as index:
-        index.add(paths, [path.parent.name for path in paths])
+    folder = tiny_clip.save_home(tmp_path_factory.mktemp("words").resolve())
     reshard(folder / "i", folder / "s", 2)
     return folder
 

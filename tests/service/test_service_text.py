@@ -30,15 +30,7 @@ WORDS = [RED, "a green picture", "a blue picture"]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP, a model over it that learned no labels, and an index of pictures of three colours."""
-    folder = tmp_path_factory.mktemp("words").resolve()
-    clip = tiny_clip.save_clip(folder / "clip")
-    photos = tiny_clip.save_pictures(folder / "photos")
-    name = f"open_clip:local-dir:{clip}"
-    train(photos, folder / "m", 16, unsupervised=True, backbone=name, progress=False)
-    paths = sorted(photos.rglob("*.png"))
-    with HashIndex.create(folder / "i", Encoder.load(folder / "m"), model=folder / "m") as index:
-        index.add(paths, [path.parent.name for path in paths])
-    return folder
+    return tiny_clip.save_home(tmp_path_factory.mktemp("words").resolve())
 
 
 @pytest.fixture(scope="module")

@@ -454,7 +454,10 @@ class HashIndex(Index):
 
     def add_rows(self, codes: Any, features: Any, rows: writing.GivenRows) -> Ids:
         ids = writing.add_images(self.store, codes, features, rows)
-        self._catch_up()
+        if self._snapshot is not None and self._snapshot.ready is not None:  # no search need do it
+            with suppress(IndexStoreError), self._last_commit() as (connection, snapshot):
+                if snapshot.in_order:  # or all codes are laid out again
+                    snapshot.searcher(connection)
         return ids
 
     def _update(self, image_id: int, values: dict[str, Any], encoded: EncodedBatch | None) -> None:
@@ -566,18 +569,10 @@ class HashIndex(Index):
         checked = check_ids(ids)
         if len(checked):
             writing.remove_images(self.store, checked)
-            self._catch_up()
 
     def compact(self) -> int:
         """Free the space of removed images; ids stay. Readers go on meanwhile."""
         return writing.compact(self.store)
-
-    def _catch_up(self) -> None:
-        """Read what this instance has just committed, so that no search needs to."""
-        if self._snapshot is not None and self._snapshot.ready is not None:
-            with suppress(IndexStoreError), self._last_commit() as (connection, snapshot):
-                if snapshot.in_order:  # or all codes are laid out again
-                    snapshot.searcher(connection)
 
     @contextmanager
     def one_commit(self) -> Iterator[View]:

@@ -57,12 +57,12 @@ class Generation:
                 name: opened.enter_context(file.open(meta.count))
                 for name, file in self.files.items()
             }
-            # Not with the index: searches in other threads may still read an older generation.
             self.head = -1  # descriptor of the file of that name
             if hasattr(os, "pread"):
                 with suppress(OSError):
                     self.head = transaction.folder.open(HEAD, os.O_RDONLY)
                     opened.callback(os.close, self.head)
+            # Not with the index: searches in other threads may still read an older generation.
             weakref.finalize(self, opened.pop_all().close)
         self.norms = RowNorms()
         self._lock = threading.Lock()

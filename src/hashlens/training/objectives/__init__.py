@@ -39,31 +39,25 @@ class Losses(NamedTuple):
     classification: torch.Tensor  # the classification loss within it, comparable with chance
 
 
-def objective(
-    name: str,
-    description: str,
-    labels: bool = True,
-    views: int = 1,
-    moves_target: bool = False,
-    **fixed: Any,
-) -> Callable[[T], T]:
-    """Make a class known as an objective; ``fixed`` goes to its constructor."""
+class Declaration(NamedTuple):
+    """What the decorator of an objective says, and the module that holds it."""
+
+    description: str
+    module: str
+    labels: bool = True  # whether it cannot do without labels
+    views: int = 1  # of each image in a batch
+    moves_target: bool = False  # so that losses of two epochs do not compare
+
+
+def objective(name: str, description: str, **said: Any) -> Callable[[T], T]:
+    """Make a class known as an objective; what is no field of ``Declaration`` it is made with."""
+    fixed = {key: value for key, value in said.items() if key not in Declaration._fields}
 
     def register(made: T) -> T:
         _CLASSES[name] = partial(made, **fixed)
         return made
 
     return register
-
-
-class Declaration(NamedTuple):
-    """What the decorator of an objective says, and the module that holds it."""
-
-    description: str
-    labels: bool  # whether it cannot do without labels
-    views: int  # of each image in a batch
-    moves_target: bool  # so that losses of two epochs do not compare
-    module: str
 
 
 @cache
@@ -74,10 +68,9 @@ def objectives() -> dict[str, Declaration]:
         for text in _DECORATOR.findall(path.read_text(encoding="utf-8")):
             call = cast(ast.Call, ast.parse(text, mode="eval").body)
             name, description = (ast.literal_eval(argument) for argument in call.args)
-            named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-            labels, views = named.get("labels", True), named.get("views", 1)
-            moves = named.get("moves_target", False)
-            found[name] = Declaration(description, labels, views, moves, path.stem)
+            named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+            said = {key: value for key, value in named.items() if key in Declaration._fields}
+            found[name] = Declaration(description, path.stem, **said)
     return dict(sorted(found.items()))
 
 
